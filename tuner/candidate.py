@@ -1,0 +1,30 @@
+"""One resolved point of the space, with a stable content id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Value = bool | int | float | str
+"""What a vLLM flag can be set to. A flag that is absent is left to vLLM's own default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """`values` holds (flag without dashes, value) in the flags' alphabetical order; empty is vLLM's default."""
+
+    values: tuple[tuple[str, Value], ...] = ()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Value]) -> Candidate:
+        return cls(tuple(sorted(values.items())))
+
+    @property
+    def id(self) -> str:
+        """Ten hex digits; equal values give equal ids in every study and on every machine."""
+        return hashlib.sha256(json.dumps(self.values, ensure_ascii=False).encode()).hexdigest()[:10]
+
+    def as_dict(self) -> dict[str, Value]:
+        return dict(self.values)

@@ -1,0 +1,37 @@
+"""Server log → cause (a data table of patterns), with the bound that the message teaches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Fault(StrEnum):
+    CANDIDATE = "candidate"
+    ENVIRONMENT = "environment"
+    OURS = "ours"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a refusal teaches: a candidate with `flag` beyond `limit` is refused too, all else being equal.
+
+    `relation` is "<=" (values must not be larger than `limit`) or ">=".
+    """
+
+    flag: str
+    relation: str
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a server did not start or died. `kind` is a stable name (`kv-too-small`), `line` the log's own words."""
+
+    kind: str
+    fault: Fault
+    line: str
+    explanation: str
+    hint: str
+    bounds: tuple[Bound, ...] = ()

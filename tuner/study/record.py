@@ -1,0 +1,100 @@
+"""TrialRecord with a schema number; JSON both ways. A finished record is never changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tuner.candidate import Candidate
+from tuner.launch import LaunchSpec
+from tuner.measurement import Measurement
+from tuner.server.diagnosis import Cause
+from tuner.server.facts import StartFacts
+from tuner.verdict import Outcome, Verdict
+
+SCHEMA = 1
+
+
+class Role(StrEnum):
+    DEFAULT = "default"
+    SEED = "seed"
+    SEARCH = "search"
+    CONFIRM = "confirm"
+
+
+class TrialOutcome(StrEnum):
+    """`FEASIBLE`, `INFEASIBLE`, `UNDECIDED` and `INVALID` were measured; `REFUSED` and `DIED` are the candidate's fault
+    (at start, under load); `INFRASTRUCTURE` is not its fault and teaches the search nothing."""
+
+    FEASIBLE = "feasible"
+    INFEASIBLE = "infeasible"
+    UNDECIDED = "undecided"
+    INVALID = "invalid"
+    REFUSED = "refused"
+    DIED = "died"
+    INFRASTRUCTURE = "infrastructure"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    measurement: Measurement
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """Seconds that the trial spent; None for a phase that it never entered."""
+
+    start_s: float | None = None
+    warm_up_s: float | None = None
+    measure_s: float | None = None
+    stop_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """One start of one candidate. `best` is the index in `levels` of the level that counts, None when none is feasible.
+
+    `trial` numbers every start of the study from 0, folder `trials/0000`. `group` is the GPU group's name.
+    """
+
+    trial: int
+    role: Role
+    candidate: Candidate
+    launch: LaunchSpec
+    group: str
+    outcome: TrialOutcome
+    started_at: str
+    phases: Phases
+    levels: tuple[Level, ...] = ()
+    best: int | None = None
+    cause: Cause | None = None
+    facts: StartFacts | None = None
+    notes: tuple[str, ...] = ()
+    attempt: int = 1
+    schema: int = SCHEMA
+
+    @property
+    def best_level(self) -> Measurement | None:
+        return None if self.best is None else self.levels[self.best].measurement
+
+    @property
+    def qps(self) -> float | None:
+        """The trial's answer: the highest feasible QPS. None when no level was feasible."""
+        return None if self.best_level is None else self.best_level.qps
+
+    @property
+    def preemptions_seen(self) -> int | None:
+        seen = [n for level in self.levels if (n := level.measurement.server.preemptions) is not None]
+        return sum(seen) if seen else None
+
+
+def best_of(levels: tuple[Level, ...]) -> int | None:
+    """Index of the feasible level with the highest QPS."""
+    feasible = [
+        (level.measurement.qps, i)
+        for i, level in enumerate(levels)
+        if level.verdict.outcome is Outcome.FEASIBLE and level.measurement.qps is not None
+    ]
+    return max(feasible)[1] if feasible else None

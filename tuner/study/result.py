@@ -1,0 +1,50 @@
+"""StudyResult: what the study ends with, written to result.json after every finished trial and at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tuner.candidate import Candidate
+
+
+class Decision(StrEnum):
+    WINNER = "winner"
+    KEEP_DEFAULT = "keep-default"
+    NOTHING_FEASIBLE = "nothing-feasible"
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """A candidate's figures over the starts named in `trials`: QPS mean and range over starts, P99 TTFT pooled.
+
+    `fresh` is True when none of the starts took part in choosing the candidate: only then is the figure unbiased.
+    """
+
+    candidate: Candidate
+    trials: tuple[int, ...]
+    level: str
+    qps: float
+    qps_low: float
+    qps_high: float
+    p99_ttft_ms: float | None
+    preemptions: int | None
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StudyResult:
+    """`winner` and `default` are None where no start of theirs kept the limits; `default_seen` still shows the
+    default's best level against the limits when it broke them. `complete` is False while trials are still to come."""
+
+    study: str
+    decision: Decision
+    winner: Figures | None
+    default: Figures | None
+    default_seen: Figures | None
+    starts: int
+    refused: int
+    elapsed_s: float
+    complete: bool
+    sentence: str
+    updated_at: str
