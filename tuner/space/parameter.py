@@ -1,7 +1,8 @@
-"""Kinds of parameter (log-int, int, float, choice, flag) and how a number in [low, high] becomes a flag's value."""
+"""Kinds of parameter (log-int, int, float, choice, flag) and how a number on an axis becomes a flag's value."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,12 +17,16 @@ class Kind(StrEnum):
     FLAG = "flag"
 
 
+FLOAT_DIGITS = 3
+"""Decimals of a float flag: a GPU's memory in thousandths is finer than vLLM's own profiling."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """One tuned flag, named as vLLM names it, without dashes.
 
     `low` and `high` bound the number kinds, inclusive; `multiple_of` rounds decoded integers; `choices` are a choice's
-    values in an order that means something (the sampler sees their positions).
+    values in an order that means something, because a sampler sees their positions.
     """
 
     flag: str
@@ -30,3 +35,52 @@ class Parameter:
     high: float = 0
     multiple_of: int = 1
     choices: tuple[Value, ...] = ()
+
+    @property
+    def axis(self) -> tuple[float, float]:
+        """Bounds of the number that stands for this parameter: positions for choices and flags, else the values."""
+        match self.kind:
+            case Kind.CHOICE:
+                return 0, len(self.choices) - 1
+            case Kind.FLAG:
+                return 0, 1
+            case _:
+                return self.low, self.high
+
+    def decode(self, number: float) -> Value:
+        match self.kind:
+            case Kind.CHOICE:
+                return self.choices[round(number)]
+            case Kind.FLAG:
+                return round(number) == 1
+            case Kind.FLOAT:
+                return round(number, FLOAT_DIGITS)
+            case _:
+                return self._whole(number)
+
+    def encode(self, value: Value) -> float:
+        """The axis number of a value; a number outside the range goes to its nearest end, a strange choice to 0."""
+        match self.kind:
+            case Kind.CHOICE:
+                return float(self.choices.index(value)) if value in self.choices else 0.0
+            case Kind.FLAG:
+                return float(bool(value))
+            case _:
+                return min(max(float(value), self.low), self.high)
+
+    def _whole(self, number: float) -> int:
+        whole = round(number / self.multiple_of) * self.multiple_of
+        lowest = math.ceil(self.low / self.multiple_of) * self.multiple_of
+        highest = math.floor(self.high / self.multiple_of) * self.multiple_of
+        return min(max(whole, lowest), highest)
+
+    def __str__(self) -> str:
+        match self.kind:
+            case Kind.CHOICE:
+                return " | ".join(str(choice) for choice in self.choices)
+            case Kind.FLAG:
+                return "on | off"
+            case Kind.LOG_INT:
+                return f"{self.low:g} … {self.high:g}, logarithmic"
+            case _:
+                return f"{self.low:g} … {self.high:g}"

@@ -56,7 +56,8 @@ class Phases:
 class TrialRecord:
     """One start of one candidate. `best` is the index in `levels` of the level that counts, None when none is feasible.
 
-    `trial` numbers every start of the study from 0, folder `trials/0000`. `group` is the GPU group's name.
+    `trial` numbers every start of the study from 0, folder `trials/0000`; `search_trial` is the number of the study's
+    Optuna trial that it answers, None for a confirmation. `group` is the GPU group's name.
     """
 
     trial: int
@@ -73,6 +74,7 @@ class TrialRecord:
     facts: StartFacts | None = None
     notes: tuple[str, ...] = ()
     attempt: int = 1
+    search_trial: int | None = None
     schema: int = SCHEMA
 
     @property

@@ -1,0 +1,138 @@
+"""Which flags the installed vLLM has: one probe of `--help=all`, cached by version."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuner.errors import EnvironmentFaultError
+from tuner.jsonfile import TornFileError, dump, load
+
+PROBE_LIMIT_S = 180
+"""`vllm serve --help=all` takes 8-15 s on 2 cores, and imports torch from a cold disk once."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledVllm:
+    """`flags` without dashes, sorted, `no-…` forms included. `version` is "unknown" where nothing tells it."""
+
+    version: str
+    flags: tuple[str, ...]
+
+
+def split_command(text: str) -> tuple[str, ...]:
+    """`--vllm "…"` as words, the first one checked to be there."""
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise EnvironmentFaultError(f"--vllm {text!r}: {error}", hint="close the quotation mark") from error
+    if not words or shutil.which(words[0]) is None:
+        raise EnvironmentFaultError(
+            f"no {words[0] if words else 'command'!r} on PATH",
+            hint='install vLLM in this environment, or name the command: --vllm "/opt/vllm/bin/vllm serve"',
+        )
+    return words
+
+
+def installed_vllm(command: tuple[str, ...], cache: Path) -> InstalledVllm:
+    """Asks the command for its flags. A vLLM that cannot say its help cannot serve either: exit code 4."""
+    version = _version_of_package(command)
+    path = cache / f"{hashlib.sha256(repr((command, version)).encode()).hexdigest()[:16]}.json"
+    if version and path.is_file():
+        try:
+            return load(path, InstalledVllm)
+        except TornFileError:
+            pass  # asked again below
+    flags = parse_flags(_help_of(command))
+    if "max-num-seqs" not in flags:
+        raise EnvironmentFaultError(
+            f"{shlex.join(command)} does not look like vLLM: its help names no --max-num-seqs",
+            hint="give the command that starts the OpenAI-compatible server, such as 'vllm serve'",
+        )
+    known = version or _version_of_command(command) or "unknown"
+    found = InstalledVllm(known, _usable(flags, known))
+    if version:
+        cache.mkdir(parents=True, exist_ok=True)
+        dump(path, found)
+    return found
+
+
+def parse_flags(help_text: str) -> tuple[str, ...]:
+    """Option lines of an argparse help begin with the option; prose that mentions a flag does not."""
+    lines = (line for line in help_text.splitlines() if re.match(r"\s+-{1,2}[a-zA-Z]", line))
+    return tuple(sorted({name for line in lines for name in re.findall(r"(?:^|[\s,])--([a-z0-9][\w-]*)", line)}))
+
+
+def _usable(flags: tuple[str, ...], version: str) -> tuple[str, ...]:
+    """Without flags that the version lists and then refuses ("Concurrent Partial Prefill is not supported")."""
+    number = re.match(r"(\d+)\.(\d+)", version)
+    if number and (0, 10) <= (int(number[1]), int(number[2])) <= (0, 26):
+        return tuple(f for f in flags if f not in ("max-num-partial-prefills", "max-long-partial-prefills"))
+    return flags
+
+
+def _help_of(command: tuple[str, ...]) -> str:
+    ended = None
+    for option in ("--help=all", "--help"):  # --help=all is `vllm serve`'s own; the module entry points know --help
+        ended = _run((*command, option))
+        if ended.returncode == 0 and "--max-num-seqs" in ended.stdout:
+            return ended.stdout
+    assert ended is not None
+    if ended.returncode != 0:
+        said = (ended.stderr or ended.stdout).strip().splitlines() or ["no output"]
+        raise EnvironmentFaultError(
+            f"{shlex.join(command)} --help ends with exit code {ended.returncode}: {said[-1]}",
+            hint="run it by hand: this vLLM cannot start",
+        )
+    return ended.stdout
+
+
+def _run(words: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    # A wide terminal: argparse otherwise breaks long option lists over lines.
+    env = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    try:
+        return subprocess.run(
+            words, capture_output=True, text=True, errors="replace", env=env, stdin=subprocess.DEVNULL,
+            timeout=PROBE_LIMIT_S,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise EnvironmentFaultError(
+            f"{shlex.join(words)} gave no answer within {PROBE_LIMIT_S} s", hint="run it by hand and see where it hangs"
+        ) from error
+    except OSError as error:
+        raise EnvironmentFaultError(f"{words[0]} does not start: {error}", hint="check --vllm") from error
+
+
+def _version_of_package(command: tuple[str, ...]) -> str | None:
+    """The version of the vllm package behind the command, without importing it; None where it is not vLLM's own."""
+    module = command[command.index("-m") + 1] if "-m" in command[:-1] else None
+    if not (Path(command[0]).name == "vllm" or (module or "").startswith("vllm.")):
+        return None
+    python = _python_behind(command[0])
+    code = "import importlib.metadata as m; print(m.version('vllm'))"
+    ended = _run((python, "-c", code)) if python else None
+    return ended.stdout.strip() if ended and ended.returncode == 0 else None
+
+
+def _python_behind(program: str) -> str | None:
+    path = shutil.which(program)
+    if path is None or Path(path).name.startswith("python"):
+        return path
+    with Path(path).open("rb") as file:
+        first = file.readline(512)
+    words = first[2:].split() if first.startswith(b"#!") else []
+    return os.fsdecode(words[0]) if len(words) == 1 else None
+
+
+def _version_of_command(command: tuple[str, ...]) -> str | None:
+    if command[-1] != "serve":
+        return None
+    ended = _run((*command[:-1], "--version"))
+    words = ended.stdout.split()
+    return words[-1] if ended.returncode == 0 and words else None

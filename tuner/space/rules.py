@@ -1,0 +1,88 @@
+"""What vLLM refuses before it loads anything, as named functions over a point; says which rule and why.
+
+Source: vllm/config/scheduler.py verify_max_model_len (0.32), the same words since 0.8.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tuner.candidate import Value
+
+Point = dict[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`mend` returns the flags to change so that the rule holds, empty when it holds already."""
+
+    name: str
+    why: str
+    mend: Callable[[Mapping[str, Value]], Point]
+
+
+def _number(point: Mapping[str, Value], flag: str) -> float | None:
+    value = point.get(flag)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _at_least(point: Mapping[str, Value], flag: str, other: str) -> Point:
+    value, floor = _number(point, flag), _number(point, other)
+    return {flag: int(floor)} if value is not None and floor is not None and value < floor else {}
+
+
+def _batch_holds_every_sequence(point: Mapping[str, Value]) -> Point:
+    return _at_least(point, "max-num-batched-tokens", "max-num-seqs")
+
+
+def _batch_holds_a_whole_prompt(point: Mapping[str, Value]) -> Point:
+    if point.get("enable-chunked-prefill") is not False:
+        return {}
+    return _at_least(point, "max-num-batched-tokens", "max-model-len")
+
+
+def _threshold_within_length(point: Mapping[str, Value]) -> Point:
+    return _at_most(point, "long-prefill-token-threshold", "max-model-len")
+
+
+def _active_within_seqs(point: Mapping[str, Value]) -> Point:
+    return _at_most(point, "max-num-active-seqs", "max-num-seqs")
+
+
+def _long_within_partial(point: Mapping[str, Value]) -> Point:
+    return _at_most(point, "max-long-partial-prefills", "max-num-partial-prefills")
+
+
+def _at_most(point: Mapping[str, Value], flag: str, other: str) -> Point:
+    value, ceiling = _number(point, flag), _number(point, other)
+    return {flag: int(ceiling)} if value is not None and ceiling is not None and value > ceiling else {}
+
+
+RULES = (
+    Rule("batch-holds-every-sequence", "max-num-batched-tokens ≥ max-num-seqs", _batch_holds_every_sequence),
+    Rule(
+        "batch-holds-a-whole-prompt",
+        "max-num-batched-tokens ≥ max-model-len when chunked prefill is off",
+        _batch_holds_a_whole_prompt,
+    ),
+    Rule("threshold-within-length", "long-prefill-token-threshold ≤ max-model-len", _threshold_within_length),
+    Rule("active-within-seqs", "max-num-active-seqs ≤ max-num-seqs", _active_within_seqs),
+    Rule("long-within-partial", "max-long-partial-prefills ≤ max-num-partial-prefills", _long_within_partial),
+)
+
+
+def broken(point: Mapping[str, Value]) -> tuple[Rule, ...]:
+    return tuple(rule for rule in RULES if rule.mend(point))
+
+
+def mended(values: Mapping[str, Value], given: Mapping[str, Value]) -> Point:
+    """`values` changed where they break a rule together with `given`, the flags that are the same for every candidate.
+
+    Only flags in `values` change: what a person fixed stays, and vLLM then says itself what is wrong with it.
+    """
+    point = dict(values)
+    for rule in RULES:
+        changes = rule.mend({**given, **point})
+        point.update({flag: value for flag, value in changes.items() if flag in point})
+    return point

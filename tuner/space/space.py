@@ -1,0 +1,97 @@
+"""Space: what a search_spaces file says, and what is left of it on the vLLM that is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+from tuner.candidate import Candidate, Value
+from tuner.errors import UsageError
+from tuner.space.parameter import Kind, Parameter
+from tuner.space.rules import mended
+
+WORKLOAD = "workload"
+"""In place of a number in a file: the tokens that the workload's longest request needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A flag of the space that is not searched here, with the word to say so."""
+
+    flag: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """`baseline` is what the default configuration is given besides vLLM's own defaults (usually nothing), `fixed` goes
+    to every candidate but the default, `always` to the default too, `env` to every server."""
+
+    name: str
+    parameters: tuple[Parameter, ...]
+    baseline: tuple[tuple[str, Value], ...] = ()
+    fixed: tuple[tuple[str, Value], ...] = ()
+    always: tuple[tuple[str, Value], ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+
+    def on(self, flags: Collection[str], version: str, given: Collection[str]) -> tuple[Space, tuple[Dropped, ...]]:
+        """The space on a vLLM that has `flags`, with the flags in `given` set by the person and so not searched."""
+        dropped = []
+        for flag in self.flags:
+            if flag in given:
+                dropped.append(Dropped(flag, "set by you, the same for every candidate"))
+            elif flag not in flags:
+                dropped.append(Dropped(flag, f"vLLM {version} does not have it, or takes only its default"))
+        gone = {d.flag for d in dropped}
+        space = replace(
+            self,
+            parameters=tuple(p for p in self.parameters if p.flag not in gone),
+            baseline=tuple((f, v) for f, v in self.baseline if f not in gone),
+            fixed=tuple((f, v) for f, v in self.fixed if f not in gone),
+            always=tuple((f, v) for f, v in self.always if f not in gone),
+        )
+        if not space.parameters:
+            raise UsageError(
+                f"nothing is left to search in space {self.name!r}",
+                hint="; ".join(f"{d.flag}: {d.why}" for d in dropped) or "add a parameter to it",
+            )
+        return space, tuple(dropped)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        named = [p.flag for p in self.parameters]
+        named += [flag for flag, _ in (*self.baseline, *self.fixed, *self.always)]
+        return tuple(dict.fromkeys(named))
+
+    @property
+    def default(self) -> Candidate:
+        """vLLM's default configuration, as this space understands it."""
+        return Candidate.of(dict(self.baseline))
+
+    def candidate(self, values: Mapping[str, Value], given: Mapping[str, Value]) -> Candidate:
+        """The values with the space's fixed flags, mended where vLLM's argument rules would refuse them."""
+        point = mended({**dict(self.fixed), **values}, {**dict(self.always), **given})
+        if point.get("long-prefill-token-threshold") == 0:
+            point.pop("long-prefill-token-threshold-adaptive", None)  # it floors a cap that is not there
+        return Candidate.of(point)
+
+    def needs_at_least(self, tokens: int) -> Space:
+        """`workload` in the file becomes `tokens`; a max-model-len range below that is lifted to it."""
+        return replace(
+            self,
+            parameters=tuple(_lifted(p, tokens) if p.flag == "max-model-len" else p for p in self.parameters),
+            baseline=_resolved(self.baseline, tokens),
+            fixed=_resolved(self.fixed, tokens),
+            always=_resolved(self.always, tokens),
+        )
+
+
+def _lifted(parameter: Parameter, tokens: int) -> Parameter:
+    if parameter.kind is Kind.CHOICE:
+        kept = tuple(c for c in parameter.choices if isinstance(c, int) and c >= tokens)
+        return replace(parameter, choices=kept or (tokens,))
+    return replace(parameter, low=max(parameter.low, tokens), high=max(parameter.high, tokens))
+
+
+def _resolved(values: tuple[tuple[str, Value], ...], tokens: int) -> tuple[tuple[str, Value], ...]:
+    return tuple((flag, tokens if value == WORKLOAD else value) for flag, value in values)

@@ -1,0 +1,75 @@
+"""Is the winner really better than the default? Pure statistics over fresh starts.
+
+The best of many noisy measurements reads high (winner's curse: +3 to +5 % over 80 trials, search.md 3.6), so the figures
+that are quoted come only from starts that had no part in choosing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tuner.candidate import Candidate
+from tuner.measurement import Measurement
+from tuner.study.record import Role, TrialRecord
+from tuner.study.result import Decision, Figures
+
+
+def finalists(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Feasible trials of the search, best first; a candidate that a fresh start refuted is gone."""
+    refuted = {r.candidate.id for r in records if r.role is Role.CONFIRM and r.qps is None and r.levels}
+    feasible = [r for r in records if r.role is not Role.CONFIRM and r.qps is not None]
+    return sorted((r for r in feasible if r.candidate.id not in refuted), key=lambda r: -(r.qps or 0.0))
+
+
+def fresh_runs(records: Sequence[TrialRecord], candidate: Candidate) -> list[TrialRecord]:
+    return [r for r in records if r.role is Role.CONFIRM and r.candidate == candidate and r.levels]
+
+
+def figures(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | None:
+    """The candidate's figures: from fresh starts when there are any, else from the trial that found it."""
+    fresh = fresh_runs(records, candidate)
+    if fresh and any(r.qps is None for r in fresh):
+        return None
+    runs = fresh or [r for r in records if r.candidate == candidate and r.qps is not None]
+    best = [(r, r.best_level) for r in runs]
+    levels = [(r, m) for r, m in best if m is not None and m.qps is not None]
+    return _figures(levels, candidate, fresh=bool(fresh)) if levels else None
+
+
+def seen(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | None:
+    """What the candidate showed at its lowest level, whatever the limits said of it: for the default beside the winner."""
+    levels = [
+        (r, r.levels[0].measurement)
+        for r in records
+        if r.candidate == candidate and r.levels and r.levels[0].measurement.qps is not None
+    ]
+    return _figures(levels[:1], candidate, fresh=False) if levels else None
+
+
+def _figures(runs: Sequence[tuple[TrialRecord, Measurement]], candidate: Candidate, *, fresh: bool) -> Figures:
+    qps = [m.qps for _, m in runs if m.qps is not None]
+    tails = [m.ttft_ms.p99 for _, m in runs if m.ttft_ms is not None]
+    preemptions = [m.server.preemptions for _, m in runs]
+    return Figures(
+        candidate=candidate,
+        trials=tuple(r.trial for r, _ in runs),
+        level=str(runs[0][1].load),
+        qps=sum(qps) / len(qps),
+        qps_low=min(qps),
+        qps_high=max(qps),
+        # The worst start, not a mean of percentiles: a mean of P99s is not a P99 of anything.
+        p99_ttft_ms=max(tails) if tails else None,
+        preemptions=None if None in preemptions else sum(n for n in preemptions if n is not None),
+        fresh=fresh,
+    )
+
+
+def decide(winner: Figures | None, default: Figures | None) -> Decision:
+    """The default is given up only for a candidate whose every fresh start was faster than every start of the default."""
+    if winner is None:
+        return Decision.NOTHING_FEASIBLE if default is None else Decision.KEEP_DEFAULT
+    if default is None:
+        return Decision.WINNER
+    if winner.candidate == default.candidate:
+        return Decision.KEEP_DEFAULT
+    return Decision.WINNER if winner.qps_low > default.qps_high else Decision.KEEP_DEFAULT

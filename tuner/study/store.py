@@ -1,0 +1,116 @@
+"""studies/<name>/: atomic writes, one tuner at a time, and everything that finished is found again."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from tuner.environment import Environment
+from tuner.errors import EnvironmentFaultError, UsageError
+from tuner.jsonfile import TornFileError, dump, load
+from tuner.study.plan import StudyPlan
+from tuner.study.record import SCHEMA, TrialRecord
+from tuner.study.result import StudyResult
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The only writer of a study's folder, but for logs and tables that rooms put into a trial's own folder."""
+
+    folder: Path
+
+    @classmethod
+    def at(cls, studies: Path, name: str) -> Store:
+        if not re.fullmatch(r"[\w][\w.+-]{0,99}", name):
+            raise UsageError(f"the study name {name!r} cannot be a folder", hint="letters, digits and . _ + - only")
+        return cls(studies / name)
+
+    @property
+    def exists(self) -> bool:
+        return (self.folder / "plan.json").is_file()
+
+    def create(self) -> None:
+        try:
+            (self.folder / "trials").mkdir(parents=True, exist_ok=True)
+            probe = self.folder / f".writable-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise EnvironmentFaultError(
+                f"the studies folder {self.folder.parent} cannot be written: {error.strerror}",
+                hint="choose another with --studies DIR",
+            ) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the study for this process; the kernel lets go of it however the process ends."""
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(
+                    f"study {self.folder.name!r} is being worked on by another tuner",
+                    hint="wait for it, or choose another name with --study",
+                ) from error
+            yield
+
+    def trial_folder(self, trial: int) -> Path:
+        path = self.folder / "trials" / f"{trial:04d}"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def next_trial(self) -> int:
+        """One more than every trial that was ever begun, so that an interrupted one keeps its log."""
+        begun = [int(p.name) for p in (self.folder / "trials").glob("[0-9]*") if p.name.isdigit()]
+        return max(begun, default=-1) + 1
+
+    def save_plan(self, plan: StudyPlan, environment: Environment) -> None:
+        dump(self.folder / "environment.json", environment)
+        dump(self.folder / "plan.json", plan)
+
+    def plan(self) -> StudyPlan:
+        return self._read("plan.json", StudyPlan)
+
+    def environment(self) -> Environment:
+        return self._read("environment.json", Environment)
+
+    def save_record(self, record: TrialRecord) -> None:
+        path = self.trial_folder(record.trial) / "record.json"
+        if path.exists():
+            raise FileExistsError(f"{path}: a finished record is never changed")
+        dump(path, record)
+
+    def records(self) -> tuple[TrialRecord, ...]:
+        """Finished trials in their order. A torn record counts as unfinished: its trial is run again."""
+        found = []
+        for path in sorted((self.folder / "trials").glob("*/record.json")):
+            try:
+                record = load(path, TrialRecord)
+            except TornFileError:
+                continue
+            if record.schema == SCHEMA:
+                found.append(record)
+        return tuple(found)
+
+    def save_result(self, result: StudyResult) -> None:
+        dump(self.folder / "result.json", result)
+
+    def result(self) -> StudyResult:
+        return self._read("result.json", StudyResult)
+
+    def _read(self, name: str, kind: type[T]) -> T:
+        path = self.folder / name
+        try:
+            return load(path, kind)
+        except FileNotFoundError as error:
+            raise UsageError(f"no {name} in {self.folder}", hint="is this the folder of a study?") from error
+        except TornFileError as error:
+            raise UsageError(str(error), hint="the file was cut short or edited; choose another --study") from error
