@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +36,52 @@ class Environment:
     cpu_count: int
     memory_gib: float
     kernel: str
+
+
+def describe(vllm_version: str, model: str, gpus: Sequence[Gpu], driver: str | None) -> Environment:
+    config = Path(model) / "config.json"
+    return Environment(
+        tuner_version=version("tuner"),
+        vllm_version=vllm_version,
+        python_version=platform.python_version(),
+        model=model,
+        model_digest=hashlib.sha256(config.read_bytes()).hexdigest() if config.is_file() else None,
+        gpus=tuple(gpus),
+        driver=driver,
+        host=platform.node(),
+        cpu=_cpu_name(),
+        cpu_count=psutil.cpu_count() or 1,
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+        kernel=platform.release(),
+    )
+
+
+def differences(before: Environment, now: Environment) -> list[str]:
+    """What makes numbers of one environment wrong in the other, one line each; empty when they may be mixed."""
+    lines = [
+        f"{what} was {old}, is {new}"
+        for what, old, new in (
+            ("vLLM", before.vllm_version, now.vllm_version),
+            ("model", before.model, now.model),
+            ("host", before.host, now.host),
+            ("GPU driver", before.driver, now.driver),
+            ("GPUs", _gpu_names(before), _gpu_names(now)),
+        )
+        if old != new
+    ]
+    if before.model == now.model and before.model_digest != now.model_digest:
+        lines.append("the model's config.json has changed")
+    return lines
+
+
+def _gpu_names(environment: Environment) -> str:
+    return ", ".join(f"{gpu.index}: {gpu.name}" for gpu in environment.gpus) or "none"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

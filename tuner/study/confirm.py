@@ -1,7 +1,7 @@
 """Is the winner really better than the default? Pure statistics over fresh starts.
 
-The best of many noisy measurements reads high (winner's curse: +3 to +5 % over 80 trials, search.md 3.6), so the figures
-that are quoted come only from starts that had no part in choosing.
+The best of many noisy measurements reads high (winner's curse: +3 to +5 % over 80 trials, search.md 3.6), so the
+figures that are quoted come only from starts that had no part in choosing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def figures(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | N
 
 
 def seen(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | None:
-    """What the candidate showed at its lowest level, whatever the limits said of it: for the default beside the winner."""
+    """What the candidate showed at its lowest level, whatever the limits said: for the default beside the winner."""
     levels = [
         (r, r.levels[0].measurement)
         for r in records
@@ -65,7 +65,7 @@ def _figures(runs: Sequence[tuple[TrialRecord, Measurement]], candidate: Candida
 
 
 def decide(winner: Figures | None, default: Figures | None) -> Decision:
-    """The default is given up only for a candidate whose every fresh start was faster than every start of the default."""
+    """The default is given up only for a candidate whose every start was faster than every start of the default."""
     if winner is None:
         return Decision.NOTHING_FEASIBLE if default is None else Decision.KEEP_DEFAULT
     if default is None:

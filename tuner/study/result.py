@@ -16,7 +16,7 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """A candidate's figures over the starts named in `trials`: QPS mean and range over starts, P99 TTFT pooled.
+    """A candidate's figures over the starts named in `trials`: QPS mean and range, P99 TTFT of the worst start.
 
     `fresh` is True when none of the starts took part in choosing the candidate: only then is the figure unbiased.
     """

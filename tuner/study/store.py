@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,12 +25,6 @@ class Store:
     """The only writer of a study's folder, but for logs and tables that rooms put into a trial's own folder."""
 
     folder: Path
-
-    @classmethod
-    def at(cls, studies: Path, name: str) -> Store:
-        if not re.fullmatch(r"[\w][\w.+-]{0,99}", name):
-            raise UsageError(f"the study name {name!r} cannot be a folder", hint="letters, digits and . _ + - only")
-        return cls(studies / name)
 
     @property
     def exists(self) -> bool:

@@ -1,0 +1,34 @@
+# make demo   environment, install, and a real search on a tiny model     make test   environment, install, every test
+# make check  ruff, mypy, the import rule                                  make env    only the environment
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+MODEL  := .cache/tiny-model
+
+.PHONY: env demo test check clean
+
+env: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml scripts/install_vllm.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python scripts/install_vllm.py
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --editable '.[dev]'
+	touch $@
+
+$(MODEL)/config.json: env scripts/make_tiny_model.py demo/corpus.txt
+	$(BIN)/python scripts/make_tiny_model.py $(MODEL)
+
+demo: env $(MODEL)/config.json
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/demo.sh $(MODEL)
+
+check: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest tests/test_architecture.py
+
+test: env $(MODEL)/config.json
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest tests --durations=15
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,34 @@
+"""Fixtures that many tests share: the tiny model and the real vLLM."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of the tiny random-weight model, made as `make demo` makes it."""
+    made = ROOT / ".cache" / "tiny-model"
+    if not (made / "config.json").is_file():
+        made = tmp_path_factory.mktemp("model") / "tiny-model"
+        subprocess.run([sys.executable, ROOT / "scripts" / "make_tiny_model.py", made], check=True)
+    return str(made)
+
+
+@pytest.fixture(scope="session")
+def vllm_command() -> tuple[str, ...]:
+    """Words that start the real vLLM. Without one, CI fails and a person's run skips."""
+    program = shutil.which("vllm", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if program is None:
+        if os.environ.get("CI"):
+            pytest.fail("no vLLM is installed: run `make env`")
+        pytest.skip("no vLLM is installed: run `make env`")
+    return (program, "serve")

@@ -1,0 +1,136 @@
+"""Plans and records for tests of the study, and a made-up server whose best point is known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from tuner.candidate import Candidate
+from tuner.launch import LaunchBase, launch
+from tuner.load.workload import workload
+from tuner.measurement import ClientLoad, Distribution, Load, LoadKind, Measurement, ServerLoad
+from tuner.placement import GpuGroup
+from tuner.server.diagnosis import Cause, Fault
+from tuner.slo import parse_slo
+from tuner.space.parameter import Kind, Parameter
+from tuner.space.space import Space
+from tuner.study.loop import Assignment
+from tuner.study.plan import LoadPolicy, StudyPlan
+from tuner.study.record import Level, Phases, Role, TrialOutcome, TrialRecord, best_of
+from tuner.verdict import Outcome, Verdict
+
+SPACE = Space(
+    "test",
+    (
+        Parameter("max-num-seqs", Kind.LOG_INT, 8, 1024),
+        Parameter("max-num-batched-tokens", Kind.LOG_INT, 512, 32768, 64),
+        Parameter("gpu-memory-utilization", Kind.FLOAT, 0.80, 0.97),
+    ),
+)
+REFUSAL = Cause("kv-too-small", Fault.CANDIDATE, "the log's line", "not enough KV cache memory", "more memory")
+MACHINE = Cause("port-in-use", Fault.ENVIRONMENT, "the log's line", "another process has the port", "end it")
+
+
+def plan(folder: Path, *, starts: int = 12, confirm_starts: int = 4, groups: int = 1) -> StudyPlan:
+    folder.mkdir(parents=True, exist_ok=True)
+    return StudyPlan(
+        study=folder.name,
+        model="/models/tiny",
+        slos=(parse_slo("p99 ttft <= 500ms"),),
+        workload=workload("random:64,16"),
+        space=SPACE,
+        dropped=(),
+        given=(),
+        base=LaunchBase(("vllm", "serve"), "/models/tiny", ("shutdown-timeout",), (), (), ()),
+        groups=tuple(GpuGroup((i,)) for i in range(groups)) if groups > 1 else (GpuGroup(),),
+        load=LoadPolicy((8, 16), 1.0, 0.0),
+        starts=starts,
+        confirm_starts=confirm_starts,
+        time_budget_s=None,
+        start_limit_s=60,
+        seed=0,
+        storage=f"sqlite:///{folder / 'study.db'}",
+        created_at="2026-11-21T00:00:00+00:00",
+    )
+
+
+def level(
+    qps: float, p99_ms: float = 300.0, preemptions: int | None = 0, limit_ms: float = 500.0, concurrency: int = 8
+) -> Level:
+    kept = p99_ms <= limit_ms and preemptions == 0
+    ttft = Distribution(1000, p99_ms / 2, p99_ms / 2, p99_ms * 0.8, p99_ms * 0.9, p99_ms, p99_ms * 1.2, None, None)
+    measurement = Measurement(
+        load=Load(LoadKind.CLOSED, concurrency),
+        seed=0,
+        planned_s=60,
+        window_s=60,
+        sent=1000,
+        completed=1000,
+        failed=(),
+        qps=qps,
+        output_tokens_per_s=qps * 16,
+        prompt_tokens=64_000,
+        output_tokens=16_000,
+        ttft_ms=ttft,
+        tpot_ms=None,
+        itl_ms=None,
+        e2e_ms=None,
+        server=ServerLoad(preemptions=preemptions, kv_usage_peak=0.5),
+        client=ClientLoad(0.1, 0.5, 0.5),
+    )
+    outcome = Outcome.FEASIBLE if kept else Outcome.INFEASIBLE
+    return Level(measurement, Verdict(outcome, () if kept else ("a limit is broken",), math.log(p99_ms / limit_ms)))
+
+
+def record(
+    trial: int,
+    candidate: Candidate,
+    levels: tuple[Level, ...] = (),
+    *,
+    role: Role = Role.SEARCH,
+    outcome: TrialOutcome | None = None,
+    cause: Cause | None = None,
+    search_trial: int | None = None,
+    group: GpuGroup | None = None,
+) -> TrialRecord:
+    best = best_of(levels)
+    measured = TrialOutcome.FEASIBLE if best is not None else TrialOutcome.INFEASIBLE
+    base = LaunchBase(("vllm", "serve"), "/models/tiny", (), (), (), ())
+    return TrialRecord(
+        trial=trial,
+        role=role,
+        candidate=candidate,
+        launch=launch(base, candidate, group or GpuGroup()),
+        group=(group or GpuGroup()).name,
+        outcome=outcome or measured,
+        started_at="2026-11-21T00:00:00+00:00",
+        phases=Phases(20, 1, 2, 1),
+        levels=levels,
+        best=best,
+        cause=cause,
+        search_trial=search_trial,
+    )
+
+
+def landscape(assignment: Assignment) -> TrialRecord:
+    """A server with a known best: QPS peaks at 128 sequences and 4096 tokens; above 0.93 of memory nothing starts."""
+    values = assignment.candidate.as_dict()
+    seqs, tokens = float(values.get("max-num-seqs", 1024)), float(values.get("max-num-batched-tokens", 512))
+    share = float(values.get("gpu-memory-utilization", 0.9))
+    made = record(
+        assignment.trial,
+        assignment.candidate,
+        role=assignment.role,
+        search_trial=assignment.search_trial,
+        group=assignment.group,
+    )
+    made = replace(made, attempt=assignment.attempt)
+    if share > 0.93:
+        return replace(made, outcome=TrialOutcome.REFUSED, cause=REFUSAL)
+    distance = abs(math.log2(seqs / 128)) + abs(math.log2(tokens / 4096))
+    preemptions = 0 if seqs <= 400 else 7
+    levels = (level(100 - 8 * distance, p99_ms=300, preemptions=preemptions),)
+    best = best_of(levels)
+    outcome = TrialOutcome.FEASIBLE if best is not None else TrialOutcome.INFEASIBLE
+    return replace(made, outcome=outcome, levels=levels, best=best)

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.study.builders import MACHINE, landscape, plan
+from tuner.clock import ScriptedClock
+from tuner.environment import describe
+from tuner.errors import EnvironmentFaultError
+from tuner.space.defaults import vllm_defaults
+from tuner.study.events import Event, TrialStarted
+from tuner.study.loop import Assignment, Loop
+from tuner.study.plan import StudyPlan
+from tuner.study.record import Role, TrialOutcome, TrialRecord
+from tuner.study.result import Decision
+from tuner.study.search import Search
+from tuner.study.seeds import seeds
+from tuner.study.store import Store
+
+DEFAULTS = vllm_defaults("0.32.0", ())
+
+
+class Night:
+    """A study on a made-up server, with every event kept."""
+
+    def __init__(self, made: StudyPlan, run_trial: object = landscape) -> None:
+        self.store = Store(Path(made.storage.removeprefix("sqlite:///")).parent)
+        self.store.create()
+        self.store.save_plan(made, describe("0.32.0", made.model, (), None))
+        self.events: list[Event] = []
+        self.stop = threading.Event()
+        assert callable(run_trial)
+        self.loop = Loop(
+            made,
+            self.store,
+            Search(made, seeds(made, DEFAULTS), DEFAULTS),
+            run_trial,
+            self.events.append,
+            ScriptedClock(),
+            self.stop,
+        )
+
+
+def test_a_night_finds_a_winner_and_confirms_it_in_fresh_starts(tmp_path: Path) -> None:
+    night = Night(plan(tmp_path / "s", starts=20))
+    result = night.loop.run()
+    assert result.decision is Decision.WINNER
+    assert result.complete
+    assert result.winner is not None and result.winner.fresh and len(result.winner.trials) == 2
+    assert result.winner.qps > 90
+    assert float(result.winner.candidate.as_dict()["gpu-memory-utilization"]) <= 0.93
+
+
+def test_every_record_is_on_disk_before_the_next_start(tmp_path: Path) -> None:
+    made = plan(tmp_path / "s", starts=6)
+    finished_at_start: list[int] = []
+
+    def run_trial(assignment: Assignment) -> TrialRecord:
+        finished_at_start.append(len(Store(tmp_path / "s").records()))
+        return landscape(assignment)
+
+    Night(made, run_trial).loop.run()
+    assert finished_at_start == list(range(len(finished_at_start)))
+
+
+def test_the_default_is_kept_when_nothing_beats_it_by_more_than_the_noise(tmp_path: Path) -> None:
+    def flat(assignment: Assignment) -> TrialRecord:
+        made = landscape(replace(assignment, candidate=assignment.candidate.of({"max-num-seqs": 128})))
+        return replace(made, candidate=assignment.candidate)
+
+    result = Night(plan(tmp_path / "s", starts=8), flat).loop.run()
+    assert result.decision is Decision.KEEP_DEFAULT
+    assert result.winner is not None and result.winner.candidate == plan(tmp_path / "s").baseline
+
+
+def test_a_spoilt_start_is_done_again_and_teaches_nothing(tmp_path: Path) -> None:
+    spoilt: list[str] = []
+
+    def run_trial(assignment: Assignment) -> TrialRecord:
+        made = landscape(assignment)
+        if assignment.trial == 2:
+            spoilt.append(assignment.candidate.id)
+            return replace(made, outcome=TrialOutcome.INFRASTRUCTURE, cause=MACHINE, levels=(), best=None)
+        return made
+
+    night = Night(plan(tmp_path / "s", starts=8), run_trial)
+    night.loop.run()
+    again = [r for r in night.store.records() if r.candidate.id == spoilt[0] and r.role is not Role.CONFIRM]
+    assert again[0].outcome is TrialOutcome.INFRASTRUCTURE
+    assert len(again) == 2
+    assert again[1].outcome is not TrialOutcome.INFRASTRUCTURE
+
+
+def test_three_spoilt_starts_in_a_row_end_the_night_with_the_cause(tmp_path: Path) -> None:
+    def run_trial(assignment: Assignment) -> TrialRecord:
+        made = landscape(assignment)
+        return replace(made, outcome=TrialOutcome.INFRASTRUCTURE, cause=MACHINE, levels=(), best=None)
+
+    night = Night(plan(tmp_path / "s"), run_trial)
+    with pytest.raises(EnvironmentFaultError) as caught:
+        night.loop.run()
+    assert "another process has the port" in caught.value.message
+    assert len(night.store.records()) == 3
+
+
+def test_an_interrupted_night_keeps_what_finished_and_goes_on_to_its_target(tmp_path: Path) -> None:
+    made = plan(tmp_path / "s", starts=8)
+    night = Night(made)
+
+    def run_trial(assignment: Assignment) -> TrialRecord:
+        if assignment.trial == 4:
+            night.stop.set()
+            return replace(landscape(assignment), outcome=TrialOutcome.INTERRUPTED, levels=(), best=None)
+        return landscape(assignment)
+
+    night.loop.run_trial = run_trial
+    first = night.loop.run()
+    assert not first.complete
+    before = night.store.records()
+    second = Night(made)
+    result = second.loop.run()
+    assert result.complete
+    after = second.store.records()
+    assert after[: len(before)] == before
+    searched = [r for r in after if r.role is not Role.CONFIRM and r.outcome is not TrialOutcome.INTERRUPTED]
+    assert len(searched) == 8
+    assert before[4].candidate in [r.candidate for r in after[5:]]
+
+
+def test_groups_work_side_by_side_and_finalists_alone(tmp_path: Path) -> None:
+    together = threading.Barrier(2, timeout=20)
+
+    def run_trial(assignment: Assignment) -> TrialRecord:
+        if assignment.trial < 2:
+            together.wait()  # both of the first two must be running at once
+        return landscape(assignment)
+
+    night = Night(plan(tmp_path / "s", starts=8, groups=2), run_trial)
+    result = night.loop.run()
+    assert result.complete
+    assert {r.group for r in night.store.records()} == {"gpu0", "gpu1"}
+    assert len({e.trial for e in night.events if isinstance(e, TrialStarted)}) == result.starts
+
+
+def test_a_time_budget_leaves_room_for_confirmation(tmp_path: Path) -> None:
+    clock = ScriptedClock()
+
+    def run_trial(assignment: Assignment) -> TrialRecord:
+        clock.sleep(24)
+        return landscape(assignment)
+
+    made = replace(plan(tmp_path / "s", starts=1000), time_budget_s=480.0)
+    night = Night(made, run_trial)
+    night.loop.clock = clock
+    result = night.loop.run()
+    assert result.elapsed_s <= 480
+    assert result.winner is not None and result.winner.fresh

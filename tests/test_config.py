@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import stat
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.space.test_flags import HELP
+from tuner.config import Machine, SearchOptions, given_values, parse_duration, plan_study, split_secrets
+from tuner.environment import Environment
+from tuner.errors import TunerError, UsageError
+from tuner.study.plan import StudyPlan
+
+NOW = datetime(2026, 11, 21, 22, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"max_position_embeddings": 4096}')
+    return folder
+
+
+@pytest.fixture
+def vllm(tmp_path: Path) -> str:
+    path = tmp_path / "fake-vllm"
+    path.write_text(f"#!/bin/sh\ncase \"$*\" in *--version*) echo 0.32.0;; *) cat <<'E'\n{HELP}E\n;; esac\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return f"{path} serve"
+
+
+def planned(options: SearchOptions, tmp_path: Path) -> tuple[StudyPlan, Environment]:
+    return plan_study(
+        replace(options, studies=tmp_path / "studies"), Machine(), NOW, tmp_path / "cache", lambda _: None
+    )
+
+
+def test_everything_but_the_model_has_a_default(model: Path, vllm: str, tmp_path: Path) -> None:
+    plan, environment = planned(SearchOptions(model=str(model), vllm=vllm), tmp_path)
+    assert plan.time_budget_s == 8 * 3600
+    assert [str(s) for s in plan.slos] == ["p99 ttft <= 500ms"]
+    assert environment.vllm_version == "0.32.0"
+    assert dict(plan.base.env)["VLLM_CACHE_ROOT"].startswith(str(tmp_path / "studies"))
+
+
+def test_flags_that_this_vllm_lacks_are_left_out_with_a_word(model: Path, vllm: str, tmp_path: Path) -> None:
+    plan, _ = planned(SearchOptions(model=str(model), vllm=vllm), tmp_path)
+    left_out = {d.flag for d in plan.dropped}
+    assert "gpu-memory-utilization" in left_out
+    assert "max-num-seqs" in {p.flag for p in plan.parameters}
+
+
+def test_a_flag_of_the_persons_own_is_not_searched(model: Path, vllm: str, tmp_path: Path) -> None:
+    plan, _ = planned(SearchOptions(model=str(model), vllm=vllm, extra=("--max-num-seqs", "16")), tmp_path)
+    assert "max-num-seqs" not in {p.flag for p in plan.parameters}
+    assert dict(plan.given)["max-num-seqs"] == 16
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"model": "/nowhere/at/all"}, 2),
+        ({"model": "./nope"}, 2),
+        ({"model": "not-a-hub-name"}, 2),
+        ({"slos": ("p99 ttft under 500",)}, 2),
+        ({"slos": ("p100 ttft <= 500ms",)}, 2),
+        ({"slos": ("p99 ttft <= 0ms",)}, 2),
+        ({"space": "nope"}, 2),
+        ({"workload": "nope"}, 2),
+        ({"workload": "random:5000,10"}, 2),
+        ({"gpus": "0-"}, 2),
+        ({"gpus": "0"}, 4),
+        ({"gpus": "all"}, 4),
+        ({"vllm": "no-such-vllm serve"}, 4),
+        ({"vllm": "false"}, 4),
+        ({"time_budget": "soon"}, 2),
+        ({"levels": "3,2,1"}, 2),
+        ({"trials": 0}, 2),
+        ({"level_seconds": float("nan")}, 2),
+        ({"tensor_parallel_size": 0}, 2),
+        ({"study": "../escape"}, 2),
+        ({"extra": ("--max-model-len", "100")}, 2),
+        ({"extra": ("--api-key",)}, 2),
+    ],
+)
+def test_bad_input_is_one_line_a_hint_and_its_exit_code(
+    change: dict[str, object], code: int, model: Path, vllm: str, tmp_path: Path
+) -> None:
+    options = replace(SearchOptions(model=str(model), vllm=vllm), **change)  # type: ignore[arg-type]
+    with pytest.raises(TunerError) as caught:
+        planned(options, tmp_path)
+    assert caught.value.exit_code == code
+    assert caught.value.hint and "\n" not in caught.value.message
+
+
+def test_secrets_leave_the_words_and_enter_the_environment() -> None:
+    words, secrets = split_secrets(("--api-key", "sk-1", "--max-num-seqs", "8", "--hf_token=hf_2"))
+    assert words == ("--max-num-seqs", "8")
+    assert secrets == {"VLLM_API_KEY": "sk-1", "HF_TOKEN": "hf_2"}
+
+
+def test_no_secret_is_in_the_plan(model: Path, vllm: str, tmp_path: Path) -> None:
+    plan, environment = planned(
+        SearchOptions(model=str(model), vllm=vllm, extra=("--api-key", "sk-very-secret")), tmp_path
+    )
+    assert "sk-very-secret" not in repr((plan, environment))
+    assert plan.base.secret_env == ("VLLM_API_KEY",)
+
+
+def test_vllms_own_number_words_are_understood() -> None:
+    assert given_values(("--max-model-len", "16k", "--max-num-batched-tokens=16K", "--no-enable-chunked-prefill")) == {
+        "max-model-len": 16_000,
+        "max-num-batched-tokens": 16_384,
+        "enable-chunked-prefill": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("8h", 28800), ("90m", 5400), ("1h30m", 5400), ("45s", 45), ("none", None)]
+)
+def test_durations_parse(text: str, seconds: float | None) -> None:
+    assert parse_duration(text) == seconds
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_duration_or_a_usage_error(text: str) -> None:
+    try:
+        seconds = parse_duration(text)
+    except UsageError as error:
+        assert error.hint
+    else:
+        assert seconds is None or seconds > 0

@@ -1,0 +1,132 @@
+"""Events → progress on stderr, one line each: what a person reads over the night and a log keeps."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import TextIO
+
+from tuner import formatting
+from tuner.candidate import Candidate
+from tuner.study.events import (
+    Event,
+    LevelMeasured,
+    Notice,
+    PhaseChanged,
+    StudyFinished,
+    TrialFinished,
+    TrialStarted,
+)
+from tuner.study.plan import StudyPlan
+from tuner.study.record import Role, TrialOutcome, TrialRecord
+from tuner.study.result import StudyResult
+from tuner.verdict import Outcome
+
+
+class Console:
+    """Writes whole lines from whichever thread an event comes; no control characters, whatever a log line held."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._lock = threading.Lock()
+
+    def say(self, text: str) -> None:
+        with self._lock:
+            print("\n".join(map(formatting.one_line, text.splitlines())), file=self._stream, flush=True)
+
+    def show(self, event: Event) -> None:
+        match event:
+            case TrialStarted():
+                self.say(
+                    f"[{event.start}/{event.starts}] trial {event.trial:04d} {event.role} on {event.group}: "
+                    f"{describe(event.candidate)}"
+                )
+            case LevelMeasured():
+                self.say(f"    {level_line(event)}")
+            case TrialFinished():
+                best = " · best so far" if event.is_best and event.record.role is not Role.CONFIRM else ""
+                self.say(f"  → {outcome_line(event.record)}{best}")
+            case Notice():
+                self.say(event.text)
+            case PhaseChanged() | StudyFinished():
+                pass  # a line for every phase would drown the results; the end is printed by the command
+
+
+def describe(candidate: Candidate) -> str:
+    """The candidate's flags in one line."""
+    words = (f"{flag}={value:g}" if isinstance(value, float) else f"{flag}={value}" for flag, value in candidate.values)
+    return " ".join(words) or "vLLM's defaults"
+
+
+def level_line(event: LevelMeasured) -> str:
+    m, verdict = event.measurement, event.verdict
+    p99 = formatting.ms(m.ttft_ms.p99 if m.ttft_ms else None)
+    preempted = "–" if m.server.preemptions is None else str(m.server.preemptions)
+    why = f": {'; '.join(verdict.reasons)}" if verdict.reasons else ""
+    return (
+        f"{m.load!s:>16}  {formatting.qps(m.qps):>12}  P99 TTFT {p99:>9}  preemptions {preempted:>3}  "
+        f"{verdict.outcome}{why}"
+    )
+
+
+def outcome_line(record: TrialRecord) -> str:
+    if record.outcome is TrialOutcome.FEASIBLE and record.best_level is not None:
+        level = record.best_level
+        p99 = level.ttft_ms.p99 if level.ttft_ms else None
+        return f"{formatting.qps(level.qps)} at {level.load}, P99 TTFT {formatting.ms(p99)}"
+    if record.cause is not None:
+        return f"{record.outcome}: {record.cause.explanation}"
+    reasons = next((lv.verdict.reasons for lv in record.levels if lv.verdict.outcome is not Outcome.FEASIBLE), ())
+    return f"{record.outcome}: {'; '.join(reasons) or 'nothing was measured'}"
+
+
+def plan_lines(plan: StudyPlan, vllm_version: str, sampler: str) -> str:
+    """The plan as a person reads it before the first start."""
+    lines = [f"study     {plan.study}", f"model     {plan.model}", f"vLLM      {vllm_version}"]
+    lines.append(f"limits    {', '.join(map(str, plan.slos))}, no preemption, no failed request")
+    lines.append(f"workload  {plan.workload.name}: up to {plan.workload.longest} tokens a request")
+    levels = ", ".join(map(str, plan.load.levels))
+    lines.append(f"load      {levels} concurrent requests, {formatting.duration(plan.load.level_s)} each")
+    lines.append(f"servers   {', '.join(group.name for group in plan.groups)}, one candidate at a time on each")
+    lines.append(f"searched  by {sampler}, space {plan.space.name}")
+    width = max(len(p.flag) for p in plan.parameters)
+    lines += [f"          {p.flag:<{width}}  {p}" for p in plan.parameters]
+    constant = [*plan.space.fixed, *plan.space.always, *((f"env {k}", v) for k, v in plan.space.env)]
+    lines += [f"fixed     {flag} = {value}" for flag, value in constant]
+    if plan.base.extra:
+        lines.append(f"yours     {' '.join(plan.base.extra)}")
+    lines += [f"left out  {d.flag}: {d.why}" for d in plan.dropped]
+    lines.append(f"default   {describe(plan.baseline)}")
+    lines.append(f"starts    {plan.starts} + {plan.confirm_starts} to confirm, {_time(plan)}")
+    return "\n".join(lines)
+
+
+def _time(plan: StudyPlan) -> str:
+    longest = (plan.starts / len(plan.groups) + plan.confirm_starts) * (plan.load.longest_s + 90)
+    limit = "" if plan.time_budget_s is None else f", ended after {formatting.duration(plan.time_budget_s)}"
+    return f"at most about {formatting.duration(longest)} with 90 s a start{limit}"
+
+
+def result_lines(result: StudyResult, records: tuple[TrialRecord, ...], paths: dict[str, str]) -> str:
+    """What the study ends with: winner beside default, refused starts by cause, and where the files are."""
+    lines = [result.sentence, ""]
+    shown_default = result.default or result.default_seen
+    for name, figures in (("winner", result.winner), ("default", shown_default)):
+        if figures is None:
+            lines.append(f"{name:<8}  was not measured" if name == "default" else f"{name:<8}  none kept the limits")
+            continue
+        broke = "" if name == "winner" or result.default else "  (breaks the limits)"
+        spread = f" ({figures.qps_low:.3g}–{figures.qps_high:.3g})" if len(figures.trials) > 1 else ""
+        lines.append(
+            f"{name:<8}  {formatting.qps(figures.qps)}{spread}  P99 TTFT {formatting.ms(figures.p99_ttft_ms)}  "
+            f"at {figures.level}{broke}  {describe(figures.candidate)}"
+        )
+    refused = [r for r in records if r.outcome in (TrialOutcome.REFUSED, TrialOutcome.DIED) and r.cause]
+    lines.append(f"refused   {len(refused)} of {len(records)} starts")
+    for kind in dict.fromkeys(r.cause.kind for r in refused if r.cause):
+        of_kind = [r for r in refused if r.cause and r.cause.kind == kind]
+        cause = of_kind[0].cause
+        assert cause is not None
+        lines.append(f"          {len(of_kind)} × {kind}: {cause.explanation}")
+    lines += ["", *(f"{name:<8}  {path}" for name, path in paths.items())]
+    return "\n".join(lines)

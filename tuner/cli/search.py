@@ -1,0 +1,131 @@
+"""`tuner search`: plan, print it, run it, write what the morning needs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tuner.cli.console import Console, plan_lines, result_lines
+from tuner.clock import RealClock
+from tuner.config import Machine, SearchOptions, plan_study, split_secrets
+from tuner.deploy.start import write_scripts
+from tuner.environment import Environment, Gpu, differences
+from tuner.errors import InterruptedSearchError, NothingFeasibleError, UsageError
+from tuner.report.page import write_report
+from tuner.server.leftovers import end_leftovers
+from tuner.space.defaults import vllm_defaults
+from tuner.study.loop import Loop
+from tuner.study.plan import StudyPlan
+from tuner.study.result import Decision, StudyResult
+from tuner.study.search import Search, sampler_name
+from tuner.study.seeds import seeds
+from tuner.study.store import Store
+from tuner.study.trial import TrialRunner
+from tuner.telemetry.gpu import gpu_adapter, inventory
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tuner"
+
+
+def this_machine() -> Machine:
+    installed, driver = inventory()
+    return Machine(
+        gpus=tuple(Gpu(gpu.index, gpu.name, gpu.memory_gib, gpu.uuid) for gpu in installed),
+        numa_nodes=tuple(gpu.numa_node for gpu in installed),
+        driver=driver,
+    )
+
+
+def run_search(options: SearchOptions) -> None:
+    """Raises a TunerError when there is no winner to trust; everything that finished is on disk all the same."""
+    console, clock = Console(), RealClock()
+    plan, environment = plan_study(options, this_machine(), clock.wall(), cache_folder(), console.say)
+    store = Store(options.studies.absolute() / plan.study)
+    store.create()
+    os.environ.update(split_secrets(options.extra)[1])
+    with store.locked():
+        plan = _taken_up(store, plan, environment) if store.exists else _begun(store, plan, environment)
+        _continue(store, plan, environment, console, clock)
+
+
+def _begun(store: Store, plan: StudyPlan, environment: Environment) -> StudyPlan:
+    store.save_plan(plan, environment)
+    return plan
+
+
+def _taken_up(store: Store, plan: StudyPlan, environment: Environment) -> StudyPlan:
+    """The study of that name goes on to its own target, if it was made of the same things."""
+    before = store.plan()
+    differ = differences(store.environment(), environment)
+    for what, old, new in (
+        ("workload", before.workload.name, plan.workload.name),
+        ("space", before.space, plan.space),
+        ("limits", before.slos, plan.slos),
+        ("own flags", before.base.extra, plan.base.extra),
+    ):
+        if old != new:
+            differ.append(f"the {what} changed" if what == "space" else f"{what}: was {_text(old)}, is {_text(new)}")
+    if differ:
+        raise UsageError(
+            f"study {plan.study!r} was made under other conditions: {'; '.join(differ)}",
+            hint="choose another name with --study: numbers of two environments cannot be compared",
+        )
+    return before
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _continue(store: Store, plan: StudyPlan, environment: Environment, console: Console, clock: RealClock) -> None:
+    end_leftovers(store.folder)
+    sampler = sampler_name()
+    console.say(plan_lines(plan, environment.vllm_version, sampler))
+    defaults = vllm_defaults(environment.vllm_version, environment.gpus)
+    search = Search(plan, seeds(plan, defaults), defaults)
+    stop = threading.Event()
+    paths: dict[str, str] = {}
+
+    def write_outputs(result: StudyResult) -> None:
+        """After every trial, so that the best so far can be used whatever happens next."""
+        if result.winner is not None:
+            paths["start.sh"] = str(write_scripts(store.folder))
+        paths["report"] = str(write_report(store.folder))
+
+    runner = TrialRunner(plan, store, clock, gpu_adapter(), console.show, stop)
+    loop = Loop(plan, store, search, runner.run, console.show, clock, stop, write_outputs)
+    with _signals_set(stop, console):
+        result = loop.run()
+    print(result_lines(result, store.records(), paths))
+    if stop.is_set():
+        raise InterruptedSearchError(
+            f"interrupted after {result.starts} starts; the best so far is written",
+            hint=f"go on with the same command and --study {plan.study}",
+        )
+    if result.decision is Decision.NOTHING_FEASIBLE:
+        raise NothingFeasibleError(
+            f"no candidate kept {', '.join(map(str, plan.slos))} without preemption",
+            hint="read the report for what each broke; ease the limit, lower the levels, or shorten the workload",
+        )
+
+
+@contextmanager
+def _signals_set(stop: threading.Event, console: Console) -> Iterator[None]:
+    """SIGINT and SIGTERM only set the event; the loop acts on it, ends its servers and writes what there is."""
+
+    def handler(number: int, frame: object) -> None:
+        if not stop.is_set():
+            stop.set()
+            console.say(f"{signal.Signals(number).name}: ending the running servers; what finished is kept")
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,260 @@
+"""Flags of the command line → StudyPlan: whatever a person can get wrong is checked here, before a server starts."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from tuner.candidate import Value
+from tuner.environment import Environment, Gpu, describe
+from tuner.errors import UsageError
+from tuner.launch import LaunchBase, mentioned_flags
+from tuner.load.workload import Workload, workload
+from tuner.placement import groups_of, parse_gpus
+from tuner.slo import parse_slo
+from tuner.space.files import read_space
+from tuner.space.flags import installed_vllm, split_command
+from tuner.study.plan import LoadPolicy, StudyPlan
+
+TEMPLATE_TOKENS = 128
+"""Room for the chat template around a prompt when max-model-len is fixed to the workload's need."""
+
+SECRET_FLAGS = {"api-key": "VLLM_API_KEY", "hf-token": "HF_TOKEN"}
+"""Flags whose values go to the server through the environment, so that no process list and no file shows them."""
+
+DEFAULT_SLOS = ("p99 ttft <= 500ms",)
+LADDER = (10, 30, 64, 128, 200, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the edge found out about this machine: GPUs with their NUMA nodes, and the driver. Empty without GPUs."""
+
+    gpus: tuple[Gpu, ...] = ()
+    numa_nodes: tuple[int | None, ...] = ()
+    driver: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """The flags of `tuner search`, as a person gave them."""
+
+    model: str
+    gpus: str | None = None
+    slos: tuple[str, ...] = DEFAULT_SLOS
+    workload: str = "chat"
+    space: str = "default"
+    trials: int = 60
+    confirm: int = 4
+    time_budget: str = "8h"
+    study: str | None = None
+    studies: Path = Path("studies")
+    vllm: str = "vllm serve"
+    tensor_parallel_size: int = 1
+    seed: int = 0
+    storage: str | None = None
+    levels: str | None = None
+    level_seconds: float = 60.0
+    warm_up_seconds: float = 15.0
+    start_limit_seconds: float = 1800.0
+    extra: tuple[str, ...] = ()
+
+
+def plan_study(
+    options: SearchOptions, machine: Machine, now: datetime, cache: Path, say: Callable[[str], None]
+) -> tuple[StudyPlan, Environment]:
+    """Raises UsageError or EnvironmentFaultError with the first thing that is wrong; starts nothing but the probe."""
+    model = checked_model(options.model)
+    slos = tuple(dict.fromkeys(parse_slo(text) for text in options.slos))
+    load = workload(options.workload)
+    space = read_space(options.space)
+    levels = _levels(options.levels)
+    _check_counts(options)
+    budget_s = parse_duration(options.time_budget)
+    indices = parse_gpus(options.gpus, [gpu.index for gpu in machine.gpus])
+    numa = dict(zip((gpu.index for gpu in machine.gpus), machine.numa_nodes, strict=False))
+    groups = groups_of(indices, options.tensor_parallel_size, numa)
+    extra, secrets = split_secrets(options.extra)
+    command = split_command(options.vllm)
+    say(f"asking {options.vllm!r} which flags it has")
+    vllm = installed_vllm(command, cache / "flags")
+    given = given_values(extra)
+    length = _length(model, load, given)
+    space, dropped = space.needs_at_least(length).on(vllm.flags, vllm.version, mentioned_flags(extra))
+    name = options.study or re.sub(r"[^\w.+-]", "-", f"{Path(model).name}-{load.name}-{now.astimezone():%m%d-%H%M}")
+    folder = options.studies.absolute() / checked_study_name(name)
+    plan = StudyPlan(
+        study=folder.name,
+        model=model,
+        slos=slos,
+        workload=load,
+        space=space,
+        dropped=dropped,
+        given=tuple(sorted(given.items())),
+        base=LaunchBase(
+            command=command,
+            model=model,
+            flags=vllm.flags,
+            fixed=space.always + _parallel(options, extra),
+            extra=extra,
+            env=(*space.env, ("VLLM_CACHE_ROOT", str(folder / "vllm_cache"))),
+            secret_env=tuple(sorted(set(secrets) | ({"VLLM_API_KEY"} & set(os.environ)))),
+        ),
+        groups=groups,
+        load=LoadPolicy(levels, options.level_seconds, options.warm_up_seconds),
+        starts=options.trials,
+        confirm_starts=options.confirm,
+        time_budget_s=budget_s,
+        start_limit_s=options.start_limit_seconds,
+        seed=options.seed,
+        storage=options.storage or f"sqlite:///{folder / 'study.db'}",
+        created_at=now.isoformat(timespec="seconds"),
+    )
+    used = [gpu for gpu in machine.gpus if gpu.index in indices]
+    return plan, describe(vllm.version, model, used, machine.driver)
+
+
+def checked_study_name(name: str) -> str:
+    if not re.fullmatch(r"\w[\w.+-]{0,99}", name):
+        raise UsageError(f"the study name {name!r} cannot be a folder", hint="letters, digits and . _ + - only")
+    return name
+
+
+def checked_model(text: str) -> str:
+    """A local folder (made absolute, so that start.sh works from anywhere) or a model name of the hub."""
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UsageError(f"{text} has no config.json", hint="give the folder that the model was downloaded to")
+        return str(path.resolve())
+    looks_local = text.startswith((".", "/", "~")) or text.count("/") != 1 or path.parent.is_dir()
+    if looks_local or not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+        raise UsageError(f"no model at {text!r}", hint="a folder with config.json, or a hub name such as Qwen/Qwen3-8B")
+    return text
+
+
+def parse_duration(text: str) -> float | None:
+    """`8h`, `90m`, `1h30m`, `45s` → seconds; `none` → None."""
+    if text.strip().lower() == "none":
+        return None
+    match = re.fullmatch(r"\s*(?:(\d+(?:\.\d+)?)h)?\s*(?:(\d+(?:\.\d+)?)m(?:in)?)?\s*(?:(\d+(?:\.\d+)?)s)?\s*", text)
+    seconds = (
+        sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
+    )
+    if seconds <= 0:
+        raise UsageError(f"the time {text!r} does not parse", hint="write 8h, 90m, 1h30m, or none for no limit")
+    return seconds
+
+
+def given_values(extra: Sequence[str]) -> dict[str, Value]:
+    """The numbers and switches among a person's own vLLM flags, for the rules that candidates must keep with them."""
+    values: dict[str, Value] = {}
+    for word, following in zip(extra, (*extra, "")[1:], strict=True):
+        if not word.startswith("--") or len(word) < 3:
+            continue
+        name, _, text = word[2:].partition("=")
+        name = name.replace("_", "-")
+        text = text or ("" if following.startswith("--") else following)
+        if name.startswith("no-"):
+            values[name.removeprefix("no-")] = False
+        elif not text:
+            values[name] = True
+        elif (number := _number(text)) is not None:
+            values[name] = number
+    return values
+
+
+def _number(text: str) -> int | float | None:
+    """vLLM's human-readable numbers: 16k is 16,000 and 16K is 16,384."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgKMG]?)", text)
+    if not match:
+        return None
+    scale = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}[match[2]]
+    value = float(match[1]) * scale
+    return int(value) if value.is_integer() and ("." not in match[1] or match[2]) else value
+
+
+def split_secrets(extra: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The words without secrets, and the secrets by the variable that hands them to the server instead."""
+    words: list[str] = []
+    secrets: dict[str, str] = {}
+    rest = iter(extra)
+    for word in rest:
+        name, equals, value = word.removeprefix("--").partition("=")
+        variable = SECRET_FLAGS.get(name.replace("_", "-")) if word.startswith("--") else None
+        if variable is None:
+            words.append(word)
+            continue
+        secret = value if equals else next(rest, "")
+        if not secret:
+            raise UsageError(f"--{name} has no value", hint=f"or set {variable} in the environment")
+        secrets[variable] = secret
+    return tuple(words), secrets
+
+
+def _levels(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return LADDER
+    try:
+        levels = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        levels = ()
+    if not levels or min(levels) < 1 or list(levels) != sorted(set(levels)):
+        raise UsageError(f"--levels {text!r} does not parse", hint="rising concurrencies, such as 10,30,64")
+    return levels
+
+
+def _check_counts(options: SearchOptions) -> None:
+    for name, value, least in (
+        ("--trials", options.trials, 1),
+        ("--confirm", options.confirm, 0),
+        ("--level-seconds", options.level_seconds, 1),
+        ("--warm-up-seconds", options.warm_up_seconds, 0),
+        ("--start-limit-seconds", options.start_limit_seconds, 1),
+        ("--seed", options.seed, 0),
+    ):
+        if not math.isfinite(value) or value < least:
+            raise UsageError(f"{name} {value:g}", hint=f"at least {least}")
+
+
+def _length(model: str, load: Workload, given: dict[str, Value]) -> int:
+    """Tokens that max-model-len must hold; checked against the model's own limit and the person's own flag."""
+    needed = load.longest + TEMPLATE_TOKENS
+    limit = _model_length(model)
+    if limit is not None and load.longest >= limit:
+        raise UsageError(
+            f"workload {load.name!r} needs {load.longest} tokens a request, the model takes {limit}",
+            hint="choose a workload with shorter requests",
+        )
+    own = given.get("max-model-len")
+    if isinstance(own, int) and not isinstance(own, bool) and own < load.longest:
+        raise UsageError(
+            f"--max-model-len {own} cannot hold the workload's {load.longest} tokens",
+            hint="vLLM would cut answers short and look faster: raise it, or choose a shorter workload",
+        )
+    return min(needed, limit) if limit is not None else needed
+
+
+def _model_length(model: str) -> int | None:
+    path = Path(model) / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path}: {error}", hint="the model's config.json must be JSON") from error
+    text = config.get("text_config", config) if isinstance(config, dict) else {}
+    length = text.get("max_position_embeddings") if isinstance(text, dict) else None
+    return length if isinstance(length, int) else None
+
+
+def _parallel(options: SearchOptions, extra: tuple[str, ...]) -> tuple[tuple[str, Value], ...]:
+    if options.tensor_parallel_size == 1 or "tensor-parallel-size" in mentioned_flags(extra):
+        return ()
+    return (("tensor-parallel-size", options.tensor_parallel_size),)

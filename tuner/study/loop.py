@@ -1,0 +1,273 @@
+"""Budget, workers, stop rule, confirmation; emits events."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+
+from tuner import formatting
+from tuner.candidate import Candidate
+from tuner.clock import Clock
+from tuner.errors import EnvironmentFaultError
+from tuner.placement import GpuGroup
+from tuner.study import confirm
+from tuner.study.events import Event, Notice, StudyFinished, TrialFinished, TrialStarted
+from tuner.study.plan import LoadPolicy, StudyPlan
+from tuner.study.record import Role, TrialOutcome, TrialRecord
+from tuner.study.result import Decision, Figures, StudyResult
+from tuner.study.search import Proposal, Search, SpaceExhaustedError
+from tuner.study.store import Store
+
+ATTEMPTS = 3
+"""A candidate whose start failed through no fault of its own is started this often in all."""
+
+FAULTS_IN_A_ROW = 3
+"""As many starts that the machine spoilt, one after the other, end the night: the rest would fare no better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One start of a server: which candidate, where, under which load."""
+
+    trial: int
+    role: Role
+    candidate: Candidate
+    group: GpuGroup
+    load: LoadPolicy
+    search_trial: int | None
+    attempt: int
+
+
+@dataclass
+class Loop:
+    """Runs a study to its end. `run_trial` turns an assignment into a record and never raises for a failed trial.
+
+    `stop` is set by a signal handler: the running servers end, what finished is kept, and the best so far is written.
+    """
+
+    plan: StudyPlan
+    store: Store
+    search: Search
+    run_trial: Callable[[Assignment], TrialRecord]
+    emit: Callable[[Event], None]
+    clock: Clock
+    stop: threading.Event
+    on_result: Callable[[StudyResult], None] = lambda result: None
+    _records: list[TrialRecord] = field(default_factory=list)
+    _attempts: dict[str, int] = field(default_factory=dict)
+    _began_ns: int = 0
+    _spent_before_s: float = 0.0
+    _pool_size: int = 1
+
+    def run(self) -> StudyResult:
+        self._records = list(self.store.records())
+        self._spent_before_s = sum(_seconds(r) for r in self._records) / len(self.plan.groups)
+        self._began_ns = self.clock.now_ns()
+        self.search.restore(self._records)
+        with ThreadPoolExecutor(len(self.plan.groups)) as pool:
+            self._search_phase(pool)
+            self._confirm_phase(pool)
+        result = self._result(complete=not self.stop.is_set())
+        self._save(result)
+        self.emit(StudyFinished(result))
+        return result
+
+    # --- searching
+
+    def _search_phase(self, pool: ThreadPoolExecutor) -> None:
+        running: dict[Future[TrialRecord], Proposal | None] = {}
+        free = list(self.plan.groups)
+        exhausted = False
+        while True:
+            while free and not exhausted and self._another_start(len(running)):
+                try:
+                    proposal = self.search.ask()
+                except SpaceExhaustedError:
+                    self.emit(Notice("every candidate of this space was started: the search ends early"))
+                    exhausted = True
+                    break
+                running[pool.submit(self._one, proposal, free.pop(0), self._searched + len(running) + 1)] = proposal
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                running.pop(future)
+                record = future.result()
+                free.append(next(g for g in self.plan.groups if g.name == record.group))
+                self._finished(record)
+
+    @property
+    def _searched(self) -> int:
+        """Starts that count against the plan: interrupted ones and those the machine spoilt are done again."""
+        return sum(r.role is not Role.CONFIRM and _counts(r) for r in self._records)
+
+    def _another_start(self, in_flight: int) -> bool:
+        if self.stop.is_set() or self._searched + in_flight >= self.plan.starts:
+            return False
+        budget = self.plan.time_budget_s
+        if budget is None:
+            return True
+        ahead = self._expected_s * (1 + self.plan.confirm_starts)
+        return self._elapsed_s + ahead <= budget or not self._records
+
+    @property
+    def _expected_s(self) -> float:
+        """Seconds that the next start is likely to take: as the longest of those that were measured to their end."""
+        return max((_seconds(r) for r in self._records if r.levels), default=60.0 + self.plan.load.longest_s)
+
+    @property
+    def _elapsed_s(self) -> float:
+        return self._spent_before_s + (self.clock.now_ns() - self._began_ns) / 1e9
+
+    def _one(self, proposal: Proposal, group: GpuGroup, start: int) -> TrialRecord:
+        attempt = self._attempts.get(proposal.candidate.id, 0) + 1
+        self._attempts[proposal.candidate.id] = attempt
+        return self._start(
+            Assignment(
+                self._new_trial(), proposal.role, proposal.candidate, group, self.plan.load, proposal.number, attempt
+            ),
+            start,
+        )
+
+    def _new_trial(self) -> int:
+        with _numbering:
+            trial = self.store.next_trial()
+            self.store.trial_folder(trial)
+            return trial
+
+    def _start(self, assignment: Assignment, start: int) -> TrialRecord:
+        planned = self.plan.starts + self.plan.confirm_starts
+        self.emit(
+            TrialStarted(assignment.trial, assignment.role, assignment.candidate, assignment.group.name, start, planned)
+        )
+        record = self.run_trial(assignment)
+        self.store.save_record(record)
+        return record
+
+    def _finished(self, record: TrialRecord) -> None:
+        best = max((r.qps for r in self._records if r.qps is not None), default=0.0)
+        self._records.append(record)
+        if record.search_trial is not None:
+            if _counts(record) or record.attempt >= ATTEMPTS:
+                self.search.tell(record)
+            else:
+                self.search.again(record.search_trial)
+        self.emit(TrialFinished(record, is_best=record.qps is not None and record.qps > best))
+        self._save(self._result(complete=False))
+        self._give_up_on_a_broken_machine()
+
+    def _give_up_on_a_broken_machine(self) -> None:
+        last = [r for r in self._records if r.outcome is not TrialOutcome.INTERRUPTED][-FAULTS_IN_A_ROW:]
+        if len(last) == FAULTS_IN_A_ROW and all(r.outcome is TrialOutcome.INFRASTRUCTURE for r in last):
+            cause = last[-1].cause
+            self.stop.set()
+            raise EnvironmentFaultError(
+                f"{FAULTS_IN_A_ROW} starts in a row failed through no fault of the candidate: "
+                f"{cause.explanation if cause else 'unknown cause'}",
+                hint=cause.hint if cause else f"read {self.store.folder}/trials/{last[-1].trial:04d}/server.log",
+            )
+
+    # --- confirming
+
+    def _confirm_phase(self, pool: ThreadPoolExecutor) -> None:
+        """Winner and default in turn, W D D W, alone on the machine, at the level that won, twice as long."""
+        while not self.stop.is_set():
+            todo = self._next_to_confirm()
+            if todo is None:
+                return
+            record = pool.submit(self._start, self._confirmation(*todo), self._done + 1).result()
+            self._finished(record)
+
+    @property
+    def _done(self) -> int:
+        return sum(_counts(r) for r in self._records)
+
+    def _next_to_confirm(self) -> tuple[Candidate, float] | None:
+        confirmed = sum(r.role is Role.CONFIRM and _counts(r) for r in self._records)
+        ranked = confirm.finalists(self._records)
+        if confirmed >= self.plan.confirm_starts or not ranked or ranked[0].best_level is None:
+            return None
+        winner, default = ranked[0], self.plan.baseline
+        default_trial = next((r for r in self._records if r.candidate == default and r.qps is not None), None)
+        if winner.candidate == default:
+            return None  # nothing beats the default: there is nothing to prove
+        assert winner.best_level is not None
+        winner_runs = len(confirm.fresh_runs(self._records, winner.candidate))
+        default_runs = len(confirm.fresh_runs(self._records, default))
+        wanted = max(1, self.plan.confirm_starts // 2)
+        default_wanted = wanted if default_trial is not None else 0
+        if winner_runs < wanted and (winner_runs <= default_runs // 2 or default_runs >= default_wanted):
+            return winner.candidate, winner.best_level.load.level
+        if default_runs < default_wanted and default_trial is not None and default_trial.best_level is not None:
+            return default, default_trial.best_level.load.level
+        return None
+
+    def _confirmation(self, candidate: Candidate, level: float) -> Assignment:
+        load = replace(self.plan.load, levels=(int(level),), level_s=self.plan.load.level_s * 2)
+        return Assignment(self._new_trial(), Role.CONFIRM, candidate, self.plan.groups[0], load, None, 1)
+
+    # --- result
+
+    def _result(self, *, complete: bool) -> StudyResult:
+        records = self._records
+        ranked = confirm.finalists(records)
+        default = confirm.figures(records, self.plan.baseline)
+        winner = confirm.figures(records, ranked[0].candidate) if ranked else None
+        decision = confirm.decide(winner, default)
+        refused = sum(r.outcome in (TrialOutcome.REFUSED, TrialOutcome.DIED) for r in records)
+        return StudyResult(
+            study=self.plan.study,
+            decision=decision,
+            winner=default if decision is Decision.KEEP_DEFAULT else winner,
+            default=default,
+            default_seen=confirm.seen(records, self.plan.baseline),
+            starts=len(records),
+            refused=refused,
+            elapsed_s=self._elapsed_s,
+            complete=complete,
+            sentence=sentence(self.plan, decision, winner, default, records, self._elapsed_s),
+            updated_at=self.clock.wall().isoformat(timespec="seconds"),
+        )
+
+    def _save(self, result: StudyResult) -> None:
+        self.store.save_result(result)
+        self.on_result(result)
+
+
+_numbering = threading.Lock()
+
+
+def _counts(record: TrialRecord) -> bool:
+    return record.outcome not in (TrialOutcome.INTERRUPTED, TrialOutcome.INFRASTRUCTURE)
+
+
+def _seconds(record: TrialRecord) -> float:
+    phases = record.phases
+    return sum(s or 0.0 for s in (phases.start_s, phases.warm_up_s, phases.measure_s, phases.stop_s))
+
+
+def sentence(
+    plan: StudyPlan,
+    decision: Decision,
+    winner: Figures | None,
+    default: Figures | None,
+    records: Sequence[TrialRecord],
+    elapsed_s: float,
+) -> str:
+    """The study in one sentence: what won, by how much, against which limits, and how sure that is."""
+    refused = sum(r.outcome in (TrialOutcome.REFUSED, TrialOutcome.DIED) for r in records)
+    tail = f"{len(records)} starts, {formatting.duration(elapsed_s)}, {refused} refused"
+    limits = ", ".join(map(str, plan.slos))
+    if decision is Decision.NOTHING_FEASIBLE or (winner is None and default is None):
+        return f"No candidate kept {limits} without preemption; {tail}."
+    if decision is Decision.KEEP_DEFAULT:
+        shown = default or winner
+        assert shown is not None
+        return f"Keep the default: nothing beat its {formatting.qps(shown.qps)} by more than the noise; {tail}."
+    assert winner is not None
+    gain = f"{formatting.change(winner.qps, default.qps)} QPS over the default" if default else (
+        f"{formatting.qps(winner.qps)} where the default breaks the limits"
+    )  # fmt: skip
+    sure = f"confirmed in {len(winner.trials)} fresh starts" if winner.fresh else "not confirmed by a fresh start yet"
+    return f"{gain} at P99 TTFT {formatting.ms(winner.p99_ttft_ms)} ({limits}), no preemption, {sure}; {tail}."

@@ -1,0 +1,206 @@
+"""One candidate through the sentence; the only place that joins server and load."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tuner.clock import Clock
+from tuner.errors import InterruptedSearchError
+from tuner.launch import LaunchSpec, launch
+from tuner.load.prompts import Prompts
+from tuner.load.requests_log import RequestLog
+from tuner.load.stream import Target
+from tuner.measurement import LoadKind
+from tuner.server.diagnosis import Cause, Fault
+from tuner.server.facts import StartFacts
+from tuner.server.running import RunningServer, ServerDidNotStart, running, start_limit
+from tuner.study.events import Event, LevelMeasured, PhaseChanged
+from tuner.study.ladder import LadderLostError, LevelRun, run_ladder
+from tuner.study.loop import Assignment
+from tuner.study.plan import StudyPlan
+from tuner.study.record import Level, Phases, TrialOutcome, TrialRecord, best_of
+from tuner.study.store import Store
+from tuner.telemetry.gpu import GpuAdapter
+from tuner.telemetry.sampler import Sampler, TelemetryLog
+from tuner.verdict import Outcome
+
+
+@dataclass
+class TrialRunner:
+    """Turns assignments into records, one server each; may be called from several threads for several GPU groups."""
+
+    plan: StudyPlan
+    store: Store
+    clock: Clock
+    gpu: GpuAdapter
+    emit: Callable[[Event], None]
+    stop: threading.Event
+    _first_start_s: float | None = field(default=None, init=False)
+
+    def run(self, assignment: Assignment) -> TrialRecord:
+        """Whatever becomes of the server is in the record; only a bug of ours raises."""
+        return _Trial(self, assignment).run()
+
+    def start_limit_s(self) -> float:
+        return start_limit(self._first_start_s, self.plan.start_limit_s)
+
+    def started_in(self, seconds: float) -> None:
+        self._first_start_s = self._first_start_s or seconds
+
+
+class _Trial:
+    """The state of one trial while it runs; `record()` is what is left of it."""
+
+    def __init__(self, runner: TrialRunner, assignment: Assignment) -> None:
+        self._runner = runner
+        self._assignment = assignment
+        self._spec: LaunchSpec = launch(runner.plan.base, assignment.candidate, assignment.group)
+        self._folder: Path = runner.store.trial_folder(assignment.trial)
+        self._started_at = runner.clock.wall().isoformat(timespec="seconds")
+        self._levels: list[Level] = []
+        self._facts: StartFacts | None = None
+        self._cause: Cause | None = None
+        self._notes: list[str] = []
+        self._start_s: float | None = None
+        self._ready_ns: int | None = None
+        self._loaded_ns: int | None = None
+        self._stop_s: float | None = None
+
+    def run(self) -> TrialRecord:
+        interrupted = False
+        try:
+            self._serve()
+        except ServerDidNotStart as refused:
+            self._cause, self._start_s, self._stop_s = refused.cause, refused.start_s, refused.stopped.seconds
+        except InterruptedSearchError:
+            interrupted = True
+        outcome = TrialOutcome.INTERRUPTED if interrupted or self._runner.stop.is_set() else self._outcome()
+        return self._record(outcome)
+
+    def _serve(self) -> None:
+        runner = self._runner
+        server: RunningServer | None = None
+        try:
+            with running(
+                self._spec,
+                log_path=self._folder / "server.log",
+                model=runner.plan.model,
+                start_limit_s=runner.start_limit_s(),
+                clock=runner.clock,
+                gpu_memory=runner.gpu,
+                group=self._assignment.group,
+                on_phase=self._phase,
+                should_stop=runner.stop.is_set,
+            ) as server:
+                self._start_s, self._facts = server.start_s, server.facts
+                runner.started_in(server.start_s)
+                self._ready_ns = runner.clock.now_ns()
+                self._load(server)
+                self._loaded_ns = runner.clock.now_ns()
+                self._phase("stopping")
+        finally:
+            if server is not None and server.stopped is not None:
+                self._stop_s = server.stopped.seconds
+                if not server.stopped.is_clean:
+                    self._notes.append(f"left after the stop: {', '.join(server.stopped.left) or 'GPU memory'}")
+
+    def _load(self, server: RunningServer) -> None:
+        runner, load = self._runner, self._assignment.load
+        self._phase("measuring")
+        prompts = Prompts.for_model(
+            runner.plan.workload, runner.plan.model, runner.plan.seed + 1000 * self._fresh, server.base_url
+        )
+        try:
+            run_ladder(
+                Target(server.base_url, server.model_name, os.environ.get("VLLM_API_KEY")),
+                prompts,
+                load.levels,
+                load.level_s,
+                load.warm_up_s,
+                runner.plan.slos,
+                Sampler(
+                    f"{server.base_url}/metrics",
+                    gpu=runner.gpu,
+                    gpu_indices=self._assignment.group.gpus,
+                    server_pid=server.pid,
+                ),
+                runner.stop.is_set,
+                self._level_log(),
+                seed=runner.plan.seed,
+            )
+        except LadderLostError:
+            self._cause = server.died()
+            if self._cause is None:
+                self._notes.append("the server refused connections for a moment, and lives")
+        else:
+            # An engine that died leaves broken answers behind, not a closed port.
+            if not runner.stop.is_set():
+                self._cause = server.died()
+
+    @property
+    def _fresh(self) -> int:
+        """Confirmations get prompts that no search trial saw; the same ones for winner and default."""
+        return 1 if self._assignment.search_trial is None else 0
+
+    def _level_log(self) -> Callable[[LevelRun], None]:
+        requests = RequestLog(self._folder / "requests.parquet")
+        telemetry = TelemetryLog(self._folder / "telemetry.parquet")
+
+        def on_level(run: LevelRun) -> None:
+            level = run.measurement.load.level
+            requests.add(level, run.samples)
+            telemetry.add(level, run.telemetry)
+            self._levels.append(Level(run.measurement, run.verdict))
+            assignment = self._assignment
+            self._runner.emit(LevelMeasured(assignment.trial, assignment.group.name, run.measurement, run.verdict))
+
+        return on_level
+
+    def _phase(self, phase: str) -> None:
+        self._runner.emit(PhaseChanged(self._assignment.trial, self._assignment.group.name, phase))
+
+    def _outcome(self) -> TrialOutcome:
+        if self._cause is not None:
+            if self._cause.fault is not Fault.CANDIDATE:
+                return TrialOutcome.INFRASTRUCTURE
+            return TrialOutcome.REFUSED if self._ready_ns is None else TrialOutcome.DIED
+        if not self._levels:
+            return TrialOutcome.INFRASTRUCTURE
+        if best_of(tuple(self._levels)) is not None:
+            return TrialOutcome.FEASIBLE
+        return TrialOutcome(self._levels[0].verdict.outcome)
+
+    def _record(self, outcome: TrialOutcome) -> TrialRecord:
+        assignment = self._assignment
+        levels = tuple(self._levels)
+        measured = {TrialOutcome(o) for o in Outcome}
+        return TrialRecord(
+            trial=assignment.trial,
+            role=assignment.role,
+            candidate=assignment.candidate,
+            launch=self._spec,
+            group=assignment.group.name,
+            outcome=outcome,
+            started_at=self._started_at,
+            phases=self._phases(),
+            levels=levels,
+            best=best_of(levels) if outcome in measured else None,
+            cause=self._cause,
+            facts=self._facts,
+            notes=tuple(self._notes),
+            attempt=assignment.attempt,
+            search_trial=assignment.search_trial,
+        )
+
+    def _phases(self) -> Phases:
+        loaded_s = None
+        if self._ready_ns is not None:
+            loaded_s = ((self._loaded_ns or self._runner.clock.now_ns()) - self._ready_ns) / 1e9
+        planned = [m.measurement.planned_s for m in self._levels if m.measurement.load.kind is LoadKind.CLOSED]
+        measured_s = None if loaded_s is None else min(sum(planned), loaded_s)
+        warm_up_s = None if loaded_s is None or measured_s is None else loaded_s - measured_s
+        return Phases(self._start_s, warm_up_s, measured_s, self._stop_s)
