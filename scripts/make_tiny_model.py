@@ -1,6 +1,15 @@
-"""Write a tiny Llama without weights, its tokenizer and its chat template, for `vllm serve --load-format dummy` on a CPU.
+"""Write a tiny Llama (no weights), its tokenizer and chat template for `vllm serve --load-format dummy`.
 
-Sizes: see DEFAULTS_WHY.
+Why these sizes, on two CPU cores:
+- hidden 128 x 12 layers, thin and deep: a step costs about 15 ms of Python and operator calls even with few requests,
+  so throughput rises with the batch as it does on a GPU: 19, 29, 36 requests/s at 16, 32, 64 concurrent (32-96 tokens
+  in, 32-64 out). The engine is busy, not the API server or the client, so launch flags move the results.
+  With 64-192 tokens in, from 16 to 64 concurrent: this shape 15 to 25 requests/s, hidden 256 x 4 layers 21 to 22.
+- 2 heads of 64, because CPU attention knows head sizes 32, 64, 80, 96, 112, 128 and up.
+- float32: a CPU without bfloat16 instructions falls back to a path that is six times slower. vLLM turns float32 into
+  bfloat16 unless it is told `--dtype float32`.
+- 12 KiB of KV cache a token; max_position 2048 then needs 24 MiB, and a smaller cache is refused at start-up.
+- vocab 4096: the softmax stays cheap, every id has a text.
 """
 
 from __future__ import annotations
@@ -16,7 +25,7 @@ CORPUS = Path(__file__).resolve().parent.parent / "demo" / "corpus.txt"
 END_OF_TEXT, TURN_START, TURN_END = SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 BYTES = 256
 
-# `enable_thinking` is accepted and changes nothing: this model does not think, and the length of a prompt must not depend on it.
+# `enable_thinking` is accepted and changes nothing: the length of a prompt must not depend on it.
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
     "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
@@ -38,11 +47,11 @@ class Shape:
 
 
 def model_config(shape: Shape) -> dict[str, object]:
-    """A bfloat16 Llama; token ids 0, 1, 2 are SPECIAL."""
+    """A float32 Llama; token ids 0, 1, 2 are SPECIAL."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "dtype": "bfloat16",
+        "dtype": "float32",
         "hidden_size": shape.hidden,
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
@@ -77,8 +86,9 @@ def train_tokenizer(corpus: Path, vocab: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     tokenizer.train_from_iterator(corpus.read_text(encoding="utf-8").splitlines(), trainer)
-    if tokenizer.get_vocab_size() != vocab:
-        raise SystemExit(f"{corpus} yields {tokenizer.get_vocab_size()} tokens, not {vocab}\nhint: a smaller --vocab or a longer corpus")
+    size = tokenizer.get_vocab_size()
+    if size != vocab:
+        raise SystemExit(f"{corpus} yields {size} tokens, not {vocab}\nhint: a smaller --vocab or a longer corpus")
     return tokenizer
 
 
@@ -108,18 +118,20 @@ def write_model(folder: Path, shape: Shape) -> None:
 
 
 def arguments() -> tuple[Path, Shape]:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description="A tiny Llama for `vllm serve --load-format dummy --dtype float32`.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--heads", type=int, default=8, help="hidden/heads must be a head size of vLLM's CPU attention: 32, 64, 80, 96, 112, 128, …")
-    parser.add_argument("--kv-heads", type=int, default=8)
-    parser.add_argument("--ffn", type=int, default=1408)
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--heads", type=int, default=2)
+    parser.add_argument("--kv-heads", type=int, default=2)
+    parser.add_argument("--ffn", type=int, default=352)
     parser.add_argument("--vocab", type=int, default=4096)
-    parser.add_argument("--max-position", type=int, default=4096)
+    parser.add_argument("--max-position", type=int, default=2048)
     given = parser.parse_args()
     if given.vocab < len(SPECIAL) + BYTES:
         parser.error(f"--vocab must be at least {len(SPECIAL) + BYTES}: every byte is a token")
+    if given.hidden % given.heads or given.heads % given.kv_heads:
+        parser.error("--heads must divide --hidden, and --kv-heads must divide --heads")
     shape = Shape(given.hidden, given.layers, given.heads, given.kv_heads, given.ffn, given.vocab, given.max_position)
     return given.folder, shape
 

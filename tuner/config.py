@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 
 from tuner.candidate import Value
@@ -30,6 +31,13 @@ SECRET_FLAGS = {"api-key": "VLLM_API_KEY", "hf-token": "HF_TOKEN"}
 
 DEFAULT_SLOS = ("p99 ttft <= 500ms",)
 LADDER = (10, 30, 64, 128, 200, 256)
+
+
+class ChangedEnvironment(StrEnum):
+    """Whether a study may go on where something that its numbers depend on is not what it was."""
+
+    REFUSED = "refused"
+    ALLOWED = "allowed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,7 @@ class SearchOptions:
     level_seconds: float = 60.0
     warm_up_seconds: float = 15.0
     start_limit_seconds: float = 1800.0
+    changed_environment: ChangedEnvironment = ChangedEnvironment.REFUSED
     extra: tuple[str, ...] = ()
 
 

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+import numpy as np
+
+from tuner.load.drive import Samples
+from tuner.load.quantiles import Values, interval, order_statistic
+from tuner.load.stream import Failure, RequestSample
+from tuner.slo import Metric, Slo
+from tuner.telemetry.cautions import Caution as Caution
+from tuner.telemetry.cautions import CautionKind as CautionKind
+from tuner.telemetry.cautions import cautions
+from tuner.telemetry.prometheus import deltas
+from tuner.telemetry.sampler import Telemetry
+
+WINDOW_CUT = 2.5
+"""Mean answer times until requests in flight reach 95 % of their mean (simulated: 2.0 to 3.2, measurement.md 1)."""
 
 
 class LoadKind(StrEnum):
@@ -26,7 +42,7 @@ class Load:
 class Distribution:
     """A latency over the requests of a level, in ms; `p99_low`/`p99_high` bound its P99 with 95 % confidence.
 
-    A bound is None where the sample is too small to have one (an upper bound of a P99 needs about 300 requests).
+    A bound is None where the sample is too small to have one (an upper bound of a P99 needs 368 requests).
     """
 
     count: int
@@ -56,6 +72,8 @@ class ServerLoad:
     requests_succeeded: int | None = None
     prompt_tokens: int | None = None
     generation_tokens: int | None = None
+    request_preemptions: int | None = None
+    ttft_ms_mean: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,23 +98,19 @@ class ClientLoad:
     host_cpu_share: float | None = None
 
 
-class CautionKind(StrEnum):
-    CLIENT_BOUND = "client-bound"
-    FEW_REQUESTS = "few-requests"
-    THROTTLED = "throttled"
-    FOREIGN_PROCESS = "foreign-process"
-    DRIFT = "drift"
-    HOST_BUSY = "host-busy"
-    METRICS_MISSING = "metrics-missing"
-
-
 @dataclass(frozen=True, slots=True)
-class Caution:
-    """Something that makes a number less sure: `detail` says what was seen, `next_step` what to do about it."""
+class Attainment:
+    """How one SLO fared: `violations` of `counted` requests exceeded it; `value_ms` is the quantile itself.
 
-    kind: CautionKind
-    detail: str
-    next_step: str
+    Failed requests violate, and so do requests cut off unanswered after the limit; those cut off before it do not
+    count. `value_ms` is None when nothing was counted, or so much failed that the quantile has no value; where requests
+    were cut off it is a lower bound.
+    """
+
+    slo: Slo
+    counted: int
+    violations: int
+    value_ms: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +141,183 @@ class Measurement:
     gpu: GpuLoad | None = None
     aborted: str | None = None
     cautions: tuple[Caution, ...] = ()
+    attainments: tuple[Attainment, ...] = ()
 
     @property
     def failed_total(self) -> int:
         return sum(count for _, count in self.failed)
+
+
+def measure(
+    samples: Samples, telemetry: Telemetry | None, load: Load, *, seed: int = 0, slos: Sequence[Slo] = ()
+) -> Measurement:
+    """One level as it was: nothing is judged here."""
+    completed = [r for r in samples.requests if r.failure is None]
+    window_ns = _window(samples, completed)
+    finished = [r for r in completed if r.last_ns is not None and window_ns[0] <= r.last_ns < window_ns[1]]
+    window_s = (window_ns[1] - window_ns[0]) / 1e9
+    server = _server_load(telemetry)
+    return Measurement(
+        load=load,
+        seed=seed,
+        planned_s=samples.planned_s,
+        window_s=window_s,
+        sent=len(samples.requests),
+        completed=len(completed),
+        failed=_failures(samples.requests),
+        qps=len(finished) / window_s if window_s > 0 else None,
+        output_tokens_per_s=sum(r.output_tokens or 0 for r in finished) / window_s if window_s > 0 else None,
+        prompt_tokens=sum(r.prompt_tokens or 0 for r in completed),
+        output_tokens=sum(r.output_tokens or 0 for r in completed),
+        ttft_ms=distribution(latencies_ms(completed, Metric.TTFT)),
+        tpot_ms=distribution(latencies_ms(completed, Metric.TPOT)),
+        itl_ms=distribution(latencies_ms(completed, Metric.ITL)),
+        e2e_ms=distribution(latencies_ms(completed, Metric.E2E)),
+        server=server,
+        client=_client_load(samples, telemetry),
+        gpu=_gpu_load(telemetry),
+        aborted=samples.aborted,
+        cautions=cautions(samples, telemetry, slos),
+        attainments=tuple(attainment(samples.requests, slo) for slo in slos),
+    )
+
+
+def latencies_ms(requests: Iterable[RequestSample], metric: Metric) -> Values:
+    """Ascending. TTFT and E2E count from when the request was due; TPOT is (last - first) / (tokens - 1), so
+    requests of one token have none; ITL are the gaps between chunks that carry tokens, of all requests together."""
+    values: list[float] = []
+    for r in requests:
+        if r.first_ns is None or r.last_ns is None:
+            continue
+        if metric is Metric.TTFT:
+            values.append((r.first_ns - r.due_ns) / 1e6)
+        elif metric is Metric.E2E:
+            values.append((r.last_ns - r.due_ns) / 1e6)
+        elif metric is Metric.ITL:
+            values.extend(np.diff(r.token_ns) / 1e6)
+        elif r.output_tokens is not None and r.output_tokens > 1:
+            values.append((r.last_ns - r.first_ns) / 1e6 / (r.output_tokens - 1))
+    return np.sort(np.asarray(values, dtype=np.float64))
+
+
+def distribution(ordered: Values) -> Distribution | None:
+    """None of nothing: a percentile of no requests is not 0 ms."""
+    if len(ordered) == 0:
+        return None
+    low, high = interval(ordered, 0.99)
+    return Distribution(
+        count=len(ordered),
+        mean=float(ordered.mean()),
+        p50=order_statistic(ordered, 0.50),
+        p90=order_statistic(ordered, 0.90),
+        p95=order_statistic(ordered, 0.95),
+        p99=order_statistic(ordered, 0.99),
+        max=float(ordered[-1]),
+        p99_low=low,
+        p99_high=high,
+    )
+
+
+def attainment(requests: Iterable[RequestSample], slo: Slo) -> Attainment:
+    """Every request counts once, also for ITL, where its largest gap is what its reader felt."""
+    known = [value for r in requests if (value := _against(r, slo)) is not None]
+    ordered = np.sort(np.asarray(known, dtype=np.float64))
+    value = order_statistic(ordered, slo.quantile) if len(ordered) else None
+    return Attainment(
+        slo=slo,
+        counted=len(ordered),
+        violations=int((ordered > slo.limit_ms).sum()),
+        value_ms=value if value is not None and np.isfinite(value) else None,
+    )
+
+
+def _against(request: RequestSample, slo: Slo) -> float | None:
+    """The latency that counts against a limit, in ms: infinite for a failure, None where it cannot be told."""
+    if request.failure in (Failure.CUT, Failure.TIMEOUT):
+        waited = (request.end_ns - request.due_ns) / 1e6
+        open_ended = slo.metric is Metric.E2E or (slo.metric is Metric.TTFT and request.first_ns is None)
+        if open_ended and (waited > slo.limit_ms or request.failure is Failure.TIMEOUT):
+            return waited
+        if request.failure is Failure.TIMEOUT:
+            return float("inf")
+        return (
+            float(latencies_ms([request], Metric.TTFT)[0]) if slo.metric is Metric.TTFT and request.first_ns else None
+        )
+    if request.failure is not None:
+        return float("inf")
+    values = latencies_ms([request], slo.metric)
+    return float(values[-1]) if len(values) else None
+
+
+def _window(samples: Samples, completed: Sequence[RequestSample]) -> tuple[int, int]:
+    """From when the server is filled until sending ended; at most the first third of a short level is left out."""
+    answers_ns = [r.last_ns - r.due_ns for r in completed if r.last_ns is not None]
+    fill_ns = max(WINDOW_CUT * float(np.mean(answers_ns)) if answers_ns else 0.0, samples.ramp_s * 1e9)
+    length_ns = samples.ended_ns - samples.started_ns
+    return samples.started_ns + round(min(fill_ns, length_ns / 3)), samples.ended_ns
+
+
+def _failures(requests: Iterable[RequestSample]) -> tuple[tuple[str, int], ...]:
+    counts: dict[str, int] = {}
+    for r in requests:
+        if r.failure_kind is not None and r.failure is not Failure.CUT:
+            counts[r.failure_kind] = counts.get(r.failure_kind, 0) + 1
+    return tuple(sorted(counts.items()))
+
+
+def _server_load(telemetry: Telemetry | None) -> ServerLoad:
+    if telemetry is None:
+        return ServerLoad()
+    rise = deltas(telemetry.before, telemetry.after)
+    scrapes = [row.server for row in telemetry.rows if row.server is not None]
+    kv, running, waiting = ([s.kv_usage for s in scrapes], [s.running for s in scrapes], [s.waiting for s in scrapes])
+    return ServerLoad(
+        preemptions=rise.preemptions,
+        kv_usage_peak=_peak(kv),
+        kv_usage_mean=_mean(kv),
+        running_peak=_peak(running),
+        running_mean=_mean(running),
+        waiting_peak=_peak(waiting),
+        waiting_mean=_mean(waiting),
+        prefix_hit_rate=rise.prefix_hit_rate,
+        queue_ms_mean=rise.queue_ms_mean,
+        requests_succeeded=rise.succeeded,
+        prompt_tokens=rise.prompt_tokens,
+        generation_tokens=rise.generation_tokens,
+        request_preemptions=rise.request_preemptions,
+        ttft_ms_mean=rise.server_ttft_ms_mean,
+    )
+
+
+def _gpu_load(telemetry: Telemetry | None) -> GpuLoad | None:
+    readings = [gpu for row in telemetry.rows for gpu in row.gpus] if telemetry else []
+    if not readings:
+        return None
+    memory = _peak([g.memory_used_bytes for g in readings])
+    return GpuLoad(
+        utilization_mean=_mean([g.utilization for g in readings]),
+        memory_gib_peak=None if memory is None else memory / 2**30,
+        power_w_mean=_mean([g.power_w for g in readings]),
+        temperature_c_peak=_peak([g.temperature_c for g in readings]),
+        sm_clock_mhz_min=min((g.sm_clock_mhz for g in readings if g.sm_clock_mhz is not None), default=None),
+        throttled=tuple(sorted({reason for g in readings for reason in g.throttled})),
+    )
+
+
+def _client_load(samples: Samples, telemetry: Telemetry | None) -> ClientLoad:
+    rows = telemetry.rows if telemetry else ()
+    return ClientLoad(
+        cpu_share=samples.client.cpu_share,
+        lag_p99_ms=samples.client.lag_p99_ms,
+        late_p99_ms=samples.client.late_p99_ms,
+        host_cpu_share=_mean([row.host.cpu_share for row in rows]),
+    )
+
+
+def _peak(values: Iterable[float | None]) -> float | None:
+    return max((float(v) for v in values if v is not None), default=None)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    seen = [v for v in values if v is not None]
+    return float(np.mean(seen)) if seen else None

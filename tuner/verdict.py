@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+from tuner.load.quantiles import confidence_above, confidence_below
+from tuner.measurement import Attainment, Distribution, Measurement
+from tuner.slo import Metric, Slo
+from tuner.telemetry.cautions import CLIENT_CPU_LIMIT, lag_limit_ms
+
+FEWEST_REQUESTS = 100
+"""A P99 of fewer is their maximum: it says nothing about one request in a hundred."""
+
+LAG_INVALID_MS = 20.0
+LAG_INVALID_SHARE = 0.02
+"""Lag over 20 ms (measurement.md 5), or over 2 % of the tightest TTFT limit where that is more."""
+
+LAG_INFLATION = 2.0
+"""A P99 TTFT is inflated by up to about twice the ticker's P99 lag (measurement.md 5: lag 2-5 ms, 5.6; 5-10, 18)."""
 
 
 class Outcome(StrEnum):
@@ -27,3 +44,103 @@ class Verdict:
     slo_margin: float | None = None
     confidence: float | None = None
     missing_requests: int = 0
+
+
+def judge(measurement: Measurement, slos: Sequence[Slo]) -> Verdict:
+    """Feasible: every limit kept on enough requests, no request failed, and no preemption, observed.
+
+    The client's fault comes first: a level that it distorted is invalid, neither good nor bad. What cannot pass any
+    more is infeasible however few requests there were.
+    """
+    attainments = [_attainment(measurement, slo) for slo in slos]
+    margin = max((m for a in attainments if (m := _margin(a)) is not None), default=None)
+    if reasons := _client_faults(measurement, attainments):
+        return Verdict(Outcome.INVALID, reasons, margin)
+    if reasons := _broken(measurement, attainments):
+        return Verdict(Outcome.INFEASIBLE, reasons, margin, _confidence_infeasible(measurement, attainments))
+    missing = max((FEWEST_REQUESTS - a.counted for a in attainments), default=FEWEST_REQUESTS - measurement.completed)
+    if reasons := _open_questions(measurement, missing):
+        return Verdict(Outcome.UNDECIDED, reasons, margin, None, max(0, missing))
+    sure = [confidence_below(a.violations, a.counted, 1 - a.slo.quantile) for a in attainments]
+    return Verdict(Outcome.FEASIBLE, (), margin, min(sure, default=None))
+
+
+def most_violations(requests: int, slo: Slo) -> int:
+    """How many of `requests` may exceed the limit while the quantile still keeps it."""
+    return math.floor(round((1 - slo.quantile) * requests, 9))
+
+
+def _client_faults(measurement: Measurement, attainments: Sequence[Attainment]) -> tuple[str, ...]:
+    client = measurement.client
+    reasons = []
+    if client.cpu_share is not None and client.cpu_share > CLIENT_CPU_LIMIT:
+        reasons.append(f"the load generator used {client.cpu_share:.0%} of its core: it was the bottleneck")
+    lag_ms = max(client.lag_p99_ms or 0.0, client.late_p99_ms or 0.0)
+    tightest_ms = min((a.slo.limit_ms for a in attainments if a.slo.metric is Metric.TTFT), default=0.0)
+    if lag_ms > max(LAG_INVALID_MS, LAG_INVALID_SHARE * tightest_ms):
+        reasons.append(f"the load generator was {lag_ms:.0f} ms late at P99")
+    if lag_ms > lag_limit_ms([a.slo for a in attainments]) and measurement.aborted is None:
+        reasons.extend(
+            f"{a.slo} is broken by less than the load generator's own lag of {lag_ms:.1f} ms may add"
+            for a in attainments
+            if a.value_ms is not None and a.slo.limit_ms < a.value_ms <= a.slo.limit_ms + LAG_INFLATION * lag_ms
+        )
+    return tuple(reasons)
+
+
+def _broken(measurement: Measurement, attainments: Sequence[Attainment]) -> tuple[str, ...]:
+    reasons = [f"{count} requests failed: {kind}" for kind, count in measurement.failed]
+    if measurement.server.preemptions:
+        reasons.append(f"{measurement.server.preemptions} preemptions")
+    reasons.extend(
+        f"{a.slo} is broken: "
+        + (f"{a.value_ms:.0f}ms over {a.counted} requests" if a.value_ms is not None else "too many were not answered")
+        for a in attainments
+        if a.violations > most_violations(max(a.counted, FEWEST_REQUESTS), a.slo)
+    )
+    return tuple(reasons)
+
+
+def _open_questions(measurement: Measurement, missing: int) -> tuple[str, ...]:
+    reasons = []
+    if measurement.aborted is not None:
+        reasons.append(f"ended early: {measurement.aborted}")
+    if measurement.server.preemptions is None:
+        reasons.append("preemptions were not observed: /metrics did not tell")
+    if missing > 0:
+        reasons.append(f"{missing} requests are missing: {FEWEST_REQUESTS} are the fewest that have a P99")
+    return tuple(reasons)
+
+
+def _confidence_infeasible(measurement: Measurement, attainments: Sequence[Attainment]) -> float:
+    if measurement.failed or measurement.server.preemptions:
+        return 1.0  # seen, not inferred
+    return max(confidence_above(a.violations, a.counted, 1 - a.slo.quantile) for a in attainments if a.counted)
+
+
+def _margin(attainment: Attainment) -> float | None:
+    if attainment.value_ms is None:
+        return None
+    return math.log(max(attainment.value_ms, 1e-3) / attainment.slo.limit_ms)
+
+
+def _attainment(measurement: Measurement, slo: Slo) -> Attainment:
+    """The measured one, or for records without it the nearest that their percentiles allow."""
+    for attainment in measurement.attainments:
+        if attainment.slo == slo:
+            return attainment
+    found: Distribution | None = {
+        Metric.TTFT: measurement.ttft_ms,
+        Metric.TPOT: measurement.tpot_ms,
+        Metric.ITL: measurement.itl_ms,
+        Metric.E2E: measurement.e2e_ms,
+    }[slo.metric]
+    if found is None:
+        return Attainment(slo, 0, 0, None)
+    value_ms = next((v for q, v in _percentiles(found) if q >= slo.quantile), found.max)
+    most = most_violations(found.count, slo)
+    return Attainment(slo, found.count, most + 1 if value_ms > slo.limit_ms else most, value_ms)
+
+
+def _percentiles(found: Distribution) -> tuple[tuple[float, float], ...]:
+    return ((0.50, found.p50), (0.90, found.p90), (0.95, found.p95), (0.99, found.p99))

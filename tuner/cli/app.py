@@ -7,10 +7,12 @@ import traceback
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
+from typer.exceptions import TyperException
 
-from tuner.errors import TunerError
+from tuner.errors import TunerError, UsageError
+
+_CHANGED = "Go on although vLLM, GPUs or model are not what the study was made with."
 
 app = typer.Typer(
     name="tuner",
@@ -50,10 +52,11 @@ def search(
     level_seconds: Annotated[float, typer.Option(help="Time at each level.")] = 60.0,
     warm_up_seconds: Annotated[float, typer.Option(help="Load before the first level, not counted.")] = 15.0,
     start_limit_seconds: Annotated[float, typer.Option(help="How long a server may take to be ready.")] = 1800.0,
+    allow_changed_environment: Annotated[bool, typer.Option("--allow-changed-environment", help=_CHANGED)] = False,
 ) -> None:
     """Search overnight; words after -- go to every vLLM server unchanged."""
     from tuner.cli.search import run_search
-    from tuner.config import DEFAULT_SLOS, SearchOptions
+    from tuner.config import DEFAULT_SLOS, ChangedEnvironment, SearchOptions
 
     _only_after_dashes(context.args)
     options = SearchOptions(
@@ -61,15 +64,30 @@ def search(
         confirm=confirm, time_budget=time_budget, study=study, studies=studies, vllm=vllm,
         tensor_parallel_size=tensor_parallel_size, seed=seed, storage=storage, levels=levels,
         level_seconds=level_seconds, warm_up_seconds=warm_up_seconds, start_limit_seconds=start_limit_seconds,
+        changed_environment=ChangedEnvironment.ALLOWED if allow_changed_environment else ChangedEnvironment.REFUSED,
         extra=tuple(context.args),
     )  # fmt: skip
     run_search(options)
 
 
+@app.command(epilog="Example: tuner resume qwen3-8b-chat-1121-2200")
+def resume(
+    study: Annotated[str, typer.Argument(help="Name of the study.")],
+    studies: Annotated[Path, typer.Option(help="Folder of all studies.")] = Path("studies"),
+    allow_changed_environment: Annotated[bool, typer.Option("--allow-changed-environment", help=_CHANGED)] = False,
+) -> None:
+    """Go on with an interrupted study to its own target."""
+    from tuner.cli import search as command
+    from tuner.config import ChangedEnvironment
+
+    changed = ChangedEnvironment.ALLOWED if allow_changed_environment else ChangedEnvironment.REFUSED
+    command.resume(studies.absolute() / study, changed)
+
+
 def _only_after_dashes(words: list[str]) -> None:
     given = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
     if list(words) != given:
-        raise click.UsageError(f"unexpected word {words[0]!r}; vLLM's own flags go after --")
+        raise UsageError(f"unexpected word {words[0]!r}", hint="vLLM's own flags go after --")
 
 
 def main() -> None:
@@ -78,10 +96,10 @@ def main() -> None:
         code = app(standalone_mode=False) or 0
     except TunerError as error:
         code = _fail(error.message, error.hint, error.exit_code)
-    except click.ClickException as error:
+    except TyperException as error:
         code = _fail(error.format_message(), "tuner --help, or tuner COMMAND --help", 2)
-    except (KeyboardInterrupt, click.Abort):
-        code = _fail("interrupted", "run the same command again with the same --study to go on", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _fail("interrupted", "go on with: tuner resume STUDY", 130)
     except Exception as error:  # the boundary: a bug of ours must be told apart from a person's mistake
         traceback.print_exc()
         code = _fail(f"this is a bug of tuner: {error!r}", "everything finished is in the study's folder", 1)

@@ -32,7 +32,8 @@ class Console:
 
     def say(self, text: str) -> None:
         with self._lock:
-            print("\n".join(map(formatting.one_line, text.splitlines())), file=self._stream, flush=True)
+            lines = (line[: len(line) - len(line.lstrip())] + formatting.one_line(line) for line in text.splitlines())
+            print("\n".join(lines), file=self._stream, flush=True)
 
     def show(self, event: Event) -> None:
         match event:

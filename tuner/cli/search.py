@@ -11,13 +11,14 @@ from pathlib import Path
 
 from tuner.cli.console import Console, plan_lines, result_lines
 from tuner.clock import RealClock
-from tuner.config import Machine, SearchOptions, plan_study, split_secrets
+from tuner.config import ChangedEnvironment, Machine, SearchOptions, plan_study, split_secrets
 from tuner.deploy.start import write_scripts
-from tuner.environment import Environment, Gpu, differences
+from tuner.environment import Environment, Gpu, describe, differences
 from tuner.errors import InterruptedSearchError, NothingFeasibleError, UsageError
 from tuner.report.page import write_report
 from tuner.server.leftovers import end_leftovers
 from tuner.space.defaults import vllm_defaults
+from tuner.space.flags import installed_vllm
 from tuner.study.loop import Loop
 from tuner.study.plan import StudyPlan
 from tuner.study.result import Decision, StudyResult
@@ -49,19 +50,45 @@ def run_search(options: SearchOptions) -> None:
     store.create()
     os.environ.update(split_secrets(options.extra)[1])
     with store.locked():
-        plan = _taken_up(store, plan, environment) if store.exists else _begun(store, plan, environment)
+        if store.exists:
+            differ = [*differences(store.environment(), environment), *_other_plan(store.plan(), plan)]
+            _refuse_a_mixture(plan.study, differ, options.changed_environment)
+            plan = store.plan()
+        else:
+            store.save_plan(plan, environment)
         _continue(store, plan, environment, console, clock)
 
 
-def _begun(store: Store, plan: StudyPlan, environment: Environment) -> StudyPlan:
-    store.save_plan(plan, environment)
-    return plan
+def resume(folder: Path, changed: ChangedEnvironment) -> None:
+    """Goes on with a study to its own target, with nothing said again."""
+    console, clock = Console(), RealClock()
+    store = Store(folder)
+    plan = store.plan()
+    missing = [name for name in plan.base.secret_env if name not in os.environ]
+    if missing:
+        raise UsageError(f"{missing[0]} is not set", hint="the study's servers need it; secrets are in no file")
+    machine = this_machine()
+    vllm = installed_vllm(plan.base.command, cache_folder() / "flags")
+    used = {index for group in plan.groups for index in group.gpus}
+    gpus = [gpu for gpu in machine.gpus if gpu.index in used]
+    environment = describe(vllm.version, plan.model, gpus, machine.driver)
+    with store.locked():
+        _refuse_a_mixture(plan.study, differences(store.environment(), environment), changed)
+        _continue(store, plan, environment, console, clock)
 
 
-def _taken_up(store: Store, plan: StudyPlan, environment: Environment) -> StudyPlan:
-    """The study of that name goes on to its own target, if it was made of the same things."""
-    before = store.plan()
-    differ = differences(store.environment(), environment)
+def _refuse_a_mixture(study: str, differ: list[str], changed: ChangedEnvironment) -> None:
+    if differ and changed is ChangedEnvironment.REFUSED:
+        raise UsageError(
+            f"study {study!r} was made under other conditions: {'; '.join(differ)}",
+            hint="its numbers cannot be compared with new ones: choose another name with --study, "
+            "or say --allow-changed-environment",
+        )
+
+
+def _other_plan(before: StudyPlan, plan: StudyPlan) -> list[str]:
+    """What the command line asks for that the study of that name was not made with."""
+    differ = []
     for what, old, new in (
         ("workload", before.workload.name, plan.workload.name),
         ("space", before.space, plan.space),
@@ -69,13 +96,8 @@ def _taken_up(store: Store, plan: StudyPlan, environment: Environment) -> StudyP
         ("own flags", before.base.extra, plan.base.extra),
     ):
         if old != new:
-            differ.append(f"the {what} changed" if what == "space" else f"{what}: was {_text(old)}, is {_text(new)}")
-    if differ:
-        raise UsageError(
-            f"study {plan.study!r} was made under other conditions: {'; '.join(differ)}",
-            hint="choose another name with --study: numbers of two environments cannot be compared",
-        )
-    return before
+            differ.append(f"the {what} changed" if what == "space" else f"{what} was {_text(old)}, is {_text(new)}")
+    return differ
 
 
 def _text(value: object) -> str:
@@ -105,7 +127,7 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, console: 
     if stop.is_set():
         raise InterruptedSearchError(
             f"interrupted after {result.starts} starts; the best so far is written",
-            hint=f"go on with the same command and --study {plan.study}",
+            hint=f"go on with: tuner resume {plan.study}",
         )
     if result.decision is Decision.NOTHING_FEASIBLE:
         raise NothingFeasibleError(

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from dataclasses import dataclass
+
+from tuner.errors import UsageError
+
+BodyValue = bool | int | float | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +39,119 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
+    """Prompt lengths count the words we write; the chat template's own tokens come on top.
+
+    `file` is the path of recorded traffic, `file_sha256` its content when the study was planned; the lengths in
+    `shares` are then estimates from bytes. `temperature` None leaves sampling to the model. `extra_body` goes into
+    every request.
+    """
+
     name: str
     source: str
     shares: tuple[Share, ...]
     natural_stops: bool = False
+    file: str | None = None
+    file_sha256: str | None = None
+    temperature: float | None = None
+    extra_body: tuple[tuple[str, BodyValue], ...] = ()
 
     @property
     def longest(self) -> int:
         """Tokens of the longest request, prompt and output: what max-model-len must hold, template aside."""
         return max(s.prompt.high + s.output.high for s in self.shares)
+
+
+def _one(name: str, source: str, prompt: tuple[int, int], output: tuple[int, int], shared_prefix: int = 0) -> Workload:
+    return Workload(name, source, (Share(1.0, Lengths(*prompt), Lengths(*output), shared_prefix),))
+
+
+_MIXED = Workload(
+    "mixed",
+    "own: four of five requests answered directly, one of five thinks first, for up to 1,024 tokens",
+    (
+        Share(0.8, Lengths(20, 80), Lengths(50, 50)),
+        Share(0.2, Lengths(40, 200), Lengths(256, 1024), thinking=True),
+    ),
+)
+
+PRESETS: dict[str, Workload] = {
+    workload.name: workload
+    for workload in (
+        _one(
+            "short-qa",
+            "lengths near the Alpaca questions in the PagedAttention paper (SOSP 2023: 19 in, 58 out on average)",
+            (12, 40),
+            (50, 50),
+        ),
+        _one(
+            "chat",
+            "prompts near ShareGPT in the PagedAttention paper (161 tokens in on average), 150 to 256 out",
+            (60, 260),
+            (150, 256),
+        ),
+        _MIXED,
+        _one(
+            "rag",
+            "own: passages of 3,000 to 8,000 tokens behind one system prompt of 512 that every request shares, 200 out",
+            (3000, 8000),
+            (200, 200),
+            shared_prefix=512,
+        ),
+        _one(
+            "summary",
+            "own: news articles and reports (CNN/DailyMail articles have about 800 words), 500 out",
+            (800, 2000),
+            (500, 500),
+        ),
+        _one(
+            "code",
+            "prompts around the median of the coding trace in the Splitwise paper (ISCA 2024: 1,500 tokens), 80 out",
+            (1000, 2000),
+            (80, 80),
+        ),
+        _one(
+            "translate",
+            "own: one or two sentences in, as much out",
+            (30, 80),
+            (50, 50),
+        ),
+    )
+}
+
+_RANGE = r"(\d+)(?:-(\d+))?"
+_RANDOM = re.compile(rf"random:{_RANGE},{_RANGE}")
+_PREFIX = re.compile(rf"prefix:(\d+),{_RANGE},{_RANGE}")
+FORMS = ("random:IN,OUT", "prefix:SHARED,OWN,OUT", "a .json or .jsonl file")
+
+
+def workload(text: str) -> Workload:
+    """The workload that a person named: a preset or a form such as `random:256,32` and `random:128-512,16-64`.
+
+    Raises UsageError with the names there are.
+    """
+    if text in PRESETS:
+        return PRESETS[text]
+    if match := _RANDOM.fullmatch(text):
+        return _synthetic(text, 0, _lengths(match[1], match[2]), _lengths(match[3], match[4]))
+    if match := _PREFIX.fullmatch(text):
+        return _synthetic(text, int(match[1]), _lengths(match[2], match[3]), _lengths(match[4], match[5]))
+    close = difflib.get_close_matches(text, [*PRESETS, *FORMS], n=1, cutoff=0.5)
+    guess = f"did you mean {close[0]!r}? " if close else ""
+    raise UsageError(
+        f"there is no workload {text!r}",
+        hint=f"{guess}workloads: {', '.join(PRESETS)}, {', '.join(FORMS)}",
+    )
+
+
+def _lengths(low: str, high: str | None) -> Lengths:
+    return Lengths(int(low), int(high if high is not None else low))
+
+
+def _synthetic(text: str, shared: int, own: Lengths, output: Lengths) -> Workload:
+    if not 0 < own.low <= own.high or not 0 < output.low <= output.high:
+        raise UsageError(
+            f"the lengths in {text!r} are not a range of tokens",
+            hint="write the smaller number first, at least 1: 'random:256,32' or 'random:128-512,16-64'",
+        )
+    prompt = Lengths(shared + own.low, shared + own.high)
+    return Workload(text, "lengths given by the person, words drawn at random", (Share(1.0, prompt, output, shared),))

@@ -2,36 +2,165 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+import signal
+from dataclasses import replace
 from enum import StrEnum
 
+from tuner.server import logtext
+from tuner.server.cause import Bound, Cause, Fault
+from tuner.server.lessons import Context
+from tuner.server.patterns import BROAD, GENERIC, SPECIFIC, Pattern
 
-class Fault(StrEnum):
-    CANDIDATE = "candidate"
-    ENVIRONMENT = "environment"
-    OURS = "ours"
-    UNKNOWN = "unknown"
+__all__ = ["Bound", "Cause", "Fault", "Phase", "diagnose", "foreign_listener", "over_limit"]
+
+_READY_LINE = re.compile(r"Application startup complete|Starting vLLM (?:API )?server")
+_ARGUMENTS = re.compile(r"non-default args: [^\n]*")
+# Healthy servers warn with the very words of a failure ("… can cause fd limit errors like [Errno 24] Too many open
+# files"), and a logged prompt may quote anything. A failure is an ERROR line or a traceback, which has no level; vLLM
+# itself makes the two exceptions.
+_NO_FAILURE = re.compile(
+    r"^(?:\([^)\n]*\) )?(?:(?:INFO|WARNING|DEBUG) \d\d-\d\d |(?:\[rank\d+\]:)?\[?[IW]\d{4} )"
+    r"(?![^\n]*(?:API server: shutdown triggered|engine core exited unexpectedly))[^\n]*$",
+    re.MULTILINE,
+)
+_PREFIX = r"^(?:\([^)\n]*\) )?(?:(?:ERROR|CRITICAL) [^\]\n]*\] )?"
+_EXCEPTION = re.compile(_PREFIX + r"(?P<line>(?:\w+\.)*\w*(?:Error|Exception)(?:: [^\n]*)?)$", re.MULTILINE)
+_CONSEQUENCE = re.compile(r"Engine core initialization failed|EngineDeadError|EngineGenerateError|WorkerProc initial")
+
+_NOT_FOUND_EXITS = (126, 127)
+_USAGE_EXIT = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """What a refusal teaches: a candidate with `flag` beyond `limit` is refused too, all else being equal.
+class Phase(StrEnum):
+    """What the server was doing when it ended or was given up."""
 
-    `relation` is "<=" (values must not be larger than `limit`) or ">=".
+    STARTING = "starting"
+    SERVING = "serving"
+
+
+def diagnose(log_text: str, *, exit_code: int | None, phase: Phase, held_by_others_gib: float | None = None) -> Cause:
+    """The cause that explains the end of a server, whatever its exit code: 0 is a crash too, where it should have run.
+
+    `exit_code` is None for a server that still runs, and negative for a signal. `held_by_others_gib`: memory in use on
+    the fullest of its GPUs before the start, None where that is not known.
     """
+    text = logtext.clean(log_text)
+    arguments = _ARGUMENTS.search(text)
+    context = Context(arguments[0] if arguments else "", held_by_others_gib, first_exception=None)
+    cause = _from_tables(text, phase, context) or _from_exit_code(text, exit_code, phase)
+    if phase is Phase.SERVING and cause.kind == "oom":
+        return replace(cause, kind="oom-under-load")
+    return cause
 
-    flag: str
-    relation: str
-    limit: float
+
+def over_limit(limit_s: float, cause: Cause) -> Cause:
+    """A start that took too long: `cause`, diagnosed while it still hung, where that says more than "unknown"."""
+    if cause.fault is not Fault.UNKNOWN:
+        return cause
+    return Cause(
+        "start-limit",
+        Fault.UNKNOWN,
+        cause.line,
+        f"The server was not ready after {limit_s:.0f} s.",
+        "see the end of the log; a model that needs longer needs a longer start limit",
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """Why a server did not start or died. `kind` is a stable name (`kv-too-small`), `line` the log's own words."""
+def foreign_listener(port: int) -> Cause:
+    return Cause(
+        "foreign-listener",
+        Fault.ENVIRONMENT,
+        "",
+        f"A process that is not ours listens on port {port}, which was free a moment before.",
+        "start again: every start takes a fresh port",
+    )
 
-    kind: str
-    fault: Fault
-    line: str
-    explanation: str
-    hint: str
-    bounds: tuple[Bound, ...] = ()
+
+def _from_tables(text: str, phase: Phase, context: Context) -> Cause | None:
+    ready = _READY_LINE.search(text) if phase is Phase.SERVING else None
+    # What was survived at start-up explains a later death only if nothing later does.
+    parts = [_NO_FAILURE.sub("", part) for part in ((text[ready.end() :], text) if ready else (text,))]
+    for part in parts:
+        for table in (SPECIFIC, BROAD, GENERIC):
+            if (found := _first(table, part)) is not None:
+                root = _root_exception(part)
+                known = replace(context, first_exception=None if root is None else root.start())
+                return _cause(*found, part, known)
+    return None
+
+
+def _first(table: tuple[Pattern, ...], text: str) -> tuple[Pattern, re.Match[str]] | None:
+    matches = [(pattern, match) for pattern in table if (match := pattern.regex.search(text)) is not None]
+    if table is GENERIC:
+        return matches[0] if matches else None
+    return min(matches, key=lambda found: found[1].start(), default=None)
+
+
+def _cause(pattern: Pattern, match: re.Match[str], text: str, context: Context) -> Cause:
+    fault = pattern.fault if isinstance(pattern.fault, Fault) else pattern.fault(match, context)
+    groups = {name: (value or "").strip() for name, value in match.groupdict().items()}
+    line = _line_at(text, match.start("line") if "line" in groups else match.start())
+    if pattern in GENERIC and context.first_exception is not None:
+        line = _line_at(text, context.first_exception)
+    return Cause(
+        kind=pattern.kind,
+        fault=fault,
+        line=line,
+        explanation=logtext.shorten(pattern.explanation.format(**groups)),
+        hint=pattern.hint,
+        # What others hold will be gone another time: a bound from it would be a lie.
+        bounds=pattern.learn(match, context) if fault is Fault.CANDIDATE else (),
+    )
+
+
+def _from_exit_code(text: str, exit_code: int | None, phase: Phase) -> Cause:
+    root = _root_exception(text)
+    line = _last_line(text) if root is None else _line_at(text, root.start("line"))
+    if exit_code is None:
+        return Cause("no-answer", Fault.UNKNOWN, line, "The server runs and does not answer.", "see the end of the log")
+    if exit_code in _NOT_FOUND_EXITS:
+        words = "The command that starts vLLM cannot be executed."
+        return Cause("command-not-found", Fault.ENVIRONMENT, line, words, "check --vllm")
+    if exit_code == _USAGE_EXIT and phase is Phase.STARTING:
+        words = "vLLM refuses its command line."
+        return Cause("bad-argument", Fault.CANDIDATE, line, words, "correct the space or the words after --")
+    if exit_code < 0:
+        return _from_signal(line, -exit_code)
+    doing = "before it was ready" if phase is Phase.STARTING else "while it should have served"
+    words = f"The server ended by itself with exit code {exit_code} {doing}."
+    return Cause("ended", Fault.UNKNOWN, line, words, "see the end of the log")
+
+
+def _from_signal(line: str, number: int) -> Cause:
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    if number == signal.SIGKILL:
+        words = "The server was killed with SIGKILL, probably by the kernel's out-of-memory killer."
+        return Cause("killed", Fault.ENVIRONMENT, line, words, "check `dmesg | grep -i oom`")
+    if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        words = f"Somebody else ended the server with {name}."
+        return Cause("terminated", Fault.ENVIRONMENT, line, words, "see who ends processes on this machine")
+    if number == signal.SIGBUS:
+        words = "The server met a bus error, as one does when /dev/shm is full."
+        return Cause("shm-full", Fault.ENVIRONMENT, line, words, "enlarge /dev/shm (docker: --shm-size, --ipc=host)")
+    return Cause("crashed", Fault.UNKNOWN, line, f"The server crashed with {name}.", "see the end of the log")
+
+
+def _root_exception(text: str) -> re.Match[str] | None:
+    """The first exception that is not merely the report of another."""
+    return next((m for m in _EXCEPTION.finditer(text) if not _CONSEQUENCE.search(m["line"])), None)
+
+
+def _line_at(text: str, position: int) -> str:
+    """The line around `position`, from there on where it is too long for a record."""
+    start = text.rfind("\n", 0, position) + 1
+    end = text.find("\n", position)
+    line = text[start : len(text) if end < 0 else end]
+    if len(line) > logtext.MAX_LINE_CHARS:
+        line = text[position : len(text) if end < 0 else end]
+    return logtext.shorten(logtext.redact(line))
+
+
+def _last_line(text: str) -> str:
+    lines = text.rstrip().rsplit("\n", 1)
+    return logtext.shorten(logtext.redact(lines[-1]))

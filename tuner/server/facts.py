@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+# Wordings of vLLM 0.8.5 to 0.33 (vllm.md section 3).
+_VERSION = re.compile(r"(?:LLM engine \(v|API server version |\bversion )(\d+\.\d+\.\d+[^\s)]*)")
+_KV_TOKENS = re.compile(r"(?:GPU|CPU|XPU)(?: \+ host)? KV cache size: ([\d,]+) tokens")
+_KV_MEMORY = re.compile(
+    r"(?:Available KV cache memory: (?=-?[\d.]+ GiB)"  # GPU
+    r"|(?:Auto|Explicitly) set \((?=[\d.]+/[\d.]+\) GiB for KV cache))"  # CPU
+    r"(-?[\d.]+)"
+)
+_CONCURRENCY = re.compile(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x")
+_WEIGHTS = re.compile(r"Model loading took ([\d.]+) Gi?B")
+_COMPILE = re.compile(r"torch\.compile (?:took|takes) ([\d.]+) s in total")
+_COMPILE_HIT = re.compile(r"Directly load (?:the compiled graph|AOT compilation)")
+_ENGINE_INIT = re.compile(r"init engine \([^)]*\) took ([\d.]+) s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,3 +32,28 @@ class StartFacts:
     engine_init_s: float | None = None
     max_model_len: int | None = None
     """From /v1/models: the length in force after vLLM's own fitting."""
+
+
+def parse_facts(log_text: str, *, max_model_len: int | None = None) -> StartFacts:
+    """Of several workers' lines the one that limits: the least KV cache, the most weights, the longest compilation."""
+    version = _VERSION.search(log_text)
+    compile_s = _largest(_COMPILE, log_text)
+    return StartFacts(
+        vllm_version=version[1].rstrip(",") if version else None,
+        kv_tokens=min((int(n.replace(",", "")) for n in _KV_TOKENS.findall(log_text)), default=None),
+        kv_memory_gib=_smallest(_KV_MEMORY, log_text),
+        max_concurrency=_smallest(_CONCURRENCY, log_text),
+        weights_gib=_largest(_WEIGHTS, log_text),
+        compile_s=compile_s,
+        compile_cache_hit=True if _COMPILE_HIT.search(log_text) else None if compile_s is None else False,
+        engine_init_s=_largest(_ENGINE_INIT, log_text),
+        max_model_len=max_model_len,
+    )
+
+
+def _smallest(pattern: re.Pattern[str], text: str) -> float | None:
+    return min(map(float, pattern.findall(text)), default=None)
+
+
+def _largest(pattern: re.Pattern[str], text: str) -> float | None:
+    return max(map(float, pattern.findall(text)), default=None)

@@ -40,6 +40,8 @@ class Space:
         for flag in self.flags:
             if flag in given:
                 dropped.append(Dropped(flag, "set by you, the same for every candidate"))
+            elif flag == "gpu-memory-utilization" and "kv-cache-memory-bytes" in given:
+                dropped.append(Dropped(flag, "vLLM ignores it beside your kv-cache-memory-bytes"))
             elif flag not in flags:
                 dropped.append(Dropped(flag, f"vLLM {version} does not have it, or takes only its default"))
         gone = {d.flag for d in dropped}

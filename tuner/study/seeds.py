@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from tuner.candidate import Candidate, Value
@@ -10,14 +11,14 @@ from tuner.study.plan import StudyPlan
 
 
 def seeds(plan: StudyPlan, defaults: Mapping[str, Value]) -> list[Candidate]:
-    """A large token budget, a bounded number of sequences, and a conservative point; without duplicates."""
+    """A large token budget; as many sequences as the load has, with all the KV memory; a conservative point."""
     ranges = {p.flag: p for p in plan.parameters}
     given = {**dict(plan.space.always), **dict(plan.given)}
     start = {f: p.decode(p.encode(defaults[f])) for f, p in ranges.items() if f in defaults}
     start |= {f: v for f, v in plan.baseline.values if f in ranges}
     variants = (
         {"max-num-batched-tokens": 8192},
-        {"max-num-seqs": max(plan.load.levels), "max-num-batched-tokens": 4096},
+        {"max-num-seqs": max(plan.load.levels), "max-num-batched-tokens": 4096, "kv-cache-memory-bytes": math.inf},
         {"max-num-seqs": 64, "max-num-batched-tokens": 2048, "gpu-memory-utilization": 0.85},
     )
     found = [

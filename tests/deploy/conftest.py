@@ -1,0 +1,52 @@
+"""A finished study, the start of its winner, and a `vllm` on PATH that is not vLLM."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.report.studies import Study, build_study
+from tuner.deploy.recorded import Recorded
+from tuner.study.record import TrialRecord
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return build_study(tmp_path_factory.mktemp("studies"), telemetry=False)
+
+
+@pytest.fixture
+def recorded(study: Study) -> Recorded:
+    """The winner's first fresh start."""
+    assert study.result is not None and study.result.winner is not None
+    record = study.records[study.result.winner.trials[0]]
+    return Recorded(record, study.result, study.plan, study.environment)
+
+
+@pytest.fixture
+def local(recorded: Recorded) -> Recorded:
+    """The same on this machine: no GPU, no numactl, no secret, the stand-in for vLLM."""
+    env = tuple((n, v) for n, v in recorded.launch.env if n != "CUDA_VISIBLE_DEVICES")
+    launch = dataclasses.replace(recorded.launch, prefix=(), secret_env=(), env=env)
+    return with_launch(recorded, launch=launch)
+
+
+def with_launch(recorded: Recorded, **changes: object) -> Recorded:
+    record = dataclasses.replace(recorded.record, **changes)  # type: ignore[arg-type]
+    assert isinstance(record, TrialRecord)
+    return dataclasses.replace(recorded, record=record)
+
+
+@pytest.fixture
+def vllm_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "vllm"
+    stand_in = Path(__file__).with_name("stand_in.py")
+    program.write_text(f"#!{sys.executable}\nimport runpy\nrunpy.run_path({str(stand_in)!r}, run_name='__main__')\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    return program

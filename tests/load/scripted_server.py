@@ -1,0 +1,186 @@
+"""An HTTP server that sends known bytes at known times, whatever it is asked: truth by construction."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+HEAD = (
+    b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
+    b"transfer-encoding: chunked\r\n\r\n"
+)
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """`data` is written in one call, `after_s` seconds after the step before."""
+
+    data: bytes
+    after_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """The connection is cut with a TCP reset, as when a process is killed."""
+
+    after_s: float = 0.0
+
+
+Step = Send | Reset
+
+
+@dataclass(slots=True)
+class Served:
+    """One request as the server saw it: its body, and when each `Send` was written (CLOCK_MONOTONIC ns)."""
+
+    body: dict[str, object]
+    received_ns: int
+    sent_ns: list[int] = field(default_factory=list)
+
+
+def event(payload: object) -> bytes:
+    return b"data: " + json.dumps(payload, separators=(",", ":")).encode() + b"\n\n"
+
+
+def chunked(data: bytes) -> bytes:
+    """One HTTP chunk."""
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def delta(**fields: object) -> dict[str, object]:
+    return {"id": "chatcmpl-1", "choices": [{"index": 0, "delta": fields, "finish_reason": None}]}
+
+
+def role() -> bytes:
+    """vLLM's first chunk: a role, empty content and no token."""
+    return event(delta(role="assistant", content=""))
+
+
+def token(text: str = "word") -> bytes:
+    return event(delta(content=text))
+
+
+def finish(text: str = "end", reason: str = "length") -> bytes:
+    return event({"id": "chatcmpl-1", "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": reason}]})
+
+
+def usage(prompt: int, output: int) -> bytes:
+    return event({"choices": [], "usage": {"prompt_tokens": prompt, "completion_tokens": output}})
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+def answer(tokens: int, first_s: float, gap_s: float, prompt_tokens: int = 7) -> list[Step]:
+    """What vLLM sends: role at the first token's time, one token a chunk, usage, [DONE]."""
+    steps: list[Step] = [Send(HEAD + chunked(role()), first_s), Send(chunked(token()))]
+    steps += [Send(chunked(token()), gap_s) for _ in range(tokens - 2)]
+    return [
+        *steps,
+        Send(chunked(finish()), gap_s),
+        Send(chunked(usage(prompt_tokens, tokens)) + chunked(DONE) + LAST_CHUNK),
+    ]
+
+
+class ScriptedServer:
+    """Serves the scripts in turn, the last one for ever. `served` holds every request in order of arrival."""
+
+    def __init__(self, scripts: Iterable[list[Step]]) -> None:
+        self._scripts = list(scripts)
+        self.served: list[Served] = []
+        self.connections = 0
+        self.port = 0
+        self.loop = asyncio.new_event_loop()
+        self.listener: asyncio.Server | None = None
+        self._refused = threading.Event()
+        self._open: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        try:
+            while await self._one(reader, writer):
+                pass
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the client went away
+        finally:
+            self._open.discard(task)
+            writer.close()
+
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(
+            int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+        )
+        served = Served(json.loads(await reader.readexactly(length)), time.monotonic_ns())
+        script = self._scripts[min(len(self.served), len(self._scripts) - 1)]
+        self.served.append(served)
+        due = time.monotonic()
+        for step in script:
+            due += step.after_s
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            if isinstance(step, Reset):
+                writer.transport.abort()
+                return False
+            served.sent_ns.append(time.monotonic_ns())
+            writer.write(step.data)
+            await writer.drain()
+        return b"connection: close" not in b"".join(s.data for s in script if isinstance(s, Send)).lower()
+
+    def refuse(self) -> None:
+        """Stops listening and cuts every connection, as a killed server does; callable from any thread."""
+        self._refused = threading.Event()
+        self.loop.call_soon_threadsafe(self._refuse)
+        self._refused.wait()
+
+    def _refuse(self) -> None:
+        assert self.listener is not None
+        self.listener.close()
+        for task in self._open:
+            task.cancel()
+        self._refused.set()
+
+    async def stop_open(self) -> None:
+        for task in list(self._open):
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+
+
+@contextmanager
+def serving(*scripts: list[Step]) -> Iterator[ScriptedServer]:
+    """Runs in a thread of its own, with an event loop of its own, on a free port of 127.0.0.1."""
+    server = ScriptedServer(scripts)
+    ready = threading.Event()
+    loop = server.loop
+    stop = asyncio.Event()
+
+    async def main() -> None:
+        listener = server.listener = await asyncio.start_server(server.handle, "127.0.0.1", 0)
+        server.port = listener.sockets[0].getsockname()[1]
+        ready.set()
+        await stop.wait()
+        listener.close()
+        await server.stop_open()
+        await listener.wait_closed()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(main(),))
+    thread.start()
+    ready.wait()
+    try:
+        yield server
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()

@@ -1,0 +1,239 @@
+"""Over real sockets, against a server whose times and bytes are known."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import pytest
+
+from tests.load.scripted_server import (
+    DONE,
+    HEAD,
+    LAST_CHUNK,
+    Reset,
+    Send,
+    Step,
+    answer,
+    chunked,
+    event,
+    finish,
+    role,
+    serving,
+    token,
+    usage,
+)
+from tuner.errors import UsageError
+from tuner.load.drive import Progress, Samples, drive_closed, drive_open
+from tuner.load.prompts import Request
+from tuner.load.stream import Failure, RequestSample, Target
+
+SLACK_MS = 100.0
+"""What a busy machine may add to a time; never less than the truth."""
+
+
+def requests(count: int, max_tokens: int = 5) -> list[Request]:
+    return [Request((("user", f"hello {i}"),), 2, max_tokens, {"ignore_eos": True}) for i in range(count)]
+
+
+def one(*scripts: list[Step], max_tokens: int = 5, drain_s: float = 5.0) -> RequestSample:
+    with serving(*scripts) as server:
+        samples = drive_open(Target(server.url, "m"), requests(1, max_tokens), [0.0], 0.1, drain_s=drain_s)
+    (sample,) = samples.requests
+    return sample
+
+
+def test_ttft_runs_to_the_first_token_and_every_chunk_is_stamped_on_arrival() -> None:
+    script: list[Step] = [
+        Send(HEAD + chunked(role()), 0.02),
+        Send(chunked(token()), 0.08),
+        Send(chunked(token()) + chunked(token()), 0.05),
+        Send(chunked(finish()), 0.03),
+        Send(chunked(usage(9, 4)) + chunked(DONE) + LAST_CHUNK),
+    ]
+    with serving(script) as server:
+        samples = drive_open(Target(server.url, "m"), requests(1, 4), [0.0], 0.1)
+    (sample,), (served,) = samples.requests, server.served
+    true_ns = [served.sent_ns[1], served.sent_ns[2], served.sent_ns[2], served.sent_ns[3]]
+    late_ms = [(seen - true) / 1e6 for seen, true in zip(sample.token_ns, true_ns, strict=True)]
+    assert all(0 <= ms < SLACK_MS for ms in late_ms)
+    assert sample.first_ns == sample.token_ns[0] and sample.last_ns == sample.token_ns[-1]
+    assert 0 <= (served.received_ns - sample.sent_ns) / 1e6 < SLACK_MS
+    assert (sample.prompt_tokens, sample.output_tokens, sample.failure, sample.status) == (9, 4, None, 200)
+
+
+def test_what_is_sent_is_what_was_asked() -> None:
+    with serving(answer(5, 0, 0)) as server:
+        drive_closed(Target(server.url, "m"), requests(1), 1, 1)
+    body = server.served[0].body
+    assert body == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hello 0"}],
+        "max_tokens": 5,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "ignore_eos": True,
+    }
+
+
+def test_a_shortened_answer_is_a_failure() -> None:
+    assert one(answer(4, 0, 0), max_tokens=5).failure is Failure.SHORTENED
+
+
+def test_an_error_chunk_inside_a_200_is_a_failure() -> None:
+    broken = event({"error": {"message": "engine died"}})
+    sample = one([Send(HEAD + chunked(role()) + chunked(token())), Send(chunked(broken) + chunked(DONE) + LAST_CHUNK)])
+    assert (sample.failure, sample.error) == (Failure.ERROR_CHUNK, "engine died")
+
+
+def test_an_http_error_is_a_failure_with_its_status() -> None:
+    sample = one([Send(b'HTTP/1.1 503 Service Unavailable\r\ncontent-length: 28\r\n\r\n{"error":{"message":"full"}}')])
+    assert (sample.failure, sample.status, sample.failure_kind) == (Failure.HTTP, 503, "http-503")
+    assert sample.error == "full"
+
+
+def test_a_reset_in_the_middle_is_a_broken_stream() -> None:
+    sample = one([Send(HEAD + chunked(role())), Send(chunked(token())), Reset(0.02)])
+    assert sample.failure is Failure.BROKEN_STREAM
+    assert sample.first_ns is not None
+
+
+def test_a_stream_without_done_is_broken_even_if_http_ended_well() -> None:
+    assert one([Send(HEAD + chunked(token()) + chunked(usage(1, 5)) + LAST_CHUNK)]).failure is Failure.BROKEN_STREAM
+
+
+def test_a_stream_without_usage_has_no_counts_and_fails() -> None:
+    sample = one([Send(HEAD + chunked(token()) + chunked(DONE) + LAST_CHUNK)])
+    assert (sample.failure, sample.output_tokens) == (Failure.NO_USAGE, None)
+
+
+def test_an_answer_without_any_token_fails() -> None:
+    sample = one([Send(HEAD + chunked(role()) + chunked(usage(1, 5)) + chunked(DONE) + LAST_CHUNK)])
+    assert (sample.failure, sample.first_ns) == (Failure.NO_TOKEN, None)
+
+
+def test_an_answer_that_never_ends_times_out_after_the_drain() -> None:
+    sample = one([Send(HEAD + chunked(role()) + chunked(token())), Send(b"", 60)], drain_s=0.2)
+    assert sample.failure is Failure.TIMEOUT
+
+
+def test_a_last_chunk_split_over_packets_ends_the_answer() -> None:
+    script = answer(5, 0, 0)
+    last = script[-1]
+    assert isinstance(last, Send)
+    pieces = [
+        Send(last.data[:-6]),
+        Send(last.data[-6:-4], 0.01),
+        Send(last.data[-4:-1], 0.01),
+        Send(last.data[-1:], 0.01),
+    ]
+    assert one([*script[:-1], *pieces]).failure is None
+
+
+def test_connections_are_kept_and_reused() -> None:
+    with serving(answer(5, 0.002, 0.001)) as server:
+        samples = drive_closed(Target(server.url, "m"), requests(100), 4, 5)
+    assert len(samples.requests) == len(server.served) == 100
+    assert server.connections == 4
+
+
+def test_a_server_that_closes_after_each_answer_is_connected_to_again() -> None:
+    head = HEAD.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
+    script: list[Step] = [Send(head + chunked(token())), *answer(5, 0, 0)[1:]]
+    with serving(script) as server:
+        samples = drive_closed(Target(server.url, "m"), requests(10), 2, 5)
+    assert [r.failure for r in samples.requests] == [None] * 10
+    assert server.connections == 10
+
+
+def test_closed_loop_never_has_more_in_flight_than_asked() -> None:
+    with serving(answer(5, 0.02, 0.005)) as server:
+        samples = drive_closed(Target(server.url, "m"), requests(500), 6, 0.6, ramp_s=0.05)
+    edges = sorted([(r.sent_ns, 1) for r in samples.requests] + [(r.end_ns, -1) for r in samples.requests])
+    in_flight = peak = 0
+    for _, step in edges:
+        in_flight += step
+        peak = max(peak, in_flight)
+    assert peak == 6 and in_flight == 0
+    assert all(r.failure is None for r in samples.requests)
+
+
+def test_requests_in_flight_at_the_end_are_drained_not_cut() -> None:
+    with serving(answer(5, 0.3, 0.01)) as server:
+        samples = drive_closed(Target(server.url, "m"), requests(50), 3, 0.4)
+    assert len(samples.requests) == 6
+    assert all(r.failure is None for r in samples.requests)
+    assert samples.drained_ns > samples.ended_ns
+
+
+def test_open_loop_sends_on_its_schedule_however_slow_the_server_is() -> None:
+    due_s = [0.0, 0.05, 0.05, 0.2, 0.21]
+    with serving(answer(5, 0.5, 0)) as server:
+        samples = drive_open(Target(server.url, "m"), requests(5), due_s, 0.3)
+    offsets_ms = [(r.due_ns - samples.requests[0].due_ns) / 1e6 for r in samples.requests]
+    assert offsets_ms == pytest.approx([1000 * s for s in due_s], abs=1e-3)
+    assert all(0 <= (r.sent_ns - r.due_ns) / 1e6 < SLACK_MS for r in samples.requests)
+
+
+def test_ttft_counts_from_when_the_request_was_due() -> None:
+    with serving(answer(5, 0.05, 0)) as server:
+        samples = drive_open(Target(server.url, "m"), requests(1), [0.0], 0.1)
+    (sample,) = samples.requests
+    assert sample.first_ns is not None and sample.ttft_ns == sample.first_ns - sample.due_ns
+    assert sample.due_ns <= sample.sent_ns
+
+
+def watched(samples: Samples) -> list[Failure | None]:
+    return [r.failure for r in samples.requests]
+
+
+def test_a_watch_ends_the_level_at_once_and_cuts_what_is_in_flight() -> None:
+    seen: list[Progress] = []
+
+    def watch(progress: Progress) -> str | None:
+        seen.append(progress)
+        return "enough" if progress.elapsed_s > 0.3 else None
+
+    began = time.monotonic()
+    with serving(answer(5, 30, 0)) as server:
+        samples = drive_closed(Target(server.url, "m"), requests(9), 3, 10, watch=watch)
+    assert time.monotonic() - began < 3
+    assert samples.aborted == "enough"
+    assert watched(samples) == [Failure.CUT] * 3
+    assert seen[-1].in_flight == 3 and len(seen[-1].unanswered_ms) == 3
+
+
+def test_a_watch_sees_answers_and_failures_as_they_come() -> None:
+    last: list[Progress] = []
+
+    def watch(progress: Progress) -> str | None:
+        last[:] = [progress]
+        return None
+
+    with serving(answer(5, 0.05, 0), [Reset()], answer(5, 0.05, 0.1)) as server:
+        drive_closed(Target(server.url, "m"), requests(6), 1, 3, watch=watch)
+    assert last[0].failed == 1
+    assert len(last[0].ttft_ms) >= 4
+    assert all(50 <= ms < 50 + SLACK_MS for ms in last[0].ttft_ms)
+
+
+def test_a_server_that_is_gone_is_said_to_be_lost() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    samples = drive_closed(Target(f"http://127.0.0.1:{port}", "m"), requests(50), 4, 5)
+    assert samples.server_lost
+    assert set(watched(samples)) <= {Failure.CONNECT, Failure.CUT}
+
+
+def test_requests_that_run_out_end_the_level_early_and_say_so() -> None:
+    with serving(answer(5, 0.01, 0)) as server:
+        samples = drive_closed(Target(server.url, "m"), requests(4), 2, 30)
+    assert samples.exhausted and len(samples.requests) == 4
+    assert samples.ended_ns - samples.started_ns < 5e9
+
+
+@pytest.mark.parametrize("url", ["https://127.0.0.1:1", "127.0.0.1:8000", "ftp://x"])
+def test_a_target_that_cannot_be_loaded_is_refused_with_a_hint(url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        drive_closed(Target(url, "m"), requests(1), 1, 1)
+    assert "http://" in caught.value.hint

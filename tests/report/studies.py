@@ -1,0 +1,283 @@
+"""Sample study folders, made up but plausible: a 32B model on one H100 each in two groups, P99 TTFT limit 500 ms.
+
+Deterministic: the same arguments write the same bytes. `python -m tests.report.studies FOLDER` writes one to look at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pandas as pd
+
+from tests.report.surface import GROUPS, PARAMETERS, PLAN, Server, refusal
+from tuner import jsonfile
+from tuner.candidate import Candidate, Value
+from tuner.environment import Environment, Gpu
+from tuner.launch import launch
+from tuner.measurement import Caution, CautionKind
+from tuner.server.facts import StartFacts
+from tuner.study.plan import StudyPlan
+from tuner.study.record import Level, Phases, Role, TrialOutcome, TrialRecord, best_of
+from tuner.study.result import Decision, Figures, StudyResult
+from tuner.verdict import Outcome
+
+START = datetime(2026, 11, 20, 21, 30, tzinfo=UTC)
+ENVIRONMENT = Environment(
+    tuner_version="0.1.0",
+    vllm_version="0.32.0",
+    python_version="3.12.11",
+    model=PLAN.model,
+    model_digest="9f2b6a0d" * 8,
+    gpus=(
+        Gpu(0, "NVIDIA H100 80GB HBM3", 79.6, "GPU-5f1c"),
+        Gpu(1, "NVIDIA H100 80GB HBM3", 79.6, "GPU-77aa"),
+    ),
+    driver="570.124.06",
+    host="gpu-host-3",
+    cpu="AMD EPYC 9554 64-Core Processor",
+    cpu_count=128,
+    memory_gib=1007.5,
+    kernel="6.8.0-60-generic",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What was written: the folder and the values in it."""
+
+    folder: Path
+    plan: StudyPlan
+    environment: Environment
+    records: tuple[TrialRecord, ...]
+    result: StudyResult | None
+
+
+def build_study(
+    studies: Path,
+    *,
+    trials: int = 61,
+    confirm: int = 3,
+    seed: int = 0,
+    plan: StudyPlan = PLAN,
+    environment: Environment = ENVIRONMENT,
+    telemetry: bool = True,
+    best_speed: float = 1.0,
+) -> Study:
+    """A study of `trials` starts, `confirm` fresh ones for each of winner and default among them."""
+    rng = random.Random(seed)
+    folder = studies / plan.study
+    folder.mkdir(parents=True)
+    clock = {group.name: START for group in plan.groups}
+    records: list[TrialRecord] = []
+    fresh = confirm if trials > 4 * confirm else 0
+    for number in range(trials - 2 * fresh):
+        candidate = plan.baseline if number == 0 else _candidate(rng)
+        role = Role.DEFAULT if number == 0 else Role.SEARCH
+        records.append(_start(number, role, candidate, plan, clock, rng, best_speed))
+    chosen = _chosen(records)
+    for number in range(trials - 2 * fresh, trials):
+        candidate = plan.baseline if chosen is None or number % 2 else chosen
+        records.append(_start(number, Role.CONFIRM, candidate, plan, clock, rng, best_speed))
+    result = _result(plan, tuple(records), chosen, fresh) if records else None
+    jsonfile.dump(folder / "plan.json", plan)
+    jsonfile.dump(folder / "environment.json", environment)
+    if result is not None:
+        jsonfile.dump(folder / "result.json", result)
+    for record in records:
+        trial = folder / "trials" / f"{record.trial:04d}"
+        trial.mkdir(parents=True)
+        (trial / "record.json").write_text(jsonfile.dumps(record), encoding="utf-8")
+    if telemetry and result is not None:
+        for figures in (result.winner, result.default):
+            for number in figures.trials[:1] if figures else ():
+                frame = _telemetry(records[number], rng)
+                frame.to_parquet(folder / "trials" / f"{number:04d}" / "telemetry.parquet")
+    return Study(folder, plan, environment, tuple(records), result)
+
+
+def replace_record(study: Study, record: TrialRecord) -> None:
+    jsonfile.dump(study.folder / "trials" / f"{record.trial:04d}" / "record.json", record)
+
+
+def _candidate(rng: random.Random) -> Candidate:
+    values: dict[str, Value] = {}
+    for parameter in PARAMETERS:
+        if parameter.choices:
+            values[parameter.flag] = rng.choice(parameter.choices)
+        elif parameter.flag == "gpu-memory-utilization":
+            values[parameter.flag] = round(rng.uniform(parameter.low, parameter.high), 3)
+        elif parameter.flag == "enable-chunked-prefill":
+            values[parameter.flag] = rng.random() < 0.8
+        else:
+            low, high = parameter.low, parameter.high
+            exact = low * (high / low) ** rng.random()
+            values[parameter.flag] = max(int(low), round(exact / parameter.multiple_of) * parameter.multiple_of)
+    return Candidate.of(values)
+
+
+def _start(
+    number: int,
+    role: Role,
+    candidate: Candidate,
+    plan: StudyPlan,
+    clock: dict[str, datetime],
+    rng: random.Random,
+    best_speed: float,
+) -> TrialRecord:
+    group = min(GROUPS, key=lambda g: clock[g.name])
+    started = clock[group.name] + timedelta(seconds=rng.uniform(1, 6))
+    cause = refusal(candidate)
+    server = Server(candidate, noise=rng.gauss(1, 0.012), speed=best_speed)
+    levels: list[Level] = []
+    if cause is None:
+        for concurrency in plan.load.levels:
+            levels.append(server.level(concurrency, plan, rng))
+            if levels[-1].verdict.outcome is Outcome.INFEASIBLE:
+                break
+    best = best_of(tuple(levels))
+    if cause is not None:
+        outcome = TrialOutcome.REFUSED
+        phases = Phases(start_s=rng.uniform(18, 31))
+    else:
+        outcome = TrialOutcome.FEASIBLE if best is not None else TrialOutcome(levels[-1].verdict.outcome.value)
+        spent = len(levels) * (plan.load.level_s + 4)
+        phases = Phases(rng.uniform(62, 95), plan.load.warm_up_s, spent, rng.uniform(6, 12))
+    used = sum(s for s in (phases.start_s, phases.warm_up_s, phases.measure_s, phases.stop_s) if s is not None)
+    clock[group.name] = started + timedelta(seconds=used)
+    facts = StartFacts(vllm_version="0.32.0", kv_tokens=server.kv_tokens, weights_gib=61.5, engine_init_s=21.4)
+    return TrialRecord(
+        trial=number,
+        role=role,
+        candidate=candidate,
+        launch=launch(plan.base, candidate, group),
+        group=group.name,
+        outcome=outcome,
+        started_at=started.isoformat(),
+        phases=phases,
+        levels=tuple(levels),
+        best=best,
+        cause=cause,
+        facts=None if cause else facts,
+    )
+
+
+def _chosen(records: list[TrialRecord]) -> Candidate | None:
+    feasible = [(r.qps, -r.trial) for r in records if r.qps is not None]
+    return records[-max(feasible)[1]].candidate if feasible else None
+
+
+def _result(plan: StudyPlan, records: tuple[TrialRecord, ...], chosen: Candidate | None, fresh: int) -> StudyResult:
+    winner = _figures(records, chosen, fresh) if chosen is not None and chosen != plan.baseline else None
+    default = _figures(records, plan.baseline, fresh)
+    decision = Decision.WINNER if winner else Decision.KEEP_DEFAULT if default else Decision.NOTHING_FEASIBLE
+    refused = sum(1 for r in records if r.outcome is TrialOutcome.REFUSED)
+    last = max(datetime.fromisoformat(r.started_at) for r in records) + timedelta(minutes=4)
+    return StudyResult(
+        study=plan.study,
+        decision=decision,
+        winner=winner,
+        default=default,
+        default_seen=default,
+        starts=len(records),
+        refused=refused,
+        elapsed_s=(last - START).total_seconds(),
+        complete=True,
+        sentence=_sentence(winner, default, len(records), refused, fresh),
+        updated_at=last.isoformat(),
+    )
+
+
+def _sentence(winner: Figures | None, default: Figures | None, starts: int, refused: int, fresh: int) -> str:
+    tail = f"{starts} starts, {refused} refused"
+    if winner is None:
+        return f"Keep the default: nothing beat it by more than the noise; {tail}."
+    gain = f"+{(winner.qps / default.qps - 1) * 100:.0f} % QPS over the default" if default else "Feasible"
+    sure = f"confirmed in {fresh} fresh starts" if winner.fresh else "not confirmed by a fresh start yet"
+    return f"{gain} at P99 TTFT {winner.p99_ttft_ms:.0f} ms (p99 ttft <= 500ms), no preemption, {sure}; {tail}."
+
+
+def _figures(records: tuple[TrialRecord, ...], candidate: Candidate, fresh: int) -> Figures | None:
+    mine = [r for r in records if r.candidate == candidate and r.best_level is not None]
+    confirmed = [r for r in mine if r.role is Role.CONFIRM]
+    used = confirmed if fresh and confirmed else mine
+    speeds = [r.qps for r in used if r.qps is not None]
+    if not speeds:
+        return None
+    first = used[0].best_level
+    assert first is not None and first.ttft_ms is not None
+    return Figures(
+        candidate=candidate,
+        trials=tuple(r.trial for r in used),
+        level=str(first.load),
+        qps=sum(speeds) / len(speeds),
+        qps_low=min(speeds),
+        qps_high=max(speeds),
+        p99_ttft_ms=first.ttft_ms.p99,
+        preemptions=0,
+        fresh=bool(fresh and confirmed),
+    )
+
+
+def _telemetry(record: TrialRecord, rng: random.Random) -> pd.DataFrame:
+    """A sample every half second over the levels of one start, in the columns of telemetry/sampler.py."""
+    rows: list[dict[str, float | str | None]] = []
+    queries = hits = 0.0
+    for index, level in enumerate(record.levels):
+        server = level.measurement.server
+        for step in range(int(level.measurement.planned_s * 2)):
+            running = round((server.running_mean or 0) * rng.uniform(0.94, 1.04))
+            queries += running * 120
+            hits += running * 120 * rng.uniform(0.09, 0.13)
+            rows.append(
+                {
+                    "level": level.measurement.load.level,
+                    "at_ns": 10**12 + int((index * (level.measurement.planned_s + 4) + step / 2) * 1e9),
+                    "kv_usage": min(1.0, (server.kv_usage_mean or 0) * rng.uniform(0.92, 1.06)),
+                    "running": float(running),
+                    "waiting": float(round((server.waiting_mean or 0) * rng.uniform(0.7, 1.4))),
+                    "prefix_queries": queries,
+                    "prefix_hits": hits,
+                    "gpu": 0,
+                    "gpu_utilization": min(1.0, 0.7 + running / 250),
+                    "gpu_memory_used_bytes": 75.1 * 2**30,
+                    "gpu_power_w": 430.0 + running * 2 + rng.uniform(-9, 9),
+                    "gpu_temperature_c": 55.0 + min(9, step // 12),
+                    "host_cpu_share": 0.07,
+                    "client_cores": 0.2,
+                    "server_cores": None,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def hostile(text: str, studies: Path) -> Study:
+    """A study in which every text that comes from outside holds `text`."""
+    plan = dataclasses.replace(
+        PLAN,
+        study="hostile",
+        model=text,
+        base=dataclasses.replace(PLAN.base, model=text, extra=("--served-model-name", text)),
+        workload=dataclasses.replace(PLAN.workload, name=text, source=text),
+    )
+    environment = dataclasses.replace(ENVIRONMENT, host=text, cpu=text, model=text, gpus=(Gpu(0, text, 80.0, "u"),))
+    study = build_study(studies, trials=24, plan=plan, environment=environment)
+    caution = Caution(CautionKind.CLIENT_BOUND, detail=text, next_step=text)
+    for record in study.records:
+        cause = record.cause and dataclasses.replace(record.cause, kind=text, line=text, explanation=text, hint=text)
+        levels = tuple(
+            dataclasses.replace(level, measurement=dataclasses.replace(level.measurement, cautions=(caution,)))
+            for level in record.levels
+        )
+        replace_record(study, dataclasses.replace(record, cause=cause, levels=levels, notes=(text,)))
+    assert study.result is not None
+    jsonfile.dump(study.folder / "result.json", dataclasses.replace(study.result, sentence=text))
+    return study
+
+
+if __name__ == "__main__":
+    build_study(Path(sys.argv[1]), trials=int(sys.argv[2]) if len(sys.argv) > 2 else 61)

@@ -1,0 +1,137 @@
+"""A small server that misbehaves on purpose: `fake_server.py serve MODEL [--fault NAME]... --host H --port P`.
+
+It speaks /health and /v1/models and prints nothing but what a fault asks for. Not a test, and no stand-in for vLLM's
+behaviour (that is tuner/sim): it only does to its supervisor what real processes do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import resource_tracker, shared_memory
+from pathlib import Path
+
+FOREVER_S = 600.0
+
+
+class Api(BaseHTTPRequestHandler):
+    health = 200
+    model = ""
+
+    def do_GET(self) -> None:
+        body = json.dumps({"data": [{"id": "served", "root": self.model, "max_model_len": 512}]}).encode()
+        self.send_response(self.health if self.path == "/health" else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("command")
+    parser.add_argument("model")
+    parser.add_argument("--fault", action="append", default=[])
+    parser.add_argument("--log", type=Path, help="print this file first")
+    parser.add_argument("--exit", type=int, help="then exit with this code")
+    parser.add_argument("--note", type=Path, help="write pids of children and names of files here")
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--shutdown-timeout")
+    given = parser.parse_args()
+    if given.log is not None:
+        say(given.log.read_text())
+    if given.exit is not None:
+        sys.exit(given.exit)
+    notes = [note for fault in given.fault for note in FAULTS[fault]()]
+    if given.note is not None:
+        given.note.write_text("\n".join(notes))
+    Api.model = given.model
+    server = ThreadingHTTPServer((given.host, given.port), Api)
+    for fault in given.fault:
+        if fault in LATE_FAULTS:
+            threading.Timer(1.0, LATE_FAULTS[fault]).start()
+    server.serve_forever()
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def ignore_term() -> list[str]:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return []
+
+
+def _child(*, session: str = "same", deaf: bool = False) -> list[str]:
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if deaf else signal.SIG_DFL)
+        if session == "own group":
+            os.setpgrp()
+        if session == "own session":
+            os.setsid()
+        time.sleep(FOREVER_S)
+        os._exit(0)
+    return [str(pid)]
+
+
+def deep_grandchild() -> list[str]:
+    """child → grandchild, deaf to SIGTERM, as an EngineCore that is still constructing."""
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.write(write, _child(deaf=True)[0].encode())
+        time.sleep(FOREVER_S)
+        os._exit(0)
+    return [os.read(read, 32).decode()]
+
+
+def leave_shared_memory() -> list[str]:
+    """A psm_ segment that no resource tracker will remove, as after a group SIGKILL."""
+    segment = shared_memory.SharedMemory(create=True, size=4096)
+    resource_tracker.unregister("/" + segment.name, "shared_memory")
+    KEPT.append(segment)
+    socket_file = Path(os.environ["VLLM_RPC_BASE_PATH"], "a-zmq-socket")
+    socket_file.touch()
+    return [segment.name, str(socket_file)]
+
+
+def lose_engine() -> None:
+    """As vLLM 0.32 does it: 503 at once, exit code 0 some seconds later."""
+    Api.health = 503
+    say("AsyncLLM output_handler failed.")
+    time.sleep(2)
+    os._exit(0)
+
+
+KEPT: list[shared_memory.SharedMemory] = []
+FAULTS = {
+    "ignore-term": ignore_term,
+    "child": _child,
+    "deaf-child": lambda: _child(deaf=True),
+    "own-group-child": lambda: _child(session="own group", deaf=True),
+    "own-session-child": lambda: _child(session="own session", deaf=True),
+    "deep-grandchild": deep_grandchild,
+    "shared-memory": leave_shared_memory,
+    "hang": lambda: time.sleep(FOREVER_S) or [],
+    "kill-self-late": list,
+    "exit-0-late": list,
+    "lose-engine-late": list,
+}
+LATE_FAULTS = {
+    "kill-self-late": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "exit-0-late": lambda: os._exit(0),
+    "lose-engine-late": lose_engine,
+}
+
+if __name__ == "__main__":
+    main()

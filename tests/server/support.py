@@ -1,0 +1,83 @@
+"""What the tests of this room share: launches of the fake server, and looks at the process table."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tuner.clock import RealClock
+from tuner.launch import LaunchSpec
+from tuner.placement import GpuGroup
+from tuner.server import proctable
+from tuner.server.leftovers import GpuMemory, NoGpuMemory
+from tuner.server.running import RunningServer, running
+
+FAKE = Path(__file__).with_name("fake_server.py")
+MODEL = "/models/fake"
+
+
+def fake_spec(*words: str, env: tuple[tuple[str, str], ...] = ()) -> LaunchSpec:
+    return LaunchSpec((), (sys.executable, str(FAKE), "serve"), (MODEL, *words), env)
+
+
+@contextmanager
+def fake_running(
+    folder: Path,
+    *words: str,
+    spec: LaunchSpec | None = None,
+    start_limit_s: float = 30.0,
+    should_stop: Callable[[], bool] | None = None,
+    gpu_memory: GpuMemory | None = None,
+    group: GpuGroup | None = None,
+) -> Iterator[RunningServer]:
+    with running(
+        spec or fake_spec(*words),
+        log_path=folder / "server.log",
+        model=MODEL,
+        start_limit_s=start_limit_s,
+        clock=RealClock(),
+        gpu_memory=gpu_memory or NoGpuMemory(),
+        group=group or GpuGroup(),
+        should_stop=should_stop,
+    ) as server:
+        yield server
+
+
+def runs(pid: int) -> bool:
+    process = proctable.entry(pid)
+    return process is not None and not process.is_zombie
+
+
+def listens(port: int) -> bool:
+    return bool(proctable.listening_inodes(port))
+
+
+def eventually(condition: Callable[[], bool], limit_s: float = 10.0) -> bool:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@contextmanager
+def bystander(*words: str) -> Iterator[int]:
+    """Somebody else's process with our server's words, in a session of its own. Yields its pid."""
+    sleeper = [sys.executable, "-c", "import time; time.sleep(600)", *words]
+    process = subprocess.Popen(sleeper, start_new_session=True, stdout=subprocess.DEVNULL)
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+def children_of_ours() -> list[proctable.ProcessEntry]:
+    """Children of this test process, zombies and adopted orphans included."""
+    return [p for p in proctable.table().values() if p.ppid == os.getpid()]

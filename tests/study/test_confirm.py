@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.study.builders import level, record
+from tuner.candidate import Candidate
+from tuner.study import confirm
+from tuner.study.record import Role
+from tuner.study.result import Decision, Figures
+
+DEFAULT, OTHER = Candidate(), Candidate.of({"max-num-seqs": 64})
+
+
+def of(candidate: Candidate, low: float, high: float) -> Figures:
+    return Figures(candidate, (1, 2), "8 concurrent", (low + high) / 2, low, high, 300.0, 0, fresh=True)
+
+
+@pytest.mark.parametrize(
+    ("winner", "default", "decision"),
+    [
+        (of(OTHER, 110, 120), of(DEFAULT, 90, 100), Decision.WINNER),
+        (of(OTHER, 99, 120), of(DEFAULT, 90, 100), Decision.KEEP_DEFAULT),
+        (of(DEFAULT, 90, 100), of(DEFAULT, 90, 100), Decision.KEEP_DEFAULT),
+        (of(OTHER, 10, 20), None, Decision.WINNER),
+        (None, of(DEFAULT, 10, 20), Decision.KEEP_DEFAULT),
+        (None, None, Decision.NOTHING_FEASIBLE),
+    ],
+)
+def test_the_default_is_given_up_only_for_what_is_faster_in_every_start(
+    winner: Figures | None, default: Figures | None, decision: Decision
+) -> None:
+    assert confirm.decide(winner, default) is decision
+
+
+def test_only_fresh_starts_are_quoted_once_there_are_any() -> None:
+    found = record(3, OTHER, (level(130.0),))
+    fresh = [record(n, OTHER, (level(qps),), role=Role.CONFIRM) for n, qps in ((8, 118.0), (9, 122.0))]
+    figures = confirm.figures([found, *fresh], OTHER)
+    assert figures is not None
+    assert figures.fresh
+    assert figures.trials == (8, 9)
+    assert (figures.qps_low, figures.qps, figures.qps_high) == (118.0, 120.0, 122.0)
+
+
+def test_a_fresh_start_that_breaks_a_limit_refutes_the_candidate() -> None:
+    found = record(3, OTHER, (level(130.0),))
+    refuted = record(8, OTHER, (level(120.0, preemptions=2),), role=Role.CONFIRM)
+    assert confirm.figures([found, refuted], OTHER) is None
+    assert confirm.finalists([found, refuted]) == []
+
+
+def test_the_default_is_shown_beside_the_winner_even_when_it_broke_the_limits() -> None:
+    broken = record(0, DEFAULT, (level(50.0, p99_ms=900),), role=Role.DEFAULT)
+    assert confirm.figures([broken], DEFAULT) is None
+    shown = confirm.seen([broken], DEFAULT)
+    assert shown is not None and shown.qps == 50.0
+
+
+def test_preemptions_that_nobody_observed_stay_unobserved() -> None:
+    runs = [record(0, OTHER, (level(10.0),)), record(1, OTHER, (level(10.0),))]
+    object.__setattr__(runs[1].levels[0].measurement.server, "preemptions", None)
+    figures = confirm.figures(runs, OTHER)
+    assert figures is not None and figures.preemptions is None

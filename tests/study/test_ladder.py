@@ -1,0 +1,172 @@
+"""The closed-loop ladder against a server of known speed and a counter of known preemptions."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.load.scripted_server import Reset, ScriptedServer, Step, answer, serving
+from tuner.load.prompts import Prompts
+from tuner.load.requests_log import RequestLog
+from tuner.load.stream import Target
+from tuner.load.workload import workload
+from tuner.measurement import Measurement
+from tuner.slo import Slo, parse_slo
+from tuner.study.ladder import LadderLostError, LevelRun, run_ladder
+from tuner.telemetry.sampler import Sampler
+from tuner.verdict import Outcome, Verdict
+
+SLO = parse_slo("p99 ttft <= 500ms")
+FAST = answer(5, 0.02, 0.005)
+
+
+@contextmanager
+def metrics(preemptions: Callable[[], int]) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(
+                b'vllm:num_preemptions_total{engine="0"} %d\nvllm:num_requests_running 0\n' % preemptions()
+            )
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/metrics"
+        server.shutdown()
+        thread.join()
+
+
+@dataclass
+class Ladder:
+    """What was called back, besides what was returned."""
+
+    runs: list[LevelRun] = field(default_factory=list)
+    stop: bool = False
+
+    def on_level(self, run: LevelRun) -> None:
+        self.runs.append(run)
+
+    def climb(
+        self,
+        server: ScriptedServer,
+        metrics_url: str,
+        model: str,
+        levels: tuple[int, ...],
+        slos: tuple[Slo, ...] = (SLO,),
+        level_s: float = 1.5,
+    ) -> tuple[tuple[Measurement, Verdict], ...]:
+        prompts = Prompts.for_model(workload("random:10,5"), model, 0, None)
+        sampler = Sampler(metrics_url, interval_s=0.1)
+        return run_ladder(
+            Target(server.url, "m"), prompts, levels, level_s, 0.3, slos, sampler, lambda: self.stop, self.on_level
+        )
+
+
+def test_it_climbs_while_the_throughput_rises(tiny_model: str) -> None:
+    with serving(FAST) as server, metrics(lambda: 0) as url:
+        levels = Ladder().climb(server, url, tiny_model, (4, 8, 16))
+    assert [m.load.level for m, _ in levels] == [4, 8, 16]
+    assert [v.outcome for _, v in levels] == [Outcome.FEASIBLE] * 3
+    for measured, _ in levels:
+        # Each answer takes 0.04 s whatever the load: the throughput is known by Little's law.
+        assert measured.qps == pytest.approx(measured.load.level / 0.04, rel=0.1)
+        assert measured.server.preemptions == 0
+
+
+def test_every_level_and_the_warm_up_have_prompts_of_their_own(tiny_model: str) -> None:
+    with serving(FAST) as server, metrics(lambda: 0) as url:
+        Ladder().climb(server, url, tiny_model, (4, 8), level_s=0.8)
+    prompts = [str(served.body["messages"]) for served in server.served]
+    assert len(set(prompts)) == len(prompts) > 200
+
+
+def test_a_broken_limit_ends_the_ladder_early(tiny_model: str) -> None:
+    ladder = Ladder()
+    with serving(FAST) as server, metrics(lambda: 0) as url:
+        levels = ladder.climb(server, url, tiny_model, (4, 8), (parse_slo("p99 ttft <= 5ms"),))
+    ((measured, verdict),) = levels
+    assert verdict.outcome is Outcome.INFEASIBLE
+    assert measured.aborted is not None and "exceeded the limit" in measured.aborted
+    assert ladder.runs[0].samples.drained_ns - ladder.runs[0].samples.started_ns < 1.2e9
+
+
+def test_a_preemption_ends_the_ladder(tiny_model: str) -> None:
+    seen = {"count": 0}
+
+    def preemptions() -> int:
+        seen["count"] += 1
+        return 3 if seen["count"] > 4 else 0
+
+    with serving(FAST) as server, metrics(preemptions) as url:
+        ((measured, verdict),) = Ladder().climb(server, url, tiny_model, (4, 8))
+    assert measured.server.preemptions == 3
+    assert verdict.outcome is Outcome.INFEASIBLE and verdict.reasons == ("3 preemptions",)
+
+
+def test_a_level_that_brings_no_more_is_the_last(tiny_model: str) -> None:
+    with serving(FAST) as server, metrics(lambda: 0) as url:
+        levels = Ladder().climb(server, url, tiny_model, (8, 8, 16))
+    assert [m.load.level for m, _ in levels] == [8, 8]
+
+
+def test_a_server_that_goes_away_leaves_the_levels_before(tiny_model: str) -> None:
+    ladder = Ladder()
+    with serving(FAST) as server, metrics(lambda: 0) as url:
+
+        def gone(run: LevelRun) -> None:
+            ladder.runs.append(run)
+            server.refuse()
+
+        prompts = Prompts.for_model(workload("random:10,5"), tiny_model, 0, None)
+        with pytest.raises(LadderLostError) as caught:
+            run_ladder(Target(server.url, "m"), prompts, (4, 8), 1.0, 0.3, (SLO,), Sampler(url), lambda: False, gone)
+    assert [m.load.level for m, _ in caught.value.levels] == [4]
+
+
+def test_stopped_it_returns_what_it_has(tiny_model: str) -> None:
+    ladder = Ladder()
+    script: list[Step] = FAST
+    with serving(script) as server, metrics(lambda: 0) as url:
+
+        def stop(run: LevelRun) -> None:
+            ladder.stop = True
+
+        prompts = Prompts.for_model(workload("random:10,5"), tiny_model, 0, None)
+        levels = run_ladder(
+            Target(server.url, "m"), prompts, (4, 8), 1.0, 0.3, (SLO,), Sampler(url), lambda: ladder.stop, stop
+        )
+    assert len(levels) == 1
+
+
+def test_failures_end_the_level_at_once(tiny_model: str) -> None:
+    with serving(*[FAST] * 150, [Reset()]) as server, metrics(lambda: 0) as url:
+        ((measured, verdict),) = Ladder().climb(server, url, tiny_model, (4, 8), level_s=5)
+    assert verdict.outcome is Outcome.INFEASIBLE
+    assert measured.aborted == "a request failed"
+
+
+def test_every_request_is_a_row(tmp_path: Path, tiny_model: str) -> None:
+    ladder = Ladder()
+    with serving(FAST) as server, metrics(lambda: 0) as url:
+        ladder.climb(server, url, tiny_model, (4, 8), level_s=0.8)
+    log = RequestLog(tmp_path / "requests.parquet")
+    for run in ladder.runs:
+        log.add(run.measurement.load.level, run.samples)
+    table = pq.read_table(tmp_path / "requests.parquet").to_pylist()
+    assert len(table) == sum(run.measurement.sent for run in ladder.runs)
+    assert {row["level"] for row in table} == {4.0, 8.0}
+    first = ladder.runs[0].samples.requests[0]
+    assert table[0]["first_ns"] == first.first_ns and table[0]["chunks"] == 5
+    assert table[0]["max_gap_ns"] == max(b - a for a, b in zip(first.token_ns, first.token_ns[1:], strict=False))

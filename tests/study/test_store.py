@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.study.builders import level, plan, record
+from tuner.candidate import Candidate
+from tuner.environment import describe
+from tuner.errors import EnvironmentFaultError, UsageError
+from tuner.study.store import Store
+
+
+def stored(folder: Path) -> Store:
+    store = Store(folder)
+    store.create()
+    store.save_plan(plan(folder), describe("0.32.0", "/models/tiny", (), None))
+    return store
+
+
+def test_a_finished_record_is_never_changed(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s")
+    store.save_record(record(0, Candidate(), (level(10.0),)))
+    with pytest.raises(FileExistsError):
+        store.save_record(record(0, Candidate(), (level(20.0),)))
+
+
+def test_a_torn_record_counts_as_unfinished_and_its_number_is_not_used_again(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s")
+    store.save_record(record(0, Candidate()))
+    torn = store.trial_folder(1) / "record.json"
+    torn.write_text('{"trial": 1, "role"')
+    assert [r.trial for r in store.records()] == [0]
+    assert store.next_trial() == 2
+
+
+def test_two_tuners_cannot_work_on_one_study(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s")
+    with store.locked(), pytest.raises(UsageError, match="another tuner"), Store(store.folder).locked():
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_an_environment_fault(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EnvironmentFaultError) as caught:
+        Store(tmp_path / "file" / "studies" / "s").create()
+    assert caught.value.exit_code == 4
+
+
+def test_a_torn_plan_is_one_clear_error(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s")
+    path = store.folder / "plan.json"
+    path.write_text(path.read_text()[:200])
+    with pytest.raises(UsageError, match=r"plan\.json"):
+        store.plan()

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tuner.telemetry.gpu import GpuReading, NoGpu, RecordedGpu, gpu_adapter
+from tuner.telemetry.host import Host
+from tuner.telemetry.sampler import Sampler, TelemetryLog
+
+
+class _Metrics(BaseHTTPRequestHandler):
+    """Counters that rise with every scrape until the fourth, then stand still."""
+
+    scrapes = 0
+    running = 2
+
+    def do_GET(self) -> None:
+        kind = type(self)
+        kind.scrapes += 1
+        counted = min(kind.scrapes, 4)
+        text = f'vllm:num_preemptions_total{{engine="0"}} {counted}\nvllm:num_requests_running{{engine="0"}} {kind.running}\n'
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def metrics() -> Iterator[tuple[str, type[_Metrics]]]:
+    handler = type("Handler", (_Metrics,), {"scrapes": 0, "running": 2})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/metrics", handler
+        server.shutdown()
+        thread.join()
+
+
+def test_server_gpu_and_host_are_read_together(metrics: tuple[str, type[_Metrics]]) -> None:
+    gpu = GpuReading(3, 0.9, 2**30, 300.0, 60.0, 1800.0, ("power cap",))
+    other = GpuReading(4, 0.1, 2**20, 30.0, 40.0, 200.0)
+    sampler = Sampler(
+        metrics[0], gpu=RecordedGpu([(gpu, other)]), gpu_indices=(3,), server_pid=os.getpid(), interval_s=0.05
+    )
+    recording = sampler.start()
+    time.sleep(0.3)
+    telemetry = recording.finish()
+    assert 3 <= len(telemetry.rows) <= 7
+    for row in telemetry.rows:
+        assert row.server is not None and row.server.running == 2
+        assert row.gpus == (gpu,)
+        assert 0 <= row.host.cpu_share <= 1
+
+
+def test_the_last_scrape_waits_until_the_counters_stand_still(metrics: tuple[str, type[_Metrics]]) -> None:
+    telemetry = Sampler(metrics[0], interval_s=10).start().finish()
+    assert telemetry.before is not None and telemetry.before.preemptions == 1
+    assert telemetry.after is not None and telemetry.after.preemptions == 4
+
+
+def test_preemptions_can_be_seen_while_the_level_runs(metrics: tuple[str, type[_Metrics]]) -> None:
+    recording = Sampler(metrics[0], interval_s=0.05).start()
+    assert recording.preemptions is None
+    time.sleep(0.3)
+    assert recording.preemptions == 3
+    recording.finish()
+
+
+def test_a_server_that_stays_busy_is_not_idle(metrics: tuple[str, type[_Metrics]]) -> None:
+    url, handler = metrics
+    sampler = Sampler(url)
+    assert not sampler.wait_until_idle(0.3)
+    handler.running = 0
+    assert sampler.wait_until_idle(0.3)
+
+
+def test_without_metrics_everything_about_the_server_is_none() -> None:
+    recording = Sampler("http://127.0.0.1:9/metrics", interval_s=0.05).start()
+    time.sleep(0.15)
+    telemetry = recording.finish()
+    assert telemetry.before is telemetry.after is None
+    assert telemetry.rows and all(row.server is None for row in telemetry.rows)
+
+
+def test_telemetry_is_a_whole_file_after_every_level(tmp_path: Path, metrics: tuple[str, type[_Metrics]]) -> None:
+    log = TelemetryLog(tmp_path / "telemetry.parquet")
+    rows = 0
+    for level in (10, 30):
+        recording = Sampler(metrics[0], interval_s=0.05).start()
+        time.sleep(0.15)
+        telemetry = recording.finish()
+        rows += len(telemetry.rows)
+        log.add(level, telemetry)
+        table = pq.read_table(tmp_path / "telemetry.parquet")
+        assert table.num_rows == rows
+    assert set(table.column("level").to_pylist()) == {10.0, 30.0}
+    assert set(table.column("gpu").to_pylist()) == {-1}
+    assert [p.name for p in tmp_path.iterdir()] == ["telemetry.parquet"]
+
+
+def test_the_cpu_of_the_server_is_told_from_that_of_others() -> None:
+    burn = [sys.executable, "-c", "while True: pass"]
+    with subprocess.Popen(burn) as server, subprocess.Popen(burn) as foreign:
+        host = Host(server.pid)
+        time.sleep(1.0)
+        reading = host.read()
+        server.kill()
+        foreign.kill()
+    assert reading.server_cores is not None and reading.foreign_cores is not None
+    assert reading.server_cores > 0.2
+    assert reading.foreign_cores > 0.2
+    assert reading.busy_cores == pytest.approx(
+        reading.server_cores + reading.client_cores + reading.foreign_cores, abs=0.05
+    )
+    assert host.server_pids == (server.pid,)
+
+
+def test_a_server_that_is_not_there_has_no_cpu() -> None:
+    assert Host(None).read().server_cores is None
+    assert Host(None).read().foreign_cores is None
+
+
+def test_a_machine_without_gpus_reads_nothing() -> None:
+    assert NoGpu().read((0, 1)) == () and NoGpu().used_bytes((0,)) is None
+    adapter = gpu_adapter()
+    assert all(reading.index == 0 for reading in adapter.read((0,)))

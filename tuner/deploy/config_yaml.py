@@ -1,0 +1,56 @@
+"""The file for `vllm serve --config`, and the plain arguments."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import yaml
+
+from tuner.deploy.recorded import Recorded, header
+from tuner.deploy.start import argument_lines
+from tuner.deploy.yaml_text import comment
+
+LONG = {"-tp": "tensor-parallel-size", "-pp": "pipeline-parallel-size", "-dp": "data-parallel-size"}
+
+
+def config_yaml(recorded: Recorded) -> str:
+    """vLLM turns each `key: value` into `--key value` and each `key: true` into `--key`. Of a repeated flag the last
+    counts, as on the command line. Short options have no key: they are named in the command on top."""
+    entries: dict[str, str] = {}
+    short: list[str] = []
+    for words in argument_lines(recorded.launch.arguments):
+        first, *values = words
+        if not first.startswith("-"):
+            entries["model"] = _scalar(first)
+        elif first in LONG or first.startswith("--"):
+            name, given, value = LONG.get(first, first.removeprefix("--")).partition("=")
+            values = [value] if given else values
+            entries[name] = _scalar(values[0]) if len(values) == 1 else _many(values)
+        else:
+            short += words
+    environment = [f"export {name}={shlex.quote(value)}" for name, value in recorded.env]
+    environment += [f"export {name}=...   # a secret, not recorded" for name in recorded.launch.secret_env]
+    serve = shlex.join([*recorded.launch.prefix, "vllm", "serve", "--config", "vllm.yaml", *short])
+    usage = ["", *(f"  {line}".replace("\n", " ") for line in [*environment, f"{serve} --host 127.0.0.1 --port 8000"])]
+    body = "".join(f"{name}: {value}\n" for name, value in entries.items())
+    return comment([*header(recorded, file="vllm.yaml"), *usage]) + body
+
+
+def plain_arguments(recorded: Recorded) -> str:
+    """The model and every flag as one line of shell words, without program, host, port and environment."""
+    return shlex.join(recorded.launch.arguments) + "\n"
+
+
+def _scalar(text: str) -> str:
+    """YAML that vLLM reads back as exactly `text`: a number stays bare only where str() of it is the same again."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    bare = isinstance(value, (int, float)) and not isinstance(value, bool) and str(value) == text
+    return text if bare else json.dumps(text, ensure_ascii=False)
+
+
+def _many(values: list[str]) -> str:
+    return f"[{', '.join(map(_scalar, values))}]" if values else "true"

@@ -1,0 +1,67 @@
+"""The recorded launch inside a container image: what compose and Kubernetes share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from tuner.deploy.recorded import Recorded
+
+GPU_IMAGE = "vllm/vllm-openai"
+CPU_IMAGE = "public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo"
+PORT = 8000
+SHM_GIB = 16
+"""Tensor-parallel workers hand tensors over in /dev/shm; Docker's default of 64 MiB is too small (vllm.md 3.1)."""
+HEALTH = "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=5)"
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """`entrypoint` empty is the image's own; `env` without CUDA_VISIBLE_DEVICES: the runtime hands out the GPUs.
+
+    `model_folder` is the model's folder on the host, None where the model is a name on a hub.
+    """
+
+    image: str
+    entrypoint: tuple[str, ...]
+    arguments: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    secrets: tuple[str, ...]
+    gpus: tuple[str, ...]
+    model_folder: str | None
+    notes: tuple[str, ...]
+
+
+def container(recorded: Recorded) -> Container:
+    launch = recorded.launch
+    notes = []
+    if launch.prefix:
+        notes.append(
+            f"measured under `{' '.join(launch.prefix)}`: pin CPUs and memory to that node for the same figures"
+        )
+    if launch.in_container:
+        # The last word of `docker run … IMAGE` is the image; its options beyond GPUs and variables stay behind.
+        image, entrypoint = launch.command[-1], ()
+        notes.append("options of the recorded `run` command other than variables and GPUs are not carried over")
+    else:
+        version = recorded.environment.vllm_version.split("+")[0]
+        image = f"{GPU_IMAGE if recorded.gpus else CPU_IMAGE}:v{version}"
+        entrypoint = (_in_image(launch.command[0]), *launch.command[1:])
+        notes.append("measured on a vLLM outside a container: measure again if the image's build differs")
+    model = recorded.plan.model
+    return Container(
+        image=image,
+        entrypoint=entrypoint,
+        arguments=(*launch.arguments, "--host", "0.0.0.0", "--port", str(PORT)),
+        env=tuple((n, v) for n, v in recorded.env if n != "CUDA_VISIBLE_DEVICES"),
+        secrets=launch.secret_env,
+        gpus=recorded.gpus,
+        model_folder=model if PurePosixPath(model).is_absolute() else None,
+        notes=tuple(notes),
+    )
+
+
+def _in_image(program: str) -> str:
+    """The host's path of a program means nothing in the image; its interpreter is called python3 there."""
+    name = PurePosixPath(program).name
+    return "python3" if name.startswith("python") else name

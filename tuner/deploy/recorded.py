@@ -1,0 +1,167 @@
+"""The recorded launch and what was measured on it: what every file of this room quotes, and the words at its top."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tuner import formatting
+from tuner.environment import Environment
+from tuner.errors import UsageError
+from tuner.formatting import one_line
+from tuner.launch import LaunchSpec
+from tuner.report.quote import production_env, visible_gpus
+from tuner.report.tables import StudyFiles
+from tuner.study.plan import StudyPlan
+from tuner.study.record import TrialRecord
+from tuner.study.result import Decision, Figures, StudyResult
+
+STOP_MARGIN_S = 15
+"""What vLLM's processes get on top of --shutdown-timeout before they are killed (vllm.md section 4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One start of a study that is to be repeated in production."""
+
+    record: TrialRecord
+    result: StudyResult
+    plan: StudyPlan
+    environment: Environment
+
+    def __post_init__(self) -> None:
+        for name in (*dict(self.launch.env), *self.launch.secret_env):
+            if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+                raise UsageError(f"{name!r} is not a variable's name", hint="mend the study's env, then search again")
+
+    @property
+    def launch(self) -> LaunchSpec:
+        return self.record.launch
+
+    @property
+    def env(self) -> tuple[tuple[str, str], ...]:
+        return production_env(self.launch)
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        return visible_gpus(self.launch)
+
+    @property
+    def stop_s(self) -> int:
+        """Seconds to wait after TERM: the server's own --shutdown-timeout and a margin."""
+        words = [w for word in self.launch.arguments for w in word.split("=", 1)]
+        timeouts = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--shutdown-timeout"]
+        return (int(timeouts[-1]) if timeouts and timeouts[-1].isdigit() else 0) + STOP_MARGIN_S
+
+    @property
+    def figures(self) -> Figures | None:
+        """The study's figures of this candidate, None where it has none that kept the limits."""
+        of_candidate = [f for f in (self.result.winner, self.result.default) if f is not None]
+        return next((f for f in of_candidate if f.candidate == self.record.candidate), None)
+
+
+def recorded_in(study: StudyFiles, trial: int | None = None) -> Recorded:
+    """The study's winner, or the start with that number. Raises UsageError where there is none to quote."""
+    if study.result is None or study.environment is None:
+        raise UsageError(
+            f"study {study.plan.study!r} has no result yet", hint="`tuner search` writes one after a trial"
+        )
+    if trial is None:
+        record = study.quoted(study.winner)
+        if record is None:
+            raise UsageError(
+                f"study {study.plan.study!r} has no winner: no start kept the limits",
+                hint="name a start with --trial N; the report lists them",
+            )
+    else:
+        record = next((r for r in study.records if r.trial == trial), None)
+        if record is None:
+            raise UsageError(f"study {study.plan.study!r} has no trial {trial}", hint="the report lists them")
+    return Recorded(record, study.result, study.plan, study.environment)
+
+
+def header(recorded: Recorded, *, file: str) -> tuple[str, ...]:
+    """Comment lines, without the comment sign: what this starts, what was measured on what, how far to trust it."""
+    plan, environment = recorded.plan, recorded.environment
+    rows = [
+        ("what", _role(recorded)),
+        ("measured", _measured(recorded)),
+        ("limits", ", ".join(map(str, plan.slos)) or "none"),
+        ("workload", _workload(plan)),
+        ("model", plan.model),
+        ("on", _hardware(recorded)),
+        ("versions", f"vLLM {environment.vllm_version}, driver {environment.driver or 'none'}"),
+        ("study", f"{plan.study}, trial {recorded.record.trial}, candidate {recorded.record.candidate.id}"),
+        ("date", recorded.record.started_at),
+        ("caveat", _caveat(recorded)),
+    ]
+    # Text from outside must not break out of the comment.
+    lines = [f"{label:<9} {one_line(text)}" for label, text in rows]
+    return (f"{file}: written by tuner {one_line(environment.tuner_version)}.", "", *lines)
+
+
+def _role(recorded: Recorded) -> str:
+    result, candidate = recorded.result, recorded.record.candidate
+    is_default = candidate == recorded.plan.baseline
+    if result.winner is not None and result.winner.candidate == candidate:
+        what = "vLLM's default configuration, the best of the study" if is_default else "the study's winner"
+        return what if result.complete else f"{what} so far: the search was not over"
+    if is_default:
+        beaten = "; nothing beat it" if result.decision is Decision.KEEP_DEFAULT else ""
+        return f"vLLM's default configuration{beaten}"
+    return "one of the study's candidates, not its winner"
+
+
+def _measured(recorded: Recorded) -> str:
+    figures = recorded.figures
+    if figures is not None:
+        starts = len(figures.trials)
+        low, high = formatting.significant(figures.qps_low), formatting.qps(figures.qps_high)
+        spread = f" ({low} to {high} over {starts} starts)"
+        return _figures_line(
+            formatting.qps(figures.qps) + (spread if starts > 1 else " in 1 start"),
+            figures.p99_ttft_ms,
+            figures.level,
+            figures.preemptions,
+        )
+    level = recorded.record.best_level
+    if level is None:
+        return "no load level of this start kept the limits"
+    return _figures_line(
+        f"{formatting.qps(level.qps)} in 1 start",
+        level.ttft_ms.p99 if level.ttft_ms else None,
+        str(level.load),
+        level.server.preemptions,
+    )
+
+
+def _figures_line(speed: str, p99_ttft_ms: float | None, level: str, preemptions: int | None) -> str:
+    seen = "preemptions not observed" if preemptions is None else f"{preemptions} preemptions"
+    return f"{speed} at {level}, P99 TTFT {formatting.ms(p99_ttft_ms)}, {seen}"
+
+
+def _workload(plan: StudyPlan) -> str:
+    shares = [
+        f"prompt {formatting.span(s.prompt.low + s.shared_prefix, s.prompt.high + s.shared_prefix)} tokens, "
+        f"output {formatting.span(s.output.low, s.output.high)} tokens"
+        for s in plan.workload.shares
+    ]
+    return f"{plan.workload.name}: {' | '.join(shares)}"
+
+
+def _hardware(recorded: Recorded) -> str:
+    environment = recorded.environment
+    used = [gpu.name for gpu in environment.gpus if str(gpu.index) in recorded.gpus]
+    if used:
+        names = " + ".join(f"{used.count(name)} × {name}" for name in dict.fromkeys(used))
+        return f"{names}, host {environment.host}"
+    return f"{environment.cpu} ({environment.cpu_count} CPUs), host {environment.host}"
+
+
+def _caveat(recorded: Recorded) -> str:
+    figures = recorded.figures
+    if figures is None:
+        return "no confirmed figures: measure it with your own traffic before you rely on it"
+    if figures.fresh:
+        return "none of the starts behind these figures took part in choosing this configuration"
+    return "the starts behind these figures also chose this configuration, so they flatter it: expect a little less"

@@ -1,0 +1,74 @@
+"""The winner for programs: launch, figures and cost as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tuner import jsonfile
+from tuner.candidate import Candidate, Value
+from tuner.deploy.recorded import Recorded
+from tuner.environment import Environment
+from tuner.launch import LaunchSpec
+from tuner.measurement import Measurement
+from tuner.report.cost import cost
+from tuner.report.quote import shell_line, visible_gpus
+from tuner.study.result import Figures
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """Costs are in the unit of `gpu_price_per_hour`; all None where no price was given or nothing was measured."""
+
+    candidate: Candidate
+    figures: Figures | None
+    cost_per_million_output_tokens: float | None
+    cost_per_thousand_requests: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    study: str
+    trial: int
+    flags: dict[str, Value]
+    command: str
+    launch: LaunchSpec
+    chosen: Priced
+    default: Priced | None
+    gpu_price_per_hour: float | None
+    gpus: int
+    environment: Environment
+    sentence: str
+    complete: bool
+    schema: int = 1
+
+
+def best_json(recorded: Recorded, gpu_price: float | None = None) -> str:
+    record, result = recorded.record, recorded.result
+    gpus = len(visible_gpus(record.launch))
+    default = result.default
+    return jsonfile.dumps(
+        Best(
+            study=result.study,
+            trial=record.trial,
+            flags=record.candidate.as_dict(),
+            command=shell_line(record.launch),
+            launch=record.launch,
+            chosen=_priced(record.candidate, recorded.figures, record.best_level, gpus, gpu_price),
+            default=_priced(default.candidate, default, record.best_level, gpus, gpu_price) if default else None,
+            gpu_price_per_hour=gpu_price,
+            gpus=gpus,
+            environment=recorded.environment,
+            sentence=result.sentence,
+            complete=result.complete,
+        )
+    )
+
+
+def _priced(
+    candidate: Candidate, figures: Figures | None, level: Measurement | None, gpus: int, gpu_price: float | None
+) -> Priced:
+    """`level` tells the output tokens of a request: the workload is the same for every candidate of a study."""
+    if gpu_price is None:
+        return Priced(candidate, figures, None, None)
+    qps = figures.qps if figures else level.qps if level else None
+    return Priced(candidate, figures, *cost(qps, level, gpus, gpu_price))

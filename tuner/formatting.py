@@ -1,0 +1,110 @@
+"""Number → human text: the only place where a unit becomes a string. None is "not observed" and reads as a dash."""
+
+from __future__ import annotations
+
+import math
+import re
+
+NOT_OBSERVED = "–"
+
+# ESC [ … letter, ESC ] … BEL or ESC \, and two-character escapes; then whatever control characters are left.
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+
+
+def one_line(text: str) -> str:
+    """Text of unknown origin (a log line, a model name) without escape sequences, newlines or text-direction marks."""
+    return _CONTROL.sub(" ", _ESCAPES.sub("", text)).strip()
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """`1234.5` → "1,234", `4.251` → "4.25", `0` → "0": at least `digits` figures, thousands set apart by commas."""
+    if value is None or not math.isfinite(value):
+        return NOT_OBSERVED
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
+def count(value: float | None) -> str:
+    return NOT_OBSERVED if value is None else f"{value:,.0f}"
+
+
+def qps(value: float | None) -> str:
+    return _with_unit(significant(value), "req/s")
+
+
+def ms(value: float | None) -> str:
+    """Whole milliseconds from 10 up, one decimal below: never seconds, so that a column can be compared at a glance."""
+    if value is None or not math.isfinite(value):
+        return NOT_OBSERVED
+    return f"{value:,.0f} ms" if abs(value) >= 10 else f"{value:.1f} ms"
+
+
+def duration(seconds: float | None) -> str:
+    """The two largest units: "7 h 12 min", "3 min 5 s", "43 s", "0.4 s"."""
+    if seconds is None or not math.isfinite(seconds):
+        return NOT_OBSERVED
+    if seconds < 0:
+        return "-" + duration(-seconds)
+    if seconds < 9.95:
+        return "0 s" if seconds == 0 else f"{seconds:.1f} s"
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
+    first = next(i for i, (amount, _) in enumerate(parts) if amount)
+    return " ".join(f"{amount} {unit}" for amount, unit in parts[first : first + 2] if amount)
+
+
+def change(new: float | None, old: float | None) -> str:
+    """`change(143, 100)` → "+43 %"; a dash where either is missing or `old` is 0."""
+    if new is None or old is None or not old or not (math.isfinite(new) and math.isfinite(old)):
+        return NOT_OBSERVED
+    percent = (new / old - 1) * 100
+    digits = 0 if abs(percent) >= 9.95 else 1
+    text = f"{percent:+.{digits}f}"
+    return f"{'0' if float(text) == 0 else text} %"
+
+
+def share(value: float | None) -> str:
+    """`0.43` → "43 %"."""
+    return _with_unit(NOT_OBSERVED if value is None else f"{value * 100:.0f}", "%")
+
+
+def gib(value: float | None) -> str:
+    return _with_unit(significant(value), "GiB")
+
+
+def watts(value: float | None) -> str:
+    return _with_unit(count(value), "W")
+
+
+def celsius(value: float | None) -> str:
+    return _with_unit(count(value), "°C")
+
+
+def tokens(value: float | None) -> str:
+    return _with_unit(count(value), "tokens")
+
+
+def tokens_per_s(value: float | None) -> str:
+    return _with_unit(significant(value), "tokens/s")
+
+
+def price(value: float | None) -> str:
+    """Money in the unit that the price of a GPU-hour was given in."""
+    if value is None:
+        return NOT_OBSERVED
+    return f"{value:,.2f}" if value >= 1 else significant(value)
+
+
+def span(low: int, high: int) -> str:
+    """ "50" or "20-60"."""
+    return f"{low:,}" if low == high else f"{low:,}-{high:,}"
+
+
+def _with_unit(number: str, unit: str) -> str:
+    return number if number == NOT_OBSERVED else f"{number} {unit}"

@@ -1,0 +1,325 @@
+"""Schedule × stream → samples; watches its own lag and says when it was the bottleneck."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tuner.load.prompts import Request
+from tuner.load.stream import Capture, Connection, Failure, RequestSample, Target, encode, sample
+
+TICK_S = 0.005
+WATCH_S = 0.1
+IDLE_LIMIT_NS = 2_000_000_000
+"""vLLM closes a connection after 5 s idle; one that is about to be closed must not be given a request."""
+
+BACK_OFF_S = 0.1
+DRAIN_S = 120.0
+
+
+class ServerLostError(Exception):
+    """The server refuses connections in the middle of a level: its listener is gone."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """A level under way, for rules that end it early. `ttft_ms` are the answers so far, in the order they were noticed.
+
+    `unanswered_ms` is how long each request without a token has been due; `failed` counts requests that ended without.
+    """
+
+    elapsed_s: float = 0.0
+    sent: int = 0
+    in_flight: int = 0
+    failed: int = 0
+    ttft_ms: list[float] = field(default_factory=list)
+    unanswered_ms: list[float] = field(default_factory=list)
+
+
+Watch = Callable[[Progress], str | None]
+"""Asked ten times a second; a text ends the level at once and is kept as the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientFigures:
+    """The generator's own state over a level: CPU of its thread as a share of one core, lateness of a 5 ms ticker, and
+    of the requests against their schedule."""
+
+    cpu_share: float
+    lag_p50_ms: float
+    lag_p99_ms: float
+    late_p99_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """All requests of one level. Sending went from `started_ns` to `ended_ns`; the last answer came at `drained_ns`.
+
+    `aborted` is the reason why a watch ended it early; `exhausted` that the requests ran out before the time did.
+    """
+
+    requests: tuple[RequestSample, ...]
+    started_ns: int
+    ended_ns: int
+    drained_ns: int
+    planned_s: float
+    ramp_s: float
+    client: ClientFigures
+    aborted: str | None = None
+    server_lost: bool = False
+    exhausted: bool = False
+
+
+def drive_closed(
+    target: Target,
+    requests: Sequence[Request],
+    concurrency: int,
+    seconds: float,
+    *,
+    ramp_s: float = 0.0,
+    drain_s: float = DRAIN_S,
+    watch: Watch | None = None,
+) -> Samples:
+    """`concurrency` workers, each sending its next request when its last one is answered, for `seconds`; then drains.
+
+    Workers begin evenly over `ramp_s`: started together they would stay in step, wave after wave.
+    """
+
+    async def send(session: _Session) -> None:
+        supply = iter(range(len(requests)))
+        deadline = time.monotonic() + seconds
+
+        async def worker(delay: float) -> None:
+            await asyncio.sleep(delay)
+            while time.monotonic() < deadline and not session.stopped:
+                index = next(supply, None)
+                if index is None:
+                    session.supply_ended()
+                    return
+                capture = await session.exchange(index, time.monotonic_ns())
+                if capture.looks_failed:
+                    await asyncio.sleep(BACK_OFF_S)
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(concurrency):
+                group.create_task(worker(ramp_s * number / concurrency))
+
+    return _drive(target, requests, send, seconds, ramp_s, drain_s, watch)
+
+
+def drive_open(
+    target: Target,
+    requests: Sequence[Request],
+    due_s: Sequence[float],
+    seconds: float,
+    *,
+    drain_s: float = DRAIN_S,
+    watch: Watch | None = None,
+) -> Samples:
+    """Sends request i when `due_s[i]` seconds have passed, whatever the server does; then drains."""
+
+    async def send(session: _Session) -> None:
+        started_ns = time.monotonic_ns()
+        async with asyncio.TaskGroup() as group:
+            for index, offset_s in enumerate(due_s):
+                due_ns = started_ns + round(offset_s * 1e9)
+                if (wait_s := (due_ns - time.monotonic_ns()) / 1e9) > 0:
+                    await asyncio.sleep(wait_s)
+                if session.stopped:
+                    return
+                group.create_task(session.exchange(index, due_ns))
+
+    return _drive(target, requests, send, seconds, 0.0, drain_s, watch)
+
+
+def _drive(
+    target: Target,
+    requests: Sequence[Request],
+    send: Callable[[_Session], Awaitable[None]],
+    seconds: float,
+    ramp_s: float,
+    drain_s: float,
+    watch: Watch | None,
+) -> Samples:
+    payloads = [encode(target, request) for request in requests]
+    session = _Session(target, payloads, watch)
+    with _garbage_collection_frozen(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(session.run(send, seconds + drain_s))
+    captures = sorted(session.captures, key=lambda capture: capture.index)
+    late_ms = [(c.sent_ns - c.due_ns) / 1e6 for c in captures]
+    ended_ns = min(session.exhausted_ns or session.drained_ns, session.started_ns + round(seconds * 1e9))
+    return Samples(
+        requests=tuple(sample(capture, requests[capture.index]) for capture in captures),
+        started_ns=session.started_ns,
+        ended_ns=ended_ns,
+        drained_ns=session.drained_ns,
+        planned_s=seconds,
+        ramp_s=ramp_s,
+        client=ClientFigures(
+            cpu_share=session.cpu_s / max((session.drained_ns - session.started_ns) / 1e9, 1e-9),
+            lag_p50_ms=_percentile(session.lag_ms, 50) or 0.0,
+            lag_p99_ms=_percentile(session.lag_ms, 99) or 0.0,
+            late_p99_ms=_percentile(late_ms, 99),
+        ),
+        aborted=session.aborted,
+        server_lost=session.lost,
+        exhausted=session.exhausted_ns is not None,
+    )
+
+
+class _Session:
+    """One level on one event loop: connections, requests in flight, the ticker and the watch."""
+
+    def __init__(self, target: Target, payloads: Sequence[bytes], watch: Watch | None) -> None:
+        self._address = target.address
+        self._payloads = payloads
+        self._watch = watch
+        self._idle: list[Connection] = []
+        self._in_flight: set[Capture] = set()
+        self._unnoticed: set[Capture] = set()
+        self._progress = Progress()
+        self._stop: asyncio.Future[None] | None = None
+        self.captures: list[Capture] = []
+        self.lag_ms: list[float] = []
+        self.started_ns = self.drained_ns = 0
+        self.cpu_s = 0.0
+        self.aborted: str | None = None
+        self.lost = False
+        self.exhausted_ns: int | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop is not None and self._stop.done()
+
+    async def run(self, send: Callable[[_Session], Awaitable[None]], limit_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._stop = loop.create_future()
+        self.started_ns, cpu_s = time.monotonic_ns(), time.thread_time()
+        sending = asyncio.ensure_future(send(self))
+        beat = asyncio.create_task(self._beat())
+        await asyncio.wait({sending, self._stop}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        if not sending.done():
+            cut = Failure.CUT if self.stopped else Failure.TIMEOUT
+            self._end()
+            for capture in list(self._in_flight):
+                capture.finish(cut)
+            await asyncio.sleep(0)
+            sending.cancel()
+        self.drained_ns, self.cpu_s = time.monotonic_ns(), time.thread_time() - cpu_s
+        beat.cancel()
+        results = await asyncio.gather(sending, beat, return_exceptions=True)
+        for connection in self._idle:
+            connection.close()
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    def supply_ended(self) -> None:
+        self.exhausted_ns = self.exhausted_ns or time.monotonic_ns()
+
+    def _end(self) -> None:
+        if self._stop is not None and not self._stop.done():
+            self._stop.set_result(None)
+
+    async def exchange(self, index: int, due_ns: int) -> Capture:
+        capture = Capture(index, due_ns, asyncio.get_running_loop().create_future())
+        self.captures.append(capture)
+        self._in_flight.add(capture)
+        self._unnoticed.add(capture)
+        try:
+            connection = await self._connect()
+        except OSError as error:
+            capture.finish(Failure.CONNECT)
+            if isinstance(error, ConnectionRefusedError):
+                self.lost = True
+                self._end()
+        else:
+            if self.stopped:
+                capture.finish(Failure.CUT)
+            else:
+                connection.send(self._payloads[index], capture)
+            await capture.done
+            if capture.failure in (Failure.CUT, Failure.TIMEOUT):
+                connection.close()
+            elif connection.usable:
+                self._idle.append(connection)
+        self._in_flight.discard(capture)
+        return capture
+
+    async def _connect(self) -> Connection:
+        newest_ns = time.monotonic_ns() - IDLE_LIMIT_NS
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable and connection.idle_since_ns >= newest_ns:
+                return connection
+            connection.close()
+        host, port = self._address
+        _, connection = await asyncio.get_running_loop().create_connection(Connection, host, port)
+        return connection
+
+    async def _beat(self) -> None:
+        """The ticker whose lateness is the client's lag; every 0.1 s it also asks the watch."""
+        next_watch = time.monotonic() + WATCH_S
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            self.lag_ms.append(max(0.0, (now - before - TICK_S) * 1000))
+            if self._watch is not None and now >= next_watch:
+                next_watch = now + WATCH_S
+                self._ask(self._watch)
+
+    def _ask(self, watch: Watch) -> None:
+        now_ns = time.monotonic_ns()
+        progress = self._progress
+        unanswered = []
+        for capture in list(self._unnoticed):
+            if capture.done.done() and capture.looks_failed:
+                progress.failed += 1
+            elif capture.answered_ns or capture.done.done():
+                progress.ttft_ms.append(((capture.answered_ns or capture.end_ns) - capture.due_ns) / 1e6)
+            else:
+                unanswered.append((now_ns - capture.due_ns) / 1e6)
+                continue
+            self._unnoticed.discard(capture)
+        progress.elapsed_s = (now_ns - self.started_ns) / 1e9
+        progress.sent = len(self.captures)
+        progress.in_flight = len(self._in_flight)
+        progress.unanswered_ms = unanswered
+        reason = watch(progress)
+        if reason is not None and self.aborted is None:
+            self.aborted = reason
+            self._end()
+
+
+@contextmanager
+def _garbage_collection_frozen() -> Iterator[None]:
+    """A full collection over a million kept packets stops the loop for longer than an answer takes."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop where it is installed (vLLM brings it): 3 to 4 times less CPU per chunk than asyncio's own loop."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _percentile(values: list[float], percent: float) -> float | None:
+    return float(np.percentile(values, percent)) if values else None

@@ -1,0 +1,188 @@
+"""Workload → prompts with exact token counts, fresh at every level, shared prefixes only where asked."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Protocol
+from urllib.error import URLError
+from urllib.request import ProxyHandler, build_opener
+from urllib.request import Request as HttpRequest
+
+from huggingface_hub import try_to_load_from_cache
+from tokenizers import Tokenizer
+
+from tuner.errors import EnvironmentFaultError
+from tuner.load.workload import BodyValue, Share, Workload
+
+WORDS = tuple(files("tuner.load").joinpath("words.txt").read_text(encoding="ascii").split())
+"""Plain English; most are one token in common tokenizers, none is relied on to be."""
+
+FEWEST_WORDS = 32
+"""With fewer words to draw from, two prompts could share a whole KV block by chance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One chat completion: `messages` are (role, content); `prompt_tokens` counts their words without the template.
+
+    `max_tokens` is what the answer must have, exactly, unless the workload stops naturally. `extra_body` are further
+    fields of the request body. `arrival_s` is set only for recorded traffic with its own times.
+    """
+
+    messages: tuple[tuple[str, str], ...]
+    prompt_tokens: int
+    max_tokens: int
+    extra_body: Mapping[str, BodyValue | Mapping[str, BodyValue]] = field(default_factory=dict)
+    natural_stop: bool = False
+    arrival_s: float | None = None
+
+
+class TokenCounter(Protocol):
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text alone, without the tokens that a template or the model adds around it."""
+        ...
+
+
+class FileCounter:
+    """Counts with the model's own tokenizer.json."""
+
+    def __init__(self, path: Path) -> None:
+        self._tokenizer = Tokenizer.from_file(str(path))
+        # A saved tokenizer may truncate or pad; counts must not.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        return [len(e.ids) for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+class ServerCounter:
+    """Counts with the running server's POST /tokenize; about a millisecond a text."""
+
+    def __init__(self, base_url: str, model: str) -> None:
+        self._url = f"{base_url.rstrip('/')}/tokenize"
+        self._model = model
+        self._opener = build_opener(ProxyHandler({}))  # the server is on this machine, whatever http_proxy says
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        return [self._count(text) for text in texts]
+
+    def _count(self, text: str) -> int:
+        body = json.dumps({"model": self._model, "prompt": text, "add_special_tokens": False}).encode()
+        request = HttpRequest(self._url, body, {"Content-Type": "application/json"})
+        try:
+            with self._opener.open(request, timeout=30) as reply:
+                return int(json.load(reply)["count"])
+        except (URLError, OSError, ValueError, KeyError) as error:
+            raise EnvironmentFaultError(
+                f"{self._url} does not count tokens: {error}",
+                hint="give --model a folder with a tokenizer.json, or start the server with a tokenizer",
+            ) from error
+
+
+def tokenizer_file(model: str) -> Path | None:
+    """The model's tokenizer.json: in its folder, or in the Hugging Face cache of this machine. Never downloads."""
+    if Path(model).is_dir():
+        local = Path(model) / "tokenizer.json"
+        return local if local.is_file() else None
+    try:
+        cached = try_to_load_from_cache(model, "tokenizer.json")
+    except ValueError:  # not the shape of a repository name
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def token_counter(model: str, base_url: str | None) -> TokenCounter:
+    """Raises EnvironmentFaultError where neither a tokenizer.json nor a server is at hand."""
+    if path := tokenizer_file(model):
+        return FileCounter(path)
+    if base_url is None:
+        raise EnvironmentFaultError(
+            f"no tokenizer.json for {model!r} on this machine, and no server to ask",
+            hint="give --model a folder with a tokenizer.json, or download the model first",
+        )
+    return ServerCounter(base_url, model)
+
+
+class Vocabulary:
+    """Words whose token counts add up: a text of them has as many tokens as its words have together."""
+
+    def __init__(self, costs: Mapping[str, int]) -> None:
+        self._costs = dict(costs)
+        self._dearest = max(costs.values())
+        self._up_to = [[w for w, cost in costs.items() if cost <= limit] for limit in range(self._dearest + 1)]
+
+    def draw(self, rng: random.Random, tokens: int) -> list[str]:
+        """Random words of exactly `tokens` tokens together."""
+        words: list[str] = []
+        while tokens > 0:
+            drawn = rng.choices(self._up_to[min(tokens, self._dearest)], k=max(1, tokens // self._dearest))
+            tokens -= sum(map(self._costs.__getitem__, drawn))
+            words += drawn
+        return words
+
+
+def vocabulary(counter: TokenCounter, model: str) -> Vocabulary:
+    """The words that this tokenizer counts alike at the start of a text and within it.
+
+    Raises EnvironmentFaultError where there are too few of them, or none of one token to fill up with.
+    """
+    counts = counter.count([text for word in WORDS for text in (word, f"{word} {word}")])
+    costs = {word: one for word, one, two in zip(WORDS, counts[::2], counts[1::2], strict=True) if two == 2 * one > 0}
+    if len(costs) >= FEWEST_WORDS and min(costs.values()) == 1:
+        found = Vocabulary(costs)
+        if counter.count([" ".join(found.draw(random.Random(0), 2000))]) == [2000]:
+            return found
+    raise EnvironmentFaultError(
+        f"the tokenizer of {model!r} splits plain English words in a way that does not add up to exact lengths",
+        hint="give --workload a .jsonl file of your own prompts",
+    )
+
+
+class Prompts:
+    """The same requests for the same (seed, key), whatever else was asked before; other keys share no prompt."""
+
+    def __init__(self, workload: Workload, words: Vocabulary, seed: int) -> None:
+        self.workload = workload
+        self._words = words
+        self._seed = seed
+        self._weights = [share.weight for share in workload.shares]
+        self._prefixes = {
+            share.shared_prefix: words.draw(random.Random(f"{seed}/shared"), share.shared_prefix)
+            for share in workload.shares
+        }
+
+    @classmethod
+    def for_model(cls, workload: Workload, model: str, seed: int, base_url: str | None) -> Prompts:
+        """`base_url` of a running server is asked for token counts only where this machine has no tokenizer.json."""
+        return cls(workload, vocabulary(token_counter(model, base_url), model), seed)
+
+    def requests(self, key: str | int, count: int) -> list[Request]:
+        """The first `count` requests of `key`: asking for more later begins with the same ones."""
+        return [self._request(random.Random(f"{self._seed}/{key}/{index}")) for index in range(count)]
+
+    def _request(self, rng: random.Random) -> Request:
+        (share,) = rng.choices(self.workload.shares, self._weights)
+        prompt_tokens = rng.randint(share.prompt.low, share.prompt.high)
+        own = self._words.draw(rng, prompt_tokens - share.shared_prefix)
+        return Request(
+            messages=(("user", " ".join(self._prefixes[share.shared_prefix] + own)),),
+            prompt_tokens=prompt_tokens,
+            max_tokens=rng.randint(share.output.low, share.output.high),
+            extra_body=self._extra_body(share),
+            natural_stop=self.workload.natural_stops,
+        )
+
+    def _extra_body(self, share: Share) -> dict[str, BodyValue | Mapping[str, BodyValue]]:
+        body: dict[str, BodyValue | Mapping[str, BodyValue]] = {
+            "ignore_eos": not self.workload.natural_stops,
+            "chat_template_kwargs": {"enable_thinking": share.thinking},
+        }
+        if self.workload.temperature is not None:
+            body["temperature"] = self.workload.temperature
+        return body | dict(self.workload.extra_body)

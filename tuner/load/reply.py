@@ -1,0 +1,209 @@
+"""Bytes of one streamed chat completion, with their arrival times → what was answered and when. Pure."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+CHUNKED_END = b"\r\n0\r\n\r\n"
+"""The last HTTP chunk after a chunk of data. JSON escapes carriage returns, so no event can contain it."""
+
+_HEAD_END = b"\r\n\r\n"
+_EVENT_END = b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """`status` None: not even a status line came. `token_ns` are the arrivals of the chunks that carried tokens.
+
+    Counts come from the usage chunk, None without one. `error` is the message of an error chunk inside a 200, or of the
+    error body. `done` is True when the stream ended with [DONE].
+    """
+
+    status: int | None = None
+    token_ns: array[int] = field(default_factory=lambda: array("q"))
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    finish_reason: str | None = None
+    error: str | None = None
+    done: bool = False
+
+
+def is_complete(raw: bytes) -> bool:
+    """Whether the HTTP response has ended without closing the connection."""
+    head, separator, body = raw.partition(_HEAD_END)
+    if not separator:
+        return False
+    if _is_chunked(head):
+        return raw.endswith(CHUNKED_END) or body == CHUNKED_END[2:]
+    length = _header(head, b"content-length")
+    return length is not None and len(body) >= int(length)
+
+
+def keeps_alive(raw_head: bytes) -> bool:
+    return (_header(raw_head.partition(_HEAD_END)[0], b"connection") or b"").lower() != b"close"
+
+
+def read_reply(packets: list[tuple[int, bytes]]) -> Reply:
+    """`packets` are (arrival ns, bytes) in order; an event counts as arrived with its last byte."""
+    raw = b"".join(data for _, data in packets)
+    head, separator, _ = raw.partition(_HEAD_END)
+    status = _status(head)
+    if not separator or status is None:
+        return Reply(status=None)
+    pieces = list(_pieces(raw, len(head) + len(_HEAD_END), _is_chunked(head)))
+    body = b"".join(raw[start:end] for start, end in pieces)
+    if status != 200:
+        return Reply(status=status, error=_error_text(body))
+    return _read_events(status, body, _Arrivals(packets, pieces))
+
+
+class _Arrivals:
+    """Offset in the body → arrival time of the packet that held that byte. Offsets are asked for in rising order."""
+
+    def __init__(self, packets: list[tuple[int, bytes]], pieces: list[tuple[int, int]]) -> None:
+        self._packets = packets
+        self._packet = 0
+        self._packet_end = len(packets[0][1])
+        self._pieces = pieces
+        self._piece = 0
+        self._piece_start = 0  # in the body
+
+    def at(self, offset: int) -> int:
+        start, end = self._pieces[self._piece]
+        while offset >= self._piece_start + end - start:
+            self._piece_start += end - start
+            self._piece += 1
+            start, end = self._pieces[self._piece]
+        raw_offset = start + offset - self._piece_start
+        while raw_offset >= self._packet_end:
+            self._packet += 1
+            self._packet_end += len(self._packets[self._packet][1])
+        return self._packets[self._packet][0]
+
+
+def _pieces(raw: bytes, position: int, chunked: bool) -> Iterator[tuple[int, int]]:
+    """(start, end) in `raw` of each piece of the body; a piece that was cut short is given as far as it came."""
+    if not chunked:
+        yield position, len(raw)
+        return
+    while (line_end := raw.find(b"\r\n", position)) != -1:
+        try:
+            size = int(raw[position:line_end].partition(b";")[0], 16)
+        except ValueError:
+            return
+        if size == 0:
+            return
+        start = line_end + 2
+        yield start, min(start + size, len(raw))
+        position = start + size + 2
+
+
+def _read_events(status: int, body: bytes, arrivals: _Arrivals) -> Reply:
+    token_ns: array[int] = array("q")
+    usage: dict[str, object] = {}
+    finish_reason = error = None
+    done = False
+    position = 0
+    while (end := body.find(_EVENT_END, position)) != -1:
+        event = body[position:end]
+        last_byte = end + 1
+        position = end + len(_EVENT_END)
+        if not event.startswith(b"data:"):
+            continue  # a comment that keeps the connection alive
+        if token_ns and _is_plain_token(event):
+            token_ns.append(arrivals.at(last_byte))
+            continue
+        payload = event[5:].strip()
+        if payload == b"[DONE]":
+            done = True
+            continue
+        chunk = _json(payload)
+        if chunk.get("error"):
+            error = _error_text(payload)
+        usage = _mapping(chunk.get("usage")) or usage
+        for choice in _list(chunk.get("choices")):
+            if _has_token(_mapping(choice.get("delta"))):
+                token_ns.append(arrivals.at(last_byte))
+            finish_reason = _text(choice.get("finish_reason")) or finish_reason
+    details = _mapping(usage.get("prompt_tokens_details"))
+    return Reply(
+        status=status,
+        token_ns=token_ns,
+        prompt_tokens=_integer(usage.get("prompt_tokens")),
+        cached_tokens=_integer(details.get("cached_tokens")),
+        output_tokens=_integer(usage.get("completion_tokens")),
+        finish_reason=finish_reason,
+        error=error,
+        done=done,
+    )
+
+
+def _is_plain_token(event: bytes) -> bool:
+    """The common chunk in the middle of an answer, known without parsing it (0.3 µs instead of 2.5 µs).
+
+    Quotes inside a JSON string are escaped, so none of these patterns can come from the answer's own text.
+    """
+    return (
+        b'"finish_reason":null' in event
+        and b'"choices":[{' in event
+        and b'"content":"' in event
+        and b'"error"' not in event
+    )
+
+
+def _has_token(delta: dict[str, object]) -> bool:
+    """vLLM 0.33's own test: the opening chunk has a role and empty content, a token without text lacks the role."""
+    if any(delta.get(key) for key in ("content", "reasoning", "reasoning_content", "tool_calls")):
+        return True
+    return delta.get("content") == "" and "role" not in delta
+
+
+def _status(head: bytes) -> int | None:
+    parts = head.split(b" ", 2)
+    return int(parts[1]) if len(parts) > 1 and parts[0].startswith(b"HTTP/") and parts[1].isdigit() else None
+
+
+def _header(head: bytes, name: bytes) -> bytes | None:
+    for line in head.split(b"\r\n")[1:]:
+        key, _, value = line.partition(b":")
+        if key.strip().lower() == name:
+            return value.strip()
+    return None
+
+
+def _is_chunked(head: bytes) -> bool:
+    return b"chunked" in (_header(head, b"transfer-encoding") or b"").lower()
+
+
+def _error_text(payload: bytes) -> str:
+    error = _json(payload).get("error")
+    message = _mapping(error).get("message") or error
+    return str(message) if message else payload[:200].decode(errors="replace")
+
+
+def _json(payload: bytes) -> dict[str, object]:
+    """The object in a payload; {} where it is none, which then shows as a stream without usage."""
+    try:
+        return _mapping(json.loads(payload))
+    except ValueError:
+        return {}
+
+
+def _mapping(value: object) -> dict[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[dict[str, object]]:
+    return [_mapping(item) for item in value] if isinstance(value, list) else []
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _integer(value: object) -> int | None:
+    return value if isinstance(value, int) else None

@@ -1,0 +1,238 @@
+"""One streaming request → RequestSample; the hot path of the program."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from array import array
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import cast
+from urllib.parse import urlsplit
+
+from tuner.errors import UsageError
+from tuner.load.prompts import Request
+from tuner.load.reply import CHUNKED_END, Reply, is_complete, keeps_alive, read_reply
+
+_LOOKS_LIKE_TOKEN = re.compile(rb'"(?:content|reasoning|reasoning_content)": ?"[^"]')
+
+
+class Failure(StrEnum):
+    """Why a request does not count as completed. `CUT` is ours: the level was ended while it was in flight."""
+
+    CONNECT = "connect"
+    HTTP = "http"
+    ERROR_CHUNK = "error-chunk"
+    BROKEN_STREAM = "broken-stream"
+    NO_USAGE = "no-usage"
+    NO_TOKEN = "no-token"
+    SHORTENED = "shortened"
+    TIMEOUT = "timeout"
+    CUT = "cut"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The server under load: `base_url` such as http://127.0.0.1:8000, `model` as it is served."""
+
+    base_url: str
+    model: str
+    api_key: str | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        parts = urlsplit(self.base_url)
+        if parts.scheme != "http" or not parts.hostname:
+            raise UsageError(f"no load can be sent to {self.base_url!r}", hint="give a URL like http://127.0.0.1:8000")
+        return parts.hostname, parts.port or 80
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSample:
+    """What became of one request; times are CLOCK_MONOTONIC in ns.
+
+    `due_ns` is when the schedule wanted it sent, `sent_ns` when its bytes were written. `first_ns` and `last_ns`
+    are the first and the last chunk with a token, None when none came; `end_ns` when the response was over. `token_ns`
+    are all chunks with tokens (one chunk may carry several). Counts are the server's own (`usage`), None without one.
+    """
+
+    index: int
+    due_ns: int
+    sent_ns: int
+    first_ns: int | None
+    last_ns: int | None
+    end_ns: int
+    asked_tokens: int
+    prompt_tokens: int | None
+    output_tokens: int | None
+    cached_tokens: int | None
+    status: int | None
+    failure: Failure | None
+    error: str | None
+    token_ns: array[int]
+
+    @property
+    def failure_kind(self) -> str | None:
+        """For counting: `http-503` rather than `http`."""
+        return f"http-{self.status}" if self.failure is Failure.HTTP else self.failure
+
+    @property
+    def ttft_ns(self) -> int | None:
+        """From when the request was due, so that a late client shows as a late answer."""
+        return None if self.first_ns is None else self.first_ns - self.due_ns
+
+
+def encode(target: Target, request: Request) -> bytes:
+    """The whole HTTP request, so that nothing is left to do when it is due."""
+    body = {
+        "model": target.model,
+        "messages": [{"role": role, "content": content} for role, content in request.messages],
+        "max_tokens": request.max_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **request.extra_body,
+    }
+    payload = json.dumps(body, ensure_ascii=False).encode()
+    host, port = target.address
+    authorization = f"Authorization: Bearer {target.api_key}\r\n" if target.api_key else ""
+    head = (
+        f"POST {urlsplit(target.base_url).path.rstrip('/')}/v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\n"
+        f"Content-Type: application/json\r\nAccept: text/event-stream\r\n{authorization}"
+        f"Content-Length: {len(payload)}\r\n\r\n"
+    )
+    return head.encode() + payload
+
+
+class Capture:
+    """One request in flight: what came in, untouched, and a future that ends with it."""
+
+    __slots__ = ("answered_ns", "done", "due_ns", "end_ns", "failure", "index", "packets", "sent_ns")
+
+    def __init__(self, index: int, due_ns: int, done: asyncio.Future[None]) -> None:
+        self.index = index
+        self.due_ns = due_ns
+        self.sent_ns = due_ns
+        self.end_ns = 0
+        self.answered_ns = 0
+        """First packet that looks like a token, 0 before: a guess for ending a hopeless level early, never a result."""
+        self.packets: list[tuple[int, bytes]] = []
+        self.failure: Failure | None = None
+        self.done = done
+
+    @property
+    def looks_failed(self) -> bool:
+        """Known without parsing: no stream of a 200, or one that was reset."""
+        return self.failure is not None or not self.packets or not self.packets[0][1].startswith(b"HTTP/1.1 200")
+
+    def finish(self, failure: Failure | None = None) -> None:
+        if not self.done.done():
+            self.end_ns = self.packets[-1][0] if self.packets and failure is None else time.monotonic_ns()
+            self.failure = failure
+            self.done.set_result(None)
+
+
+class Connection(asyncio.Protocol):
+    """A kept-alive connection with at most one request on it. Bytes are stamped and kept; nothing is parsed here."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._capture: Capture | None = None
+        self._fast = False
+        self.idle_since_ns = 0
+
+    @property
+    def usable(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # A cast, not a check: uvloop's transports only look like asyncio.Transport.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def send(self, payload: bytes, capture: Capture) -> None:
+        assert self._transport is not None
+        self._capture = capture
+        self._fast = False
+        capture.sent_ns = time.monotonic_ns()
+        self._transport.write(payload)
+
+    def data_received(self, data: bytes) -> None:
+        capture = self._capture
+        if capture is None:
+            self.close()
+            return
+        capture.packets.append((time.monotonic_ns(), data))
+        if not capture.answered_ns and _LOOKS_LIKE_TOKEN.search(data):
+            capture.answered_ns = capture.packets[-1][0]
+        if self._fast and len(data) >= len(CHUNKED_END):
+            if data.endswith(CHUNKED_END):
+                self._finished(capture)
+        else:
+            self._look_closely(capture)
+
+    def _look_closely(self, capture: Capture) -> None:
+        """The first packets, error bodies, and a last chunk that was split over packets."""
+        raw = b"".join(data for _, data in capture.packets)
+        self._fast = b"\r\n\r\n" in raw and b"transfer-encoding: chunked" in raw.partition(b"\r\n\r\n")[0].lower()
+        if is_complete(raw):
+            self._finished(capture)
+
+    def _finished(self, capture: Capture) -> None:
+        self._capture = None
+        self.idle_since_ns = time.monotonic_ns()
+        if not keeps_alive(capture.packets[0][1]):
+            self.close()
+        capture.finish()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._capture is not None:
+            # A body that ends with the connection is legal HTTP; whether the stream was whole shows in its bytes.
+            self._capture.finish(Failure.BROKEN_STREAM if exc else None)
+            self._capture = None
+
+    def close(self) -> None:
+        """At once: the server sees the client go and aborts the request."""
+        self._capture = None
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def sample(capture: Capture, request: Request) -> RequestSample:
+    """Reads the bytes of a finished request; not for the hot path."""
+    reply = read_reply(capture.packets) if capture.packets else Reply()
+    return RequestSample(
+        index=capture.index,
+        due_ns=capture.due_ns,
+        sent_ns=capture.sent_ns,
+        first_ns=reply.token_ns[0] if reply.token_ns else None,
+        last_ns=reply.token_ns[-1] if reply.token_ns else None,
+        end_ns=capture.end_ns,
+        asked_tokens=request.max_tokens,
+        prompt_tokens=reply.prompt_tokens,
+        output_tokens=reply.output_tokens,
+        cached_tokens=reply.cached_tokens,
+        status=reply.status,
+        failure=_failure(capture, reply, request),
+        error=reply.error,
+        token_ns=reply.token_ns,
+    )
+
+
+def _failure(capture: Capture, reply: Reply, request: Request) -> Failure | None:
+    if capture.failure in (Failure.CONNECT, Failure.TIMEOUT, Failure.CUT):
+        return capture.failure
+    if reply.status is None:
+        return Failure.BROKEN_STREAM
+    if reply.status != 200:
+        return Failure.HTTP
+    if reply.error is not None or reply.finish_reason in ("error", "abort"):
+        return Failure.ERROR_CHUNK
+    if not reply.done or capture.failure:
+        return Failure.BROKEN_STREAM
+    if reply.output_tokens is None:
+        return Failure.NO_USAGE
+    if reply.output_tokens < request.max_tokens and not request.natural_stop:
+        return Failure.SHORTENED
+    return None if reply.token_ns else Failure.NO_TOKEN

@@ -1,0 +1,143 @@
+"""What happened when: phases of every start per GPU group, and the telemetry of a start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from tuner.report.tables import StudyFiles, began
+from tuner.study.record import TrialOutcome
+
+POINTS = 600
+"""Points of one telemetry line: more than a screen can show; longer series are thinned to means of neighbours."""
+
+
+class Phase(StrEnum):
+    START = "start"
+    WARM_UP = "warm-up"
+    MEASURE = "measure"
+    STOP = "stop"
+    IDLE = "idle"
+
+
+class PhaseRow(NamedTuple):
+    """A stretch of a GPU group's night, in hours since the study's first start; `trial` None while idle."""
+
+    group: str
+    phase: Phase
+    trial: int | None
+    outcome: TrialOutcome | None
+    began_h: float
+    length_h: float
+
+
+def phase_rows(study: StudyFiles) -> list[PhaseRow]:
+    if not study.records:
+        return []
+    first = min(began(r) for r in study.records)
+    rows: list[PhaseRow] = []
+    free: dict[str, float] = {}
+    for record in sorted(study.records, key=began):
+        at = (began(record) - first).total_seconds() / 3600
+        idle = at - free.get(record.group, 0.0)
+        if idle > 0:
+            rows.append(PhaseRow(record.group, Phase.IDLE, None, None, at - idle, idle))
+        phases = record.phases
+        for phase, seconds in (
+            (Phase.START, phases.start_s),
+            (Phase.WARM_UP, phases.warm_up_s),
+            (Phase.MEASURE, phases.measure_s),
+            (Phase.STOP, phases.stop_s),
+        ):
+            if seconds is not None:
+                rows.append(PhaseRow(record.group, phase, record.trial, record.outcome, at, seconds / 3600))
+                at += seconds / 3600
+        free[record.group] = max(at, free.get(record.group, 0.0))
+    return rows
+
+
+def phase_shares(rows: Sequence[PhaseRow]) -> dict[Phase, float]:
+    """Share of the night that all groups together spent in each phase."""
+    total = sum(row.length_h for row in rows)
+    return {p: sum(r.length_h for r in rows if r.phase is p) / total for p in Phase} if total else {}
+
+
+class Channel(NamedTuple):
+    """One telemetry figure: its name in the words' table, and its unit's factor onto the column's own."""
+
+    name: str
+    column: str
+    factor: float
+    over_gpus: str
+
+
+CHANNELS = (
+    Channel("kv", "kv_usage", 100, "max"),
+    Channel("running", "running", 1, "max"),
+    Channel("waiting", "waiting", 1, "max"),
+    Channel("prefix", "prefix_hit_share", 100, "max"),
+    Channel("gpu-util", "gpu_utilization", 100, "mean"),
+    Channel("gpu-memory", "gpu_memory_used_bytes", 2**-30, "sum"),
+    Channel("gpu-power", "gpu_power_w", 1, "sum"),
+    Channel("gpu-temperature", "gpu_temperature_c", 1, "max"),
+    Channel("host-cpu", "host_cpu_share", 100, "max"),
+    Channel("server-cores", "server_cores", 1, "max"),
+    Channel("client-cores", "client_cores", 1, "max"),
+)
+
+
+class Series(NamedTuple):
+    """A telemetry line: seconds since the start's first sample, and values, None where nothing was observed."""
+
+    channel: str
+    seconds: tuple[float, ...]
+    values: tuple[float | None, ...]
+
+
+def telemetry(path: Path) -> list[Series]:
+    """What a trial's telemetry.parquet holds of `CHANNELS`, in their order; empty where there is no readable file."""
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError):  # pyarrow's errors are ValueErrors
+        return []
+    if "at_ns" not in frame or frame.empty:
+        return []
+    frame = _with_prefix_share(frame)
+    moments = sorted(int(at) for at in frame["at_ns"].unique())
+    seconds = [(at - moments[0]) / 1e9 for at in moments]
+    lines = []
+    for channel in CHANNELS:
+        if channel.column not in frame or not frame[channel.column].notna().any():
+            continue
+        values = pd.to_numeric(frame[channel.column], errors="coerce").groupby(frame["at_ns"], sort=True)
+        # A sum of nothing is 0: min_count keeps it "not observed".
+        column = values.sum(min_count=1) if channel.over_gpus == "sum" else values.agg(channel.over_gpus)
+        lines.append(_thinned(channel.name, seconds, column * channel.factor))
+    return lines
+
+
+def _with_prefix_share(frame: pd.DataFrame) -> pd.DataFrame:
+    """Adds the share of looked-up prompt tokens that the prefix cache had, from sample to sample."""
+    names = ("prefix_hits", "prefix_queries")
+    if not all(name in frame for name in names):
+        return frame
+    hits, asked = (frame.groupby("at_ns")[name].max().diff() for name in names)
+    share = (hits / asked).where((asked > 0) & (hits >= 0))
+    return frame.assign(prefix_hit_share=frame["at_ns"].map(share))
+
+
+def _thinned(channel: str, seconds: Sequence[float], column: pd.Series[float]) -> Series:
+    step = -(-len(column) // POINTS)
+    at = pd.Series(list(seconds))
+    values = column.reset_index(drop=True)
+    if step > 1:
+        at, values = at.groupby(at.index // step).mean(), values.groupby(values.index // step).mean()
+    return Series(
+        channel,
+        tuple(round(float(s), 2) for s in at),
+        tuple(None if pd.isna(v) else round(float(v), 3) for v in values),
+    )

@@ -1,0 +1,100 @@
+"""What each flag did to QPS: slices and their weight, over feasible measured trials only; nothing is imputed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from tuner.candidate import Value
+from tuner.report.tables import StudyFiles
+from tuner.study.record import Role, TrialRecord
+
+ENOUGH = 12
+"""Feasible trials below which a flag's weight would be read out of noise."""
+BINS = 4
+
+
+class SliceRow(NamedTuple):
+    trial: int
+    flag: str
+    value: Value
+    qps: float
+
+
+class WeightRow(NamedTuple):
+    """`explained`: share of the variance of QPS ranks between groups of like values, 0..1, chance taken off.
+
+    `trend` is Spearman's rank correlation of the value with QPS, -1..1; None for values without an order.
+    """
+
+    flag: str
+    explained: float
+    trend: float | None
+    trials: int
+
+
+def _feasible(study: StudyFiles) -> list[tuple[TrialRecord, float]]:
+    return [(r, r.qps) for r in study.records if r.role is not Role.CONFIRM and r.qps is not None]
+
+
+def slice_rows(study: StudyFiles) -> dict[str, list[SliceRow]]:
+    """For each tuned flag, its value and the QPS of every feasible trial that set it; flags in the space's order."""
+    rows: dict[str, list[SliceRow]] = {parameter.flag: [] for parameter in study.plan.parameters}
+    for record, qps in _feasible(study):
+        for flag, value in record.candidate.values:
+            if flag in rows:
+                rows[flag].append(SliceRow(record.trial, flag, value, qps))
+    return rows
+
+
+def weight_rows(study: StudyFiles) -> list[WeightRow]:
+    """The heaviest flag first; flags with fewer than `ENOUGH` trials or one single value are left out."""
+    rows = []
+    for flag, points in slice_rows(study).items():
+        values = [point.value for point in points]
+        if len(points) < ENOUGH or len(set(values)) < 2:
+            continue
+        qps = pd.Series([point.qps for point in points])
+        rows.append(WeightRow(flag, _explained(_grouped(values), qps), _trend(values, qps), len(points)))
+    return sorted(rows, key=lambda row: (-row.explained, row.flag))
+
+
+def _is_number(value: Value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _grouped(values: Sequence[Value]) -> list[str]:
+    """Values as groups of like ones: themselves where they are few, else quartiles."""
+    if len(set(values)) <= BINS or not all(map(_is_number, values)):
+        return [str(value) for value in values]
+    quartiles = pd.qcut(pd.Series([float(v) for v in values]), BINS, labels=False, duplicates="drop")
+    return [str(quartile) for quartile in quartiles]
+
+
+def _explained(groups: Sequence[str], qps: pd.Series[float]) -> float:
+    """Eta squared of the Kruskal-Wallis test, (H - k + 1) / (n - k), not below 0 (Tomczak and Tomczak 2014, table 1).
+
+    Ranks and groups rather than a straight line: a flag whose best value lies in the middle counts in full.
+    """
+    ranks = qps.rank().to_numpy()
+    labels = np.array(groups)
+    sizes = Counter(groups)
+    n, k = len(ranks), len(sizes)
+    if k < 2 or n <= k:
+        return 0.0
+    between = sum(ranks[labels == group].sum() ** 2 / size for group, size in sizes.items())
+    ties = 1 - sum(int(t) ** 3 - int(t) for t in Counter(ranks.tolist()).values()) / (n**3 - n)
+    if ties <= 0:
+        return 0.0
+    h = (12 / (n * (n + 1)) * between - 3 * (n + 1)) / ties
+    return float(min(1.0, max(0.0, (h - k + 1) / (n - k))))
+
+
+def _trend(values: Sequence[Value], qps: pd.Series[float]) -> float | None:
+    if not all(map(_is_number, values)) or qps.nunique() < 2:
+        return None
+    return float(pd.Series([float(v) for v in values]).rank().corr(qps.rank()))

@@ -1,0 +1,58 @@
+"""What of a recorded launch is quoted for production: the same for the page and for the files of deploy/."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+from tuner.launch import LaunchSpec
+
+CACHES = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR")
+"""Variables that point into the study's folder: they make a start quicker while it is there, and are never needed."""
+TRIAL_ONLY = ("VLLM_RPC_BASE_PATH",)
+"""Variables that point into one trial's folder and mean nothing afterwards."""
+
+
+def production_env(launch: LaunchSpec) -> tuple[tuple[str, str], ...]:
+    """The recorded environment without what belongs to the study's own folders."""
+    return tuple((n, v) for n, v in launch.env if n not in (*CACHES, *TRIAL_ONLY))
+
+
+def cache_env(launch: LaunchSpec) -> tuple[tuple[str, str], ...]:
+    return tuple((n, v) for n, v in launch.env if n in CACHES)
+
+
+def visible_gpus(launch: LaunchSpec) -> tuple[str, ...]:
+    """As CUDA_VISIBLE_DEVICES names them; empty on a machine without GPUs."""
+    visible = dict(launch.env).get("CUDA_VISIBLE_DEVICES", "")
+    return tuple(gpu for gpu in visible.split(",") if gpu)
+
+
+def shell_line(launch: LaunchSpec, host: str = "127.0.0.1", port: int = 8000) -> str:
+    """One line to paste into a shell."""
+    return dataclasses.replace(launch, env=production_env(launch)).shell(host, port)
+
+
+class Flag(NamedTuple):
+    """A flag as it stands on the command line: `--no-x` is (x, off), a flag without a value is (x, on)."""
+
+    name: str
+    value: str
+
+
+def flags_of(launch: LaunchSpec) -> list[Flag]:
+    """The long flags of the recorded arguments, in their order; the model and short options are left out."""
+    found: list[Flag] = []
+    words = launch.arguments
+    for i, word in enumerate(words):
+        if not word.startswith("--"):
+            continue
+        name, given, value = word[2:].partition("=")
+        following = words[i + 1 : i + 2]
+        if given:
+            found.append(Flag(name, value))
+        elif following and not following[0].startswith("--"):
+            found.append(Flag(name, following[0]))
+        else:
+            found.append(Flag(name.removeprefix("no-"), "off" if name.startswith("no-") else "on"))
+    return found

@@ -1,0 +1,43 @@
+"""Starts that failed, by cause, with the tightest bounds that the messages taught."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from tuner.report.tables import FAILED
+from tuner.server.diagnosis import Bound, Cause
+from tuner.study.record import TrialOutcome, TrialRecord
+
+
+class RefusedRow(NamedTuple):
+    """Starts that failed for one reason. `bounds` holds the tightest of what the messages taught."""
+
+    cause: Cause
+    outcome: TrialOutcome
+    trials: tuple[int, ...]
+    bounds: tuple[Bound, ...]
+
+
+def refused_rows(records: Iterable[TrialRecord]) -> list[RefusedRow]:
+    """The most frequent cause first."""
+    groups: dict[tuple[str, TrialOutcome], list[TrialRecord]] = {}
+    for record in records:
+        if record.outcome in FAILED and record.cause is not None:
+            groups.setdefault((record.cause.kind, record.outcome), []).append(record)
+    rows = []
+    for (_, outcome), members in groups.items():
+        causes = [r.cause for r in members if r.cause is not None]
+        learnt = tightest(bound for cause in causes for bound in cause.bounds)
+        rows.append(RefusedRow(causes[0], outcome, tuple(r.trial for r in members), learnt))
+    return sorted(rows, key=lambda row: (-len(row.trials), row.cause.kind))
+
+
+def tightest(bounds: Iterable[Bound]) -> tuple[Bound, ...]:
+    """One bound for each flag and direction: the smallest upper one, the largest lower one."""
+    best: dict[tuple[str, str], Bound] = {}
+    for bound in bounds:
+        key = (bound.flag, bound.relation)
+        tighter = min if bound.relation == "<=" else max
+        best[key] = tighter(best.get(key, bound), bound, key=lambda b: b.limit)
+    return tuple(best[key] for key in sorted(best))

@@ -1,0 +1,257 @@
+"""The first screen as rows: the sentence, winner beside default, cautions, and what was measured on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from typing import NamedTuple
+
+from tuner import formatting
+from tuner.launch import LaunchSpec
+from tuner.measurement import Measurement
+from tuner.report.cost import cost
+from tuner.report.quote import flags_of, visible_gpus
+from tuner.report.tables import StudyFiles, shown_level
+from tuner.report.words import Language, Words
+from tuner.study.result import Decision, Figures, StudyResult
+
+
+def sentence(study: StudyFiles, words: Words) -> str:
+    """The study's own sentence; in another language, the same from the same figures."""
+    result = study.result
+    if result is None:
+        return words("no-result")
+    if words.language is Language.ENGLISH:
+        return formatting.one_line(result.sentence)
+    limits = ", ".join(map(str, study.plan.slos))
+    time = formatting.duration(result.elapsed_s)
+    tail = words("tail", starts=result.starts, time=time, refused=result.refused)
+    winner, default = result.winner, result.default
+    if result.decision is Decision.KEEP_DEFAULT and (default or winner):
+        kept = default or winner
+        return words("sentence-keep", qps=formatting.qps(kept.qps if kept else None), tail=tail)
+    if winner is None:
+        return words("sentence-nothing", limits=limits, tail=tail)
+    sure = words("sure-fresh", n=len(winner.trials)) if winner.fresh else words("sure-not")
+    said = {"ttft": formatting.ms(winner.p99_ttft_ms), "limits": limits, "sure": sure, "tail": tail}
+    if default is None:
+        return words("sentence-only", qps=formatting.qps(winner.qps), **said)
+    return words("sentence-winner", gain=formatting.change(winner.qps, default.qps), **said)
+
+
+class Side(NamedTuple):
+    """A candidate's figures with the measurement that stands for them: the worst start's, as for the P99 quoted."""
+
+    figures: Figures
+    level: Measurement | None
+    gpus: int
+
+
+def side(study: StudyFiles, figures: Figures | None) -> Side | None:
+    record = study.quoted(figures)
+    if figures is None or record is None:
+        return None
+    levels = [shown_level(r) for r in study.starts_of(figures.candidate) if r.trial in figures.trials]
+    measured = [level.measurement for level in levels if level is not None]
+    worst = max(measured, key=lambda m: m.ttft_ms.p99 if m.ttft_ms else 0.0, default=None)
+    return Side(figures, worst, len(visible_gpus(record.launch)))
+
+
+class SummaryRow(NamedTuple):
+    """`change` is empty where a percentage would say nothing."""
+
+    label: str
+    first: str
+    second: str
+    change: str = ""
+
+
+def summary_rows(first: Side, second: Side | None, words: Words, gpu_price: float | None = None) -> list[SummaryRow]:
+    """`first` is the winner, `second` what it is compared with, None where there is nothing beside it."""
+
+    def row(key: str, value: Callable[[Side], float | None], text: Callable[[float | None], str]) -> SummaryRow:
+        one, other = value(first), value(second) if second else None
+        return SummaryRow(words(key), text(one), text(other) if second else "", formatting.change(one, other))
+
+    def said(key: str, text: Callable[[Side], str]) -> SummaryRow:
+        return SummaryRow(words(key), text(first), text(second) if second else "")
+
+    rows = [
+        row("row-qps", lambda s: s.figures.qps, formatting.qps),
+        said("row-qps-range", _qps_range),
+        row("row-p99", lambda s: s.figures.p99_ttft_ms, formatting.ms),
+        said("row-p99-bounds", _p99_bounds),
+        row("row-p50", lambda s: s.level.ttft_ms.p50 if s.level and s.level.ttft_ms else None, formatting.ms),
+        row("row-tpot", lambda s: s.level.tpot_ms.p50 if s.level and s.level.tpot_ms else None, formatting.ms),
+        row("row-e2e", lambda s: s.level.e2e_ms.p99 if s.level and s.level.e2e_ms else None, formatting.ms),
+        row("row-tokens", lambda s: s.level.output_tokens_per_s if s.level else None, formatting.significant),
+        said("row-load", lambda s: s.figures.level),
+        said("row-preemptions", lambda s: formatting.count(s.figures.preemptions)),
+        said("row-failed", lambda s: formatting.count(s.level.failed_total if s.level else None)),
+        said("row-kv-peak", lambda s: formatting.share(s.level.server.kv_usage_peak if s.level else None)),
+        said(
+            "row-requests", lambda s: formatting.count(s.level.ttft_ms.count if s.level and s.level.ttft_ms else None)
+        ),
+        said(
+            "row-starts",
+            lambda s: words("starts-fresh" if s.figures.fresh else "starts-chose", n=len(s.figures.trials)),
+        ),
+    ]
+    if gpu_price is not None:
+        price = gpu_price
+
+        def tokens(s: Side) -> float | None:
+            return cost(s.figures.qps, s.level, s.gpus, price).per_million_output_tokens
+
+        def requests(s: Side) -> float | None:
+            return cost(s.figures.qps, s.level, s.gpus, price).per_thousand_requests
+
+        rows.append(row("row-cost-tokens", tokens, formatting.price))
+        rows.append(row("row-cost-requests", requests, formatting.price))
+    return rows
+
+
+def _qps_range(s: Side) -> str:
+    return f"{formatting.significant(s.figures.qps_low)} – {formatting.significant(s.figures.qps_high)}"
+
+
+def _p99_bounds(s: Side) -> str:
+    ttft = s.level.ttft_ms if s.level else None
+    if ttft is None or ttft.p99_low is None:
+        return formatting.NOT_OBSERVED
+    high = "?" if ttft.p99_high is None else formatting.ms(ttft.p99_high)
+    return f"{formatting.ms(ttft.p99_low)} – {high}"
+
+
+class FlagRow(NamedTuple):
+    """`second` is None where there is nothing beside the first; an absent flag reads "vLLM's default"."""
+
+    flag: str
+    first: str
+    second: str | None
+
+
+def flag_rows(first: LaunchSpec, second: LaunchSpec | None, words: Words) -> list[FlagRow]:
+    """Flags of two launches; where there are two, only those in which they differ."""
+    one, other = dict(flags_of(first)), dict(flags_of(second)) if second else None
+    names = [*one, *(name for name in other or () if name not in one)]
+    absent = words("flag-absent")
+    return [
+        FlagRow(
+            formatting.one_line(name),
+            formatting.one_line(one.get(name, absent)),
+            None if other is None else formatting.one_line(other.get(name, absent)),
+        )
+        for name in names
+        if other is None or one.get(name) != other.get(name)
+    ]
+
+
+class CautionRow(NamedTuple):
+    what: str
+    detail: str
+    next_step: str
+    where: str
+
+
+def caution_rows(study: StudyFiles, words: Words) -> list[CautionRow]:
+    """What makes the quoted figures less sure; the same remark of several starts once."""
+    rows: dict[tuple[str, str], CautionRow] = {}
+    for unread in study.unread:
+        rows[unread] = CautionRow(words("caution-unread"), f"{unread.file}: {unread.why}", "", "")
+    for name, figures in (("winner", study.winner), ("default", study.default)):
+        if figures is None or (name == "winner" and study.default_won):
+            continue
+        for record in study.starts_of(figures.candidate):
+            level = shown_level(record)
+            if level is None or record.trial not in figures.trials:
+                continue
+            m = level.measurement
+            for caution in m.cautions:
+                where = words("caution-where", who=words(name), trial=record.trial, load=m.load)
+                what = words(f"caution-{caution.kind}")
+                detail, next_step = formatting.one_line(caution.detail), formatting.one_line(caution.next_step)
+                made = CautionRow(what, detail, next_step, where)
+                rows.setdefault((f"{name} {what}", made.next_step), made)
+    return [*rows.values(), *_about_confirmation(study.result, words)]
+
+
+def _about_confirmation(result: StudyResult | None, words: Words) -> list[CautionRow]:
+    if result is None or result.winner is None:
+        return []
+    if not result.winner.fresh:
+        return [CautionRow(words("caution-not-fresh"), "", words("caution-not-fresh-next"), "")]
+    if len(result.winner.trials) == 1:
+        return [CautionRow(words("caution-one-start"), "", words("caution-one-start-next"), "")]
+    return []
+
+
+class FactRow(NamedTuple):
+    label: str
+    text: str
+
+
+def environment_rows(study: StudyFiles, words: Words) -> list[FactRow]:
+    plan, environment = study.plan, study.environment
+    facts = [("env-model", plan.model)]
+    if environment is not None:
+        names = [f"{gpu.index}: {gpu.name}, {formatting.gib(gpu.memory_gib)}" for gpu in environment.gpus]
+        facts += [
+            ("env-digest", environment.model_digest or formatting.NOT_OBSERVED),
+            ("env-vllm", environment.vllm_version),
+            ("env-gpus", "; ".join(names) or words("none")),
+            ("env-driver", environment.driver or words("none")),
+            ("env-host", environment.host),
+            ("env-cpu", f"{environment.cpu} × {environment.cpu_count}"),
+            ("env-memory", formatting.gib(environment.memory_gib)),
+            ("env-kernel", environment.kernel),
+            ("env-python", environment.python_version),
+            ("env-tuner", environment.tuner_version),
+        ]
+    facts += [("env-workload", f"{plan.workload.name} ({plan.workload.source})")]
+    facts += [("", text) for text in _shares(study, words)]
+    level_time = words(
+        "env-level-time",
+        levels=", ".join(map(str, plan.load.levels)),
+        time=formatting.duration(plan.load.level_s),
+        warm_up=formatting.duration(plan.load.warm_up_s),
+    )
+    facts += [
+        ("env-limits", ", ".join(map(str, plan.slos)) or words("none")),
+        ("env-levels", level_time),
+        ("env-space", plan.space.name),
+        ("env-seed", str(plan.seed)),
+        ("env-groups", ", ".join(group.name for group in plan.groups)),
+        ("env-dropped", "; ".join(f"{d.flag}: {d.why}" for d in plan.dropped) or words("none")),
+        ("env-created", plan.created_at),
+        ("env-finished", study.result.updated_at if study.result else formatting.NOT_OBSERVED),
+    ]
+    return [FactRow(words(key) if key else "", formatting.one_line(text)) for key, text in facts]
+
+
+def _shares(study: StudyFiles, words: Words) -> list[str]:
+    shares = study.plan.workload.shares
+    total = sum(share.weight for share in shares) or 1.0
+    return [
+        words(
+            "env-share",
+            weight=formatting.share(share.weight / total),
+            prompt=formatting.span(share.prompt.low + share.shared_prefix, share.prompt.high + share.shared_prefix),
+            output=formatting.span(share.output.low, share.output.high),
+        )
+        for share in shares
+    ]
+
+
+def repeat_command(study: StudyFiles) -> str:
+    """The `tuner search` that plans this study again, under another name."""
+    plan = study.plan
+    words = ["tuner", "search", "--model", plan.model, "--workload", plan.workload.name, "--space", plan.space.name]
+    words += [word for slo in plan.slos for word in ("--slo", str(slo))]
+    gpus = [str(gpu) for group in plan.groups for gpu in group.gpus]
+    words += ["--gpus", ",".join(gpus)] if gpus else []
+    size = max((len(group.gpus) for group in plan.groups), default=0)
+    words += ["--tensor-parallel-size", str(size)] if size > 1 else []
+    words += ["--trials", str(plan.starts), "--seed", str(plan.seed), "--study", f"{plan.study}-again"]
+    words += ["--vllm", shlex.join(plan.base.command)] if plan.base.command != ("vllm", "serve") else []
+    return shlex.join([*words, *(("--", *plan.base.extra) if plan.base.extra else ())])

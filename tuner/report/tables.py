@@ -1,0 +1,233 @@
+"""Records → named tuples: what the page shows, before anything is drawn. Pure, but for `read_study`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from tuner import jsonfile
+from tuner.candidate import Candidate
+from tuner.environment import Environment
+from tuner.errors import UsageError
+from tuner.formatting import one_line
+from tuner.jsonfile import TornFileError
+from tuner.study.plan import StudyPlan
+from tuner.study.record import Level, Role, TrialOutcome, TrialRecord
+from tuner.study.result import Figures, StudyResult
+
+T = TypeVar("T")
+
+FAILED = (TrialOutcome.REFUSED, TrialOutcome.DIED, TrialOutcome.INFRASTRUCTURE, TrialOutcome.INTERRUPTED)
+"""Outcomes without figures."""
+
+
+class Unread(NamedTuple):
+    """A file of the study that could not be read, and why."""
+
+    file: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFiles:
+    """A study as its folder tells it. `environment` and `result` are None where the file is missing or torn."""
+
+    folder: Path
+    plan: StudyPlan
+    environment: Environment | None
+    result: StudyResult | None
+    records: tuple[TrialRecord, ...]
+    unread: tuple[Unread, ...] = ()
+
+    @property
+    def winner(self) -> Figures | None:
+        return self.result.winner if self.result else None
+
+    @property
+    def default(self) -> Figures | None:
+        """The default's figures; those of its best level, broken limits and all, where it never kept them."""
+        return (self.result.default or self.result.default_seen) if self.result else None
+
+    @property
+    def default_won(self) -> bool:
+        return self.winner is not None and self.winner.candidate == self.plan.baseline
+
+    def starts_of(self, candidate: Candidate) -> tuple[TrialRecord, ...]:
+        return tuple(r for r in self.records if r.candidate == candidate)
+
+    def quoted(self, figures: Figures | None) -> TrialRecord | None:
+        """The start whose launch and telemetry stand for a candidate: the first one behind its figures."""
+        if figures is None:
+            return None
+        wanted = [r for r in self.starts_of(figures.candidate) if r.trial in figures.trials]
+        return next(iter(wanted or self.starts_of(figures.candidate)), None)
+
+
+def read_study(folder: Path) -> StudyFiles:
+    """Reads plan, environment, result and every record. Torn files are left out and named in `unread`.
+
+    Raises UsageError where `folder` holds no readable plan.
+    """
+    try:
+        plan = jsonfile.load(folder / "plan.json", StudyPlan)
+    except FileNotFoundError as error:
+        raise UsageError(f"{folder} holds no study", hint="`tuner studies` lists those there are") from error
+    except TornFileError as error:
+        raise UsageError(f"the plan cannot be read: {error}", hint="was it written by a newer tuner?") from error
+    unread: list[Unread] = []
+    environment = _read(folder, folder / "environment.json", Environment, unread)
+    result = _read(folder, folder / "result.json", StudyResult, unread, optional=True)
+    paths = sorted((folder / "trials").glob("*/record.json"))
+    records = [_read(folder, path, TrialRecord, unread) for path in paths]
+    return StudyFiles(
+        folder=folder,
+        plan=plan,
+        environment=environment,
+        result=result,
+        records=tuple(sorted((r for r in records if r is not None), key=lambda r: r.trial)),
+        unread=tuple(unread),
+    )
+
+
+def _read(folder: Path, path: Path, kind: type[T], unread: list[Unread], *, optional: bool = False) -> T | None:
+    try:
+        return jsonfile.load(path, kind)
+    except (OSError, TornFileError) as error:
+        if not (optional and isinstance(error, FileNotFoundError)):
+            unread.append(Unread(str(path.relative_to(folder)), one_line(str(error).removeprefix(f"{path}: "))))
+        return None
+
+
+class TrialRow(NamedTuple):
+    """A start. Times are hours since the study's first start; `ended_h` is when its outcome was known.
+
+    `qps`, `p99_ttft_ms` and `load` are those of the level that is shown (`shown_level`), None without one. `words` says
+    why it is not feasible, empty when it is.
+    """
+
+    trial: int
+    role: Role
+    outcome: TrialOutcome
+    candidate: Candidate
+    group: str
+    began_h: float
+    ended_h: float
+    load: str | None
+    qps: float | None
+    p99_ttft_ms: float | None
+    preemptions: int | None
+    words: str
+
+    @property
+    def has_figures(self) -> bool:
+        return self.outcome not in FAILED and self.qps is not None and self.p99_ttft_ms is not None
+
+
+def trial_rows(study: StudyFiles) -> list[TrialRow]:
+    first = min((began(r) for r in study.records), default=None)
+    rows = []
+    for record in study.records:
+        assert first is not None
+        begin_h = (began(record) - first).total_seconds() / 3600
+        level = shown_level(record)
+        measured = level.measurement if level else None
+        rows.append(
+            TrialRow(
+                trial=record.trial,
+                role=record.role,
+                outcome=record.outcome,
+                candidate=record.candidate,
+                group=record.group,
+                began_h=begin_h,
+                ended_h=begin_h + spent_s(record) / 3600,
+                load=str(measured.load) if measured else None,
+                qps=measured.qps if measured else None,
+                p99_ttft_ms=measured.ttft_ms.p99 if measured and measured.ttft_ms else None,
+                preemptions=record.preemptions_seen if measured else None,
+                words=_words(record, level),
+            )
+        )
+    return rows
+
+
+def began(record: TrialRecord) -> datetime:
+    return datetime.fromisoformat(record.started_at)
+
+
+def spent_s(record: TrialRecord) -> float:
+    phases = record.phases
+    return sum(s for s in (phases.start_s, phases.warm_up_s, phases.measure_s, phases.stop_s) if s is not None)
+
+
+def shown_level(record: TrialRecord) -> Level | None:
+    """The level that stands for a start: the one that counts, else the measured one closest to the limits."""
+    if record.best is not None:
+        return record.levels[record.best]
+    measured = [level for level in record.levels if level.measurement.qps is not None]
+    margins = [
+        (level.verdict.slo_margin, i) for i, level in enumerate(measured) if level.verdict.slo_margin is not None
+    ]
+    return measured[min(margins)[1]] if margins else next(iter(measured), None)
+
+
+def _words(record: TrialRecord, level: Level | None) -> str:
+    if record.cause is not None:
+        return one_line(record.cause.explanation)
+    if record.best is None and level is not None:
+        return one_line("; ".join(level.verdict.reasons))
+    return one_line("; ".join(record.notes))
+
+
+class BestRow(NamedTuple):
+    """From `hours` on, `qps` was the best feasible figure that the search had seen, in `trial`."""
+
+    hours: float
+    qps: float
+    trial: int
+
+
+def best_so_far(rows: Iterable[TrialRow]) -> list[BestRow]:
+    """Fresh starts that confirm a candidate are measurements of what was found, not finds: they do not count."""
+    best: list[BestRow] = []
+    for row in sorted(rows, key=lambda r: r.ended_h):
+        found = row.outcome is TrialOutcome.FEASIBLE and row.role is not Role.CONFIRM
+        if found and row.qps is not None and (not best or row.qps > best[-1].qps):
+            best.append(BestRow(row.ended_h, row.qps, row.trial))
+    return best
+
+
+class LevelRow(NamedTuple):
+    """One load level of one start. P99 bounds are the sample's 95 % confidence, None where it is too small."""
+
+    trial: int
+    role: Role
+    level: float
+    qps: float | None
+    p99_ttft_ms: float | None
+    p99_low_ms: float | None
+    p99_high_ms: float | None
+    preemptions: int | None
+    outcome: TrialOutcome
+
+
+def level_rows(study: StudyFiles, candidate: Candidate) -> list[LevelRow]:
+    """Every measured level of every start of a candidate, in the order of starts and levels."""
+    return [
+        LevelRow(
+            trial=record.trial,
+            role=record.role,
+            level=m.load.level,
+            qps=m.qps,
+            p99_ttft_ms=m.ttft_ms.p99 if m.ttft_ms else None,
+            p99_low_ms=m.ttft_ms.p99_low if m.ttft_ms else None,
+            p99_high_ms=m.ttft_ms.p99_high if m.ttft_ms else None,
+            preemptions=m.server.preemptions,
+            outcome=TrialOutcome(level.verdict.outcome.value),
+        )
+        for record in study.starts_of(candidate)
+        for level in record.levels
+        if (m := level.measurement)
+    ]

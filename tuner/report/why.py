@@ -1,0 +1,174 @@
+"""Which limit binds the winner, as far as its measurements and telemetry tell, and what to try next."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from tuner import formatting
+from tuner.candidate import Candidate
+from tuner.measurement import CautionKind, Measurement
+from tuner.report.tables import StudyFiles
+from tuner.report.words import Words
+from tuner.study.record import TrialRecord
+
+KV_FULL, KV_NEAR = 0.9, 0.75
+CLIENT_NEAR = 0.7
+SATURATED = 0.35
+"""QPS grew by less than this share of the load's growth: more load only waits."""
+
+
+class Limit(StrEnum):
+    LOAD = "load"
+    CLIENT = "client"
+    KV = "kv"
+    SEQUENCES = "sequences"
+    TOKENS = "tokens"
+    COMPUTE = "compute"
+
+
+class Reading(StrEnum):
+    BINDS = "binds"
+    NEAR = "near"
+    CLEAR = "clear"
+    UNKNOWN = "unknown"
+
+
+class WhyRow(NamedTuple):
+    limit: Limit
+    reading: Reading
+    evidence: str
+
+
+class Levels(NamedTuple):
+    """One start of the winner: the level that counts, and the levels offered just below and above it."""
+
+    record: TrialRecord
+    below: Measurement | None
+    at: Measurement
+    beyond: Measurement | None
+
+    @property
+    def highest(self) -> Measurement:
+        return self.beyond or self.at
+
+
+def levels_of(study: StudyFiles, candidate: Candidate) -> Levels | None:
+    """Of the candidate's start that was offered the most levels: a fresh start repeats only the level that won."""
+    starts = [r for r in study.starts_of(candidate) if r.best is not None]
+    if not starts:
+        return None
+    record = max(starts, key=lambda r: len(r.levels))
+    assert record.best is not None
+    at = record.levels[record.best].measurement
+    loads = sorted((level.measurement for level in record.levels), key=lambda m: m.load.level)
+    below = [m for m in loads if m.load.level < at.load.level]
+    beyond = [m for m in loads if m.load.level > at.load.level]
+    return Levels(record, below[-1] if below else None, at, beyond[0] if beyond else None)
+
+
+def why_rows(levels: Levels, words: Words) -> list[WhyRow]:
+    """In the order in which one limit hides the next: what binds further up makes the rows below it hard to read."""
+    kv, sequences = _kv(levels, words), _sequences(levels, words)
+    tokens = _tokens(levels, words, hidden=Reading.BINDS in (kv.reading, sequences.reading))
+    rows = [_load(levels, words), _client(levels, words), kv, sequences, tokens]
+    return [*rows, _compute(levels, words, hidden=any(row.reading is Reading.BINDS for row in rows))]
+
+
+def binding(rows: list[WhyRow]) -> list[Limit]:
+    return [row.limit for row in rows if row.reading is Reading.BINDS]
+
+
+def _load(levels: Levels, words: Words) -> WhyRow:
+    if levels.beyond is None:
+        return WhyRow(Limit.LOAD, Reading.BINDS, words("seen-load-ended", load=levels.at.load))
+    return WhyRow(Limit.LOAD, Reading.CLEAR, words("seen-load-beyond", beyond=levels.beyond.load))
+
+
+def _client(levels: Levels, words: Words) -> WhyRow:
+    share = levels.at.client.cpu_share
+    kinds = [caution.kind for caution in levels.at.cautions]
+    if CautionKind.CLIENT_BOUND in kinds:
+        return WhyRow(Limit.CLIENT, Reading.BINDS, words("seen-client-bound"))
+    if share is None:
+        return WhyRow(Limit.CLIENT, Reading.UNKNOWN, words("seen-nothing"))
+    reading = Reading.NEAR if share >= CLIENT_NEAR else Reading.CLEAR
+    return WhyRow(Limit.CLIENT, reading, words("seen-client", share=formatting.share(share)))
+
+
+def _kv(levels: Levels, words: Words) -> WhyRow:
+    at, highest = levels.at.server, levels.highest.server
+    peak = formatting.share(highest.kv_usage_peak)
+    if highest.preemptions:
+        seen = words("seen-kv-preempted", n=highest.preemptions, load=levels.highest.load, peak=peak)
+        return WhyRow(Limit.KV, Reading.BINDS, seen)
+    if at.kv_usage_peak is None:
+        return WhyRow(Limit.KV, Reading.UNKNOWN, words("seen-nothing"))
+    full = at.kv_usage_peak
+    reading = Reading.BINDS if full >= KV_FULL else Reading.NEAR if full >= KV_NEAR else Reading.CLEAR
+    return WhyRow(Limit.KV, reading, words("seen-kv", peak=formatting.share(full), load=levels.at.load))
+
+
+def _sequences(levels: Levels, words: Words) -> WhyRow:
+    server, load = levels.highest.server, levels.highest.load
+    limit = max_num_seqs(levels.record)
+    if server.running_peak is None:
+        return WhyRow(Limit.SEQUENCES, Reading.UNKNOWN, words("seen-nothing"))
+    running = formatting.count(server.running_peak)
+    if limit is None:
+        return WhyRow(Limit.SEQUENCES, Reading.UNKNOWN, words("seen-sequences-default", running=running, load=load))
+    waiting = server.waiting_mean or 0.0
+    full = server.running_peak >= limit
+    near = server.running_peak >= 0.8 * limit
+    reading = Reading.BINDS if full and waiting >= 1 else Reading.NEAR if near else Reading.CLEAR
+    seen = words("seen-sequences", running=running, limit=limit, waiting=_mean(server.waiting_mean), load=load)
+    return WhyRow(Limit.SEQUENCES, reading, seen)
+
+
+def _tokens(levels: Levels, words: Words, *, hidden: bool) -> WhyRow:
+    waiting, load = levels.highest.server.waiting_mean, levels.highest.load
+    if waiting is None:
+        return WhyRow(Limit.TOKENS, Reading.UNKNOWN, words("seen-nothing"))
+    if waiting < 1:
+        return WhyRow(Limit.TOKENS, Reading.CLEAR, words("seen-tokens-clear", waiting=_mean(waiting), load=load))
+    if hidden:
+        return WhyRow(Limit.TOKENS, Reading.UNKNOWN, words("seen-tokens-other", waiting=_mean(waiting), load=load))
+    return WhyRow(Limit.TOKENS, Reading.BINDS, words("seen-tokens", waiting=_mean(waiting), load=load))
+
+
+def _compute(levels: Levels, words: Words, *, hidden: bool) -> WhyRow:
+    """Throughput that stops rising while load rises, with no other limit reached, is what a full processor looks like.
+
+    NVML's utilisation says how often some kernel ran, not how full the GPU was: it is shown, not judged.
+    """
+    gpu = formatting.share(levels.highest.gpu.utilization_mean if levels.highest.gpu else None)
+    pair = [(m, m.qps) for m in (levels.below, levels.at, levels.beyond) if m is not None]
+    measured = [(m, qps) for m, qps in pair if qps]
+    if len(measured) < 2:
+        return WhyRow(Limit.COMPUTE, Reading.UNKNOWN, words("seen-compute-one", gpu=gpu))
+    (before, slower), (after, faster) = measured[-2:]
+    more = after.load.level / before.load.level - 1
+    gain = faster / slower - 1
+    flat = gain < SATURATED * more
+    seen = words(
+        "seen-compute",
+        before=before.load,
+        load=after.load,
+        more=formatting.change(after.load.level, before.load.level),
+        gain=formatting.change(faster, slower),
+        gpu=gpu,
+    )
+    if flat:
+        return WhyRow(Limit.COMPUTE, Reading.UNKNOWN if hidden else Reading.BINDS, seen)
+    return WhyRow(Limit.COMPUTE, Reading.CLEAR, seen)
+
+
+def max_num_seqs(record: TrialRecord) -> int | None:
+    """The limit that the launch sets, None where vLLM's default holds."""
+    words = [part for word in record.launch.arguments for part in word.split("=", 1)]
+    given = [words[i + 1] for i, word in enumerate(words[:-1]) if word in ("--max-num-seqs", "--max_num_seqs")]
+    return int(given[-1]) if given and given[-1].isdigit() else None
+
+
+def _mean(value: float | None) -> str:
+    return formatting.NOT_OBSERVED if value is None else f"{value:.1f}"

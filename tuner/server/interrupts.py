@@ -1,0 +1,55 @@
+"""Ctrl-C and SIGTERM while a server lives: the one ends the `with` block, the other does not end the ending."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt inside, where nobody else handles it: by default it would skip every `finally`.
+
+    Python delivers signals to the main thread only; in any other this does nothing, and its owner must handle them.
+    """
+    if not _in_main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Interrupts that arrive inside are delivered at the end. For what must not be cut short and is bounded in time."""
+    if not _in_main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number in _SIGNALS:
+        signal.signal(number, lambda received, _frame: held.append(received))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            # None: a handler that was not set from Python and that Python cannot set again.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for received in dict.fromkeys(held):
+            signal.raise_signal(received)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt("terminated")
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

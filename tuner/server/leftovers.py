@@ -1,0 +1,179 @@
+"""What a dead server leaves: GPU memory, /dev/shm, sockets, orphans of an earlier run."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from tuner.clock import Clock, RealClock
+from tuner.errors import EnvironmentFaultError
+from tuner.jsonfile import TornFileError
+from tuner.server import marker, proctable
+from tuner.server.containers import end_container
+from tuner.server.ending import StopReport, end_family
+from tuner.server.family import Family
+from tuner.server.marker import Marker
+from tuner.server.proctable import FileId, ProcessEntry
+
+LEFTOVER_GRACE_S = 15.0
+MEMORY_LIMIT_S = 60.0
+MEMORY_SLACK_BYTES = 256 * 2**20
+"""Above the baseline and still "back": the driver and other processes breathe by some tens of MiB."""
+
+_SHARED_MEMORY = re.compile(r"(psm_|vllm_|nccl-|torch_)")
+_SCRATCH = re.compile(r"tuner-[0-9a-f]{8}")
+_LONGEST_SCRATCH = 60
+"""A UNIX socket's path ends at 107 bytes, and vLLM appends a slash and a uuid of 36."""
+
+
+class GpuMemory(Protocol):
+    def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
+        """Bytes in use by anybody on each of `gpus`; None where that cannot be observed."""
+        ...
+
+
+class NoGpuMemory:
+    """A machine without GPUs."""
+
+    def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
+        return None
+
+
+def new_scratch() -> Path:
+    """A name, not yet a folder, for the temporary files of one start."""
+    name = f"tuner-{secrets.token_hex(4)}"
+    usual = Path(tempfile.gettempdir(), name)
+    return usual if len(os.fsencode(usual)) <= _LONGEST_SCRATCH else Path("/tmp", name)
+
+
+def remove_scratch(folder: Path) -> tuple[str, ...]:
+    """Removes a folder that new_scratch() named, with its content, and nothing else. Returns what was removed."""
+    if not _SCRATCH.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
+        return ()
+    if folder.stat().st_uid != os.getuid():
+        return ()
+    names = tuple(sorted(str(path) for path in folder.iterdir()))
+    shutil.rmtree(folder, ignore_errors=True)
+    return names
+
+
+def remove_shared_memory(files: Iterable[Path], *, since_unix_ns: int) -> tuple[str, ...]:
+    """Unlinks those of a dead server's /dev/shm files that are ours, newer than its start, and mapped by nobody.
+
+    `files` are the ones that its own processes were seen to use: what merely looks like vLLM's may be a neighbour's.
+    """
+    candidates = {file for file in files if _is_removable(file, since_unix_ns)}
+    if not candidates:
+        return ()
+    for pid in proctable.table():
+        candidates -= proctable.shared_memory_files(pid)
+    for file in candidates:
+        file.unlink(missing_ok=True)
+    return tuple(sorted(map(str, candidates)))
+
+
+def wait_for_memory(
+    gpu_memory: GpuMemory,
+    baseline: dict[int, int] | None,
+    clock: Clock,
+    limit_s: float = MEMORY_LIMIT_S,
+) -> bool | None:
+    """Whether the use of each GPU in `baseline` fell back to it in time. None when there is nothing to compare."""
+    if not baseline:
+        return None
+    deadline_ns = clock.now_ns() + round(limit_s * 1e9)
+    while True:
+        used = gpu_memory.used_bytes(tuple(baseline))
+        if used is None:
+            return None
+        if all(used.get(gpu, 0) <= before + MEMORY_SLACK_BYTES for gpu, before in baseline.items()):
+            return True
+        if clock.now_ns() >= deadline_ns:
+            return False
+        clock.sleep(0.5)
+
+
+def end_leftovers(
+    study_folder: Path, *, clock: Clock | None = None, gpu_memory: GpuMemory | None = None
+) -> list[StopReport]:
+    """Ends the servers that a killed tuner left running, one report each, none where nothing was left.
+
+    Finds them through the running.json files below `study_folder`. Raises EnvironmentFaultError when the tuner that
+    wrote one still runs: then it is not left over, and nothing at all is touched.
+    """
+    paths = sorted(study_folder.rglob(marker.FILE_NAME))
+    records = [(path, _read(path)) for path in paths]
+    for path, record in records:
+        if record is not None and _writer_lives(record):
+            raise EnvironmentFaultError(
+                f"{path.parent} is in use by another tuner (pid {record.tuner_pid})",
+                hint="wait for it, stop it with Ctrl-C, or choose another --study",
+            )
+    return [
+        _unreadable(path) if record is None else _end(path, record, clock or RealClock(), gpu_memory or NoGpuMemory())
+        for path, record in records
+    ]
+
+
+def _end(path: Path, record: Marker, clock: Clock, gpu_memory: GpuMemory) -> StopReport:
+    started_ns = clock.now_ns()
+    family = Family(record.pid, record.start_ticks, FileId(record.log_device, record.log_inode))
+    shared_memory = {Path(name) for name in record.shared_memory}
+    killed: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    if record.boot_id == proctable.boot_id():  # else all of its processes ended with that boot
+        shared_memory |= _shared_memory(family.living())
+        ended = end_family(family, grace_s=LEFTOVER_GRACE_S, clock=clock, before_kill=lambda: None)
+        killed, left = ended.killed, ended.left
+        if record.container_engine:
+            killed += end_container(record.container_engine, Path(record.scratch))
+    removed = remove_shared_memory(shared_memory, since_unix_ns=record.started_unix_ns)
+    removed += remove_scratch(Path(record.scratch))
+    if not left:
+        path.unlink(missing_ok=True)
+    return StopReport(
+        seconds=(clock.now_ns() - started_ns) / 1e9,
+        killed=killed,
+        left=left,
+        removed=removed,
+        memory_back=wait_for_memory(gpu_memory, dict(record.gpu_baseline_bytes), clock),
+    )
+
+
+def _read(path: Path) -> Marker | None:
+    try:
+        return marker.read(path)
+    except TornFileError:
+        return None
+
+
+def _unreadable(path: Path) -> StopReport:
+    """Without a record there is no proof of what is ours: the person is told, and nothing is touched."""
+    return StopReport(seconds=0.0, left=(f"unknown: {path} cannot be read",))
+
+
+def _writer_lives(record: Marker) -> bool:
+    if record.boot_id != proctable.boot_id():
+        return False
+    tuner = proctable.entry(record.tuner_pid)
+    return tuner is not None and tuner.start_ticks == record.tuner_start_ticks and not tuner.is_zombie
+
+
+def _shared_memory(processes: Iterable[ProcessEntry]) -> set[Path]:
+    return {file for process in processes for file in proctable.shared_memory_files(process.pid)}
+
+
+def _is_removable(file: Path, since_unix_ns: int) -> bool:
+    if file.parent != Path("/dev/shm") or not _SHARED_MEMORY.match(file.name):
+        return False
+    try:
+        status = file.lstat()
+    except FileNotFoundError:
+        return False
+    return status.st_uid == os.getuid() and status.st_ctime_ns >= since_unix_ns

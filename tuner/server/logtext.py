@@ -1,0 +1,100 @@
+"""Server log → text fit for people and patterns: bounded size, no control characters, no secrets."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+HEAD_BYTES = 512 * 1024
+TAIL_BYTES = 1024 * 1024
+MAX_LINE_CHARS = 400
+REDACTED = "[redacted]"
+MIN_SECRET_CHARS = 4  # taking out something shorter would take the log apart and hide nothing
+
+_CONTROL = re.compile(
+    r"\x1b\[[0-9;?]*[ -/]*[@-~]"  # CSI: colours, cursor
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # OSC: titles, links
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
+_LOOKS_SECRET = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|nvapi-[\w-]{16,})"
+)
+_NAMED_SECRET = re.compile(
+    r"(?P<name>\b(?:authorization\W{1,3}(?:bearer|basic)|bearer)\s+"
+    r"|(?:--api-key|\b[A-Z_]*(?:HF_TOKEN|API_KEY|ACCESS_KEY|SECRET_KEY|AUTH_TOKEN|PASSWORD))[ =:]+['\"]?"
+    r"|['\"]?\b(?:api_key|hf_token|password)\b['\"]?\s*[:=]\s*\[?['\"])"
+    r"(?P<value>(?!None\b|\[redacted)[^\s'\",\])]+)",
+    re.IGNORECASE,
+)
+
+
+def read(path: Path) -> str:
+    """The log's head and tail: causes stand at the end of a start, and a flood of 100 MB stays outside.
+
+    "" when there is no log. The text is clean of control characters.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            if size <= HEAD_BYTES + TAIL_BYTES:
+                return clean(file.read().decode(errors="replace"))
+            head = file.read(HEAD_BYTES)
+            file.seek(size - TAIL_BYTES)
+            tail = file.read()
+    except FileNotFoundError:
+        return ""
+    left_out = f"\n[{size - HEAD_BYTES - TAIL_BYTES} bytes left out]\n"
+    return clean(head.decode(errors="replace") + left_out + tail.decode(errors="replace"))
+
+
+def clean(text: str) -> str:
+    """No escape sequences or control characters but newline and tab; a carriage return (progress bars) ends a line."""
+    return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
+    """`secrets` are replaced wherever they stand, and so is anything that looks like one."""
+    for secret in sorted(_worth_hiding(secrets), key=len, reverse=True):
+        text = text.replace(secret, REDACTED)
+    text = _LOOKS_SECRET.sub(REDACTED, text)
+    return _NAMED_SECRET.sub(lambda match: match["name"] + REDACTED, text)
+
+
+def redact_file(path: Path, secrets: Iterable[str]) -> None:
+    """Takes these very values out of a log that nobody writes to any more. Line by line: the log may be large."""
+    wanted = [s.encode() for s in _worth_hiding(secrets)]
+    if not wanted or not path.exists() or not _contains(path, wanted):
+        return
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with path.open("rb") as source, temporary.open("wb") as target:
+            for line in source:
+                for secret in wanted:
+                    line = line.replace(secret, REDACTED.encode())
+                target.write(line)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def excerpt(log_path: Path, secrets: Iterable[str] = (), *, lines: int = 40) -> str:
+    """The last lines of the log, for a report: clean, redacted, no line longer than MAX_LINE_CHARS."""
+    text = redact(read(log_path), secrets)
+    return "\n".join(shorten(line) for line in text.rstrip().splitlines()[-lines:])
+
+
+def shorten(line: str) -> str:
+    line = line.strip()
+    return line if len(line) <= MAX_LINE_CHARS else line[: MAX_LINE_CHARS - 1] + "…"
+
+
+def _contains(path: Path, wanted: list[bytes]) -> bool:
+    with path.open("rb") as file:
+        return any(secret in line for line in file for secret in wanted)
+
+
+def _worth_hiding(secrets: Iterable[str]) -> list[str]:
+    return [secret for secret in secrets if len(secret) >= MIN_SECRET_CHARS]

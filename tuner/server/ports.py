@@ -1,0 +1,50 @@
+"""A fresh TCP port for every start."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+from pathlib import Path
+
+_LOWEST = 20_000
+_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_ATTEMPTS = 1000
+
+# Ports belong to the machine, not to a study, so this is one per process: two workers that choose at the same moment
+# must not get the same one, and a port is not given twice, because its last owner may not be quite dead.
+_given: set[int] = set()
+_lock = threading.Lock()
+
+
+def fresh_port(host: str) -> int:
+    """A port on `host` that is free now and was not given out before by this process.
+
+    It lies below the range from which the kernel takes ports for outgoing connections: vLLM binds seconds after we have
+    chosen, and the load of a neighbouring trial opens many connections in that time. Raises OSError when none is free.
+    """
+    with _lock:
+        for port in _candidates():
+            if port not in _given and _is_free(host, port):
+                _given.add(port)
+                return port
+    raise OSError(f"no free TCP port on {host}")
+
+
+def _candidates() -> list[int]:
+    try:
+        first_ephemeral = int(_EPHEMERAL.read_text().split()[0])
+    except FileNotFoundError:
+        first_ephemeral = 32_768
+    highest = first_ephemeral if first_ephemeral - _LOWEST >= _ATTEMPTS else 61_000
+    return random.sample(range(_LOWEST, highest), _ATTEMPTS)
+
+
+def _is_free(host: str, port: int) -> bool:
+    # Without SO_REUSEADDR: a port in TIME_WAIT counts as taken.
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True

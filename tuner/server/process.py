@@ -1,0 +1,125 @@
+"""One child in its own session: log file, start gate, stop = TERM → orphans → KILL → reaped. Linux only."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO
+
+from tuner.clock import Clock
+from tuner.server import proctable
+from tuner.server.ending import Ended, end_family
+from tuner.server.family import Family
+from tuner.server.proctable import FileId, ProcessEntry
+
+# The child waits until its start is on disk. If tuner dies before that, `read` meets the end of the pipe and the
+# server never starts: at no moment is there a server that no file tells of. After `exec`, ps shows the launch alone.
+_GATE = 'read -r go || exit 125; exec "$@" </dev/null'
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class ServerProcess:
+    """A started child and everything that descends from it.
+
+    The leader is not reaped before all the rest is gone: as long as it is a zombie, nobody else can get its number,
+    which is also the number of its session.
+    """
+
+    def __init__(self, child: subprocess.Popen[bytes], leader: ProcessEntry, log: FileId, clock: Clock) -> None:
+        self._child = child
+        self._clock = clock
+        self._exit_code: int | None = None
+        self._shared_memory: set[Path] = set()
+        self.leader = leader
+        self.family = Family(leader.pid, leader.start_ticks, log)
+
+    @property
+    def pid(self) -> int:
+        return self.leader.pid
+
+    @property
+    def shared_memory(self) -> tuple[Path, ...]:
+        """Files in /dev/shm that were seen in use by this server, whether they still exist or not."""
+        return tuple(sorted(self._shared_memory))
+
+    def exit_code(self) -> int | None:
+        """None while the leader runs; negative for a signal. Does not reap."""
+        if self._exit_code is None:
+            ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is not None:
+                self._exit_code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+        return self._exit_code
+
+    def observe(self) -> None:
+        """Remembers processes and shared memory of the server: both are hard to attribute once it is dead."""
+        for process in self.family.living():
+            self._shared_memory |= proctable.shared_memory_files(process.pid)
+
+    def stop(self, grace_s: float) -> Ended:
+        """Ends leader and descendants and reaps all. May be called on a dead server: its orphans are ended then."""
+        self.observe()
+        ended = end_family(self.family, grace_s=grace_s, clock=self._clock, before_kill=self.observe)
+        if self.exit_code() is not None:  # else it survives SIGKILL in the kernel, and is named in `left`
+            self._child.wait()
+        return ended
+
+
+def spawn(
+    argv: tuple[str, ...],
+    env: Mapping[str, str],
+    log_path: Path,
+    clock: Clock,
+    record: Callable[[ProcessEntry, FileId], None],
+) -> ServerProcess:
+    """Starts `argv` once `record(leader, log)` has returned; what `record` raises ends the child, unstarted.
+
+    A command that does not exist is no exception: the child writes so to its log and exits with 127.
+    """
+    _adopt_orphans()
+    with log_path.open("wb") as log:
+        child = subprocess.Popen(
+            ["/bin/sh", "-c", _GATE, "sh", *argv],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=dict(env),
+            start_new_session=True,
+        )
+    gate = child.stdin
+    assert gate is not None, "stdin is a pipe"
+    try:
+        leader = proctable.entry(child.pid)
+        assert leader is not None, "an unreaped child has an entry"
+        record(leader, proctable.file_id(log_path))
+    except BaseException:
+        # Whatever it was, Ctrl-C included: an unopened gate is the whole cleaning up.
+        _close(gate)
+        child.wait()
+        raise
+    process = ServerProcess(child, leader, proctable.file_id(log_path), clock)
+    _open(gate)
+    return process
+
+
+def _open(gate: IO[bytes]) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the child was killed at its gate: exit_code() tells
+        gate.write(b"\n")
+        gate.flush()
+    _close(gate)
+
+
+def _close(gate: IO[bytes]) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        gate.close()
+
+
+def _adopt_orphans() -> None:
+    """Orphans of our servers become our children instead of init's, so that we can see and reap them."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(number)}")

@@ -1,0 +1,161 @@
+"""/proc as values: who is in which session, who holds which file, who listens on a port. Linux only.
+
+A process that ends while it is being read is simply not there: every function leaves it out, none raises for it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+_LISTEN = "0A"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessEntry:
+    """One line of the process table. `start_ticks` (since boot) makes a reused pid a different process."""
+
+    pid: int
+    name: str
+    state: str
+    ppid: int
+    group: int
+    session: int
+    start_ticks: int
+
+    @property
+    def is_zombie(self) -> bool:
+        return self.state in "ZX"
+
+    def __str__(self) -> str:
+        return f"{self.name} (pid {self.pid})"
+
+
+@dataclass(frozen=True, slots=True)
+class FileId:
+    """A file whatever its name: also after it was renamed or unlinked."""
+
+    device: int
+    inode: int
+
+
+def boot_id() -> str:
+    return (PROC / "sys/kernel/random/boot_id").read_text().strip()
+
+
+def entry(pid: int) -> ProcessEntry | None:
+    """None when there is no such process."""
+    try:
+        text = (PROC / str(pid) / "stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name stands in parentheses and may hold spaces and parentheses itself: proc(5).
+    name = text[text.index("(") + 1 : text.rindex(")")]
+    fields = text[text.rindex(")") + 2 :].split()
+    return ProcessEntry(
+        pid, name, fields[0], int(fields[1]), int(fields[2]), int(fields[3]), start_ticks=int(fields[19])
+    )
+
+
+def table() -> dict[int, ProcessEntry]:
+    pids = (int(path.name) for path in PROC.iterdir() if path.name.isdecimal())
+    return {e.pid: e for pid in pids if (e := entry(pid)) is not None}
+
+
+def descendants(roots: Iterable[int], processes: dict[int, ProcessEntry]) -> set[int]:
+    """Pids below `roots`, the roots left out."""
+    children: dict[int, list[int]] = {}
+    for process in processes.values():
+        children.setdefault(process.ppid, []).append(process.pid)
+    found: set[int] = set()
+    todo = list(roots)
+    while todo:
+        new = [pid for pid in children.get(todo.pop(), []) if pid not in found]
+        found.update(new)
+        todo.extend(new)
+    return found
+
+
+def is_alive(known: ProcessEntry) -> bool:
+    """Whether this very process still runs: a zombie and a reused pid do not count."""
+    now = entry(known.pid)
+    return now is not None and now.start_ticks == known.start_ticks and not now.is_zombie
+
+
+def send_signal(known: ProcessEntry, number: signal.Signals) -> None:
+    """Signals this very process or nobody.
+
+    The pidfd pins the process before its start time is compared, so that the pid cannot change hands in between.
+    """
+    try:
+        pidfd = os.pidfd_open(known.pid)
+    except ProcessLookupError:
+        return
+    try:
+        if is_alive(known):
+            signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        pass  # it ended between the two calls
+    finally:
+        os.close(pidfd)
+
+
+def file_id(path: Path) -> FileId:
+    status = path.stat()
+    return FileId(status.st_dev, status.st_ino)
+
+
+def writes_to(pid: int, file: FileId) -> bool:
+    """Whether stdout or stderr is this file. False for a process that ended or that we may not look into."""
+    for descriptor in ("1", "2"):
+        try:
+            if file_id(PROC / str(pid) / "fd" / descriptor) == file:
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def shared_memory_files(pid: int) -> set[Path]:
+    """Files in /dev/shm that the process has mapped, unlinked ones left out."""
+    try:
+        lines = (PROC / str(pid) / "maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return set()  # ended, a zombie, or another user's
+    paths = (line.split(maxsplit=5)[5] for line in lines if " /dev/shm/" in line)
+    return {Path(path) for path in paths if not path.endswith(" (deleted)")}
+
+
+def listening_inodes(port: int) -> set[int]:
+    """Socket inodes that listen on this TCP port on any address of this network namespace."""
+    found = set()
+    for name in ("tcp", "tcp6"):
+        try:
+            rows = (PROC / "net" / name).read_text().splitlines()[1:]
+        except FileNotFoundError:
+            continue  # a kernel without IPv6
+        for row in rows:
+            fields = row.split()
+            if fields[3] == _LISTEN and int(fields[1].rsplit(":", 1)[1], 16) == port:
+                found.add(int(fields[9]))
+    return found
+
+
+def socket_inodes(pid: int) -> set[int]:
+    found: set[int] = set()
+    try:
+        descriptors = list((PROC / str(pid) / "fd").iterdir())
+    except OSError:
+        return found  # ended, a zombie, or another user's
+    for descriptor in descriptors:
+        try:
+            link = str(descriptor.readlink())
+        except OSError:
+            continue  # closed in the meantime
+        if link.startswith("socket:["):
+            found.add(int(link[len("socket:[") : -1]))
+    return found

@@ -1,0 +1,113 @@
+"""Failures on demand: what a real server does wrong some night, by name, so that any search can be put through it.
+
+Written NAME, NAME:ARGUMENT, NAME@START or NAME:ARGUMENT@START; START 2 means only the second start that uses the same
+TUNER_SIM_STATE folder. On the command line as `--fault`, or comma-separated in TUNER_SIM_FAULTS.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+FAULTS: Mapping[str, tuple[str, str]] = {
+    # name: (argument's default, what happens)
+    "hang-before-ready": ("", "the start never ends"),
+    "die-before-ready": ("", "the engine core is killed while it loads"),
+    "slow-start": ("5", "ready ARG wall seconds later"),
+    "port-taken": ("", "another listener takes the port between bind and listen"),
+    "refuse-memory-held": ("8", "another process holds ARG GiB of every GPU"),
+    "die-under-load": ("20", "the whole server dies with exit code 1 after ARG requests"),
+    "exit-zero-under-load": ("20", "the API server exits with code 0 after ARG requests, its engine with it"),
+    "engine-dies-under-load": ("20", "the engine core dies after ARG requests; the API server notices and exits with 0"),
+    "oom-under-load": ("20", "CUDA out of memory in the engine core after ARG requests"),
+    "orphan-engine": ("20", "SIGKILL of the API server after ARG requests; the engine lives and holds its memory"),
+    "orphan-on-stop": ("", "on SIGTERM the API server is killed; the engine lives and holds its memory"),
+    "ignore-sigterm": ("", "SIGTERM does nothing"),
+    "hung-engine": ("20", "after ARG requests no token comes any more; /health stays 200"),
+    "metrics-missing": ("", "/metrics is 404"),
+    "metrics-late": ("5", "/metrics answers after ARG wall seconds"),
+    "metrics-old": ("", "/metrics with the names of vLLM 0.10"),
+    "error-chunk": ("10", "every ARG-th stream ends with an error chunk inside its 200"),
+    "reset-mid-stream": ("10", "every ARG-th stream is reset after its first tokens"),
+    "stall": ("3", "every 10th stream pauses ARG wall seconds after its first token"),
+    "truncated-output": ("10", "every ARG-th stream ends early: no finish reason, no usage, no [DONE]"),
+    "role-only": ("10", "every ARG-th stream has the role chunk and no content"),
+    "bursts": ("8", "ARG tokens in one chunk"),
+    "ttft-leak": ("5", "every request waits ARG wall milliseconds longer than the one before"),
+    "log-flood": ("100", "ARG MB of log while loading"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault; `start` None means every start."""
+
+    name: str
+    argument: str
+    start: int | None
+
+    @property
+    def number(self) -> float:
+        return float(self.argument)
+
+
+def parse_fault(text: str) -> Fault:
+    """ValueError with what there is for an unknown name or a bad number."""
+    rest, _, start = text.strip().partition("@")
+    name, _, argument = rest.partition(":")
+    if name not in FAULTS:
+        raise ValueError(f"unknown fault {name!r}; there are {', '.join(FAULTS)}")
+    default, _ = FAULTS[name]
+    if start and not start.isdigit():
+        raise ValueError(f"fault {text!r}: the start after @ should be a whole number")
+    if argument and not default:
+        raise ValueError(f"fault {name} takes no argument")
+    fault = Fault(name, argument or default, int(start) if start else None)
+    if fault.argument:
+        try:
+            fault.number  # noqa: B018 - raises for a bad number
+        except ValueError:
+            raise ValueError(f"fault {text!r}: {argument!r} is not a number") from None
+    return fault
+
+
+def count_start(state_dir: Path | None) -> int:
+    """Which start this is, from 1, counted in a file that all starts with the same folder share; always 1 without
+    one."""
+    if state_dir is None:
+        return 1
+    state_dir.mkdir(parents=True, exist_ok=True)
+    with (state_dir / "starts").open("a+") as counter:
+        fcntl.flock(counter, fcntl.LOCK_EX)
+        counter.seek(0)
+        start = int(counter.read() or 0) + 1
+        counter.seek(0)
+        counter.truncate()
+        counter.write(str(start))
+    return start
+
+
+class ActiveFaults:
+    """The faults of this start, and how many requests there were until now."""
+
+    def __init__(self, faults: Iterable[Fault], start: int) -> None:
+        self._faults = {fault.name: fault for fault in faults if fault.start in (None, start)}
+        self.requests = 0
+
+    def get(self, name: str) -> Fault | None:
+        return self._faults.get(name)
+
+    def after_requests(self, name: str) -> bool:
+        """Whether a fault that strikes under load is due."""
+        fault = self._faults.get(name)
+        return fault is not None and self.requests >= fault.number
+
+    def every(self, name: str, nth: float | None = None) -> bool:
+        """Whether a fault that strikes every ARG-th (or `nth`) request strikes the present one."""
+        fault = self._faults.get(name)
+        if fault is None:
+            return False
+        period = max(1, int(fault.number if nth is None else nth))
+        return self.requests % period == 0

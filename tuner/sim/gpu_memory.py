@@ -1,0 +1,66 @@
+"""Who holds simulated GPU memory: one small file per process in a folder, counted only while that process lives.
+
+A file is named PID-STARTTIME (field 22 of /proc/PID/stat), so that a recycled pid does not count. The folder is
+TUNER_SIM_GPU_DIR.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def start_ticks(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None when there is no such process or it is a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def hold(gpu_dir: Path, gpu_indices: Sequence[int], bytes_each: int) -> Path:
+    """Note that this process holds `bytes_each` on each of the GPUs. Returns the file, to be unlinked when it lets
+    go."""
+    gpu_dir.mkdir(parents=True, exist_ok=True)
+    pid = os.getpid()
+    path = gpu_dir / f"{pid}-{start_ticks(pid)}"
+    waiting = path.with_suffix(".new")
+    waiting.write_text(json.dumps({str(index): bytes_each for index in gpu_indices}))
+    return waiting.rename(path)
+
+
+def holders(gpu_dir: Path, gpu_index: int) -> dict[int, int]:
+    """pid → bytes on one GPU, of living processes."""
+    found: dict[int, int] = {}
+    for path in gpu_dir.glob("*-*") if gpu_dir.is_dir() else ():
+        pid, _, ticks = path.name.partition("-")
+        if not (pid.isdigit() and ticks.isdigit()) or start_ticks(int(pid)) != int(ticks):
+            continue
+        try:
+            held = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if str(gpu_index) in held:
+            found[int(pid)] = int(held[str(gpu_index)])
+    return found
+
+
+def held_bytes(gpu_dir: Path, gpu_index: int) -> int:
+    """Bytes that living processes hold on one simulated GPU; 0 for a folder that is not there."""
+    return sum(holders(gpu_dir, gpu_index).values())
+
+
+def visible_gpus(environment: str | None, count: int) -> tuple[int, ...]:
+    """CUDA_VISIBLE_DEVICES → indices; None means all `count` of them. Like CUDA, ends at the first entry that is no
+    index."""
+    if environment is None:
+        return tuple(range(count))
+    chosen: list[int] = []
+    for part in environment.split(","):
+        if not part.strip().isdigit() or int(part) >= count:
+            break
+        chosen.append(int(part))
+    return tuple(chosen)

@@ -1,0 +1,224 @@
+"""What a step costs and what memory holds, on a named device: a roofline with one constant for each physical limit.
+
+Public specifications (NVIDIA data sheets and architecture white papers; dense rates, no sparsity, BF16 with FP32
+accumulation):
+
+| profile | memory | bandwidth | BF16 dense | link between GPUs | source |
+|---|---|---|---|---|---|
+| rtx4090 | 24 GB | 1008 GB/s | 165 TFLOP/s | PCIe 4.0 x16, no P2P | Ada white paper |
+| rtx5090 | 32 GB | 1792 GB/s | 209 TFLOP/s | PCIe 5.0 x16, no P2P | RTX Blackwell white paper |
+| l40s | 48 GB | 864 GB/s | 362 TFLOP/s | PCIe 4.0 x16 | L40S data sheet |
+| a100-80g | 80 GB | 2039 GB/s | 312 TFLOP/s | NVLink 3, 600 GB/s | A100 80GB SXM data sheet |
+| h100 | 80 GB | 3350 GB/s | 989 TFLOP/s | NVLink 4, 900 GB/s | H100 SXM data sheet |
+| h200 | 141 GB | 4800 GB/s | 989 TFLOP/s | NVLink 4, 900 GB/s | H200 SXM data sheet |
+| b200 | 180 GB | 8000 GB/s | 2250 TFLOP/s | NVLink 5, 1800 GB/s | DGX B200 data sheet, one of eight |
+| cpu | of this host | see CPU | see CPU | none | docs/stand-in.md, calibrated on the real vLLM CPU build |
+
+What is not on a data sheet, and why it has its value:
+- `bandwidth_share` 0.85, `flops_share` 0.70: what large GEMVs and GEMMs of tuned libraries reach of the specified peak.
+- links: NCCL ring all-reduce. Without P2P every byte goes GPU → host memory → GPU, so that a PCIe x16 link gives less
+  than half of its line rate (26 of 64 GB/s on PCIe 5, 12 of 32 on PCIe 4) at about 25 µs a call; with NVLink vLLM's
+  own kernel takes about 8 µs. (For scale: flashinfer pull request 5023 measures NCCL over PCIe at 8 to 14 µs for one
+  row and 35 GB/s for large ones, P2P on.)
+- `step_overhead_s` 1 ms: graph replay, sampler and the hand-over between two steps with asynchronous scheduling.
+- `sequence_overhead_s` 10 µs: sampling and input preparation of one sequence.
+- `launch_s_per_layer` 80 µs: about 12 kernels of 6 µs where no CUDA graph covers the step (eager mode, large prefill).
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuner.sim.model import ModelShape
+
+GIB = 1 << 30
+GB = 10**9
+
+
+class Device(enum.Enum):
+    GPU = "cuda"
+    CPU = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """How two devices talk. `bus_bytes_per_s` is what NCCL calls bus bandwidth; `call_s` the latency of one
+    collective."""
+
+    name: str
+    bus_bytes_per_s: float
+    call_s: float
+
+    def all_reduce_s(self, payload_bytes: float, ranks: int) -> float:
+        """Ring all-reduce: 2·(n-1)/n of the payload passes each link (NCCL's documented bus bandwidth)."""
+        if ranks == 1:
+            return 0.0
+        return self.call_s + 2.0 * (ranks - 1) / ranks * payload_bytes / self.bus_bytes_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class StartTimes:
+    """Seconds of a start by phase. `import_s` passes before the first argument is looked at."""
+
+    import_s: float = 8.0
+    engine_s: float = 10.0
+    load_bytes_per_s: float = 2.0e9
+    compile_cold_s_per_layer: float = 0.6
+    compile_warm_s_per_layer: float = 0.1
+    profile_s: float = 2.0
+    capture_s_per_graph: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """One device and how many of it the host has. Rates are specified peaks; the shares say what is reached of them.
+
+    `frontend_s_per_request` and `frontend_s_per_token` are CPU time of the API server's single thread (HTTP, tokeniser,
+    detokeniser, JSON): a stage in series with the engine that can become the bottleneck.
+    """
+
+    name: str
+    device: Device
+    memory_bytes: int
+    bandwidth_bytes_per_s: float
+    flops_per_s: float
+    link: Link
+    devices: int = 8
+    bandwidth_share: float = 0.85
+    flops_share: float = 0.70
+    attention_share: float = 0.35
+    step_overhead_s: float = 1.0e-3
+    sequence_overhead_s: float = 10e-6
+    launch_s_per_layer: float = 80e-6
+    frontend_s_per_request: float = 0.8e-3
+    frontend_s_per_token: float = 20e-6
+    runtime_bytes: int = 900 * (1 << 20)
+    start: StartTimes = StartTimes()
+
+
+NVLINK3 = Link("NVLink 3", 230e9, 9e-6)
+NVLINK4 = Link("NVLink 4", 360e9, 8e-6)
+NVLINK5 = Link("NVLink 5", 700e9, 8e-6)
+PCIE4_STAGED = Link("PCIe 4.0 x16 through host memory", 12e9, 28e-6)
+PCIE4 = Link("PCIe 4.0 x16", 20e9, 18e-6)
+PCIE5_STAGED = Link("PCIe 5.0 x16 through host memory", 26e9, 25e-6)
+
+
+def _host_memory_bytes() -> int:
+    """Physical memory, or the control group's limit where that is smaller (what vLLM's CPU backend budgets from)."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(total, int(text)) if text.isdigit() else total
+
+
+def _gpu(name: str, memory_gib: float, bandwidth_gb_s: float, tflops: float, link: Link) -> Hardware:
+    return Hardware(name, Device.GPU, int(memory_gib * GIB), bandwidth_gb_s * GB, tflops * 1e12, link)
+
+
+# Memory is what the driver reports as total (nvidia-smi), a little under the number on the box.
+PROFILES: Mapping[str, Hardware] = {
+    hardware.name: hardware
+    for hardware in (
+        _gpu("rtx4090", 23.52, 1008, 165, PCIE4_STAGED),
+        _gpu("rtx5090", 31.36, 1792, 209, PCIE5_STAGED),
+        _gpu("l40s", 44.40, 864, 362, PCIE4),
+        _gpu("a100-80g", 79.25, 2039, 312, NVLINK3),
+        _gpu("h100", 79.19, 3350, 989, NVLINK4),
+        _gpu("h200", 139.81, 4800, 989, NVLINK4),
+        _gpu("b200", 178.35, 8000, 2250, NVLINK5),
+        Hardware(
+            name="cpu",
+            device=Device.CPU,
+            memory_bytes=_host_memory_bytes(),
+            bandwidth_bytes_per_s=12e9,
+            flops_per_s=90e9,
+            link=Link("none", 10e9, 20e-6),
+            devices=1,
+            bandwidth_share=1.0,
+            flops_share=1.0,
+            attention_share=0.5,
+            step_overhead_s=4e-3,
+            sequence_overhead_s=120e-6,
+            launch_s_per_layer=0.3e-3,
+            frontend_s_per_request=2.0e-3,
+            frontend_s_per_token=100e-6,
+            runtime_bytes=700 * (1 << 20),
+            start=StartTimes(import_s=8.0, engine_s=14.0, compile_cold_s_per_layer=5.0, compile_warm_s_per_layer=2.0),
+        ),
+    )
+}
+
+
+def hardware_profile(name: str) -> Hardware:
+    """Profile by name, case and punctuation ignored ("RTX 5090", "this CPU"). KeyError lists what there is."""
+    key = "".join(character for character in name.lower() if character.isalnum())
+    key = {"thiscpu": "cpu", "a100": "a10080g"}.get(key, key)
+    for profile in PROFILES.values():
+        if profile.name.replace("-", "") == key:
+            return profile
+    raise KeyError(f"unknown hardware profile {name!r}; there are {', '.join(PROFILES)}")
+
+
+@dataclass(slots=True)
+class StepWork:
+    """What one engine step computes. Mutable: the scheduler fills one in place for every step.
+
+    `prefill_attention` is the sum over prefill chunks of chunk tokens × mean context length: the pairs that attention
+    visits.
+    """
+
+    decode_tokens: int = 0
+    decode_context_tokens: int = 0
+    prefill_tokens: int = 0
+    prefill_attention: float = 0.0
+    sampled: int = 0
+
+
+class StepCost:
+    """Seconds of a step for one model on one device: the roofline with everything that does not change multiplied
+    out."""
+
+    __slots__ = ("_capture_max", "_context_s", "_hardware", "_launch_s", "_model", "_pair_s", "_ranks", "_reduce_bytes")
+
+    def __init__(
+        self, hardware: Hardware, model: ModelShape, ranks: int, kv_bytes: int, capture_max_tokens: int
+    ) -> None:
+        """`capture_max_tokens` is the largest step that a CUDA graph covers; 0 in eager mode."""
+        self._hardware = hardware
+        self._model = model
+        self._ranks = ranks
+        self._capture_max = capture_max_tokens
+        bandwidth = hardware.bandwidth_bytes_per_s * hardware.bandwidth_share
+        self._context_s = model.kv_bytes_per_token(kv_bytes) / ranks / bandwidth
+        pair_flops = 4.0 * model.heads * model.head_dim * model.attention_layers / ranks
+        self._pair_s = pair_flops / (hardware.flops_per_s * hardware.attention_share)
+        self._reduce_bytes = model.hidden * model.activation_bytes
+        self._launch_s = hardware.launch_s_per_layer * model.layers
+
+    def linear_s(self, tokens: int, sampled: int) -> float:
+        """Matrices: the slower of reading the weights and multiplying by them."""
+        hardware = self._hardware
+        read_s = self._model.weights_read_bytes(tokens) / (hardware.bandwidth_bytes_per_s * hardware.bandwidth_share)
+        multiply_s = self._model.flops(tokens, sampled) / (hardware.flops_per_s * hardware.flops_share)
+        return max(read_s, multiply_s) / self._ranks
+
+    def all_reduce_s(self, tokens: int) -> float:
+        """Two all-reduces a layer (after attention and after the feed-forward), over the whole step's activations."""
+        once = self._hardware.link.all_reduce_s(tokens * self._reduce_bytes, self._ranks)
+        return 2 * self._model.layers * once
+
+    def seconds(self, work: StepWork) -> float:
+        tokens = work.decode_tokens + work.prefill_tokens
+        compute_s = self.linear_s(tokens, work.sampled)
+        compute_s += work.decode_context_tokens * self._context_s + work.prefill_attention * self._pair_s
+        if tokens > self._capture_max:
+            # The host launches kernels ahead of the device, so that launching costs time only where it is the slower
+            # of the two.
+            compute_s = max(compute_s, self._launch_s)
+        overhead_s = self._hardware.step_overhead_s + work.sampled * self._hardware.sequence_overhead_s
+        return compute_s + self.all_reduce_s(tokens) + overhead_s

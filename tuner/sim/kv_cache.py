@@ -1,0 +1,92 @@
+"""Blocks of the KV cache: how many are free, who holds them, and which content a later prompt may share by its hash.
+
+The unit is a block of `block_size` tokens. A block with known content (a key) outlives its request: it stays available
+to later prompts until its space is needed, least recently used first. Blocks without a key are only counted, never
+listed.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+
+
+class BlockPool:
+    """Counts and keys of `blocks` usable blocks (vLLM's null block is not among them)."""
+
+    __slots__ = ("_blank", "_evictable", "_references", "blocks", "peak_used")
+
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
+        self.peak_used = 0
+        self._blank = blocks
+        self._references: dict[Hashable, int] = {}
+        self._evictable: OrderedDict[Hashable, None] = OrderedDict()
+
+    @property
+    def free(self) -> int:
+        """Blocks that an allocation can have, content that nobody holds included."""
+        return self._blank + len(self._evictable)
+
+    @property
+    def usage(self) -> float:
+        """Share of the blocks that a request holds, 0 to 1 (the metric vllm:kv_cache_usage_perc)."""
+        return 1.0 - self.free / self.blocks if self.blocks else 0.0
+
+    def matched(self, keys: Sequence[Hashable], limit: int) -> int:
+        """How many leading keys, at most `limit`, are in the cache."""
+        count = 0
+        for key in keys[:limit]:
+            if key not in self._references:
+                break
+            count += 1
+        return count
+
+    def unheld(self, keys: Sequence[Hashable], count: int) -> int:
+        """How many of the first `count` keys nobody holds: sharing those takes from the free blocks too."""
+        return sum(1 for key in keys[:count] if not self._references[key])
+
+    def share(self, keys: Sequence[Hashable], count: int) -> None:
+        """Hold the first `count` keys, all of them in the cache."""
+        for key in keys[:count]:
+            if not self._references[key]:
+                del self._evictable[key]
+            self._references[key] += 1
+        self._note_peak()
+
+    def allocate(self, count: int) -> None:
+        """Take `count` free blocks; the caller has checked that there are so many."""
+        if not count:
+            return
+        blank = min(count, self._blank)
+        self._blank -= blank
+        for _ in range(count - blank):
+            key, _ = self._evictable.popitem(last=False)
+            del self._references[key]
+        self._note_peak()
+
+    def publish(self, key: Hashable) -> bool:
+        """Give a held block its key. False where the same content is already there: that block stays a private copy."""
+        if key in self._references:
+            return False
+        self._references[key] = 1
+        return True
+
+    def release(self, keys: Sequence[Hashable], private: int) -> None:
+        """Give back held keys and `private` blocks without one. The last of the keys will be the first to be
+        evicted."""
+        self._blank += private
+        for key in reversed(keys):
+            self._references[key] -= 1
+            if not self._references[key]:
+                self._evictable[key] = None
+
+    def forget(self) -> None:
+        """Drop all content that nobody holds (POST /reset_prefix_cache)."""
+        for key in self._evictable:
+            del self._references[key]
+        self._blank += len(self._evictable)
+        self._evictable.clear()
+
+    def _note_peak(self) -> None:
+        self.peak_used = max(self.peak_used, self.blocks - self.free)

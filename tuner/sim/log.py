@@ -1,0 +1,58 @@
+"""Lines in the form of vLLM's log: `(EngineCore pid=7) INFO 11-21 05:22:57 [core.py:134] text`, all of it on stdout."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+
+class Log:
+    """The log of one process; `name` is what vLLM calls it (APIServer, EngineCore, Worker_TP0)."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def info(self, where: str, text: str) -> None:
+        self._line("INFO", where, text)
+
+    def warning(self, where: str, text: str) -> None:
+        self._line("WARNING", where, text)
+
+    def error(self, where: str, text: str) -> None:
+        self._line("ERROR", where, text)
+
+    def exception(self, where: str, headline: str, error: str, message: str) -> None:
+        """A logged exception: headline, then the traceback, each line with the same prefix."""
+        self.error(where, headline)
+        for line in traceback_lines(where, error, message):
+            self.error(where, line)
+
+    def traceback(self, where: str, error: str, message: str) -> None:
+        """What the interpreter prints when an exception leaves the program; vLLM prefixes these lines too."""
+        self._write("".join(f"{self._prefix()} {line}\n" for line in traceback_lines(where, error, message)), sys.stderr)
+
+    def raw(self, text: str) -> None:
+        """A line of uvicorn, which has its own form."""
+        self._write(f"{self._prefix()} {text}\n", sys.stdout)
+
+    def _prefix(self) -> str:
+        return f"({self.name} pid={os.getpid()})"
+
+    def _line(self, level: str, where: str, text: str) -> None:
+        stamp = time.strftime("%m-%d %H:%M:%S")
+        self._write(f"{self._prefix()} {level} {stamp} [{where}] {text}\n", sys.stdout)
+
+    @staticmethod
+    def _write(text: str, stream: object) -> None:
+        descriptor = 2 if stream is sys.stderr else 1
+        try:
+            os.write(descriptor, text.encode())
+        except OSError:
+            return  # nobody reads the log any more; a server does not die of that
+
+
+def traceback_lines(where: str, error: str, message: str) -> list[str]:
+    file, _, line = where.partition(":")
+    frame = f'  File "/usr/lib/python3/site-packages/vllm/{file}", line {line or 1}, in run'
+    return ["Traceback (most recent call last):", frame, *f"{error}: {message}".split("\n")]

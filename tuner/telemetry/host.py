@@ -1,0 +1,88 @@
+"""The host: CPU and memory, and how much of it is the server's, ours and others'."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import psutil
+
+
+@dataclass(frozen=True, slots=True)
+class HostReading:
+    """Since the reading before. `*_cores` are CPU seconds per second; None for a server that is not ours to see."""
+
+    cpu_share: float
+    busy_cores: float
+    client_cores: float
+    server_cores: float | None
+    memory_available_bytes: int
+
+    @property
+    def foreign_cores(self) -> float | None:
+        """CPU of everything that is neither the server nor this program."""
+        return None if self.server_cores is None else max(0.0, self.busy_cores - self.client_cores - self.server_cores)
+
+
+class Host:
+    """Differences between calls of `read`; `server_pid` is the leader of the server's process tree."""
+
+    def __init__(self, server_pid: int | None) -> None:
+        self._server = _tree(server_pid)
+        self._cores = psutil.cpu_count() or 1
+        self._last = self._counters()
+
+    @property
+    def server_pids(self) -> tuple[int, ...]:
+        return tuple(process.pid for process in self._server)
+
+    def read(self) -> HostReading:
+        last, now = self._last, self._counters()
+        self._last = now
+        seconds = max(now.at_s - last.at_s, 1e-3)
+        busy = (now.busy_s - last.busy_s) / seconds
+        return HostReading(
+            cpu_share=min(1.0, busy / self._cores),
+            busy_cores=busy,
+            client_cores=(now.client_s - last.client_s) / seconds,
+            server_cores=max(0.0, now.server_s - last.server_s) / seconds if self._server else None,
+            memory_available_bytes=psutil.virtual_memory().available,
+        )
+
+    def _counters(self) -> _Counters:
+        times = psutil.cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        own = psutil.Process().cpu_times()
+        return _Counters(
+            at_s=time.monotonic(),
+            busy_s=sum(times[:8]) - idle,  # guest time is part of user time
+            client_s=own.user + own.system,
+            server_s=sum(_cpu_s(process) for process in self._server),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Counters:
+    at_s: float
+    busy_s: float
+    client_s: float
+    server_s: float
+
+
+def _tree(pid: int | None) -> list[psutil.Process]:
+    """Taken once a level: a serving vLLM starts no processes, and walking them all takes 10 ms."""
+    if pid is None:
+        return []
+    try:
+        leader = psutil.Process(pid)
+        return [leader, *leader.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)

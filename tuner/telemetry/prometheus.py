@@ -1,0 +1,144 @@
+"""vLLM's /metrics: counters as deltas, names across versions, engines summed. None where a metric is missing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from urllib.request import ProxyHandler, build_opener
+
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+_NAMES: dict[str, tuple[str, ...]] = {
+    "running": ("vllm:num_requests_running",),
+    "waiting": ("vllm:num_requests_waiting",),
+    "kv_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+    "preemptions": ("vllm:num_preemptions_total",),
+    "request_preemptions": ("vllm:request_num_preemptions_sum",),
+    "succeeded": ("vllm:request_success_total",),
+    "prompt_tokens": ("vllm:prompt_tokens_total",),
+    "generation_tokens": ("vllm:generation_tokens_total",),
+    "prefix_queries": ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total"),
+    "prefix_hits": ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
+    "queue_s": ("vllm:request_queue_time_seconds_sum",),
+    "queued": ("vllm:request_queue_time_seconds_count",),
+    "server_ttft_s": ("vllm:time_to_first_token_seconds_sum",),
+    "server_ttft_count": ("vllm:time_to_first_token_seconds_count",),
+}
+"""Field → names it had, newest first: `gpu_` until 0.10.2; request_num_preemptions from 0.30."""
+
+_WANTED = tuple(name for names in _NAMES.values() for name in names)
+_FINISHED = ("stop", "length")
+SCRAPE_TIMEOUT_S = 5.0
+_OPENER = build_opener(ProxyHandler({}))  # the server is on this machine, whatever http_proxy says
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """One reading. Counters since the server's start; `running`, `waiting` and `kv_usage` (0..1) are of this moment.
+
+    Engines are summed, `kv_usage` is the fullest engine's. `queue_s` and `server_ttft_s` are sums over `queued` and
+    `server_ttft_count` requests. `succeeded` counts requests that stopped or reached their length.
+    """
+
+    at_ns: int
+    running: float | None = None
+    waiting: float | None = None
+    kv_usage: float | None = None
+    preemptions: float | None = None
+    request_preemptions: float | None = None
+    succeeded: float | None = None
+    prompt_tokens: float | None = None
+    generation_tokens: float | None = None
+    prefix_queries: float | None = None
+    prefix_hits: float | None = None
+    queue_s: float | None = None
+    queued: float | None = None
+    server_ttft_s: float | None = None
+    server_ttft_count: float | None = None
+
+    @property
+    def idle(self) -> bool:
+        return not self.running and not self.waiting
+
+
+COUNTERS = tuple(f.name for f in fields(Scrape) if f.name not in ("at_ns", "running", "waiting", "kv_usage"))
+
+
+@dataclass(frozen=True, slots=True)
+class Deltas:
+    """What the counters rose by between two scrapes; None where either lacks the metric."""
+
+    preemptions: int | None
+    request_preemptions: int | None
+    succeeded: int | None
+    prompt_tokens: int | None
+    generation_tokens: int | None
+    prefix_hit_rate: float | None
+    queue_ms_mean: float | None
+    server_ttft_ms_mean: float | None
+
+
+def scrape(metrics_url: str) -> Scrape | None:
+    """None when the server does not answer, or answers without one of vLLM's metrics."""
+    try:
+        with _OPENER.open(metrics_url, timeout=SCRAPE_TIMEOUT_S) as reply:
+            text = reply.read().decode("utf-8", "replace")
+    except OSError:
+        return None
+    return parse(text, time.monotonic_ns())
+
+
+def parse(text: str, at_ns: int) -> Scrape | None:
+    """Only the wanted lines reach the parser: all of them would hold the interpreter, and the load, for 10 ms."""
+    wanted = "\n".join(line for line in text.splitlines() if line.startswith(_WANTED))
+    samples: dict[str, list[Sample]] = {}
+    for family in text_string_to_metric_families(wanted + "\n"):
+        for found in family.samples:
+            samples.setdefault(found.name, []).append(found)
+    values = {name: _value(name, samples) for name in _NAMES}
+    if all(value is None for value in values.values()):
+        return None
+    return Scrape(at_ns, **values)
+
+
+def _value(name: str, samples: dict[str, list[Sample]]) -> float | None:
+    for exposed in _NAMES[name]:
+        if found := samples.get(exposed):
+            break
+    else:
+        return None
+    if name == "succeeded":
+        found = [s for s in found if s.labels.get("finished_reason", "stop") in _FINISHED]
+    combine: Callable[[list[float]], float] = max if name == "kv_usage" else sum
+    return float(combine([s.value for s in found] or [0.0]))
+
+
+def deltas(before: Scrape | None, after: Scrape | None) -> Deltas:
+    if before is None or after is None:
+        return Deltas(None, None, None, None, None, None, None, None)
+
+    def rise(name: str) -> float | None:
+        first, last = getattr(before, name), getattr(after, name)
+        # A counter without labels yet (no request finished before) is exposed only from its first increment on.
+        return None if last is None else last - (first or 0.0)
+
+    def whole(name: str) -> int | None:
+        value = rise(name)
+        return None if value is None else round(value)
+
+    def ratio(part: str, of: str, scale: float = 1.0) -> float | None:
+        numerator, denominator = rise(part), rise(of)
+        return scale * numerator / denominator if numerator is not None and denominator else None
+
+    return Deltas(
+        preemptions=whole("preemptions"),
+        request_preemptions=whole("request_preemptions"),
+        succeeded=whole("succeeded"),
+        prompt_tokens=whole("prompt_tokens"),
+        generation_tokens=whole("generation_tokens"),
+        prefix_hit_rate=ratio("prefix_hits", "prefix_queries"),
+        queue_ms_mean=ratio("queue_s", "queued", 1000.0),
+        server_ttft_ms_mean=ratio("server_ttft_s", "server_ttft_count", 1000.0),
+    )
