@@ -14,6 +14,7 @@ from tuner import formatting as f
     [
         (0, "0 s"),
         (0.44, "0.4 s"),
+        (8.0, "8 s"),
         (9.949, "9.9 s"),
         (9.96, "10 s"),
         (59.7, "1 min"),
@@ -68,6 +69,7 @@ def test_units_are_spelt_one_way() -> None:
     assert f.tokens(588_672) == "588,672 tokens"
     assert f.span(50, 50) == "50"
     assert f.span(20, 60) == "20-60"
+    assert [f.compact(v) for v in (0.05, 2000, 5e7, 2e9, 1e12)] == ["0.05", "2,000", "50M", "2G", "1T"]
     assert f.price(1234.5) == "1,234.50"
     assert f.price(0.01234) == "0.0123"
     assert (f.watts(312.4), f.celsius(61), f.tokens_per_s(1800)) == ("312 W", "61 °C", "1,800 tokens/s")

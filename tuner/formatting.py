@@ -49,7 +49,7 @@ def duration(seconds: float | None) -> str:
     if seconds < 0:
         return "-" + duration(-seconds)
     if seconds < 9.95:
-        return "0 s" if seconds == 0 else f"{seconds:.1f} s"
+        return f"{seconds:.1f} s".replace(".0 ", " ")
     whole = round(seconds)
     minutes, rest = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)
@@ -99,6 +99,14 @@ def price(value: float | None) -> str:
     if value is None:
         return NOT_OBSERVED
     return f"{value:,.2f}" if value >= 1 else significant(value)
+
+
+def compact(value: float) -> str:
+    """For the ticks of an axis: `50000000` → "50M", `2000` → "2,000", `0.05` → "0.05"."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:,g}"
 
 
 def span(low: int, high: int) -> str:

@@ -168,6 +168,59 @@ def test_stop_without_a_server_is_no_error(run: Run) -> None:
     assert "not running" in stopped.stdout
 
 
+def program(vllm_on_path: Path, name: str, text: str) -> None:
+    path = vllm_on_path.with_name(name)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def test_stop_waits_for_the_gpus_memory_and_says_what_is_in_use(
+    run: Run, folder: Path, port: int, vllm_on_path: Path
+) -> None:
+    calls = folder / "calls"
+    program(
+        vllm_on_path,
+        "nvidia-smi",
+        f"""#!/bin/bash
+echo x >>{calls}
+case "$*" in
+  *compute-apps*) [ $(wc -l <{calls}) -gt 2 ] || head -n 1 {folder}/server-{port}.pid ;;
+  *) echo '0, 3 MiB, 81559 MiB' ;;
+esac
+""",
+    )
+    assert run("start.sh").returncode == 0
+    stopped = run("stop.sh")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert "GPU memory used now: 0, 3 MiB, 81559 MiB" in stopped.stdout
+    assert calls.read_text().count("x") >= 3
+
+
+def test_a_container_is_stopped_by_its_id(local: Recorded, tmp_path: Path, port: int, vllm_on_path: Path) -> None:
+    program(
+        vllm_on_path,
+        "docker",
+        f"""#!/bin/bash
+echo "$@" >>{tmp_path}/docker.log
+case "$1" in
+  run) echo container-7 >"$3"; shift 3; exec {vllm_on_path} "$@" ;;
+  stop) kill -TERM "$(head -n 1 {tmp_path}/server-{port}.pid)" ;;
+esac
+""",
+    )
+    launch = dataclasses.replace(local.launch, command=("docker", "run", "--rm", "vllm/vllm-openai:v0.32.0"))
+    start, stop = write_pair(tmp_path, with_launch(local, launch=launch))
+    environment = {**os.environ, "PORT": str(port)}
+    try:
+        subprocess.run([str(start)], env=environment, check=True, capture_output=True, timeout=60)
+    finally:
+        stopped = subprocess.run([str(stop)], env=environment, capture_output=True, text=True, timeout=90)
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    ran, ended = (tmp_path / "docker.log").read_text().splitlines()
+    assert ran.startswith("run --cidfile ") and "--rm vllm/vllm-openai:v0.32.0 Qwen/Qwen3-32B" in ran
+    assert ended == "stop --time 25 container-7"
+
+
 def test_foreground_becomes_the_server(folder: Path, port: int, vllm_on_path: Path) -> None:
     command = [str(folder / "start.sh"), "--foreground"]
     with subprocess.Popen(command, env={**os.environ, "PORT": str(port)}, stdout=subprocess.PIPE, text=True) as shell:
@@ -193,7 +246,21 @@ def test_a_secret_is_asked_for_and_never_written(local: Recorded, tmp_path: Path
 def test_every_word_of_the_launch_survives_the_shell(
     local: Recorded, tmp_path: Path, vllm_on_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nasty = ("a b", "$(touch /tmp/pwned)", "`id`", "it's", '"q"', "new\nline", "*", "", "-1", "\\", "!x", '{"a": "ü"}')
+    nasty = (
+        "a b",
+        "$(touch /tmp/pwned)",
+        "`id`",
+        "it's",
+        '"q"',
+        "new\nline",
+        "*",
+        "",
+        "-1",
+        "\\",
+        "!x",
+        '{"a": "ü"}',
+        "\x1b[31m'\\\u202e",
+    )
     launch = dataclasses.replace(local.launch, arguments=nasty, env=(("ODD", "a'b\n$HOME"),))
     plan = dataclasses.replace(local.plan, model="m\nrm -rf /tmp/x")
     start, _ = write_pair(tmp_path, dataclasses.replace(with_launch(local, launch=launch), plan=plan))
@@ -201,6 +268,7 @@ def test_every_word_of_the_launch_survives_the_shell(
     shown = subprocess.run([str(start), "--foreground"], capture_output=True, text=True, check=True)
     assert shown.stdout.split("\0")[:-1] == ["a'b\n$HOME", "serve", *nasty, "--host", "127.0.0.1", "--port", "8000"]
     assert "\nrm -rf" not in start.read_text()
+    assert "\x1b" not in start.read_text()
 
 
 def test_the_header_says_what_was_measured_and_how_far_to_trust_it(recorded: Recorded) -> None:

@@ -208,16 +208,16 @@ def _figures(records: tuple[TrialRecord, ...], candidate: Candidate, fresh: int)
     speeds = [r.qps for r in used if r.qps is not None]
     if not speeds:
         return None
-    first = used[0].best_level
-    assert first is not None and first.ttft_ms is not None
+    levels = [r.best_level for r in used if r.best_level is not None]
+    tails = [level.ttft_ms.p99 for level in levels if level.ttft_ms is not None]
     return Figures(
         candidate=candidate,
         trials=tuple(r.trial for r in used),
-        level=str(first.load),
+        level=str(levels[0].load),
         qps=sum(speeds) / len(speeds),
         qps_low=min(speeds),
         qps_high=max(speeds),
-        p99_ttft_ms=first.ttft_ms.p99,
+        p99_ttft_ms=max(tails),
         preemptions=0,
         fresh=bool(fresh and confirmed),
     )

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import resource_tracker, shared_memory
 from pathlib import Path
@@ -105,6 +106,11 @@ def leave_shared_memory() -> list[str]:
     return [segment.name, str(socket_file)]
 
 
+def hang() -> list[str]:
+    time.sleep(FOREVER_S)
+    return []
+
+
 def lose_engine() -> None:
     """As vLLM 0.32 does it: 503 at once, exit code 0 some seconds later."""
     Api.health = 503
@@ -114,7 +120,7 @@ def lose_engine() -> None:
 
 
 KEPT: list[shared_memory.SharedMemory] = []
-FAULTS = {
+FAULTS: dict[str, Callable[[], list[str]]] = {
     "ignore-term": ignore_term,
     "child": _child,
     "deaf-child": lambda: _child(deaf=True),
@@ -122,12 +128,12 @@ FAULTS = {
     "own-session-child": lambda: _child(session="own session", deaf=True),
     "deep-grandchild": deep_grandchild,
     "shared-memory": leave_shared_memory,
-    "hang": lambda: time.sleep(FOREVER_S) or [],
+    "hang": hang,
     "kill-self-late": list,
     "exit-0-late": list,
     "lose-engine-late": list,
 }
-LATE_FAULTS = {
+LATE_FAULTS: dict[str, Callable[[], None]] = {
     "kill-self-late": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "exit-0-late": lambda: os._exit(0),
     "lose-engine-late": lose_engine,

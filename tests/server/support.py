@@ -30,6 +30,7 @@ def fake_running(
     folder: Path,
     *words: str,
     spec: LaunchSpec | None = None,
+    model: str = MODEL,
     start_limit_s: float = 30.0,
     should_stop: Callable[[], bool] | None = None,
     gpu_memory: GpuMemory | None = None,
@@ -38,7 +39,7 @@ def fake_running(
     with running(
         spec or fake_spec(*words),
         log_path=folder / "server.log",
-        model=MODEL,
+        model=model,
         start_limit_s=start_limit_s,
         clock=RealClock(),
         gpu_memory=gpu_memory or NoGpuMemory(),

@@ -5,7 +5,7 @@ import pytest
 from tests.study.builders import level, record
 from tuner.candidate import Candidate
 from tuner.study import confirm
-from tuner.study.record import Role
+from tuner.study.record import Role, TrialOutcome
 from tuner.study.result import Decision, Figures
 
 DEFAULT, OTHER = Candidate(), Candidate.of({"max-num-seqs": 64})
@@ -61,3 +61,10 @@ def test_preemptions_that_nobody_observed_stay_unobserved() -> None:
     object.__setattr__(runs[1].levels[0].measurement.server, "preemptions", None)
     figures = confirm.figures(runs, OTHER)
     assert figures is not None and figures.preemptions is None
+
+
+def test_an_invalid_fresh_start_neither_confirms_nor_refutes() -> None:
+    found = record(3, OTHER, (level(130.0),))
+    spoilt = record(8, OTHER, (level(20.0, p99_ms=900),), role=Role.CONFIRM, outcome=TrialOutcome.INVALID)
+    assert confirm.finalists([found, spoilt]) == [found]
+    assert confirm.fresh_runs([found, spoilt], OTHER) == []

@@ -61,9 +61,11 @@ def describe(candidate: Candidate) -> str:
 
 def level_line(event: LevelMeasured) -> str:
     m, verdict = event.measurement, event.verdict
-    p99 = formatting.ms(m.ttft_ms.p99 if m.ttft_ms else None)
-    preempted = "–" if m.server.preemptions is None else str(m.server.preemptions)
     why = f": {'; '.join(verdict.reasons)}" if verdict.reasons else ""
+    if m.aborted is not None:  # what was cut short has no throughput to compare
+        return f"{m.load!s:>16}  ended after {formatting.duration(m.window_s):>12}  {verdict.outcome}{why}"
+    p99 = formatting.ms(m.ttft_ms.p99 if m.ttft_ms else None)
+    preempted = formatting.count(m.server.preemptions)
     return (
         f"{m.load!s:>16}  {formatting.qps(m.qps):>12}  P99 TTFT {p99:>9}  preemptions {preempted:>3}  "
         f"{verdict.outcome}{why}"

@@ -115,9 +115,15 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, console: 
 
     def write_outputs(result: StudyResult) -> None:
         """After every trial, so that the best so far can be used whatever happens next."""
-        if result.winner is not None:
-            paths["start.sh"] = str(write_scripts(store.folder))
-        paths["report"] = str(write_report(store.folder))
+        try:
+            if result.winner is not None:
+                paths["start.sh"] = str(write_scripts(store.folder))
+            paths["report"] = str(write_report(store.folder))
+        except Exception as error:
+            if result.complete:
+                raise
+            # A page that cannot be drawn must not end the night: the records are on disk, and the page can wait.
+            console.say(f"the report could not be written yet: {error!r}")
 
     runner = TrialRunner(plan, store, clock, gpu_adapter(), console.show, stop)
     loop = Loop(plan, store, search, runner.run, console.show, clock, stop, write_outputs)

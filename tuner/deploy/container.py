@@ -34,14 +34,15 @@ class Container:
 
 def container(recorded: Recorded) -> Container:
     launch = recorded.launch
-    notes = []
+    notes: list[str] = []
+    entrypoint: tuple[str, ...] = ()
     if launch.prefix:
         notes.append(
             f"measured under `{' '.join(launch.prefix)}`: pin CPUs and memory to that node for the same figures"
         )
     if launch.in_container:
         # The last word of `docker run … IMAGE` is the image; its options beyond GPUs and variables stay behind.
-        image, entrypoint = launch.command[-1], ()
+        image = launch.command[-1]
         notes.append("options of the recorded `run` command other than variables and GPUs are not carried over")
     else:
         version = recorded.environment.vllm_version.split("+")[0]

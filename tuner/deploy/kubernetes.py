@@ -38,6 +38,7 @@ def kubernetes_yaml(recorded: Recorded, replicas: int = 1) -> str:
         },
     }
     notes = [f"note      {note}" for note in container(recorded).notes]
+    notes += ["note      a persistent volume claim as `cache` saves the download and the compilation at every start"]
     if recorded.launch.secret_env:
         keys = " ".join(f"--from-literal={secret}=..." for secret in recorded.launch.secret_env)
         notes += ["", f"  kubectl create secret generic {name} {keys}"]
@@ -59,7 +60,6 @@ def _pod(recorded: Recorded, name: str) -> Node:
     ]
     volumes: list[Node] = [
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{SHM_GIB}Gi"}},
-        # A persistent volume claim here saves the download and the compilation at every start.
         {"name": "cache", "emptyDir": {}},
     ]
     if made.model_folder is not None:

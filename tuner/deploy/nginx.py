@@ -12,9 +12,10 @@ def nginx_conf(recorded: Recorded, replicas: int | None = None, first_port: int 
     """A file for conf.d. `replicas` servers on `first_port` and the ports after it; None is one for each GPU group."""
     count = replicas or max(1, len(recorded.plan.groups))
     servers = "\n".join(f"    server 127.0.0.1:{first_port + i} max_fails=1 fail_timeout=10s;" for i in range(count))
+    last = first_port + count - 1
     usage = [
         "",
-        f"  {count} replicas: PORT={first_port} ./start.sh, PORT={first_port + 1} GPUS=... ./start.sh, and so on",
+        f"  the replicas: PORT={first_port} to {last}, each with ./start.sh, GPUS=... for other GPUs than the measured",
     ]
     return f"""{comment([*header(recorded, file="nginx.conf"), *usage])}
 upstream vllm {{

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from tuner.deploy.recorded import Recorded, header, recorded_in
 from tuner.environment import Environment
 from tuner.formatting import one_line
 from tuner.jsonfile import write_atomically
-from tuner.report.quote import cache_env
+from tuner.report.quote import cache_env, shell_word
 from tuner.report.tables import read_study
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
@@ -26,7 +25,7 @@ _TEMPLATES = jinja2.Environment(
     keep_trailing_newline=True,
     autoescape=False,  # shell, not HTML: every value goes through `quote` or `one_line`
 )
-_TEMPLATES.filters["quote"] = shlex.quote
+_TEMPLATES.filters["quote"] = shell_word
 
 
 def start_script(record: TrialRecord, result: StudyResult, plan: StudyPlan, environment: Environment) -> str:

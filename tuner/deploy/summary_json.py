@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tuner import jsonfile
-from tuner.candidate import Candidate, Value
+from tuner.candidate import Value
 from tuner.deploy.recorded import Recorded
 from tuner.environment import Environment
 from tuner.launch import LaunchSpec
@@ -19,7 +19,6 @@ from tuner.study.result import Figures
 class Priced:
     """Costs are in the unit of `gpu_price_per_hour`; all None where no price was given or nothing was measured."""
 
-    candidate: Candidate
     figures: Figures | None
     cost_per_million_output_tokens: float | None
     cost_per_thousand_requests: float | None
@@ -53,8 +52,8 @@ def best_json(recorded: Recorded, gpu_price: float | None = None) -> str:
             flags=record.candidate.as_dict(),
             command=shell_line(record.launch),
             launch=record.launch,
-            chosen=_priced(record.candidate, recorded.figures, record.best_level, gpus, gpu_price),
-            default=_priced(default.candidate, default, record.best_level, gpus, gpu_price) if default else None,
+            chosen=_priced(recorded.figures, record.best_level, gpus, gpu_price),
+            default=_priced(default, record.best_level, gpus, gpu_price) if default else None,
             gpu_price_per_hour=gpu_price,
             gpus=gpus,
             environment=recorded.environment,
@@ -64,11 +63,9 @@ def best_json(recorded: Recorded, gpu_price: float | None = None) -> str:
     )
 
 
-def _priced(
-    candidate: Candidate, figures: Figures | None, level: Measurement | None, gpus: int, gpu_price: float | None
-) -> Priced:
+def _priced(figures: Figures | None, level: Measurement | None, gpus: int, gpu_price: float | None) -> Priced:
     """`level` tells the output tokens of a request: the workload is the same for every candidate of a study."""
     if gpu_price is None:
-        return Priced(candidate, figures, None, None)
+        return Priced(figures, None, None)
     qps = figures.qps if figures else level.qps if level else None
-    return Priced(candidate, figures, *cost(qps, level, gpus, gpu_price))
+    return Priced(figures, *cost(qps, level, gpus, gpu_price))

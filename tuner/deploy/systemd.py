@@ -51,7 +51,7 @@ def systemd_unit(recorded: Recorded) -> str:
 
 
 def _word(text: str) -> str:
-    """One word of ExecStart: % and $ doubled, C escapes inside quotes where anything needs them (systemd.service(5))."""
+    """One word of ExecStart: % and $ doubled, in quotes with C escapes where it needs them (systemd.service(5))."""
     doubled = text.replace("%", "%%").replace("$", "$$")
     safe = doubled and all(c.isalnum() or c in "-_./:=,+@%$" for c in doubled)
     return doubled if safe else _quoted(doubled)

@@ -13,6 +13,16 @@ def comment(lines: Iterable[str]) -> str:
     return "".join(f"# {line}".rstrip() + "\n" for line in lines)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes a value that occurs twice out twice: anchors are hard to read and to edit."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
 def document(value: Mapping[str, Node]) -> str:
     """Keys in the order given; strings that YAML would read as something else are quoted."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=False)
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=False
+    )
+    return text

@@ -101,7 +101,9 @@ class KnownServer:
         if head.startswith(b"GET"):
             truth = json.dumps(self._truth_ns).encode()
             connection.setblocking(True)
-            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s" % (len(truth), truth))
+            connection.sendall(
+                b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s" % (len(truth), truth)
+            )
             self._truth_ns.clear()
             self._close(fileno)
         elif (length := _LENGTH.search(head)) is not None and len(body) >= int(length[1]):

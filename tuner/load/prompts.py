@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer
 
 from tuner.errors import EnvironmentFaultError
+from tuner.load.recorded import DEFAULT_OUTPUT_TOKENS, Entry, read_recording
 from tuner.load.workload import BodyValue, Share, Workload
 
 WORDS = tuple(files("tuner.load").joinpath("words.txt").read_text(encoding="ascii").split())
@@ -144,11 +146,36 @@ def vocabulary(counter: TokenCounter, model: str) -> Vocabulary:
     )
 
 
+class Source(Protocol):
+    def requests(self, key: str | int, count: int) -> list[Request]: ...
+
+
 class Prompts:
     """The same requests for the same (seed, key), whatever else was asked before; other keys share no prompt."""
 
-    def __init__(self, workload: Workload, words: Vocabulary, seed: int) -> None:
+    def __init__(self, workload: Workload, source: Source) -> None:
         self.workload = workload
+        self._source = source
+
+    @classmethod
+    def for_model(cls, workload: Workload, model: str, seed: int, base_url: str | None) -> Prompts:
+        """`base_url` of a running server is asked for token counts only where this machine has no tokenizer.json."""
+        counter = token_counter(model, base_url)
+        if workload.file is not None:
+            entries, _ = read_recording(Path(workload.file))
+            return cls(workload, Recorded(workload, entries, counter, seed))
+        return cls(workload, Synthetic(workload, vocabulary(counter, model), seed))
+
+    def requests(self, key: str | int, count: int) -> list[Request]:
+        """The first `count` requests of `key`: asking for more later begins with the same ones."""
+        return self._source.requests(key, count)
+
+
+class Synthetic:
+    """Random words in the lengths of the workload's shares."""
+
+    def __init__(self, workload: Workload, words: Vocabulary, seed: int) -> None:
+        self._workload = workload
         self._words = words
         self._seed = seed
         self._weights = [share.weight for share in workload.shares]
@@ -157,32 +184,69 @@ class Prompts:
             for share in workload.shares
         }
 
-    @classmethod
-    def for_model(cls, workload: Workload, model: str, seed: int, base_url: str | None) -> Prompts:
-        """`base_url` of a running server is asked for token counts only where this machine has no tokenizer.json."""
-        return cls(workload, vocabulary(token_counter(model, base_url), model), seed)
-
     def requests(self, key: str | int, count: int) -> list[Request]:
-        """The first `count` requests of `key`: asking for more later begins with the same ones."""
         return [self._request(random.Random(f"{self._seed}/{key}/{index}")) for index in range(count)]
 
     def _request(self, rng: random.Random) -> Request:
-        (share,) = rng.choices(self.workload.shares, self._weights)
+        (share,) = rng.choices(self._workload.shares, self._weights)
         prompt_tokens = rng.randint(share.prompt.low, share.prompt.high)
         own = self._words.draw(rng, prompt_tokens - share.shared_prefix)
         return Request(
             messages=(("user", " ".join(self._prefixes[share.shared_prefix] + own)),),
             prompt_tokens=prompt_tokens,
             max_tokens=rng.randint(share.output.low, share.output.high),
-            extra_body=self._extra_body(share),
-            natural_stop=self.workload.natural_stops,
+            extra_body=extra_body(self._workload, share),
+            natural_stop=self._workload.natural_stops,
         )
 
-    def _extra_body(self, share: Share) -> dict[str, BodyValue | Mapping[str, BodyValue]]:
-        body: dict[str, BodyValue | Mapping[str, BodyValue]] = {
-            "ignore_eos": not self.workload.natural_stops,
-            "chat_template_kwargs": {"enable_thinking": share.thinking},
-        }
-        if self.workload.temperature is not None:
-            body["temperature"] = self.workload.temperature
-        return body | dict(self.workload.extra_body)
+
+class Recorded:
+    """Recorded requests, in an order drawn for each key, or in their own where they have arrival times.
+
+    The same texts come again at every level, so each level has a `cache_salt` of its own (vLLM 0.9 and later): the
+    prefix cache answers what the traffic itself shares within a level, and nothing from the level before.
+    """
+
+    def __init__(self, workload: Workload, entries: Sequence[Entry], counter: TokenCounter, seed: int) -> None:
+        self._workload = workload
+        self._entries = tuple(entries)
+        self._seed = seed
+        self._timed = all(entry.arrival_s is not None for entry in entries)
+        self._prompt_tokens = counter.count(["".join(text for _, text in entry.messages) for entry in entries])
+        answers = counter.count([entry.answer or "" for entry in entries])
+        self._max_tokens = [
+            entry.max_tokens or (DEFAULT_OUTPUT_TOKENS if entry.answer is None else max(1, tokens))
+            for entry, tokens in zip(entries, answers, strict=True)
+        ]
+
+    def requests(self, key: str | int, count: int) -> list[Request]:
+        order: list[int] = []
+        for turn in range(-(-count // len(self._entries))):
+            again = list(range(len(self._entries)))
+            if not self._timed:
+                random.Random(f"{self._seed}/{key}/{turn}").shuffle(again)
+            order += again
+        return [self._request(key, place, index) for place, index in enumerate(order[:count])]
+
+    def _request(self, key: str | int, place: int, index: int) -> Request:
+        entry, turn = self._entries[index], place // len(self._entries)
+        salt = hashlib.sha256(f"{self._seed}/{key}/{turn}".encode()).hexdigest()[:16]
+        span_s = (self._entries[-1].arrival_s or 0.0) - (self._entries[0].arrival_s or 0.0)
+        return Request(
+            messages=entry.messages,
+            prompt_tokens=self._prompt_tokens[index],
+            max_tokens=self._max_tokens[index],
+            extra_body={"cache_salt": salt, **extra_body(self._workload, self._workload.shares[0])},
+            natural_stop=self._workload.natural_stops,
+            arrival_s=None if entry.arrival_s is None else entry.arrival_s + turn * span_s,
+        )
+
+
+def extra_body(workload: Workload, share: Share) -> dict[str, BodyValue | Mapping[str, BodyValue]]:
+    body: dict[str, BodyValue | Mapping[str, BodyValue]] = {
+        "ignore_eos": not workload.natural_stops,
+        "chat_template_kwargs": {"enable_thinking": share.thinking},
+    }
+    if workload.temperature is not None:
+        body["temperature"] = workload.temperature
+    return body | dict(workload.extra_body)

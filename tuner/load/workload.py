@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from tuner.errors import UsageError
+from tuner.load.recorded import DEFAULT_OUTPUT_TOKENS, Entry, is_recording, read_recording
 
 BodyValue = bool | int | float | str
 
@@ -135,6 +137,8 @@ def workload(text: str) -> Workload:
         return _synthetic(text, 0, _lengths(match[1], match[2]), _lengths(match[3], match[4]))
     if match := _PREFIX.fullmatch(text):
         return _synthetic(text, int(match[1]), _lengths(match[2], match[3]), _lengths(match[4], match[5]))
+    if is_recording(text):
+        return _recorded(text)
     close = difflib.get_close_matches(text, [*PRESETS, *FORMS], n=1, cutoff=0.5)
     guess = f"did you mean {close[0]!r}? " if close else ""
     raise UsageError(
@@ -145,6 +149,32 @@ def workload(text: str) -> Workload:
 
 def _lengths(low: str, high: str | None) -> Lengths:
     return Lengths(int(low), int(high if high is not None else low))
+
+
+BYTES_PER_TOKEN = 3
+"""Fewer than in English (about 4.3) and about as many as in Chinese and in code: an estimate on the long side."""
+
+
+def _recorded(text: str) -> Workload:
+    entries, sha256 = read_recording(Path(text))
+    share = Share(
+        1.0,
+        _spread([-(-entry.prompt_bytes // BYTES_PER_TOKEN) for entry in entries]),
+        _spread([_estimated_output(entry) for entry in entries]),
+    )
+    return Workload(
+        Path(text).name, f"recorded traffic: {len(entries)} requests", (share,), file=text, file_sha256=sha256
+    )
+
+
+def _estimated_output(entry: Entry) -> int:
+    if entry.max_tokens is not None:
+        return entry.max_tokens
+    return DEFAULT_OUTPUT_TOKENS if entry.answer is None else max(1, -(-len(entry.answer.encode()) // BYTES_PER_TOKEN))
+
+
+def _spread(lengths: list[int]) -> Lengths:
+    return Lengths(max(1, min(lengths)), max(1, *lengths))
 
 
 def _synthetic(text: str, shared: int, own: Lengths, output: Lengths) -> Workload:

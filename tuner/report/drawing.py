@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tuner.formatting import one_line
+from tuner.formatting import compact, one_line
 
 Coordinate = float | str | None
 
@@ -160,7 +160,7 @@ def _axis(axis: Axis, values: Sequence[float]) -> dict[str, object]:
     made: dict[str, object] = {"title": {"text": plain(axis.title)}, "type": axis.kind, "automargin": True}
     if axis.kind == "log":
         ticks = _one_two_five([v for v in values if v > 0])
-        made |= {"tickvals": ticks, "ticktext": [f"{tick:,g}" for tick in ticks]}
+        made |= {"tickvals": ticks, "ticktext": list(map(compact, ticks))}
     elif axis.order:
         made |= {"categoryorder": "array", "categoryarray": [plain(value) for value in axis.order]}
     elif axis.high is not None:

@@ -113,6 +113,7 @@ def _top(study: StudyFiles, words: Words, gpu_price: float | None) -> dict[str, 
         "first_name": words("default") if study.default_won or winner is None else words("winner"),
         "second_name": words("default") if second else "",
         "default_broke": study.result is not None and study.result.default is None and default is not None,
+        "default_reasons": summary.default_reasons(study) or formatting.NOT_OBSERVED,
         "cautions": summary.caution_rows(study, words),
         "environment": summary.environment_rows(study, words),
         "repeat": summary.repeat_command(study),
@@ -183,8 +184,9 @@ def _why(study: StudyFiles, winner: Candidate | None, words: Words) -> dict[str,
     rows = why.why_rows(levels, words)
     binding = why.binding(rows)
     headline = words("why-binds", limit=words(f"limit-{binding[0]}")) if binding else words("why-none")
-    beyond = levels.beyond.load if levels.beyond else words("none")
-    return {"why": rows, "why_headline": headline, "why_levels": words("why-at", at=levels.at.load, beyond=beyond)}
+    at = words.load(str(levels.at.load))
+    beyond = words.load(str(levels.beyond.load)) if levels.beyond else words("none")
+    return {"why": rows, "why_headline": headline, "why_levels": words("why-at", at=at, beyond=beyond)}
 
 
 def _telemetry(study: StudyFiles, words: Words) -> list[Drawing]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import shlex
 from typing import NamedTuple
 
 from tuner.launch import LaunchSpec
@@ -28,9 +28,24 @@ def visible_gpus(launch: LaunchSpec) -> tuple[str, ...]:
     return tuple(gpu for gpu in visible.split(",") if gpu)
 
 
+def shell_word(text: str) -> str:
+    """One word for bash. Control characters are spelt out, so that neither a page nor a terminal acts on them."""
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + "".join(c if c.isprintable() else _escape(c) for c in escaped) + "'"
+
+
+def _escape(character: str) -> str:
+    names = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+    code = ord(character)
+    return names.get(character) or (f"\\x{code:02x}" if code < 0x80 else f"\\U{code:08x}")
+
+
 def shell_line(launch: LaunchSpec, host: str = "127.0.0.1", port: int = 8000) -> str:
     """One line to paste into a shell."""
-    return dataclasses.replace(launch, env=production_env(launch)).shell(host, port)
+    words = [f"{name}={shell_word(value)}" for name, value in production_env(launch)]
+    return " ".join([*words, *map(shell_word, launch.argv(host, port))])
 
 
 class Flag(NamedTuple):

@@ -10,7 +10,7 @@ from tuner import formatting
 from tuner.launch import LaunchSpec
 from tuner.measurement import Measurement
 from tuner.report.cost import cost
-from tuner.report.quote import flags_of, visible_gpus
+from tuner.report.quote import flags_of, shell_word, visible_gpus
 from tuner.report.tables import StudyFiles, shown_level
 from tuner.report.words import Language, Words
 from tuner.study.result import Decision, Figures, StudyResult
@@ -85,7 +85,7 @@ def summary_rows(first: Side, second: Side | None, words: Words, gpu_price: floa
         row("row-tpot", lambda s: s.level.tpot_ms.p50 if s.level and s.level.tpot_ms else None, formatting.ms),
         row("row-e2e", lambda s: s.level.e2e_ms.p99 if s.level and s.level.e2e_ms else None, formatting.ms),
         row("row-tokens", lambda s: s.level.output_tokens_per_s if s.level else None, formatting.significant),
-        said("row-load", lambda s: s.figures.level),
+        said("row-load", lambda s: words.load(s.figures.level)),
         said("row-preemptions", lambda s: formatting.count(s.figures.preemptions)),
         said("row-failed", lambda s: formatting.count(s.level.failed_total if s.level else None)),
         said("row-kv-peak", lambda s: formatting.share(s.level.server.kv_usage_peak if s.level else None)),
@@ -168,7 +168,7 @@ def caution_rows(study: StudyFiles, words: Words) -> list[CautionRow]:
                 continue
             m = level.measurement
             for caution in m.cautions:
-                where = words("caution-where", who=words(name), trial=record.trial, load=m.load)
+                where = words("caution-where", who=words(name), trial=record.trial, load=words.load(str(m.load)))
                 what = words(f"caution-{caution.kind}")
                 detail, next_step = formatting.one_line(caution.detail), formatting.one_line(caution.next_step)
                 made = CautionRow(what, detail, next_step, where)
@@ -184,6 +184,17 @@ def _about_confirmation(result: StudyResult | None, words: Words) -> list[Cautio
     if len(result.winner.trials) == 1:
         return [CautionRow(words("caution-one-start"), "", words("caution-one-start-next"), "")]
     return []
+
+
+def default_reasons(study: StudyFiles) -> str:
+    """Why the default's starts were not feasible, each reason once; empty when every one of them was."""
+    reasons = [
+        reason
+        for record in study.starts_of(study.plan.baseline)
+        if record.best is None and (level := shown_level(record)) is not None
+        for reason in level.verdict.reasons
+    ]
+    return "; ".join(map(formatting.one_line, dict.fromkeys(reasons)))
 
 
 class FactRow(NamedTuple):
@@ -202,7 +213,7 @@ def environment_rows(study: StudyFiles, words: Words) -> list[FactRow]:
             ("env-gpus", "; ".join(names) or words("none")),
             ("env-driver", environment.driver or words("none")),
             ("env-host", environment.host),
-            ("env-cpu", f"{environment.cpu} × {environment.cpu_count}"),
+            ("env-cpu", f"{environment.cpu_count} × {environment.cpu}"),
             ("env-memory", formatting.gib(environment.memory_gib)),
             ("env-kernel", environment.kernel),
             ("env-python", environment.python_version),
@@ -254,4 +265,4 @@ def repeat_command(study: StudyFiles) -> str:
     words += ["--tensor-parallel-size", str(size)] if size > 1 else []
     words += ["--trials", str(plan.starts), "--seed", str(plan.seed), "--study", f"{plan.study}-again"]
     words += ["--vllm", shlex.join(plan.base.command)] if plan.base.command != ("vllm", "serve") else []
-    return shlex.join([*words, *(("--", *plan.base.extra) if plan.base.extra else ())])
+    return " ".join(map(shell_word, [*words, *(("--", *plan.base.extra) if plan.base.extra else ())]))

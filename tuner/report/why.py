@@ -14,6 +14,7 @@ from tuner.study.record import TrialRecord
 
 KV_FULL, KV_NEAR = 0.9, 0.75
 CLIENT_NEAR = 0.7
+HOST_NEAR = 0.95
 SATURATED = 0.35
 """QPS grew by less than this share of the load's growth: more load only waits."""
 
@@ -81,8 +82,8 @@ def binding(rows: list[WhyRow]) -> list[Limit]:
 
 def _load(levels: Levels, words: Words) -> WhyRow:
     if levels.beyond is None:
-        return WhyRow(Limit.LOAD, Reading.BINDS, words("seen-load-ended", load=levels.at.load))
-    return WhyRow(Limit.LOAD, Reading.CLEAR, words("seen-load-beyond", beyond=levels.beyond.load))
+        return WhyRow(Limit.LOAD, Reading.BINDS, words("seen-load-ended", load=words.load(str(levels.at.load))))
+    return WhyRow(Limit.LOAD, Reading.CLEAR, words("seen-load-beyond", beyond=words.load(str(levels.beyond.load))))
 
 
 def _client(levels: Levels, words: Words) -> WhyRow:
@@ -100,13 +101,15 @@ def _kv(levels: Levels, words: Words) -> WhyRow:
     at, highest = levels.at.server, levels.highest.server
     peak = formatting.share(highest.kv_usage_peak)
     if highest.preemptions:
-        seen = words("seen-kv-preempted", n=highest.preemptions, load=levels.highest.load, peak=peak)
+        seen = words("seen-kv-preempted", n=highest.preemptions, load=words.load(str(levels.highest.load)), peak=peak)
         return WhyRow(Limit.KV, Reading.BINDS, seen)
     if at.kv_usage_peak is None:
         return WhyRow(Limit.KV, Reading.UNKNOWN, words("seen-nothing"))
     full = at.kv_usage_peak
     reading = Reading.BINDS if full >= KV_FULL else Reading.NEAR if full >= KV_NEAR else Reading.CLEAR
-    return WhyRow(Limit.KV, reading, words("seen-kv", peak=formatting.share(full), load=levels.at.load))
+    return WhyRow(
+        Limit.KV, reading, words("seen-kv", peak=formatting.share(full), load=words.load(str(levels.at.load)))
+    )
 
 
 def _sequences(levels: Levels, words: Words) -> WhyRow:
@@ -116,12 +119,18 @@ def _sequences(levels: Levels, words: Words) -> WhyRow:
         return WhyRow(Limit.SEQUENCES, Reading.UNKNOWN, words("seen-nothing"))
     running = formatting.count(server.running_peak)
     if limit is None:
-        return WhyRow(Limit.SEQUENCES, Reading.UNKNOWN, words("seen-sequences-default", running=running, load=load))
+        return WhyRow(
+            Limit.SEQUENCES,
+            Reading.UNKNOWN,
+            words("seen-sequences-default", running=running, load=words.load(str(load))),
+        )
     waiting = server.waiting_mean or 0.0
     full = server.running_peak >= limit
     near = server.running_peak >= 0.8 * limit
     reading = Reading.BINDS if full and waiting >= 1 else Reading.NEAR if near else Reading.CLEAR
-    seen = words("seen-sequences", running=running, limit=limit, waiting=_mean(server.waiting_mean), load=load)
+    seen = words(
+        "seen-sequences", running=running, limit=limit, waiting=_mean(server.waiting_mean), load=words.load(str(load))
+    )
     return WhyRow(Limit.SEQUENCES, reading, seen)
 
 
@@ -130,10 +139,16 @@ def _tokens(levels: Levels, words: Words, *, hidden: bool) -> WhyRow:
     if waiting is None:
         return WhyRow(Limit.TOKENS, Reading.UNKNOWN, words("seen-nothing"))
     if waiting < 1:
-        return WhyRow(Limit.TOKENS, Reading.CLEAR, words("seen-tokens-clear", waiting=_mean(waiting), load=load))
+        return WhyRow(
+            Limit.TOKENS, Reading.CLEAR, words("seen-tokens-clear", waiting=_mean(waiting), load=words.load(str(load)))
+        )
     if hidden:
-        return WhyRow(Limit.TOKENS, Reading.UNKNOWN, words("seen-tokens-other", waiting=_mean(waiting), load=load))
-    return WhyRow(Limit.TOKENS, Reading.BINDS, words("seen-tokens", waiting=_mean(waiting), load=load))
+        return WhyRow(
+            Limit.TOKENS,
+            Reading.UNKNOWN,
+            words("seen-tokens-other", waiting=_mean(waiting), load=words.load(str(load))),
+        )
+    return WhyRow(Limit.TOKENS, Reading.BINDS, words("seen-tokens", waiting=_mean(waiting), load=words.load(str(load))))
 
 
 def _compute(levels: Levels, words: Words, *, hidden: bool) -> WhyRow:
@@ -141,26 +156,35 @@ def _compute(levels: Levels, words: Words, *, hidden: bool) -> WhyRow:
 
     NVML's utilisation says how often some kernel ran, not how full the GPU was: it is shown, not judged.
     """
-    gpu = formatting.share(levels.highest.gpu.utilization_mean if levels.highest.gpu else None)
+    host = levels.highest.client.host_cpu_share
+    busy = _busy(levels.highest, words)
     pair = [(m, m.qps) for m in (levels.below, levels.at, levels.beyond) if m is not None]
     measured = [(m, qps) for m, qps in pair if qps]
     if len(measured) < 2:
-        return WhyRow(Limit.COMPUTE, Reading.UNKNOWN, words("seen-compute-one", gpu=gpu))
+        return WhyRow(Limit.COMPUTE, Reading.UNKNOWN, words("seen-compute-one", busy=busy))
     (before, slower), (after, faster) = measured[-2:]
     more = after.load.level / before.load.level - 1
     gain = faster / slower - 1
     flat = gain < SATURATED * more
     seen = words(
         "seen-compute",
-        before=before.load,
-        load=after.load,
+        before=words.load(str(before.load)),
+        load=words.load(str(after.load)),
         more=formatting.change(after.load.level, before.load.level),
         gain=formatting.change(faster, slower),
-        gpu=gpu,
+        busy=busy,
     )
     if flat:
         return WhyRow(Limit.COMPUTE, Reading.UNKNOWN if hidden else Reading.BINDS, seen)
-    return WhyRow(Limit.COMPUTE, Reading.CLEAR, seen)
+    # Without a GPU the processor is the host's: nearly all of it in use is near, whoever uses it.
+    near = levels.highest.gpu is None and host is not None and host >= HOST_NEAR
+    return WhyRow(Limit.COMPUTE, Reading.NEAR if near else Reading.CLEAR, seen)
+
+
+def _busy(level: Measurement, words: Words) -> str:
+    if level.gpu is not None:
+        return words("busy-gpu", share=formatting.share(level.gpu.utilization_mean))
+    return words("busy-host", share=formatting.share(level.client.host_cpu_share))
 
 
 def max_num_seqs(record: TrialRecord) -> int | None:

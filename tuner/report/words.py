@@ -24,6 +24,12 @@ class Words:
         text = TABLE[key][0 if self.language is Language.ENGLISH else 1]
         return text.format_map(_Texts(values)) if values else text
 
+    def load(self, text: str) -> str:
+        """A load as `measurement.Load` writes it ("64 concurrent"), in this language."""
+        number, _, unit = text.partition(" ")
+        keys = {"concurrent": "load-closed", "requests/s": "load-open"}
+        return self(keys[unit], n=number) if unit in keys else text
+
 
 class _Texts(dict[str, object]):
     def __init__(self, values: Mapping[str, object]) -> None:
@@ -100,7 +106,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "off": ("off", "关"),
     "on": ("on", "开"),
     "starts-fresh": ("{n}, fresh", "{n}（全新启动）"),
-    "starts-chose": ("{n}, which also chose it", "{n}（参与过选择）"),
+    "starts-chose": ("{n}, of the search", "{n}（搜索中的启动）"),
     # --- sections
     "cautions": ("Cautions", "注意事项"),
     "no-cautions": ("Nothing was seen that makes these numbers less sure.", "未发现会降低数据可信度的情况。"),
@@ -174,7 +180,6 @@ TABLE: dict[str, tuple[str, str]] = {
     "role": ("role", "角色"),
     "outcome": ("outcome", "结果"),
     "group": ("GPU group", "GPU 组"),
-    "time": ("time", "时刻"),
     "preemptions": ("preemptions", "抢占"),
     "words": ("words", "说明"),
     "nothing-yet": ("Nothing to draw yet.", "暂无数据可绘制。"),
@@ -184,6 +189,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "axis-qps": ("QPS (req/s)", "QPS（req/s）"),
     "axis-p99": ("P99 TTFT (ms)", "P99 TTFT（ms）"),
     "axis-load": ("offered load", "负载"),
+    "load-closed": ("{n} concurrent", "并发 {n}"),
+    "load-open": ("{n} requests/s", "每秒 {n} 个请求"),
     "axis-explained": ("% of the variance of QPS ranks", "QPS 秩方差占比（%）"),
     "axis-seconds": ("seconds", "秒"),
     "best-so-far": ("best so far", "迄今最佳"),
@@ -285,10 +292,12 @@ TABLE: dict[str, tuple[str, str]] = {
     ),
     "seen-tokens-clear": ("{waiting} requests waited on average at {load}", "{load} 时平均有 {waiting} 个请求等待"),
     "seen-compute": (
-        "from {before} to {load} the load grew by {more}, QPS by {gain}; GPU busy {gpu} of the time",
-        "从 {before} 到 {load} 负载增加 {more}，QPS 变化 {gain}；GPU 忙碌时间占比 {gpu}",
+        "from {before} to {load} the load grew by {more}, QPS by {gain}; {busy}",
+        "从 {before} 到 {load} 负载增加 {more}，QPS 变化 {gain}；{busy}",
     ),
-    "seen-compute-one": ("one level only; GPU busy {gpu} of the time", "仅有一个级别；GPU 忙碌时间占比 {gpu}"),
+    "seen-compute-one": ("one level only; {busy}", "仅有一个级别；{busy}"),
+    "busy-gpu": ("GPU busy {share} of the time", "GPU 忙碌时间占比 {share}"),
+    "busy-host": ("host CPU at {share}", "主机 CPU {share}"),
     "next-load": ("offer higher levels to the same configuration", "对同一配置施加更高负载"),
     "next-client": ("run the load from another machine or with more processes", "改用另一台机器或更多进程施压"),
     "next-kv": (

@@ -78,15 +78,14 @@ def foreign_listener(port: int) -> Cause:
 
 
 def _from_tables(text: str, phase: Phase, context: Context) -> Cause | None:
-    ready = _READY_LINE.search(text) if phase is Phase.SERVING else None
-    # What was survived at start-up explains a later death only if nothing later does.
-    parts = [_NO_FAILURE.sub("", part) for part in ((text[ready.end() :], text) if ready else (text,))]
-    for part in parts:
-        for table in (SPECIFIC, BROAD, GENERIC):
-            if (found := _first(table, part)) is not None:
-                root = _root_exception(part)
-                known = replace(context, first_exception=None if root is None else root.start())
-                return _cause(*found, part, known)
+    if phase is Phase.SERVING and (ready := _READY_LINE.search(text)) is not None:
+        text = text[ready.end() :]  # what was survived at start-up explains no later death
+    text = _NO_FAILURE.sub("", text)
+    for table in (SPECIFIC, BROAD, GENERIC):
+        if (found := _first(table, text)) is not None:
+            root = _root_exception(text)
+            known = replace(context, first_exception=None if root is None else root.start())
+            return _cause(*found, text, known)
     return None
 
 

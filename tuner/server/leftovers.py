@@ -82,7 +82,7 @@ def wait_for_memory(
     gpu_memory: GpuMemory,
     baseline: dict[int, int] | None,
     clock: Clock,
-    limit_s: float = MEMORY_LIMIT_S,
+    limit_s: float,
 ) -> bool | None:
     """Whether the use of each GPU in `baseline` fell back to it in time. None when there is nothing to compare."""
     if not baseline:
@@ -142,7 +142,7 @@ def _end(path: Path, record: Marker, clock: Clock, gpu_memory: GpuMemory) -> Sto
         killed=killed,
         left=left,
         removed=removed,
-        memory_back=wait_for_memory(gpu_memory, dict(record.gpu_baseline_bytes), clock),
+        memory_back=wait_for_memory(gpu_memory, dict(record.gpu_baseline_bytes), clock, MEMORY_LIMIT_S),
     )
 
 

@@ -249,10 +249,6 @@ SPECIFIC: tuple[Pattern, ...] = (
         "This vLLM does not know the model's architecture.", "use a newer vLLM or another model",
     ),
     Pattern(
-        "vllm-broken", _E, _R(r"(?:ModuleNotFoundError|ImportError|PackageNotFoundError): "),
-        "The vLLM installation is incomplete.", "repair it: `vllm serve --help` must work",
-    ),
-    Pattern(
         "command-not-found", _E, _R(r"exec: [^\n]*not found|sh: \d+: exec: [^\n]*"),
         "The command that starts vLLM cannot be executed.", "check --vllm",
     ),
@@ -288,7 +284,7 @@ BROAD: tuple[Pattern, ...] = (
     ),
     Pattern(
         "bad-value", _C,
-        _R(r"validation errors? for (?P<config>\w+)\n(?P<line>[^\n]+)(?:\n +(?P<why>Input [^\n\[]+))?"),
+        _R(r"validation errors? for (?P<config>\w*(?:Config|Args))\n(?P<line>[^\n]+)(?:\n +(?P<why>Input [^\n\[]+))?"),
         "vLLM's {config} refuses a value: {line} {why}", "correct the space or the words after --",
     ),
     Pattern(
@@ -315,6 +311,11 @@ GENERIC: tuple[Pattern, ...] = (
         "segfault", _U,
         _R(r"Failed core proc\(s\): \{[^}\n]*: -11\b|died unexpectedly \(exit code: -11\)|Segmentation fault"),
         "A process of the server crashed with a segmentation fault.", "see the end of the log; report it to vLLM",
+    ),
+    # Optional modules that are missing are reported like this too, hence not SPECIFIC.
+    Pattern(
+        "vllm-broken", _E, _R(r"(?:ModuleNotFoundError|ImportError|PackageNotFoundError): "),
+        "The vLLM installation is incomplete.", "repair it: `vllm serve --help` must work",
     ),
     Pattern(
         "worker-died", lessons.vanished, _R(r"Worker proc [^\n]* died unexpectedly"),

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tuner.clock import Clock
-from tuner.errors import InterruptedSearchError
+from tuner.errors import EnvironmentFaultError, InterruptedSearchError
 from tuner.launch import LaunchSpec
 from tuner.placement import GpuGroup
 from tuner.server.cause import Cause
@@ -90,7 +90,8 @@ def running(
     """Starts `spec`, waits until it is ready, and ends it whatever happens inside.
 
     `log_path` gets the server's output; its folder also gets running.json while the server lives. Raises
-    ServerDidNotStart for a start that came to nothing and InterruptedSearchError when `should_stop` said so.
+    ServerDidNotStart for a start that came to nothing, InterruptedSearchError when `should_stop` said so, and
+    EnvironmentFaultError when this machine cannot even fork or write the record of the start.
     """
     with sigterm_interrupts():
         start: Start | None = None
@@ -99,7 +100,7 @@ def running(
         start_s = 0.0
         try:
             with interrupts_held():  # between the fork and our knowing of it there is no place for an exception
-                start = Start(spec, log_path, model, clock, gpu_memory, group, host)
+                start = _start(spec, log_path, model, clock, gpu_memory, group, host)
             outcome = start.wait(start_limit_s, on_phase or _ignore, should_stop or _never)
             start_s = start.seconds()
             if isinstance(outcome, Ready):
@@ -117,6 +118,18 @@ def running(
                         server.stopped = stopped
         if refusal is not None:
             raise ServerDidNotStart(refusal, start_s, stopped)
+
+
+def _start(
+    spec: LaunchSpec, log_path: Path, model: str, clock: Clock, gpu_memory: GpuMemory, group: GpuGroup, host: str
+) -> Start:
+    try:
+        return Start(spec, log_path, model, clock, gpu_memory, group, host)
+    except OSError as error:
+        raise EnvironmentFaultError(
+            f"cannot start a server in {log_path.parent}: {error}",
+            hint="check free space, permissions and the limits of processes and open files (ulimit -a)",
+        ) from error
 
 
 def start_limit(first_start_s: float | None, default_s: float) -> float:

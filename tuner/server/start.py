@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from tuner.clock import Clock
@@ -120,7 +121,7 @@ class Start:
             killed += end_container(self._argv[0], self._scratch)
         removed = leftovers.remove_shared_memory(self.process.shared_memory, since_unix_ns=self._begun_unix_ns)
         logtext.redact_file(self.log_path, self._secrets)
-        memory_back = leftovers.wait_for_memory(self._gpu_memory, self._baseline, self.clock)
+        memory_back = leftovers.wait_for_memory(self._gpu_memory, self._baseline, self.clock, leftovers.MEMORY_LIMIT_S)
         if not ended.left:
             removed += self._forget()
         return StopReport(
@@ -202,7 +203,7 @@ def _secrets(spec: LaunchSpec) -> tuple[str, ...]:
 
 def _flag_value(words: tuple[str, ...], flag: str) -> str | None:
     value = None
-    for word, following in zip(words, (*words[1:], ""), strict=True):
+    for word, following in pairwise((*words, "")):
         name, equals, rest = word.partition("=")
         if name.replace("_", "-") == flag:
             value = rest if equals else following

@@ -63,10 +63,10 @@ def human_readable_int(text: str) -> int:
     number, letter = match.groups()
     power = "kmgt".index(letter.lower()) + 1
     if letter.islower():
-        return int(float(number) * 1000**power)
+        return int(float(number) * 10 ** (3 * power))
     if "." in number:
         raise argparse.ArgumentTypeError(f"Decimals are not allowed with binary suffixes like {letter}.")
-    return int(number) * 1024**power
+    return int(number) << (10 * power)
 
 
 def _length(text: str) -> int:

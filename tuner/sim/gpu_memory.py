@@ -25,6 +25,9 @@ def hold(gpu_dir: Path, gpu_indices: Sequence[int], bytes_each: int) -> Path:
     """Note that this process holds `bytes_each` on each of the GPUs. Returns the file, to be unlinked when it lets
     go."""
     gpu_dir.mkdir(parents=True, exist_ok=True)
+    for stale in gpu_dir.glob("*-*"):
+        if not _is_alive(stale):
+            stale.unlink(missing_ok=True)
     pid = os.getpid()
     path = gpu_dir / f"{pid}-{start_ticks(pid)}"
     waiting = path.with_suffix(".new")
@@ -32,19 +35,26 @@ def hold(gpu_dir: Path, gpu_indices: Sequence[int], bytes_each: int) -> Path:
     return waiting.rename(path)
 
 
+def _is_alive(holder: Path) -> bool:
+    """Whether the process of a file PID-STARTTIME lives; a file that is just being written counts as alive."""
+    if holder.suffix:
+        return True
+    pid, _, ticks = holder.name.partition("-")
+    return pid.isdigit() and ticks.isdigit() and start_ticks(int(pid)) == int(ticks)
+
+
 def holders(gpu_dir: Path, gpu_index: int) -> dict[int, int]:
     """pid → bytes on one GPU, of living processes."""
     found: dict[int, int] = {}
     for path in gpu_dir.glob("*-*") if gpu_dir.is_dir() else ():
-        pid, _, ticks = path.name.partition("-")
-        if not (pid.isdigit() and ticks.isdigit()) or start_ticks(int(pid)) != int(ticks):
+        if not _is_alive(path):
             continue
         try:
             held = json.loads(path.read_text())
         except (OSError, ValueError):
             continue
         if str(gpu_index) in held:
-            found[int(pid)] = int(held[str(gpu_index)])
+            found[int(path.name.partition("-")[0])] = int(held[str(gpu_index)])
     return found
 
 

@@ -219,6 +219,8 @@ class StepCost:
         if tokens > self._capture_max:
             # The host launches kernels ahead of the device, so that launching costs time only where it is the slower
             # of the two.
-            compute_s = max(compute_s, self._launch_s)
+            # On a CPU there is no queue between the two, so that launching always adds.
+            cpu = self._hardware.device is Device.CPU
+            compute_s = compute_s + self._launch_s if cpu else max(compute_s, self._launch_s)
         overhead_s = self._hardware.step_overhead_s + work.sampled * self._hardware.sequence_overhead_s
         return compute_s + self.all_reduce_s(tokens) + overhead_s

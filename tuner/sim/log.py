@@ -30,7 +30,8 @@ class Log:
 
     def traceback(self, where: str, error: str, message: str) -> None:
         """What the interpreter prints when an exception leaves the program; vLLM prefixes these lines too."""
-        self._write("".join(f"{self._prefix()} {line}\n" for line in traceback_lines(where, error, message)), sys.stderr)
+        lines = traceback_lines(where, error, message)
+        self._write("".join(f"{self._prefix()} {line}\n" for line in lines), sys.stderr)
 
     def raw(self, text: str) -> None:
         """A line of uvicorn, which has its own form."""

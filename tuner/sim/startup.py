@@ -207,9 +207,9 @@ def _memory(config: EngineConfig, hardware: Hardware, model: ModelShape, held: i
 def free_memory_message(config: EngineConfig, total: int, free: int) -> str:
     requested = int(total * config.gpu_memory_utilization)
     return (
-        f"Free memory on device cuda:0 ({gib(free)}/{gib(total)} GiB) on startup is less than desired "
-        f"GPU memory utilization ({config.gpu_memory_utilization}, {gib(requested)} GiB). Decrease GPU memory utilization or reduce "
-        "GPU memory used by other processes."
+        f"Free memory on device cuda:0 ({gib(free)}/{gib(total)} GiB) on startup "
+        f"is less than desired GPU memory utilization ({config.gpu_memory_utilization}, {gib(requested)} GiB). "
+        "Decrease GPU memory utilization or reduce GPU memory used by other processes."
     )
 
 

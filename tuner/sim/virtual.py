@@ -109,7 +109,13 @@ def simulate(
     seed: int = 0,
     noise: Noise | None = None,
 ) -> SimulatedLevel:
-    """Run `load` on a freshly started engine (nothing cached)."""
+    """Run `load` on a freshly started engine (nothing cached).
+
+    ValueError for a prompt that max_model_len leaves no room for: a server would answer it with 400.
+    """
+    longest = max((shape.prompt_tokens for shape in load.shapes), default=0)
+    if longest >= started.config.max_model_len:
+        raise ValueError(f"a prompt of {longest} tokens does not fit max_model_len {started.config.max_model_len}")
     return _Run(started, hardware, model, load, seed, noise or Noise()).run()
 
 

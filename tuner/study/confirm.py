@@ -10,19 +10,24 @@ from collections.abc import Sequence
 
 from tuner.candidate import Candidate
 from tuner.measurement import Measurement
-from tuner.study.record import Role, TrialRecord
+from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision, Figures
+
+_REFUTED = (TrialOutcome.INFEASIBLE, TrialOutcome.REFUSED, TrialOutcome.DIED)
+"""A start that says the candidate is not to be trusted; an invalid or undecided one says nothing and is done again."""
 
 
 def finalists(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Feasible trials of the search, best first; a candidate that a fresh start refuted is gone."""
-    refuted = {r.candidate.id for r in records if r.role is Role.CONFIRM and r.qps is None and r.levels}
+    refuted = {r.candidate.id for r in records if r.role is Role.CONFIRM and r.outcome in _REFUTED}
     feasible = [r for r in records if r.role is not Role.CONFIRM and r.qps is not None]
     return sorted((r for r in feasible if r.candidate.id not in refuted), key=lambda r: -(r.qps or 0.0))
 
 
 def fresh_runs(records: Sequence[TrialRecord], candidate: Candidate) -> list[TrialRecord]:
-    return [r for r in records if r.role is Role.CONFIRM and r.candidate == candidate and r.levels]
+    """Confirming starts that were decided, one way or the other."""
+    decided = (TrialOutcome.FEASIBLE, *_REFUTED)
+    return [r for r in records if r.role is Role.CONFIRM and r.candidate == candidate and r.outcome in decided]
 
 
 def figures(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | None:

@@ -1,0 +1,135 @@
+"""The capacity search on the stand-in in virtual time: bias, spread and cost, beside a naive ladder and plain bisection.
+
+    python benchmarks/capacity.py [--seeds 30] [--regimes chat sequences kv "long prompts"]
+
+Errors are against the true capacity of the regime (long Poisson runs). `sd of B/A` compares a candidate with one that is
+2 % faster, each measured once with the same seeds. Seconds are seconds of load; a probe's overhead is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import multiprocessing.pool
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.simulated import REGIMES, Bench, Regime, true_capacity
+from tuner.load.capacity_search import Incumbent, Stop, claim, search_capacity, warm_capacity
+
+LADDER = (10, 30, 64, 128, 200, 256)
+GAIN = 1.02
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A: the candidate; B: the one that is `GAIN` faster. Rates per second, None where a policy found nothing."""
+
+    policy: str
+    seed: int
+    rate_a: float | None
+    rate_b: float | None
+    seconds: float
+
+
+def warm(bench: Bench, incumbent: Incumbent) -> float | None:
+    return warm_capacity(bench.probe, bench.saturate, incumbent).rate
+
+
+def cold(bench: Bench, incumbent: Incumbent) -> float | None:
+    return search_capacity(bench.probe, bench.saturate).rate
+
+
+def ladder(bench: Bench, incumbent: Incumbent) -> float | None:
+    """The seed article's: closed loop, 30 s a rung, the best QPS whose P99 keeps the limit."""
+    best = None
+    for clients in LADDER:
+        level = bench.closed_level(clients, 30.0, 5.0)
+        bench.spent_s += 30.0
+        value = level.ttft_percentile_ms(99)
+        if value is None or value > bench.regime.slo_s * 1000:
+            break
+        best = max(best or 0.0, level.qps)
+    return best
+
+
+def bisection(bench: Bench, incumbent: Incumbent) -> float | None:
+    """Saturation, then 30 s probes until the interval is 2.5 % wide (Sarathi's rule), each with fresh traffic."""
+    saturation = bench.saturate(15.0)
+    low, high = 0.4 * saturation, 1.1 * saturation
+    number = 0
+    while high / low > 1.025:
+        number += 1
+        middle = (low + high) / 2
+        result = bench.probe(middle, 30.0, f"bisection-{number}-{bench.seed}-{bench.spent_s}", Stop.AT_REJECTION)
+        low, high = (middle, high) if result.passed else (low, middle)
+    return (low * high) ** 0.5
+
+
+POLICIES: dict[str, Callable[[Bench, Incumbent], float | None]] = {
+    "warm step search": warm,
+    "cold search": cold,
+    "naive ladder": ladder,
+    "plain bisection": bisection,
+}
+
+
+def compare(task: tuple[Regime, str, int, Incumbent]) -> Outcome:
+    regime, policy, seed, incumbent = task
+    a, b = Bench(regime, seed), Bench(regime, seed, GAIN)
+    rates = [POLICIES[policy](bench, incumbent) for bench in (a, b)]
+    return Outcome(policy, seed, rates[0], rates[1], (a.spent_s + b.spent_s) / 2)
+
+
+def claimed(task: tuple[Regime, int, Incumbent]) -> tuple[float | None, float]:
+    """The claim behind a cold search, on fresh traces."""
+    regime, seed, _ = task
+    bench = Bench(regime, seed)
+    found = search_capacity(bench.probe, bench.saturate)
+    if found.rate is None:
+        return None, bench.spent_s
+    return claim(bench.probe, found.rate).rate, bench.spent_s
+
+
+def report(regime: Regime, seeds: int, pool: multiprocessing.pool.Pool) -> None:
+    saturation = Bench(regime, 0).saturate(60.0)
+    true = true_capacity(regime, 0.9 * saturation, pool)
+    incumbent = Incumbent(true, saturation)
+    for policy in POLICIES:
+        found = pool.map(compare, [(regime, policy, seed, incumbent) for seed in range(1, seeds + 1)], chunksize=1)
+        errors = np.array([o.rate_a / true - 1 for o in found if o.rate_a is not None])
+        ratios = np.array([np.log(o.rate_b / o.rate_a) for o in found if o.rate_a and o.rate_b])
+        print(
+            f"| {regime.name} | {true:.2f} ({true / saturation:.2f}) | {policy} | {100 * errors.mean():+.1f} "
+            f"| {100 * errors.std(ddof=1):.1f} | {100 * ratios.mean():+.2f} | {100 * ratios.std(ddof=1):.2f} "
+            f"| {np.mean([o.seconds for o in found]):.0f} | {len(ratios)}/{seeds} |",
+            flush=True,
+        )
+    claims = pool.map(claimed, [(regime, seed, incumbent) for seed in range(1, seeds + 1)], chunksize=1)
+    shares = np.array([rate / true for rate, _ in claims if rate is not None])
+    print(
+        f"| {regime.name} | {true:.2f} | claim after a cold search | {shares.mean():.3f} (sd {shares.std(ddof=1):.3f}) of true; "
+        f"over 1.03: {(shares > 1.03).mean():.0%}; {len(shares)}/{seeds} claimed; {np.mean([s for _, s in claims]):.0f} s |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--regimes", nargs="+", default=[r.name for r in REGIMES])
+    given = parser.parse_args()
+    print(
+        "| regime | true capacity (of saturation) | policy | bias % | sd % | mean B/A % | sd of B/A % | load s | found |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    with multiprocessing.Pool() as pool:
+        for regime in REGIMES:
+            if regime.name in given.regimes:
+                report(regime, given.seeds, pool)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""On servers whose capacity is a formula: ln(P99 / limit) crosses zero at it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuner.load.capacity_search import Ended, Incumbent, ProbeResult, Rules, Stop, claim, search_capacity, warm_capacity
+
+
+@dataclass
+class Known:
+    """Capacity `rate`; saturation is 1.25 times that. Steep: 1 % more load is `steepness` % more P99."""
+
+    rate: float
+    steepness: float = 20.0
+    probed: list[tuple[float, float, str, Stop]] = field(default_factory=list)
+
+    def probe(self, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
+        self.probed.append((rate, seconds, trace, stop))
+        log_ratio = self.steepness * math.log(rate / self.rate)
+        return ProbeResult(rate, log_ratio <= 0, log_ratio, seconds)
+
+    def saturate(self, seconds: float) -> float:
+        return 1.25 * self.rate
+
+
+@given(st.floats(0.05, 5000), st.floats(2, 60))
+def test_a_cold_search_finds_capacities_from_a_twentieth_to_thousands(rate: float, steepness: float) -> None:
+    server = Known(rate, steepness)
+    found = search_capacity(server.probe, server.saturate)
+    assert found.ended is Ended.FOUND
+    assert found.rate == pytest.approx(rate, rel=0.002)
+    assert found.passed is not None and found.failed is not None
+    assert found.passed <= rate <= found.failed <= found.passed * 1.06
+    assert len(server.probed) <= 12
+
+
+def test_a_candidate_that_cannot_win_costs_one_closed_probe() -> None:
+    server = Known(8.0)
+    found = search_capacity(server.probe, server.saturate, Incumbent(10.0, 12.5))
+    assert (found.ended, found.rate, found.seconds, server.probed) == (Ended.HOPELESS, None, 15.0, [])
+
+
+def test_a_candidate_that_is_no_better_loses_the_race_at_its_first_rejection() -> None:
+    server = Known(10.0)
+    found = search_capacity(server.probe, server.saturate, Incumbent(10.0, 12.5))
+    assert (found.ended, found.failed) == (Ended.RACE_LOST, 10.2)
+    assert [probed[3] for probed in server.probed] == [Stop.AT_REJECTION]
+
+
+@pytest.mark.parametrize("gain", [1.03, 1.06, 1.2])
+def test_a_better_candidate_is_stepped_up_to_its_capacity(gain: float) -> None:
+    server = Known(10.0 * gain)
+    found = search_capacity(server.probe, server.saturate, Incumbent(10.0, 12.5))
+    assert found.ended is Ended.FOUND
+    assert found.rate == pytest.approx(10 * gain, rel=0.002)
+
+
+def test_a_warm_search_estimates_losers_too() -> None:
+    server = Known(7.0)
+    assert warm_capacity(server.probe, server.saturate, Incumbent(10.0, 12.5)).rate == pytest.approx(7.0, rel=0.002)
+
+
+def test_all_probes_of_a_search_are_on_one_trace() -> None:
+    server = Known(10.0)
+    search_capacity(server.probe, server.saturate)
+    assert {trace for _, _, trace, _ in server.probed} == {"search"}
+
+
+def test_slow_servers_are_probed_long_enough_for_a_p99_within_reason() -> None:
+    assert Rules().seconds_at(50) == 30
+    assert Rules().seconds_at(2) == 50
+    assert Rules().seconds_at(0.1) == 120
+
+
+def test_a_server_that_completes_nothing_has_no_capacity() -> None:
+    found = search_capacity(Known(1).probe, lambda seconds: 0.0)
+    assert (found.ended, found.rate) == (Ended.NEVER_PASSED, None)
+
+
+def test_a_limit_that_no_load_keeps_ends_with_never_passed() -> None:
+    def hopeless(rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
+        return ProbeResult(rate, False, 1.0, seconds)
+
+    found = search_capacity(hopeless, lambda seconds: 10.0)
+    assert (found.ended, found.rate) == (Ended.NEVER_PASSED, None)
+    assert len(found.probes) == Rules().most_probes
+
+
+def test_without_ratios_the_middle_of_the_interval_is_the_answer() -> None:
+    def blind(rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
+        return ProbeResult(rate, rate <= 10, None, seconds)
+
+    found = search_capacity(blind, lambda seconds: 12.5)
+    assert found.rate == pytest.approx(10, rel=0.03)
+
+
+def test_a_claim_is_held_on_three_fresh_traces() -> None:
+    server = Known(10.0)
+    claimed = claim(server.probe, 10.0)
+    assert claimed.rate == pytest.approx(9.5)
+    assert [(seconds, trace) for _, seconds, trace, _ in server.probed] == [
+        (120.0, "claim-0-0"), (120.0, "claim-0-1"), (120.0, "claim-0-2")
+    ]  # fmt: skip
+
+
+def test_a_claim_that_fails_backs_off_on_traces_of_its_own() -> None:
+    server = Known(10.0)
+    claimed = claim(server.probe, 10.8)
+    assert claimed.rate == pytest.approx(10.8 * 0.95 * 0.97)
+    assert len({trace for _, _, trace, _ in server.probed}) == len(server.probed) == 4
+
+
+def test_a_claim_that_never_holds_is_none() -> None:
+    assert claim(Known(10.0).probe, 20.0).rate is None

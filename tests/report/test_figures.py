@@ -1,0 +1,92 @@
+"""Figures: accepted by plotly, and holding what the tables hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import plotly.graph_objects as go
+import pytest
+
+from tuner.report import figures, night, parameters
+from tuner.report.drawing import Axis, Figure, Look, Point, plain
+from tuner.report.tables import StudyFiles, best_so_far, level_rows, trial_rows
+from tuner.report.words import Words
+from tuner.slo import Metric
+from tuner.study.record import TrialOutcome
+
+
+def every_figure(files: StudyFiles, words: Words) -> Iterator[tuple[str, str]]:
+    rows = trial_rows(files)
+    winner = files.winner.candidate if files.winner else None
+    yield "best", figures.best_so_far(rows, best_so_far(rows), winner, words)
+    yield "against", figures.qps_against_ttft(rows, files.plan.slos, winner, words)
+    if winner is not None:
+        curves = [figures.Curve("winner", level_rows(files, winner), figures.WINNER)]
+        yield "curve-qps", figures.load_curve(curves, files.plan.slos, words)
+        yield "curve-ttft", figures.load_curve(curves, files.plan.slos, words, of=Metric.TTFT)
+    yield "weights", figures.weights(parameters.weight_rows(files), words)
+    for parameter in files.plan.parameters:
+        points = parameters.slice_rows(files)[parameter.flag]
+        value = winner.as_dict().get(parameter.flag) if winner else None
+        yield f"slice-{parameter.flag}", figures.slice_of(parameter, points, value, words)
+    yield "night", figures.timeline(night.phase_rows(files), words)
+
+
+def test_plotly_accepts_every_figure(files: StudyFiles, words: Words) -> None:
+    seen = [name for name, made in every_figure(files, words) if go.Figure(json.loads(made))]
+    assert len(seen) == 6 + len(files.plan.parameters)
+
+
+def test_every_start_is_drawn_once_and_only_measured_ones_have_a_place(files: StudyFiles, words: Words) -> None:
+    rows = trial_rows(files)
+    for made in (figures.best_so_far(rows, [], None, words), figures.qps_against_ttft(rows, (), None, words)):
+        traces = json.loads(made)["data"]
+        placed = sum(len(t["x"]) for t in traces if "yaxis" not in t)
+        floor = sum(len(t["x"]) for t in traces if t.get("yaxis") == "y2")
+        refused = sum(row.outcome is TrialOutcome.REFUSED for row in rows)
+        assert (placed, floor) == (len(rows) - refused, refused)
+
+
+def test_outcomes_differ_in_shape_as_well_as_in_colour() -> None:
+    shapes = [look.shape for look in figures.OUTCOMES.values()]
+    assert len(set(shapes)) == len(shapes) == len(TrialOutcome)
+    assert figures.WINNER.shape != figures.DEFAULT.shape
+    widths = {phase: width for phase, (_, width) in figures.PHASES.items()}
+    assert widths[night.Phase.MEASURE] > widths[night.Phase.WARM_UP] > widths[night.Phase.START]
+
+
+def _luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("page", ["#ffffff", "#14171a"])
+def test_colours_can_be_told_from_the_page(page: str) -> None:
+    looks = [*figures.OUTCOMES.values(), figures.WINNER, figures.DEFAULT, figures.STAR]
+    colours = {look.colour for look in looks} | {figures.LIMIT} | {colour for colour, _ in figures.PHASES.values()}
+    for colour in colours:
+        light, dark = sorted((_luminance(colour), _luminance(page)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 3, colour
+
+
+def test_the_limit_is_drawn_where_it_is(files: StudyFiles, words: Words) -> None:
+    traces = json.loads(figures.qps_against_ttft(trial_rows(files), files.plan.slos, None, words))["data"]
+    limits = [t for t in traces if t["name"] == "P99 TTFT ≤ 500 ms"]
+    assert [t["y"] for t in limits] == [[500.0, 500.0]]
+
+
+def test_labels_hold_no_markup() -> None:
+    assert plain("<b>x</b>\n<a href='x'>") == "&lt;b&gt;x&lt;/b&gt; &lt;a href='x'&gt;"
+
+
+def test_a_log_axis_has_round_ticks() -> None:
+    figure = Figure(Axis("x"), Axis("y", "log"))
+    figure.points([Point(1, 180.0), Point(2, 2100.0)], "n", Look("#000000", "circle"))
+    assert json.loads(figure.json())["layout"]["yaxis"]["ticktext"] == ["100", "200", "500", "1,000", "2,000"]
+
+
+def test_a_figure_without_points_is_still_one(words: Words) -> None:
+    for made in (figures.best_so_far([], [], None, words), figures.weights([], words), figures.timeline([], words)):
+        go.Figure(json.loads(made))

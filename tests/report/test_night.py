@@ -1,0 +1,80 @@
+"""Timeline and telemetry."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tuner.report.night import POINTS, Phase, phase_rows, phase_shares, telemetry
+from tuner.report.tables import StudyFiles
+
+
+def test_phases_of_a_group_follow_each_other_without_overlap(files: StudyFiles) -> None:
+    rows = phase_rows(files)
+    for group in files.plan.groups:
+        mine = [row for row in rows if row.group == group.name]
+        assert mine
+        for before, after in itertools.pairwise(mine):
+            assert after.began_h == pytest.approx(before.began_h + before.length_h)
+    assert {row.phase for row in rows} == set(Phase)
+
+
+def test_shares_add_up_to_the_whole_night(files: StudyFiles) -> None:
+    assert sum(phase_shares(phase_rows(files)).values()) == pytest.approx(1)
+    assert phase_shares([]) == {}
+
+
+def write(path: Path, **columns: list[object]) -> Path:
+    pd.DataFrame(columns).to_parquet(path)
+    return path
+
+
+def test_gpus_of_one_moment_are_one_point(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "t.parquet",
+        at_ns=[10**9, 10**9, 2 * 10**9, 2 * 10**9],
+        gpu=[0, 1, 0, 1],
+        gpu_utilization=[0.5, 0.7, None, None],
+        gpu_memory_used_bytes=[2**30, 2**31, None, None],
+        gpu_temperature_c=[50.0, 60.0, 51.0, None],
+    )
+    found = {series.channel: series for series in telemetry(path)}
+    assert found["gpu-util"].values == (60.0, None)
+    assert found["gpu-memory"].values == (3.0, None)
+    assert found["gpu-temperature"].values == (60.0, 51.0)
+    assert found["gpu-util"].seconds == (0.0, 1.0)
+
+
+def test_prefix_hits_are_shares_between_samples(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "t.parquet",
+        at_ns=[0, 1, 2, 3],
+        prefix_hits=[0.0, 50.0, 50.0, 80.0],
+        prefix_queries=[0.0, 100.0, 100.0, 200.0],
+    )
+    (series,) = telemetry(path)
+    assert series.values == (None, 50.0, None, 30.0)
+
+
+def test_long_series_are_thinned_to_means(tmp_path: Path) -> None:
+    count = POINTS * 3
+    moments: list[object] = [i * 10**9 for i in range(count)]
+    (series,) = telemetry(write(tmp_path / "t.parquet", at_ns=moments, running=[float(i) for i in range(count)]))
+    assert len(series.values) == POINTS
+    assert series.values[0] == 1.0
+
+
+def test_columns_that_are_not_there_or_hold_nothing_are_not_drawn(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.parquet", at_ns=[0, 1], kv_usage=[None, None], running=[1.0, 2.0], odd=["a", "b"])
+    assert [series.channel for series in telemetry(path)] == ["running"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 torn"])
+def test_a_missing_or_torn_file_draws_nothing(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "telemetry.parquet"
+    if content is not None:
+        path.write_bytes(content)
+    assert telemetry(path) == []

@@ -1,0 +1,221 @@
+"""The page as text: sizes, content, what must not be in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests.report.conftest import HOSTILE
+from tests.report.studies import Study, build_study
+from tuner import jsonfile
+from tuner.measurement import CautionKind
+from tuner.report import words as words_module
+from tuner.report.night import Phase
+from tuner.report.page import report, write_report
+from tuner.report.summary import sentence
+from tuner.report.tables import StudyFiles, read_study
+from tuner.report.why import Limit
+from tuner.report.words import TABLE, Language, Words
+from tuner.study.record import Role, TrialOutcome
+
+REPORT = Path(words_module.__file__).parent
+
+
+class Page(HTMLParser):
+    """Text outside scripts, tags with attributes, and the ids of the figures."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.text = ""
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._silent = 0
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._silent += tag in ("script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._silent -= tag in ("script", "style")
+
+    def handle_data(self, data: str) -> None:
+        if not self._silent:
+            self.text += data
+
+    @property
+    def figures(self) -> list[str]:
+        return [str(attributes["id"]) for tag, attributes in self.tags if "plot" in (attributes.get("class") or "")]
+
+
+def test_the_first_screen_says_what_won(files: StudyFiles) -> None:
+    page = Page(report(files))
+    assert files.result is not None and files.winner is not None and files.default is not None
+    assert files.result.sentence in page.text
+    launched = files.quoted(files.winner)
+    assert launched is not None
+    assert " ".join(launched.launch.arguments) in page.text
+    assert "VLLM_CACHE_ROOT" not in page.text
+    gain = (files.winner.qps / files.default.qps - 1) * 100
+    assert f"+{gain:.0f} %" in page.text
+
+
+def test_every_part_is_there(files: StudyFiles) -> None:
+    page = Page(report(files))
+    assert {"best", "against", "curve-qps", "curve-ttft", "weights", "night"} <= set(page.figures)
+    assert sum(name.startswith("slice-") for name in page.figures) == len(files.plan.parameters)
+    assert sum(name.startswith("telemetry-") for name in page.figures) >= 8
+    ids = {attributes.get("id") for _, attributes in page.tags}
+    assert {"summary", "flags", "why", "refused", "trials", "environment", "launch", "repeat"} <= ids
+
+
+def test_nothing_is_loaded_from_elsewhere(files: StudyFiles) -> None:
+    page = Page(report(files))
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "action", "srcset", "poster"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:")), (tag, attributes)
+    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None and policy.startswith("default-src 'none'")
+    assert "unsafe-eval" not in policy and policy.count("'sha256-") == 2
+
+
+def test_200_trials_are_under_6_mb_and_3_seconds(tmp_path: Path) -> None:
+    folder = build_study(tmp_path, trials=200).folder
+    began = time.process_time()
+    path = write_report(folder, gpu_price=2.5)
+    assert time.process_time() - began < 3
+    assert path == folder / "report.html"
+    assert path.stat().st_size < 6_000_000
+
+
+@pytest.mark.parametrize("trials", [0, 1, 2, 500])
+def test_studies_of_any_size_make_a_page(tmp_path: Path, trials: int) -> None:
+    study = build_study(tmp_path, trials=trials, telemetry=False)
+    page = Page(write_report(study.folder).read_text(encoding="utf-8"))
+    assert ("best" in page.figures) == (trials > 0)
+    if trials == 0:
+        assert "No start has finished yet." in page.text
+
+
+def test_a_running_study_says_so(study: Study, files: StudyFiles) -> None:
+    assert files.result is not None
+    running = dataclasses.replace(files, result=dataclasses.replace(files.result, complete=False))
+    assert "The search is not over" in Page(report(running)).text
+    assert "The search is not over" not in Page(report(files)).text
+
+
+def test_cautions_are_shown_with_what_to_do(tmp_path: Path, files: StudyFiles) -> None:
+    assert files.result is not None and files.winner is not None
+    stale = dataclasses.replace(files.result, winner=dataclasses.replace(files.winner, fresh=False))
+    text = Page(report(dataclasses.replace(files, result=stale))).text
+    assert "they flatter it" in text and "confirm it with fresh starts" in text
+    folder = build_study(tmp_path, trials=30, telemetry=False).folder
+    (folder / "trials" / "0001" / "record.json").write_text("{")
+    text = Page(report(read_study(folder))).text
+    assert "trials/0001/record.json" in text
+    assert "There is no telemetry file" in text
+
+
+def test_a_default_that_won_stands_alone(files: StudyFiles) -> None:
+    assert files.result is not None and files.default is not None
+    kept = dataclasses.replace(files.result, winner=files.default)
+    page = Page(report(dataclasses.replace(files, result=kept)))
+    assert "Winner beside default" not in page.text
+    assert "vllm serve Qwen/Qwen3-32B" in page.text
+
+
+def test_a_default_that_broke_the_limits_is_shown_and_named(files: StudyFiles) -> None:
+    assert files.result is not None
+    broke = dataclasses.replace(files.result, default=None, default_seen=files.default)
+    assert "The default broke the limits" in Page(report(dataclasses.replace(files, result=broke))).text
+
+
+def test_cost_is_shown_only_with_a_price(files: StudyFiles) -> None:
+    assert "cost per million output tokens" in Page(report(files, gpu_price=2.5)).text
+    assert "cost per million output tokens" not in Page(report(files)).text
+
+
+def test_hostile_text_stays_text(hostile_study: Study) -> None:
+    html = report(read_study(hostile_study.folder), gpu_price=1.0)
+    page = Page(html)
+    shown = HOSTILE.replace("\x1b[31m", "").replace("\x1b[0m", "").replace("\n", " ")
+    assert page.text.count(shown) > 5
+    assert [tag for tag, _ in page.tags].count("script") == len(page.figures) + 2
+    assert not [a for _, a in page.tags if "onmouseover" in a]
+    assert "\x1b" not in html
+    assert "\\x1b[31mred\\x1b[0m\\nnext" in page.text  # the command to copy keeps every character, escaped
+    assert "window.pwned=1</script>" not in html.replace("&lt;/script&gt;", "")
+
+
+def test_figures_are_json_and_cannot_end_their_script(hostile_study: Study) -> None:
+    html = report(read_study(hostile_study.folder))
+    blocks = re.findall(r'<script type="application/json" id="[\w-]+">(.*?)</script>', html, re.DOTALL)
+    assert len(blocks) >= 10
+    for block in blocks:
+        assert set(json.loads(block)) == {"data", "layout"}
+        assert "<" not in block
+
+
+def test_the_page_speaks_chinese(files: StudyFiles) -> None:
+    html = report(files, language="zh")
+    page = Page(html)
+    assert '<html lang="zh">' in html
+    for said in ("启动命令", "迄今最佳", "负载曲线", "失败的启动", "测量环境与复现方法"):
+        assert said in page.text
+    left = re.findall(r"\b(feasible|refused|winner|hours since|offered load|Nothing|What|Every)\b", page.text)
+    assert left == []
+
+
+def test_sentences_of_every_decision_are_in_both_languages(files: StudyFiles) -> None:
+    assert files.result is not None
+    result = files.result
+    nothing = dataclasses.replace(result, winner=None, default=None)
+    only = dataclasses.replace(result, default=None)
+    said = [sentence(dataclasses.replace(files, result=r), Words(Language.CHINESE)) for r in (result, only, nothing)]
+    said.append(sentence(dataclasses.replace(files, result=None), Words(Language.CHINESE)))
+    assert len(set(said)) == 4
+    assert all("{" not in text and text for text in said)
+
+
+def test_every_word_is_used_and_both_languages_have_the_same_fields() -> None:
+    paths = [p for p in (*REPORT.glob("*.py"), *REPORT.glob("*.j2")) if p.name != "words.py"]
+    sources = "".join(path.read_text(encoding="utf-8") for path in paths)
+    families = (
+        "outcome-",
+        "phase-",
+        "role-",
+        "channel-",
+        "caution-",
+        "limit-",
+        "reading-",
+        "next-",
+        "compare-",
+        "load-",
+    )
+    for key, texts in TABLE.items():
+        english, chinese = (set(re.findall(r"\{(\w+)\}", text)) for text in texts)
+        assert english == chinese, key
+        assert key.startswith(families) or re.search(f"[\"']{key}[\"']", sources), f"{key} is not used"
+    for names, family in ((Role, "role"), (TrialOutcome, "outcome"), (Phase, "phase"), (CautionKind, "caution")):
+        assert all(f"{family}-{name}" in TABLE for name in names)
+    for limit in Limit:
+        assert f"limit-{limit}" in TABLE and f"next-{limit}" in TABLE
+
+
+def test_a_result_that_is_torn_is_a_caution_not_a_crash(tmp_path: Path) -> None:
+    folder = build_study(tmp_path, trials=3, telemetry=False).folder
+    (folder / "result.json").write_text("{}")
+    text = Page(write_report(folder).read_text(encoding="utf-8")).text
+    assert "result.json" in text
+
+
+def test_the_report_is_written_from_json_alone(tmp_path: Path) -> None:
+    study = build_study(tmp_path, trials=20)
+    (study.folder / "study.db").write_bytes(b"not a database")
+    assert jsonfile.dumps(study.plan)
+    write_report(study.folder)

@@ -1,0 +1,217 @@
+"""A tuner that was killed: the next one ends exactly what it left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.server.support import FAKE, MODEL, bystander, eventually, runs
+from tuner import jsonfile
+from tuner.errors import EnvironmentFaultError
+from tuner.server import ending, leftovers, marker, proctable
+from tuner.server.leftovers import end_leftovers
+from tuner.server.marker import Marker
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def short_graces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "SETTLE_S", 0.3)
+    monkeypatch.setattr(ending, "ORPHAN_GRACE_S", 0.3)
+    monkeypatch.setattr(leftovers, "LEFTOVER_GRACE_S", 1.0)
+
+
+@contextmanager
+def killed_tuner(folder: Path, *words: str) -> Iterator[int]:
+    """A tuner that was killed with SIGKILL while its server served. Yields the server's pid."""
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "tests.server.tuner_to_kill", str(folder), *words]
+    tuner = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert tuner.stdout is not None
+    with tuner.stdout:
+        pid = int(tuner.stdout.readline())
+        tuner.kill()
+        tuner.wait()
+    try:
+        yield pid
+    finally:
+        if runs(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def folder_of(study: Path) -> Path:
+    return study / "trials" / "0003"
+
+
+def test_the_server_of_a_killed_tuner_and_its_files_are_ended(tmp_path: Path) -> None:
+    folder, note = folder_of(tmp_path), tmp_path / "note"
+    words = ["--fault", "deaf-child", "--fault", "own-session-child", "--fault", "shared-memory", "--note", str(note)]
+    with bystander(str(FAKE), "serve", MODEL) as other, killed_tuner(folder, *words) as server:
+        *children, segment, socket_file = note.read_text().split()
+        family = [server, *map(int, children)]
+        assert all(map(runs, family))
+        (report,) = end_leftovers(tmp_path)
+        assert not any(map(runs, family))
+        assert runs(other)
+    assert report.is_clean and len(report.killed) == 2
+    assert report.removed == (f"/dev/shm/{segment}", socket_file)
+    assert not Path(socket_file).parent.exists()
+    assert not (folder / marker.FILE_NAME).exists()
+    assert end_leftovers(tmp_path) == []
+
+
+def test_children_are_found_when_their_leader_is_gone(tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    words = ["--fault", "deaf-child", "--fault", "own-group-child", "--fault", "own-session-child"]
+    with killed_tuner(folder_of(tmp_path), *words, "--note", str(note)) as server:
+        children = list(map(int, note.read_text().split()))
+        os.kill(server, signal.SIGKILL)
+        assert eventually(lambda: not runs(server))
+        assert all(map(runs, children))
+        (report,) = end_leftovers(tmp_path)
+    assert not any(map(runs, children))
+    assert len(report.killed) == 3 and report.is_clean
+
+
+def test_a_tuner_killed_before_its_record_leaves_no_server(tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    command = [sys.executable, "-m", "tests.server.tuner_to_kill", str(tmp_path), "--in-record", "--note", str(note)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    log = proctable.file_id(tmp_path / "server.log")
+    assert eventually(lambda: not any(proctable.writes_to(pid, log) for pid in proctable.table()))
+    assert not note.exists(), "the server has run"
+
+
+def record_of(process: proctable.ProcessEntry, **changes: object) -> Marker:
+    """A record as a dead tuner would have left it of `process`."""
+    record = Marker(
+        boot_id=proctable.boot_id(),
+        pid=process.pid,
+        start_ticks=process.start_ticks,
+        session=process.session,
+        port=1,
+        argv_digest="",
+        log_device=0,
+        log_inode=0,
+        scratch="/tmp/tuner-00000000",
+        started_unix_ns=0,
+        tuner_pid=2**22 - 1,
+        tuner_start_ticks=0,
+    )
+    return replace(record, **changes)  # type: ignore[arg-type]
+
+
+def entry(pid: int) -> proctable.ProcessEntry:
+    found = proctable.entry(pid)
+    assert found is not None
+    return found
+
+
+def test_a_reused_pid_is_not_trusted(tmp_path: Path) -> None:
+    with bystander() as other:
+        process = entry(other)
+        marker.write(tmp_path, record_of(process, start_ticks=process.start_ticks - 1))
+        (report,) = end_leftovers(tmp_path)
+        assert runs(other)
+    assert report.killed == () and report.is_clean
+
+
+def test_a_record_of_an_earlier_boot_ends_nothing(tmp_path: Path) -> None:
+    with bystander() as other:
+        marker.write(tmp_path, record_of(entry(other), boot_id="another"))
+        end_leftovers(tmp_path)
+        assert runs(other)
+    assert not (tmp_path / marker.FILE_NAME).exists()
+
+
+def test_a_session_whose_leader_is_gone_needs_the_log_as_proof(tmp_path: Path) -> None:
+    """The number of a session can be reused once all of its processes have ended; the log speaks for ours alone."""
+    script = "import os, time; os.fork() and os._exit(0); time.sleep(600)"
+    leader = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    before = entry(leader.pid)
+    leader.wait()
+    members = [p.pid for p in proctable.table().values() if p.session == before.pid]
+    try:
+        marker.write(tmp_path, record_of(before))
+        end_leftovers(tmp_path)
+        assert members and all(map(runs, members))
+    finally:
+        for pid in members:
+            os.kill(pid, signal.SIGKILL)
+            assert eventually(lambda pid=pid: not runs(pid))  # type: ignore[misc]
+            if entry(pid).ppid == os.getpid():
+                os.waitpid(pid, 0)
+
+
+def test_a_living_tuner_keeps_its_server(tmp_path: Path) -> None:
+    pid, start_ticks = marker.this_tuner()
+    with bystander() as other:
+        marker.write(tmp_path, record_of(entry(other), tuner_pid=pid, tuner_start_ticks=start_ticks))
+        with pytest.raises(EnvironmentFaultError, match="in use by another tuner") as refused:
+            end_leftovers(tmp_path)
+        assert runs(other)
+    assert refused.value.exit_code == 4
+
+
+def test_a_torn_record_is_reported_and_nothing_touched(tmp_path: Path) -> None:
+    (tmp_path / marker.FILE_NAME).write_text('{"pid": 1')
+    (report,) = end_leftovers(tmp_path)
+    assert not report.is_clean and "cannot be read" in report.left[0]
+    assert (tmp_path / marker.FILE_NAME).exists()
+
+
+@pytest.mark.parametrize("name", ["tuner-0000", "tuner-0000000g", "precious"])
+def test_only_a_scratch_folder_is_removed_as_one(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    assert leftovers.remove_scratch(folder) == ()
+    assert folder.exists()
+
+
+def test_a_link_with_a_scratch_folders_name_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    link = tmp_path / "tuner-01234567"
+    link.symlink_to(tmp_path / "precious")
+    assert leftovers.remove_scratch(link) == ()
+    assert (tmp_path / "precious").exists()
+
+
+def test_shared_memory_that_somebody_maps_or_that_is_older_stays(tmp_path: Path) -> None:
+    mapped, old = Path("/dev/shm/psm_tuner_test_mapped"), Path("/dev/shm/psm_tuner_test_old")
+    old.touch()
+    now_ns = old.stat().st_ctime_ns + 1
+    script = (
+        "import mmap,sys,time; f=open(sys.argv[1],'w+b'); f.truncate(4096); m=mmap.mmap(f.fileno(),4096);"
+        "print(flush=True); time.sleep(600)"
+    )
+    user = subprocess.Popen([sys.executable, "-c", script, str(mapped)], stdout=subprocess.PIPE)
+    try:
+        assert user.stdout is not None
+        with user.stdout:
+            user.stdout.readline()
+        assert leftovers.remove_shared_memory([mapped, old, Path("/dev/shm/none")], since_unix_ns=now_ns) == ()
+        user.kill()
+        user.wait()
+        assert leftovers.remove_shared_memory([mapped, old], since_unix_ns=now_ns) == (str(mapped),)
+    finally:
+        user.kill()
+        user.wait()
+        for file in (mapped, old):
+            file.unlink(missing_ok=True)
+
+
+def test_a_record_survives_its_trip_through_json(tmp_path: Path) -> None:
+    record = record_of(entry(os.getpid()), shared_memory=("/dev/shm/psm_1",), gpu_baseline_bytes=((0, 5), (3, 7)))
+    marker.write(tmp_path, record)
+    assert marker.read(tmp_path / marker.FILE_NAME) == record
+    with pytest.raises(jsonfile.TornFileError):
+        marker.read(tmp_path / "none") if (tmp_path / "none").write_text("[]") else None

@@ -1,0 +1,50 @@
+"""Does the queue grow without end? Slopes of the requests in flight and of TTFT, both surely upwards."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuner.load.drive import Progress
+
+FEWEST_S = 10.0
+RECENT = 20
+SURE = 3.0
+"""Standard errors that a slope must lie above zero. Neighbouring points are not independent, hence not 2."""
+
+GROWTH = 0.5
+"""Both must have grown by half of their mean over the time seen: a steady queue wanders too."""
+
+
+@dataclass(slots=True)
+class Backlog:
+    """Fed with every `Progress` of an open-loop level; the rule is GuideLLM's (slopes of both, with a margin)."""
+
+    _at_s: list[float] = field(default_factory=list)
+    _in_flight: list[float] = field(default_factory=list)
+    _ttft_ms: list[float] = field(default_factory=list)
+
+    def grows(self, progress: Progress) -> bool:
+        recent = [*progress.ttft_ms[-RECENT:], *progress.unanswered_ms]
+        if not recent:
+            return False
+        self._at_s.append(progress.elapsed_s)
+        self._in_flight.append(progress.in_flight)
+        self._ttft_ms.append(float(np.mean(recent)))
+        if progress.elapsed_s < FEWEST_S:
+            return False
+        at_s = np.asarray(self._at_s)
+        return all(_grows(at_s, np.asarray(values)) for values in (self._in_flight, self._ttft_ms))
+
+
+def _grows(at_s: NDArray[np.float64], values: NDArray[np.float64]) -> bool:
+    """Ordinary least squares; the residuals' spread gives the slope's standard error."""
+    centred = at_s - at_s.mean()
+    spread = float((centred**2).sum())
+    slope = float((centred * values).sum()) / spread
+    residuals = values - values.mean() - slope * centred
+    error = math.sqrt(float((residuals**2).sum()) / max(len(values) - 2, 1) / spread)
+    return slope > SURE * error and slope * float(at_s[-1] - at_s[0]) > GROWTH * float(values.mean())

@@ -1,0 +1,232 @@
+"""Over one running server: the highest open-loop load that keeps the objectives. Pure: load is given by a callback.
+
+Closed loop reads 7 to 40 % above what a Poisson stream sustains, so the promise is searched in open loop. All probes of
+a study share one trace, scaled to their rates (common random numbers): that cuts the spread of a difference between
+two candidates several times (measurement.md 3). A 30 s probe reads high by a few per cent, the same for every
+candidate; `claim` takes that back with fresh traces.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+SEARCH_TRACE = "search"
+FEWEST_REQUESTS = 100
+
+
+class Stop(StrEnum):
+    """When a probe may end: at its first certain rejection, or only when its time is over, for an exact P99."""
+
+    AT_REJECTION = "at-rejection"
+    AT_END = "at-end"
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """One open-loop level. `log_ratio` is ln(measured / limit) of the tightest objective, None where it was cut short.
+
+    `seconds` of load were spent on it.
+    """
+
+    rate: float
+    passed: bool
+    log_ratio: float | None
+    seconds: float
+
+
+class Probe(Protocol):
+    def __call__(self, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
+        """Loads the server at `rate` requests/s for `seconds` on the arrivals and prompts of `trace`."""
+        ...
+
+
+class Saturate(Protocol):
+    def __call__(self, seconds: float) -> float:
+        """Requests per second that the server completes in a closed loop that keeps it full."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Seconds and factors; the defaults were chosen by benchmarks/capacity.py (docs/measuring.md)."""
+
+    saturation_s: float = 15.0
+    probe_s: float = 30.0
+    longest_probe_s: float = 120.0
+    cold_share: float = 0.85
+    step: float = 0.03
+    most_probes: int = 12
+    race: float = 1.02
+    hopeless: float = 0.95
+    claim_s: float = 120.0
+    claim_traces: int = 3
+    claim_share: float = 0.95
+    claim_back_off: float = 0.97
+    claim_attempts: int = 4
+
+    def seconds_at(self, rate: float) -> float:
+        """Long enough for a P99 at low rates, within reason."""
+        return min(max(self.probe_s, FEWEST_REQUESTS / rate), self.longest_probe_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Incumbent:
+    """The best candidate so far: its capacity and its saturation throughput, both in requests per second."""
+
+    rate: float
+    saturation: float
+
+
+class Ended(StrEnum):
+    FOUND = "found"
+    HOPELESS = "hopeless"
+    RACE_LOST = "race-lost"
+    NEVER_PASSED = "never-passed"
+    NEVER_FAILED = "never-failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """`rate` is the estimate; `passed` and `failed` the highest and lowest rate probed with that outcome.
+
+    A candidate that was ended early has no estimate: `failed` then bounds it from above, where a race was run.
+    """
+
+    ended: Ended
+    rate: float | None
+    passed: float | None
+    failed: float | None
+    saturation: float
+    seconds: float
+    probes: tuple[ProbeResult, ...] = ()
+
+
+def search_capacity(
+    probe: Probe, saturate: Saturate, incumbent: Incumbent | None = None, rules: Rules | None = None
+) -> Capacity:
+    """With an incumbent, most candidates end after the closed probe or the race; without one the search starts cold."""
+    rules = rules or Rules()
+    saturation = saturate(rules.saturation_s)
+    steps = _Steps(probe, saturation, rules)
+    if saturation <= 0:
+        return steps.ended(Ended.NEVER_PASSED)
+    if incumbent is None:
+        return steps.search(rules.cold_share * saturation, widen=2.0)
+    expected = saturation * incumbent.rate / incumbent.saturation
+    if expected < rules.hopeless * incumbent.rate:
+        return steps.ended(Ended.HOPELESS)
+    if not steps.race(rules.race * incumbent.rate).passed:
+        return steps.ended(Ended.RACE_LOST)
+    return steps.search(max(expected, rules.race * incumbent.rate * (1 + rules.step)), widen=1.0)
+
+
+def warm_capacity(probe: Probe, saturate: Saturate, incumbent: Incumbent, rules: Rules | None = None) -> Capacity:
+    """An estimate for every candidate, losers included: the step search without screen and race."""
+    rules = rules or Rules()
+    saturation = saturate(rules.saturation_s)
+    steps = _Steps(probe, saturation, rules)
+    return steps.search(saturation * incumbent.rate / incumbent.saturation, widen=1.0)
+
+
+class _Steps:
+    """Probes by rate, and what they cost."""
+
+    def __init__(self, probe: Probe, saturation: float, rules: Rules) -> None:
+        self._probe = probe
+        self._saturation = saturation
+        self._rules = rules
+        self._probes: list[ProbeResult] = []
+
+    def race(self, rate: float) -> ProbeResult:
+        return self._run(rate, Stop.AT_REJECTION)
+
+    def search(self, start: float, widen: float) -> Capacity:
+        """Steps of `rules.step`, each `widen` times the last, until pass and fail enclose the answer; closes in then."""
+        rate, step = start, self._rules.step
+        while len(self._probes) < self._rules.most_probes:
+            self._run(rate, Stop.AT_END)
+            low, high = self._passed(), self._failed()
+            if low is None or high is None:
+                rate = rate * (1 + step) if high is None else rate / (1 + step)
+                step *= widen
+            elif high / low > 1 + 1.5 * self._rules.step:
+                rate = self._inside(low, high)
+            else:
+                return self.ended(Ended.FOUND)
+        if self._passed() is None:
+            return self.ended(Ended.NEVER_PASSED)
+        return self.ended(Ended.NEVER_FAILED if self._failed() is None else Ended.FOUND)
+
+    def ended(self, ended: Ended) -> Capacity:
+        low, high = self._passed(), self._failed()
+        return Capacity(
+            ended=ended,
+            rate=self._estimate() if ended is Ended.FOUND else low if ended is Ended.NEVER_FAILED else None,
+            passed=low,
+            failed=high,
+            saturation=self._saturation,
+            seconds=self._rules.saturation_s + sum(p.seconds for p in self._probes),
+            probes=tuple(self._probes),
+        )
+
+    def _run(self, rate: float, stop: Stop) -> ProbeResult:
+        self._probes.append(self._probe(rate, self._rules.seconds_at(rate), SEARCH_TRACE, stop))
+        return self._probes[-1]
+
+    def _failed(self) -> float | None:
+        return min((p.rate for p in self._probes if not p.passed), default=None)
+
+    def _passed(self) -> float | None:
+        """Passes above a failure are luck, and are not counted."""
+        failed = self._failed()
+        return max((p.rate for p in self._probes if p.passed and (failed is None or p.rate < failed)), default=None)
+
+    def _inside(self, low: float, high: float) -> float:
+        """Where the line says, kept off the ends so that every probe shortens the interval."""
+        share = math.log(self._line(low, high) / low) / math.log(high / low)
+        return float(low * (high / low) ** min(max(share, 0.25), 0.75))
+
+    def _estimate(self) -> float | None:
+        low, high = self._passed(), self._failed()
+        return None if low is None or high is None else self._line(low, high)
+
+    def _line(self, low: float, high: float) -> float:
+        """Where ln(measured / limit) crosses zero between two rates, linear in ln(rate)."""
+        below, above = self._log_ratio(low), self._log_ratio(high)
+        if below is None or above is None or not below <= 0 < above:
+            return math.sqrt(low * high)
+        return float(low * (high / low) ** (-below / (above - below)))
+
+    def _log_ratio(self, rate: float) -> float | None:
+        return next((p.log_ratio for p in self._probes if p.rate == rate and p.log_ratio is not None), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """`rate` held every objective on every fresh trace; None when no attempt did. `seconds` of load were spent."""
+
+    rate: float | None
+    probes: tuple[ProbeResult, ...]
+    seconds: float
+
+
+def claim(probe: Probe, estimate: float, rules: Rules | None = None) -> Claim:
+    """From 95 % of the estimate down, until three fresh traces of two minutes all pass. Each attempt has its own."""
+    rules = rules or Rules()
+    rate = rules.claim_share * estimate
+    probes: list[ProbeResult] = []
+    for attempt in range(rules.claim_attempts):
+        passed = True
+        for number in range(rules.claim_traces):
+            seconds = max(rules.claim_s, rules.seconds_at(rate))
+            probes.append(probe(rate, seconds, f"claim-{attempt}-{number}", Stop.AT_REJECTION))
+            passed = probes[-1].passed
+            if not passed:
+                break
+        if passed:
+            return Claim(rate, tuple(probes), sum(p.seconds for p in probes))
+        rate *= rules.claim_back_off
+    return Claim(None, tuple(probes), sum(p.seconds for p in probes))

@@ -1,0 +1,94 @@
+"""Two studies side by side: whether their figures may be compared, and how their winners differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from tuner import formatting
+from tuner.formatting import one_line
+from tuner.report import figures, summary
+from tuner.report.drawing import Look
+from tuner.report.page import Drawing, embedded, render
+from tuner.report.tables import StudyFiles, level_rows, read_study
+from tuner.report.words import Language, Words
+from tuner.slo import Metric
+
+SIDES = (figures.WINNER, Look("#b07d00", "dash"))
+
+
+class DifferenceRow(NamedTuple):
+    """A condition of measuring that is not the same in both studies."""
+
+    label: str
+    first: str
+    second: str
+
+
+def compare(folder_a: Path, folder_b: Path, *, language: str = "en", gpu_price: float | None = None) -> str:
+    """The page as HTML. Raises UsageError where either folder holds no study."""
+    words = Words(Language(language))
+    first, second = read_study(folder_a), read_study(folder_b)
+    names = _names(first, second)
+    sides = [summary.side(study, study.winner) for study in (first, second)]
+    left, right = sides
+    launches = [study.quoted(study.winner) for study in (first, second)]
+    a, b = launches
+    flags = summary.flag_rows(a.launch, b.launch, words) if a is not None and b is not None else []
+    versions = {s.environment.tuner_version for s in (first, second) if s.environment is not None}
+    return render(
+        "compare.html.j2",
+        words,
+        {
+            "names": names,
+            "version": one_line(", ".join(sorted(versions)) or formatting.NOT_OBSERVED),
+            "sentences": [summary.sentence(study, words) for study in (first, second)],
+            "differences": difference_rows(first, second, words),
+            "summary": summary.summary_rows(right, left, words, gpu_price) if left and right else [],
+            "flags": flags,
+            "curves": _curves((first, second), names, words),
+        },
+    )
+
+
+def difference_rows(first: StudyFiles, second: StudyFiles, words: Words) -> list[DifferenceRow]:
+    """Rows of the environment table that differ, but for seed, dates and what was not searched."""
+    passing = {words(key) for key in ("env-created", "env-finished", "env-seed", "env-dropped")}
+    tables = [_by_label(study, words) for study in (first, second)]
+    labels = [label for label in {**tables[0], **tables[1]} if label not in passing]
+    absent = formatting.NOT_OBSERVED
+    return [
+        DifferenceRow(label, tables[0].get(label, absent), tables[1].get(label, absent))
+        for label in labels
+        if tables[0].get(label) != tables[1].get(label)
+    ]
+
+
+def _by_label(study: StudyFiles, words: Words) -> dict[str, str]:
+    """Rows without a label go on with the row above them."""
+    table: dict[str, str] = {}
+    last = ""
+    for row in summary.environment_rows(study, words):
+        last = row.label or last
+        table[last] = f"{table[last]}; {row.text}" if last in table else row.text
+    return table
+
+
+def _names(first: StudyFiles, second: StudyFiles) -> tuple[str, str]:
+    """The studies' names, numbered where they are the same."""
+    a, b = one_line(first.plan.study), one_line(second.plan.study)
+    return (a, b) if a != b else (f"{a} (1)", f"{b} (2)")
+
+
+def _curves(studies: tuple[StudyFiles, StudyFiles], names: tuple[str, str], words: Words) -> list[Drawing]:
+    curves = [
+        figures.Curve(name, level_rows(study, study.winner.candidate), look)
+        for study, name, look in zip(studies, names, SIDES, strict=True)
+        if study.winner is not None
+    ]
+    slos = dict.fromkeys(slo for study in studies for slo in study.plan.slos)
+    drawn = []
+    for key, metric in (("curve-qps", None), ("curve-ttft", Metric.TTFT)) if curves else ():
+        json = figures.load_curve(curves, list(slos), words, of=metric)
+        drawn.append(Drawing(key, embedded(json), words(key), words(key)))
+    return drawn

@@ -1,0 +1,268 @@
+"""The child process: `VLLM::EngineCore`, with `VLLM::Worker_TP0…` where there are several ranks (or a CPU).
+
+It checks and holds memory, prints the engine's log lines, takes the time of a start and says on a pipe that it is
+ready; then it waits. As with the real one, nothing tells it that its parent died: after SIGKILL of the API server it
+lives on and holds its memory. The scheduler itself runs in the parent, one process hop nearer to the streams.
+
+`python -m tuner.sim.engine_process` reads a pickled EngineTask from stdin and writes a pickled Started to descriptor
+`ready_fd`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import signal
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from setproctitle import setproctitle
+
+from tuner.sim.configuration import EngineArguments, Refused
+from tuner.sim.faults import ActiveFaults
+from tuner.sim.gpu_memory import held_bytes, hold
+from tuner.sim.hardware import GIB, Device, Hardware
+from tuner.sim.log import Log
+from tuner.sim.model import ModelShape
+from tuner.sim.startup import Started, compiles, gib, out_of_memory, startup
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTask:
+    """What the parent hands over. `scale` is wall seconds per simulated second of the start."""
+
+    arguments: EngineArguments
+    hardware: Hardware
+    model: ModelShape
+    gpus: tuple[int, ...]
+    gpu_dir: Path | None
+    compile_dir: Path
+    environment_key: str
+    faults: ActiveFaults
+    scale: float
+    startup_s: float | None
+    ready_fd: int
+
+
+class EngineCore:
+    """One engine from its first log line to its end."""
+
+    def __init__(self, task: EngineTask) -> None:
+        self._task = task
+        self._log = Log("EngineCore")
+        self._workers: dict[int, str] = {}
+        self._ledger: Path | None = None
+        self._scale = task.scale
+
+    def run(self) -> int:
+        setproctitle("VLLM::EngineCore")
+        name = self._task.model.name
+        self._log.info("core.py:134", f"Initializing a V1 LLM engine (v0.32.0) with config: model='{name}'")
+        self._misbehave_while_loading()
+        outcome = self._try_start()
+        if isinstance(outcome, Refused):
+            self._sleep(outcome.after_s - self._task.hardware.start.import_s)
+            message = outcome.message.replace("{pid}", str(os.getpid()))
+            self._log.exception("core.py:1510", "EngineCore failed to start.", outcome.error, message)
+            self._log.traceback("core.py:1516", outcome.error, message)
+            return 1
+        self._load(outcome)
+        with os.fdopen(self._task.ready_fd, "wb") as pipe, suppress(BrokenPipeError):
+            pickle.dump(outcome, pipe)
+        return self._wait()
+
+    def _try_start(self) -> Started | Refused:
+        task = self._task
+        held = _host_bytes_in_use(task.hardware) if task.hardware.device is Device.CPU else 0
+        if task.gpu_dir is not None:
+            held += max((held_bytes(task.gpu_dir, index) for index in task.gpus), default=0)
+        refuse = task.faults.get("refuse-memory-held")
+        if refuse is not None:
+            held = min(task.hardware.memory_bytes - (GIB >> 2), held + int(refuse.number * GIB))
+        cached = [path.name for path in task.compile_dir.iterdir()] if task.compile_dir.is_dir() else []
+        outcome = startup(
+            task.arguments,
+            task.hardware,
+            task.model,
+            held_bytes=held,
+            compiled=cached,
+            environment_key=task.environment_key,
+        )
+        if isinstance(outcome, Started) and task.startup_s is not None:
+            # The parent has spent its share (import_s) of the whole by the same scale.
+            self._scale = task.startup_s / outcome.start_s
+        return outcome
+
+    def _misbehave_while_loading(self) -> None:
+        faults = self._task.faults
+        flood = faults.get("log-flood")
+        if flood is not None:
+            line = "Loading safetensors checkpoint shards: 0% Completed | 0/1 [00:00<?, ?it/s]" + " ." * 400
+            for _ in range(int(flood.number * 1e6 / (len(line) + 60))):
+                self._log.warning("weight_utils.py:1", line)
+        if faults.get("hang-before-ready"):
+            while True:
+                time.sleep(3600)
+        if faults.get("die-before-ready"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        slow = faults.get("slow-start")
+        if slow is not None:
+            time.sleep(slow.number)
+
+    def _sleep(self, seconds: float) -> None:
+        time.sleep(max(0.0, seconds) * self._scale)
+
+    # ---------------------------------------------------------------- loading, with vLLM's lines
+
+    def _load(self, started: Started) -> None:
+        task, config, memory, phases = self._task, started.config, started.memory, started.phases
+        cpu = task.hardware.device is Device.CPU
+        self._sleep(phases.engine_s)
+        self._hold(started)
+        if config.enable_chunked_prefill:
+            batched = config.max_num_batched_tokens
+            self._log.info("scheduler.py:307", f"Chunked prefill is enabled with max_num_batched_tokens={batched}.")
+        self._sleep(phases.load_s)
+        self._log.info("default_loader.py:502", f"Loading weights took {phases.load_s:.2f} seconds")
+        loaded = f"Model loading took {gib(memory.weights)} GiB memory and {phases.load_s:.6f} seconds"
+        self._log.info("gpu_model_runner.py:5150", loaded)
+        self._compile(started)
+        self._sleep(phases.profile_s)
+        if not cpu:
+            self._log.info("gpu_worker.py:759", f"Available KV cache memory: {gib(memory.kv_cache)} GiB")
+        else:
+            how = "Auto" if config.kv_cache_memory_bytes is None else "Explicitly"
+            size = f"({gib(memory.kv_cache)}/{gib(memory.total)}) GiB"
+            self._log.info("cpu_worker.py:258", f"{how} set {size} for KV cache on node 0.")
+        if config.num_gpu_blocks_override is not None:
+            override = config.num_gpu_blocks_override
+            text = f"Overriding num_gpu_blocks={started.kv_blocks} with num_gpu_blocks_override={override}"
+            self._log.info("kv_cache_utils.py:2620", text)
+        self._log.info(
+            "kv_cache_utils.py:2327",
+            f"{'CPU' if cpu else 'GPU'} KV cache size: {started.kv_tokens:,} tokens, Maximum concurrency for "
+            f"{config.max_model_len:,} tokens per request: {started.max_concurrency:.2f}x",
+        )
+        self._sleep(phases.capture_s)
+        if config.capture_sizes:
+            text = f"Graph capturing finished in {phases.capture_s:.0f} secs, took {gib(memory.graphs)} GiB"
+            self._log.info("gpu_model_runner.py:6582", text)
+        took_s = phases.compile_s + phases.profile_s + phases.capture_s
+        text = f"init engine (profile, create kv cache, warmup model) took {took_s:.2f} s"
+        self._log.info("core.py:384", f"{text} (compilation: {phases.compile_s:.2f} s)")
+
+    def _compile(self, started: Started) -> None:
+        if not compiles(started.config):
+            return
+        folder = self._task.compile_dir / started.compile_key
+        self._log.info(
+            "backends.py:1105", f"Using cache directory: {folder}/rank_0_0/backbone for vLLM's torch.compile"
+        )
+        if folder.is_dir():
+            self._log.info("backends.py:296", "Directly load the compiled graph(s) for compile range from the cache")
+        self._sleep(started.phases.compile_s)
+        (folder / "rank_0_0").mkdir(parents=True, exist_ok=True)
+        self._log.info("monitor.py:20", f"torch.compile took {started.phases.compile_s:.2f} s in total")
+
+    def _hold(self, started: Started) -> None:
+        """Occupy memory: in workers where vLLM has workers, else in this process."""
+        task, ranks = self._task, started.config.tensor_parallel_size
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD, signal.SIGINT})
+        if ranks == 1 and task.hardware.device is Device.GPU:
+            if task.gpu_dir is not None:
+                self._ledger = hold(task.gpu_dir, task.gpus[:1], started.memory.held)
+            return
+        alive, self._alive = os.pipe()
+        for rank in range(ranks):
+            name = "VLLM::Worker" if ranks == 1 else f"VLLM::Worker_TP{rank}"
+            pid = os.fork()
+            if not pid:
+                os.close(self._alive)
+                os.close(task.ready_fd)  # or the parent would not see its end when the core dies
+                self._work(name, task.gpus[rank : rank + 1], started.memory.held, alive)
+            self._workers[pid] = name
+        os.close(alive)
+
+    def _work(self, name: str, gpus: tuple[int, ...], held: int, alive: int) -> None:
+        """A worker: holds memory until its engine core is gone (a pipe that only the core keeps open) or it is told to
+        go."""
+        setproctitle(name)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
+        ledger = hold(self._task.gpu_dir, gpus, held) if self._task.gpu_dir is not None else None
+        os.read(alive, 1)
+        if ledger is not None:
+            ledger.unlink(missing_ok=True)
+        os._exit(0)
+
+    # ---------------------------------------------------------------- serving
+
+    def _wait(self) -> int:
+        """Until SIGTERM, the death of a worker, or the parent's order to fail."""
+        waited = {signal.SIGTERM, signal.SIGCHLD, signal.SIGINT}
+        signal.pthread_sigmask(signal.SIG_BLOCK, waited)
+        orders: list[int] = [0]
+        while True:
+            received = signal.sigtimedwait(waited, 0.05)
+            if received is not None and received.si_signo == signal.SIGTERM:
+                return self._leave(0)
+            if received is not None and received.si_signo == signal.SIGCHLD and self._worker_died():
+                return self._leave(1)
+            if orders and select.select(orders, [], [], 0)[0]:
+                order = os.read(0, 64).decode()
+                if not order:
+                    orders.clear()  # the parent is gone: an orphan from now on, as in the real one
+                elif "oom" in order:
+                    total = self._task.hardware.memory_bytes
+                    error, message = out_of_memory(total, total >> 9, total >> 6)
+                    return self._fail(error, message.replace("{pid}", str(os.getpid())))
+                else:
+                    return self._fail("RuntimeError", "CUDA error: an illegal memory access was encountered")
+
+    def _worker_died(self) -> bool:
+        for pid in list(self._workers):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                name, code = self._workers.pop(pid), os.waitstatus_to_exitcode(status)
+                text = f"Worker proc {name} died unexpectedly (exit code: {code}), shutting down executor."
+                self._log.error("multiproc_executor.py:315", text)
+                return True
+        return False
+
+    def _fail(self, error: str, message: str) -> int:
+        self._log.exception("core.py:1512", "EngineCore encountered a fatal error.", error, message)
+        self._log.traceback("core.py:1516", error, message)
+        return self._leave(1)
+
+    def _leave(self, code: int) -> int:
+        for pid in self._workers:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        for pid in self._workers:
+            os.waitpid(pid, 0)
+        if self._ledger is not None:
+            self._ledger.unlink(missing_ok=True)
+        return code
+
+
+def _host_bytes_in_use(hardware: Hardware) -> int:
+    """What other processes of this host occupy: the CPU backend asks the real machine, and so does its stand-in."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, amount = line.partition(":")
+        if name == "MemAvailable":
+            return max(0, hardware.memory_bytes - int(amount.split()[0]) * 1024)
+    return 0
+
+
+def main() -> int:
+    # Unbuffered, so that nothing of what the parent writes later is read ahead.
+    task = pickle.load(open(0, "rb", buffering=0, closefd=False))  # noqa: SIM115 - descriptor 0 stays open
+    return EngineCore(task).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
