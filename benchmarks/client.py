@@ -147,7 +147,7 @@ def measured(client: str, rate: float, seconds: float, repeats: int) -> list[Cel
 
 def row(client: str, cells: Sequence[Cell]) -> str:
     def median(name: str) -> float:
-        return statistics.median(getattr(cell, name) for cell in cells)
+        return float(statistics.median(getattr(cell, name) for cell in cells))
 
     cost = median("us_per_chunk")
     return (

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuner.load.arrivals import schedule
-from tuner.load.capacity_search import ProbeResult, Stop
+from tuner.load.capacity_search import ProbeResult, Saturation, Stop
 from tuner.sim import (
     ClosedLoop,
     EngineArguments,
@@ -44,11 +44,11 @@ class Regime:
 
 
 REGIMES = (
-    Regime("chat", "l40s", EngineArguments(max_model_len=4096), (200, 600), (80, 180), 0.5, 320),
-    Regime("sequences", "l40s", EngineArguments(max_model_len=4096, max_num_seqs=32), (200, 600), (80, 180), 0.5, 40),
+    Regime("chat", "h100", EngineArguments(max_model_len=4096, max_num_seqs=256), (200, 600), (80, 180), 0.5, 320),
+    Regime("sequences", "h100", EngineArguments(max_model_len=4096, max_num_seqs=64), (200, 600), (80, 180), 0.5, 80),
     Regime(
         "kv",
-        "l40s",
+        "h100",
         EngineArguments(max_model_len=4096, num_gpu_blocks_override=4000),
         (800, 1600),
         (120, 240),
@@ -100,10 +100,11 @@ class Bench:
         cut = not passed and stop is Stop.AT_REJECTION
         return ProbeResult(rate, passed, None if cut else float(np.log(p99(ttft_s) / limit)), spent)
 
-    def saturate(self, seconds: float) -> float:
+    def saturate(self, seconds: float) -> Saturation:
         level = self.closed_level(self.regime.clients, seconds, seconds / 3)
         self.spent_s += seconds
-        return level.qps
+        answered = level.done_s > 0
+        return Saturation(level.qps, float((level.done_s - level.sent_s)[answered].mean()))
 
     def open_level(self, rate: float, seconds: float, trace: str) -> SimulatedLevel:
         due = schedule(rate, seconds, seed=self.seed, trace=trace)
@@ -135,9 +136,10 @@ def true_capacity(regime: Regime, start: float, pool: Pool, seconds: float = 400
 
     def excess(rate: float) -> float:
         late = pool.starmap(late_share, [(regime, rate, seconds, number) for number in range(traces)], chunksize=1)
-        return float(np.log(max(np.mean(late), 1e-5) / 0.01))
+        return float(np.log(max(float(np.mean(late)), 1e-5) / 0.01))
 
-    low, high = start * 0.8, start
+    low: float = start * 0.8
+    high: float = start
     below, above = excess(low), excess(high)
     while above <= 0:
         low, below, high = high, above, high * 1.08
@@ -146,9 +148,12 @@ def true_capacity(regime: Regime, start: float, pool: Pool, seconds: float = 400
         high, above, low = low, below, low * 0.9
         below = excess(low)
     while high / low > 1.03:
-        middle = (low * high) ** 0.5
+        middle = float((low * high) ** 0.5)
         value = excess(middle)
-        low, below, high, above = (middle, value, high, above) if value <= 0 else (low, below, middle, value)
+        if value <= 0:
+            low, below = middle, value
+        else:
+            high, above = middle, value
     return float(low * (high / low) ** (-below / (above - below)))
 
 

@@ -38,3 +38,15 @@ def test_neighbours_on_a_numa_node_stay_together() -> None:
 def test_a_group_across_nodes_is_bound_to_none() -> None:
     (group,) = groups_of((0, 1), 2, {0: 0, 1: 1})
     assert group.numactl == () and group.numa_node is None
+
+
+def test_workers_without_gpus_have_names_of_their_own() -> None:
+    assert [g.name for g in groups_of((), 1, {}, 3)] == ["cpu0", "cpu1", "cpu2"]
+
+
+def test_groups_of_one_node_share_its_cpus_without_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuner.placement.shutil.which", lambda _: "/usr/bin/numactl")
+    monkeypatch.setattr("tuner.placement.node_cpus", lambda node: tuple(range(8)))
+    first, second = groups_of((0, 1), 1, {0: 0, 1: 0})
+    assert first.numactl == ("numactl", "--physcpubind=0,1,2,3", "--membind=0")
+    assert second.numactl == ("numactl", "--physcpubind=4,5,6,7", "--membind=0")

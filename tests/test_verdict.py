@@ -90,6 +90,11 @@ def test_a_level_that_the_client_could_not_drive_is_invalid_not_slow(fault: dict
         assert verdict.outcome is Outcome.INVALID
 
 
+def test_a_preemption_counts_however_the_client_fared() -> None:
+    verdict = judged(mixture(500, 0), preemptions=2, client=replace(CALM, lag_p99_ms=90.0))
+    assert (verdict.outcome, verdict.reasons) == (Outcome.INFEASIBLE, ("2 preemptions",))
+
+
 def test_a_limit_broken_by_less_than_the_clients_lag_is_invalid() -> None:
     late = replace(CALM, lag_p99_ms=8.0)
     assert judged(mixture(400, 100, slow_ms=510), client=late).outcome is Outcome.INVALID

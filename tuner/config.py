@@ -65,6 +65,7 @@ class SearchOptions:
     studies: Path = Path("studies")
     vllm: str = "vllm serve"
     tensor_parallel_size: int = 1
+    workers: int | None = None
     seed: int = 0
     storage: str | None = None
     levels: str | None = None
@@ -88,7 +89,7 @@ def plan_study(
     budget_s = parse_duration(options.time_budget)
     indices = parse_gpus(options.gpus, [gpu.index for gpu in machine.gpus])
     numa = dict(zip((gpu.index for gpu in machine.gpus), machine.numa_nodes, strict=False))
-    groups = groups_of(indices, options.tensor_parallel_size, numa)
+    groups = groups_of(indices, options.tensor_parallel_size, numa, options.workers)
     extra, secrets = split_secrets(options.extra)
     command = split_command(options.vllm)
     say(f"asking {options.vllm!r} which flags it has")
@@ -227,6 +228,7 @@ def _check_counts(options: SearchOptions) -> None:
         ("--warm-up-seconds", options.warm_up_seconds, 0),
         ("--start-limit-seconds", options.start_limit_seconds, 1),
         ("--seed", options.seed, 0),
+        ("--workers", 1 if options.workers is None else options.workers, 1),
     ):
         if not math.isfinite(value) or value < least:
             raise UsageError(f"{name} {value:g}", hint=f"at least {least}")

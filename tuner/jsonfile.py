@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import types
@@ -102,10 +103,15 @@ def _tuple(raw: object, kinds: tuple[object, ...], where: str) -> object:
     return tuple(_typed(r, k, f"{where}[{i}]") for i, (r, k) in enumerate(zip(raw, kinds, strict=True)))
 
 
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def _dataclass(raw: object, kind: type, where: str) -> object:
     if not isinstance(raw, dict):
         raise ValueError(f"{where}: {raw!r} is not an object")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     unknown = sorted(set(raw) - set(fields))
     if unknown:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tuner.errors import EnvironmentFaultError, UsageError
 
@@ -17,10 +19,14 @@ class GpuGroup:
     gpus: tuple[int, ...] = ()
     numactl: tuple[str, ...] = ()
     numa_node: int | None = None
+    worker: int | None = None
+    """Which of several servers on a machine without GPUs, None where there is one."""
 
     @property
     def name(self) -> str:
-        return "gpu" + "-".join(map(str, self.gpus)) if self.gpus else "cpu"
+        if self.gpus:
+            return "gpu" + "-".join(map(str, self.gpus))
+        return "cpu" if self.worker is None else f"cpu{self.worker}"
 
 
 def parse_gpus(text: str | None, present: Sequence[int]) -> tuple[int, ...]:
@@ -44,12 +50,17 @@ def parse_gpus(text: str | None, present: Sequence[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(chosen))
 
 
-def groups_of(gpus: tuple[int, ...], size: int, numa_node_of: Mapping[int, int | None]) -> tuple[GpuGroup, ...]:
-    """GPUs cut into groups of `size` (the tensor-parallel size), neighbours on a NUMA node together."""
+def groups_of(
+    gpus: tuple[int, ...], size: int, numa_node_of: Mapping[int, int | None], workers: int | None = None
+) -> tuple[GpuGroup, ...]:
+    """GPUs cut into groups of `size` (the tensor-parallel size), neighbours on a NUMA node together.
+
+    `workers` servers at once on a machine without GPUs, at most that many groups on one with GPUs; None is one and all.
+    """
     if size < 1:
         raise UsageError(f"--tensor-parallel-size {size}", hint="at least 1")
     if not gpus:
-        return (GpuGroup(),)
+        return (GpuGroup(),) if workers in (None, 1) else tuple(GpuGroup(worker=i) for i in range(workers or 1))
     if len(gpus) < size:
         raise UsageError(
             f"--tensor-parallel-size {size} needs {size} GPUs, --gpus gives {len(gpus)}",
@@ -57,7 +68,39 @@ def groups_of(gpus: tuple[int, ...], size: int, numa_node_of: Mapping[int, int |
         )
     ordered = sorted(gpus, key=lambda gpu: (numa_node_of.get(gpu) is None, numa_node_of.get(gpu) or 0, gpu))
     cut = [tuple(sorted(ordered[i : i + size])) for i in range(0, len(ordered) - size + 1, size)]
-    return tuple(_group(part, numa_node_of) for part in sorted(cut))
+    groups = tuple(_group(part, numa_node_of) for part in sorted(cut)[:workers])
+    return _with_cpu_shares(groups, node_cpus) if len(groups) > 1 else groups
+
+
+def node_cpus(node: int) -> tuple[int, ...]:
+    """CPUs of a NUMA node that this process may use; empty where the kernel does not say."""
+    try:
+        text = Path(f"/sys/devices/system/node/node{node}/cpulist").read_text(encoding="ascii").strip()
+    except OSError:
+        return ()
+    ends = (part.split("-") for part in text.split(",") if part)
+    listed = {cpu for end in ends for cpu in range(int(end[0]), int(end[-1]) + 1)}
+    return tuple(sorted(listed & os.sched_getaffinity(0)))
+
+
+def _with_cpu_shares(groups: tuple[GpuGroup, ...], cpus_of: Callable[[int], tuple[int, ...]]) -> tuple[GpuGroup, ...]:
+    """Groups on one NUMA node get its CPUs in equal parts, so that side by side they take none from each other."""
+    shared: list[GpuGroup] = []
+    for group in groups:
+        neighbours = [g for g in groups if g.numa_node == group.numa_node]
+        cpus = cpus_of(group.numa_node) if group.numa_node is not None else ()
+        share = len(cpus) // len(neighbours)
+        if not group.numactl or not share:
+            shared.append(group)
+            continue
+        at = neighbours.index(group) * share
+        words = (
+            "numactl",
+            f"--physcpubind={','.join(map(str, cpus[at : at + share]))}",
+            f"--membind={group.numa_node}",
+        )
+        shared.append(replace(group, numactl=words))
+    return tuple(shared)
 
 
 def _group(gpus: tuple[int, ...], numa_node_of: Mapping[int, int | None]) -> GpuGroup:

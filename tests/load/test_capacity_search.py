@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.load.capacity_search import Ended, Incumbent, ProbeResult, Rules, Stop, claim, search_capacity, warm_capacity
+from tuner.load.capacity_search import (
+    Ended,
+    Incumbent,
+    ProbeResult,
+    Rules,
+    Saturation,
+    Stop,
+    claim,
+    search_capacity,
+    warm_capacity,
+)
 
 
 @dataclass
@@ -18,6 +28,7 @@ class Known:
 
     rate: float
     steepness: float = 20.0
+    answer_s: float = 1.0
     probed: list[tuple[float, float, str, Stop]] = field(default_factory=list)
 
     def probe(self, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
@@ -25,8 +36,8 @@ class Known:
         log_ratio = self.steepness * math.log(rate / self.rate)
         return ProbeResult(rate, log_ratio <= 0, log_ratio, seconds)
 
-    def saturate(self, seconds: float) -> float:
-        return 1.25 * self.rate
+    def saturate(self, seconds: float) -> Saturation:
+        return Saturation(1.25 * self.rate, self.answer_s)
 
 
 @given(st.floats(0.05, 5000), st.floats(2, 60))
@@ -78,8 +89,15 @@ def test_slow_servers_are_probed_long_enough_for_a_p99_within_reason() -> None:
     assert Rules().seconds_at(0.1) == 120
 
 
+def test_long_answers_make_longer_probes() -> None:
+    server = Known(10.0, answer_s=12.0)
+    found = search_capacity(server.probe, server.saturate)
+    assert {seconds for _, seconds, _, _ in server.probed} == {72.0}
+    assert found.seconds == 15 + 36 + 72 * len(server.probed)
+
+
 def test_a_server_that_completes_nothing_has_no_capacity() -> None:
-    found = search_capacity(Known(1).probe, lambda seconds: 0.0)
+    found = search_capacity(Known(1).probe, lambda seconds: Saturation(0.0, 0.0))
     assert (found.ended, found.rate) == (Ended.NEVER_PASSED, None)
 
 
@@ -87,7 +105,7 @@ def test_a_limit_that_no_load_keeps_ends_with_never_passed() -> None:
     def hopeless(rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
         return ProbeResult(rate, False, 1.0, seconds)
 
-    found = search_capacity(hopeless, lambda seconds: 10.0)
+    found = search_capacity(hopeless, lambda seconds: Saturation(10.0, 1.0))
     assert (found.ended, found.rate) == (Ended.NEVER_PASSED, None)
     assert len(found.probes) == Rules().most_probes
 
@@ -96,7 +114,7 @@ def test_without_ratios_the_middle_of_the_interval_is_the_answer() -> None:
     def blind(rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
         return ProbeResult(rate, rate <= 10, None, seconds)
 
-    found = search_capacity(blind, lambda seconds: 12.5)
+    found = search_capacity(blind, lambda seconds: Saturation(12.5, 1.0))
     assert found.rate == pytest.approx(10, rel=0.03)
 
 

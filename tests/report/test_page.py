@@ -132,7 +132,11 @@ def test_a_default_that_won_stands_alone(files: StudyFiles) -> None:
 def test_a_default_that_broke_the_limits_is_shown_and_named(files: StudyFiles) -> None:
     assert files.result is not None
     broke = dataclasses.replace(files.result, default=None, default_seen=files.default)
-    assert "The default broke the limits" in Page(report(dataclasses.replace(files, result=broke))).text
+    levels = next(r.levels for r in files.records if r.outcome is TrialOutcome.INFEASIBLE)
+    start = dataclasses.replace(files.records[0], levels=levels, best=None, outcome=TrialOutcome.INFEASIBLE)
+    records = (start, *files.records[1:])
+    text = Page(report(dataclasses.replace(files, result=broke, records=records))).text
+    assert f"The default broke the limits ({levels[0].verdict.reasons[0]}" in text
 
 
 def test_cost_is_shown_only_with_a_price(files: StudyFiles) -> None:

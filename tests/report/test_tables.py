@@ -96,6 +96,15 @@ def test_best_so_far_only_rises_and_ignores_confirmations(files: StudyFiles) -> 
     assert best_so_far([]) == []
 
 
+def test_a_start_that_was_disturbed_on_purpose_counts_for_nothing(files: StudyFiles) -> None:
+    best = max((r for r in files.records if r.qps is not None), key=lambda r: r.qps or 0.0)
+    check = dataclasses.replace(best, trial=900, role=Role.CHECK)
+    with_check = dataclasses.replace(files, records=(*(r for r in files.records if r is not best), check))
+    assert 900 not in {row.trial for row in best_so_far(trial_rows(with_check))}
+    assert 900 not in {row.trial for row in level_rows(with_check, best.candidate)}
+    assert 900 in {row.trial for row in trial_rows(with_check)}
+
+
 def test_level_rows_hold_every_level_of_every_start_of_a_candidate(files: StudyFiles) -> None:
     assert files.winner is not None
     rows = level_rows(files, files.winner.candidate)

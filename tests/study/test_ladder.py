@@ -23,7 +23,10 @@ from tuner.study.ladder import LadderLostError, LevelRun, run_ladder
 from tuner.telemetry.sampler import Sampler
 from tuner.verdict import Outcome, Verdict
 
-SLO = parse_slo("p99 ttft <= 500ms")
+SLO = parse_slo("p99 ttft <= 4s")
+"""Far off: a busy machine may add its own tenth of a second."""
+
+LATE = answer(5, 2.5, 0.005)
 FAST = answer(5, 0.02, 0.005)
 
 
@@ -81,7 +84,7 @@ def test_it_climbs_while_the_throughput_rises(tiny_model: str) -> None:
     assert [v.outcome for _, v in levels] == [Outcome.FEASIBLE] * 3
     for measured, _ in levels:
         # Each answer takes 0.04 s whatever the load: the throughput is known by Little's law.
-        assert measured.qps == pytest.approx(measured.load.level / 0.04, rel=0.1)
+        assert measured.qps == pytest.approx(measured.load.level / 0.04, rel=0.3)
         assert measured.server.preemptions == 0
 
 
@@ -94,12 +97,12 @@ def test_every_level_and_the_warm_up_have_prompts_of_their_own(tiny_model: str) 
 
 def test_a_broken_limit_ends_the_ladder_early(tiny_model: str) -> None:
     ladder = Ladder()
-    with serving(FAST) as server, metrics(lambda: 0) as url:
-        levels = ladder.climb(server, url, tiny_model, (4, 8), (parse_slo("p99 ttft <= 5ms"),))
+    with serving(LATE) as server, metrics(lambda: 0) as url:
+        levels = ladder.climb(server, url, tiny_model, (4, 8), (parse_slo("p99 ttft <= 2s"),), level_s=9)
     ((measured, verdict),) = levels
     assert verdict.outcome is Outcome.INFEASIBLE
     assert measured.aborted is not None and "exceeded the limit" in measured.aborted
-    assert ladder.runs[0].samples.drained_ns - ladder.runs[0].samples.started_ns < 1.2e9
+    assert ladder.runs[0].samples.drained_ns - ladder.runs[0].samples.started_ns < 6e9
 
 
 def test_a_preemption_ends_the_ladder(tiny_model: str) -> None:

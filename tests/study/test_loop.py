@@ -11,7 +11,7 @@ from tuner.clock import ScriptedClock
 from tuner.environment import describe
 from tuner.errors import EnvironmentFaultError
 from tuner.space.defaults import vllm_defaults
-from tuner.study.events import Event, TrialStarted
+from tuner.study.events import Event, Notice, TrialStarted
 from tuner.study.loop import Assignment, Loop
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
@@ -130,19 +130,75 @@ def test_an_interrupted_night_keeps_what_finished_and_goes_on_to_its_target(tmp_
     assert before[4].candidate in [r.candidate for r in after[5:]]
 
 
-def test_groups_work_side_by_side_and_finalists_alone(tmp_path: Path) -> None:
-    together = threading.Barrier(2, timeout=20)
+class Together:
+    """A made-up server that counts how many trials run at once; searching trials wait for a companion."""
 
-    def run_trial(assignment: Assignment) -> TrialRecord:
-        if assignment.trial < 2:
-            together.wait()  # both of the first two must be running at once
-        return landscape(assignment)
+    def __init__(self) -> None:
+        self.most: dict[Role, int] = {}
+        self._running = 0
+        self._lock = threading.Lock()
+        self._pair = threading.Barrier(2, timeout=20)
 
-    night = Night(plan(tmp_path / "s", starts=8, groups=2), run_trial)
+    def __call__(self, assignment: Assignment) -> TrialRecord:
+        with self._lock:
+            self._running += 1
+            self.most[assignment.role] = max(self.most.get(assignment.role, 0), self._running)
+        if assignment.role is Role.CHECK:
+            self._pair.wait()  # passes only while the other group runs too
+        made = landscape(assignment)
+        if assignment.role is Role.CHECK:
+            level = made.levels[0]
+            slower = replace(level, measurement=replace(level.measurement, qps=(level.measurement.qps or 0.0) * 0.9))
+            made = replace(made, levels=(slower,))
+        with self._lock:
+            self._running -= 1
+        return made
+
+
+def test_groups_are_checked_side_by_side_and_finalists_measured_alone(tmp_path: Path) -> None:
+    server = Together()
+    night = Night(plan(tmp_path / "s", starts=8, groups=2), server)
     result = night.loop.run()
     assert result.complete
     assert {r.group for r in night.store.records()} == {"gpu0", "gpu1"}
     assert len({e.trial for e in night.events if isinstance(e, TrialStarted)}) == result.starts
+    assert server.most[Role.DEFAULT] == 1
+    assert server.most[Role.CHECK] == 2
+    assert server.most[Role.CONFIRM] == 1
+    (word,) = (e.text for e in night.events if isinstance(e, Notice))
+    assert "-10 % QPS" in word
+
+
+def test_a_group_whose_memory_does_not_come_back_is_left_alone_and_the_other_goes_on(tmp_path: Path) -> None:
+    def run_trial(assignment: Assignment) -> TrialRecord:
+        made = landscape(assignment)
+        return replace(made, dirty="GPU memory") if assignment.trial == 4 else made
+
+    night = Night(plan(tmp_path / "s", starts=10, groups=2), run_trial)
+    result = night.loop.run()
+    records = night.store.records()
+    assert result.complete
+    after = {r.group for r in records if r.trial > 6}
+    assert after == {"gpu0", "gpu1"} - {records[4].group}
+    assert any("QUARANTINED" in e.text for e in night.events if isinstance(e, Notice))
+
+
+def test_a_night_without_a_usable_group_ends_and_says_so(tmp_path: Path) -> None:
+    def run_trial(assignment: Assignment) -> TrialRecord:
+        return replace(landscape(assignment), dirty="GPU memory")
+
+    with pytest.raises(EnvironmentFaultError, match="no GPU group is usable"):
+        Night(plan(tmp_path / "s"), run_trial).loop.run()
+
+
+def test_a_disk_that_is_nearly_full_ends_the_night_before_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    night = Night(plan(tmp_path / "s"))
+    monkeypatch.setattr("tuner.study.loop.LEAST_DISK_BYTES", 2**62)
+    with pytest.raises(EnvironmentFaultError, match="nearly full"):
+        night.loop.run()
+    assert night.store.records() == ()
 
 
 def test_a_time_budget_leaves_room_for_confirmation(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def search(
     studies: Annotated[Path, typer.Option(help="Folder of all studies.")] = Path("studies"),
     vllm: Annotated[str, typer.Option(help="The command that starts the server.")] = "vllm serve",
     tensor_parallel_size: Annotated[int, typer.Option(help="GPUs of one server.")] = 1,
+    workers: Annotated[int | None, typer.Option(help="Servers at once; default: one a GPU group, else 1.")] = None,
     seed: Annotated[int, typer.Option(help="Of the search and of the prompts.")] = 0,
     storage: Annotated[str | None, typer.Option(help="Optuna storage URL instead of the study's SQLite.")] = None,
     levels: Annotated[str | None, typer.Option(help="Concurrencies. Default: 10,30,64,128,200,256.")] = None,
@@ -62,7 +63,7 @@ def search(
     options = SearchOptions(
         model=model, gpus=gpus, slos=tuple(slo or DEFAULT_SLOS), workload=workload, space=space, trials=trials,
         confirm=confirm, time_budget=time_budget, study=study, studies=studies, vllm=vllm,
-        tensor_parallel_size=tensor_parallel_size, seed=seed, storage=storage, levels=levels,
+        tensor_parallel_size=tensor_parallel_size, workers=workers, seed=seed, storage=storage, levels=levels,
         level_seconds=level_seconds, warm_up_seconds=warm_up_seconds, start_limit_seconds=start_limit_seconds,
         changed_environment=ChangedEnvironment.ALLOWED if allow_changed_environment else ChangedEnvironment.REFUSED,
         extra=tuple(context.args),

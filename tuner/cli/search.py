@@ -14,7 +14,7 @@ from tuner.clock import RealClock
 from tuner.config import ChangedEnvironment, Machine, SearchOptions, plan_study, split_secrets
 from tuner.deploy.start import write_scripts
 from tuner.environment import Environment, Gpu, describe, differences
-from tuner.errors import InterruptedSearchError, NothingFeasibleError, UsageError
+from tuner.errors import EnvironmentFaultError, InterruptedSearchError, NothingFeasibleError, UsageError
 from tuner.report.page import write_report
 from tuner.server.leftovers import end_leftovers
 from tuner.space.defaults import vllm_defaults
@@ -105,7 +105,7 @@ def _text(value: object) -> str:
 
 
 def _continue(store: Store, plan: StudyPlan, environment: Environment, console: Console, clock: RealClock) -> None:
-    end_leftovers(store.folder)
+    _end_leftovers(store, console)
     sampler = sampler_name()
     console.say(plan_lines(plan, environment.vllm_version, sampler))
     defaults = vllm_defaults(environment.vllm_version, environment.gpus)
@@ -140,6 +140,17 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, console: 
             f"no candidate kept {', '.join(map(str, plan.slos))} without preemption",
             hint="read the report for what each broke; ease the limit, lower the levels, or shorten the workload",
         )
+
+
+def _end_leftovers(store: Store, console: Console) -> None:
+    """Servers of this study that a killed tuner left running, and nobody else's."""
+    for report in end_leftovers(store.folder, gpu_memory=gpu_adapter()):
+        if not report.is_clean:
+            raise EnvironmentFaultError(
+                f"a server of an earlier run is still there: {', '.join(report.left) or 'its GPU memory'}",
+                hint="end it by hand (nvidia-smi names what holds GPU memory), then run this again",
+            )
+        console.say(f"an earlier run had left a server: ended {', '.join(report.killed) or 'it'}")
 
 
 @contextmanager

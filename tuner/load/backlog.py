@@ -15,22 +15,28 @@ RECENT = 20
 SURE = 3.0
 """Standard errors that a slope must lie above zero. Neighbouring points are not independent, hence not 2."""
 
-GROWTH = 0.5
-"""Both must have grown by half of their mean over the time seen: a steady queue wanders too."""
+SPACING_S = 0.5
+GROWTH = 1.2
+"""Growth over the time seen, in means: 2 for a line from nothing, and a steady queue wanders too."""
+
+LEAST_GROWTH = 5.0
+"""Requests, or milliseconds: less is no backlog, however surely it grows."""
 
 
 @dataclass(slots=True)
 class Backlog:
     """Fed with every `Progress` of an open-loop level; the rule is GuideLLM's (slopes of both, with a margin)."""
 
+    _next_s: float = 0.0
     _at_s: list[float] = field(default_factory=list)
     _in_flight: list[float] = field(default_factory=list)
     _ttft_ms: list[float] = field(default_factory=list)
 
     def grows(self, progress: Progress) -> bool:
         recent = [*progress.ttft_ms[-RECENT:], *progress.unanswered_ms]
-        if not recent:
+        if not recent or progress.elapsed_s < self._next_s:
             return False
+        self._next_s = progress.elapsed_s + SPACING_S
         self._at_s.append(progress.elapsed_s)
         self._in_flight.append(progress.in_flight)
         self._ttft_ms.append(float(np.mean(recent)))
@@ -47,4 +53,5 @@ def _grows(at_s: NDArray[np.float64], values: NDArray[np.float64]) -> bool:
     slope = float((centred * values).sum()) / spread
     residuals = values - values.mean() - slope * centred
     error = math.sqrt(float((residuals**2).sum()) / max(len(values) - 2, 1) / spread)
-    return slope > SURE * error and slope * float(at_s[-1] - at_s[0]) > GROWTH * float(values.mean())
+    growth = slope * float(at_s[-1] - at_s[0])
+    return slope > SURE * error and growth > max(GROWTH * float(values.mean()), LEAST_GROWTH)

@@ -43,10 +43,16 @@ class Probe(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Saturation:
+    """What a closed loop that keeps the server full completes: requests per second, and the mean time of an answer."""
+
+    rate: float
+    answer_s: float
+
+
 class Saturate(Protocol):
-    def __call__(self, seconds: float) -> float:
-        """Requests per second that the server completes in a closed loop that keeps it full."""
-        ...
+    def __call__(self, seconds: float) -> Saturation: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,8 @@ class Rules:
     cold_share: float = 0.85
     step: float = 0.03
     most_probes: int = 12
+    answers_to_saturate: float = 3.0
+    answers_to_probe: float = 6.0
     race: float = 1.02
     hopeless: float = 0.95
     claim_s: float = 120.0
@@ -67,9 +75,9 @@ class Rules:
     claim_back_off: float = 0.97
     claim_attempts: int = 4
 
-    def seconds_at(self, rate: float) -> float:
-        """Long enough for a P99 at low rates, within reason."""
-        return min(max(self.probe_s, FEWEST_REQUESTS / rate), self.longest_probe_s)
+    def seconds_at(self, rate: float, answer_s: float = 0.0) -> float:
+        """Long enough for a P99 at low rates, and for the queue to fill where answers are long; within reason."""
+        return min(max(self.probe_s, FEWEST_REQUESTS / rate, self.answers_to_probe * answer_s), self.longest_probe_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +117,8 @@ def search_capacity(
 ) -> Capacity:
     """With an incumbent, most candidates end after the closed probe or the race; without one the search starts cold."""
     rules = rules or Rules()
-    saturation = saturate(rules.saturation_s)
-    steps = _Steps(probe, saturation, rules)
+    steps = _Steps(probe, saturate, rules)
+    saturation = steps.saturation.rate
     if saturation <= 0:
         return steps.ended(Ended.NEVER_PASSED)
     if incumbent is None:
@@ -125,26 +133,34 @@ def search_capacity(
 
 def warm_capacity(probe: Probe, saturate: Saturate, incumbent: Incumbent, rules: Rules | None = None) -> Capacity:
     """An estimate for every candidate, losers included: the step search without screen and race."""
-    rules = rules or Rules()
-    saturation = saturate(rules.saturation_s)
-    steps = _Steps(probe, saturation, rules)
-    return steps.search(saturation * incumbent.rate / incumbent.saturation, widen=1.0)
+    steps = _Steps(probe, saturate, rules or Rules())
+    if steps.saturation.rate <= 0:
+        return steps.ended(Ended.NEVER_PASSED)
+    return steps.search(steps.saturation.rate * incumbent.rate / incumbent.saturation, widen=1.0)
 
 
 class _Steps:
     """Probes by rate, and what they cost."""
 
-    def __init__(self, probe: Probe, saturation: float, rules: Rules) -> None:
+    def __init__(self, probe: Probe, saturate: Saturate, rules: Rules) -> None:
         self._probe = probe
-        self._saturation = saturation
         self._rules = rules
         self._probes: list[ProbeResult] = []
+        self._closed_s = rules.saturation_s
+        self.saturation = saturate(rules.saturation_s)
+        longer_s = min(rules.answers_to_saturate * self.saturation.answer_s, rules.longest_probe_s)
+        if longer_s > rules.saturation_s:  # the closed loop had hardly left its first wave
+            self._closed_s += longer_s
+            self.saturation = saturate(longer_s)
 
     def race(self, rate: float) -> ProbeResult:
         return self._run(rate, Stop.AT_REJECTION)
 
     def search(self, start: float, widen: float) -> Capacity:
-        """Steps of `rules.step`, each `widen` times the last, until pass and fail enclose the answer; closes in then."""
+        """Steps of `rules.step`, each `widen` times the last, until pass and fail enclose the answer; then closes in.
+
+        At most `rules.most_probes`.
+        """
         rate, step = start, self._rules.step
         while len(self._probes) < self._rules.most_probes:
             self._run(rate, Stop.AT_END)
@@ -167,13 +183,15 @@ class _Steps:
             rate=self._estimate() if ended is Ended.FOUND else low if ended is Ended.NEVER_FAILED else None,
             passed=low,
             failed=high,
-            saturation=self._saturation,
-            seconds=self._rules.saturation_s + sum(p.seconds for p in self._probes),
+            saturation=self.saturation.rate,
+            seconds=self._closed_s + sum(p.seconds for p in self._probes),
             probes=tuple(self._probes),
         )
 
     def _run(self, rate: float, stop: Stop) -> ProbeResult:
-        self._probes.append(self._probe(rate, self._rules.seconds_at(rate), SEARCH_TRACE, stop))
+        self._probes.append(
+            self._probe(rate, self._rules.seconds_at(rate, self.saturation.answer_s), SEARCH_TRACE, stop)
+        )
         return self._probes[-1]
 
     def _failed(self) -> float | None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tuner import formatting
 from tuner.formatting import one_line
-from tuner.report import figures, summary
+from tuner.report import conditions, figures, summary
 from tuner.report.drawing import Look
 from tuner.report.page import Drawing, embedded, render
 from tuner.report.tables import StudyFiles, level_rows, read_study
@@ -68,7 +68,7 @@ def _by_label(study: StudyFiles, words: Words) -> dict[str, str]:
     """Rows without a label go on with the row above them."""
     table: dict[str, str] = {}
     last = ""
-    for row in summary.environment_rows(study, words):
+    for row in conditions.environment_rows(study, words):
         last = row.label or last
         table[last] = f"{table[last]}; {row.text}" if last in table else row.text
     return table

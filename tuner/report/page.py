@@ -17,7 +17,7 @@ from tuner import formatting
 from tuner.candidate import Candidate
 from tuner.formatting import one_line
 from tuner.jsonfile import write_atomically
-from tuner.report import figures, night, parameters, summary, why
+from tuner.report import conditions, figures, night, parameters, summary, why
 from tuner.report.drawing import Look
 from tuner.report.quote import shell_line
 from tuner.report.refusals import refused_rows
@@ -115,8 +115,8 @@ def _top(study: StudyFiles, words: Words, gpu_price: float | None) -> dict[str, 
         "default_broke": study.result is not None and study.result.default is None and default is not None,
         "default_reasons": summary.default_reasons(study) or formatting.NOT_OBSERVED,
         "cautions": summary.caution_rows(study, words),
-        "environment": summary.environment_rows(study, words),
-        "repeat": summary.repeat_command(study),
+        "environment": conditions.environment_rows(study, words),
+        "repeat": conditions.repeat_command(study),
     }
 
 

@@ -37,9 +37,9 @@ def shell_word(text: str) -> str:
 
 
 def _escape(character: str) -> str:
+    # Bytes rather than a code point: that would depend on the locale of whoever runs it.
     names = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
-    code = ord(character)
-    return names.get(character) or (f"\\x{code:02x}" if code < 0x80 else f"\\U{code:08x}")
+    return names.get(character) or "".join(f"\\x{byte:02x}" for byte in character.encode())
 
 
 def shell_line(launch: LaunchSpec, host: str = "127.0.0.1", port: int = 8000) -> str:

@@ -24,6 +24,10 @@ FAILED = (TrialOutcome.REFUSED, TrialOutcome.DIED, TrialOutcome.INFRASTRUCTURE, 
 """Outcomes without figures."""
 
 
+FINDS = (Role.DEFAULT, Role.SEED, Role.SEARCH)
+"""Roles whose starts look for the best candidate; the others measure anew what was found."""
+
+
 class Unread(NamedTuple):
     """A file of the study that could not be read, and why."""
 
@@ -56,7 +60,8 @@ class StudyFiles:
         return self.winner is not None and self.winner.candidate == self.plan.baseline
 
     def starts_of(self, candidate: Candidate) -> tuple[TrialRecord, ...]:
-        return tuple(r for r in self.records if r.candidate == candidate)
+        """Without those that were disturbed on purpose, by all GPU groups at once."""
+        return tuple(r for r in self.records if r.candidate == candidate and r.role is not Role.CHECK)
 
     def quoted(self, figures: Figures | None) -> TrialRecord | None:
         """The start whose launch and telemetry stand for a candidate: the first one behind its figures."""
@@ -193,7 +198,7 @@ def best_so_far(rows: Iterable[TrialRow]) -> list[BestRow]:
     """Fresh starts that confirm a candidate are measurements of what was found, not finds: they do not count."""
     best: list[BestRow] = []
     for row in sorted(rows, key=lambda r: r.ended_h):
-        found = row.outcome is TrialOutcome.FEASIBLE and row.role is not Role.CONFIRM
+        found = row.outcome is TrialOutcome.FEASIBLE and row.role in FINDS
         if found and row.qps is not None and (not best or row.qps > best[-1].qps):
             best.append(BestRow(row.ended_h, row.qps, row.trial))
     return best

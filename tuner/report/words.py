@@ -79,8 +79,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "change": ("change", "变化"),
     "vllm-default": ("vLLM's default configuration", "vLLM 默认配置"),
     "broke-limits": (
-        "the default broke the limits; these are its figures all the same",
-        "默认配置不满足限制，此处仍列出其测量值",
+        "The default broke the limits ({reasons}); these are figures of it all the same.",
+        "默认配置不满足限制（{reasons}），此处仍列出其测量值。",
     ),
     # --- rows of the comparison
     "row-qps": ("QPS", "QPS"),
@@ -221,6 +221,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "role-default": ("default", "默认"),
     "role-seed": ("seed", "初始点"),
     "role-search": ("search", "搜索"),
+    "role-check": ("all groups at once", "各组同时运行"),
     "role-confirm": ("fresh start", "确认"),
     "phase-start": ("start", "启动"),
     "phase-warm-up": ("warm-up", "预热"),

@@ -35,7 +35,7 @@ class Family:
         """Reaps orphans that came to us (PR_SET_CHILD_SUBREAPER) and ended; the leader is left to its owner."""
         for process in self._members():
             if process.is_zombie and process.ppid == os.getpid() and process.pid != self.leader_pid:
-                os.waitpid(process.pid, os.WNOHANG)
+                os.waitpid(process.pid, 0)  # returns at once: see ProcessEntry.is_zombie
 
     def _members(self) -> list[ProcessEntry]:
         processes = proctable.table()

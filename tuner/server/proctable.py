@@ -25,11 +25,14 @@ class ProcessEntry:
     ppid: int
     group: int
     session: int
+    threads: int
     start_ticks: int
 
     @property
     def is_zombie(self) -> bool:
-        return self.state in "ZX"
+        """Ended completely. A zombie whose other threads are still ending holds its memory, also the GPU's, and its
+        files, and cannot be reaped yet."""
+        return self.state in "ZX" and self.threads <= 1
 
     def __str__(self) -> str:
         return f"{self.name} (pid {self.pid})"
@@ -57,7 +60,14 @@ def entry(pid: int) -> ProcessEntry | None:
     name = text[text.index("(") + 1 : text.rindex(")")]
     fields = text[text.rindex(")") + 2 :].split()
     return ProcessEntry(
-        pid, name, fields[0], int(fields[1]), int(fields[2]), int(fields[3]), start_ticks=int(fields[19])
+        pid,
+        name,
+        state=fields[0],
+        ppid=int(fields[1]),
+        group=int(fields[2]),
+        session=int(fields[3]),
+        threads=int(fields[17]),
+        start_ticks=int(fields[19]),
     )
 
 

@@ -79,7 +79,8 @@ class EngineCore:
         task = self._task
         held = _host_bytes_in_use(task.hardware) if task.hardware.device is Device.CPU else 0
         if task.gpu_dir is not None:
-            held += max((held_bytes(task.gpu_dir, index) for index in task.gpus), default=0)
+            used = task.gpus[: task.arguments.tensor_parallel_size]
+            held += max((held_bytes(task.gpu_dir, index) for index in used), default=0)
         refuse = task.faults.get("refuse-memory-held")
         if refuse is not None:
             held = min(task.hardware.memory_bytes - (GIB >> 2), held + int(refuse.number * GIB))

@@ -13,6 +13,9 @@ from tuner.measurement import Measurement
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision, Figures
 
+_SET_APART = (Role.CONFIRM, Role.CHECK)
+"""Starts that take no part in choosing."""
+
 _REFUTED = (TrialOutcome.INFEASIBLE, TrialOutcome.REFUSED, TrialOutcome.DIED)
 """A start that says the candidate is not to be trusted; an invalid or undecided one says nothing and is done again."""
 
@@ -20,7 +23,7 @@ _REFUTED = (TrialOutcome.INFEASIBLE, TrialOutcome.REFUSED, TrialOutcome.DIED)
 def finalists(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Feasible trials of the search, best first; a candidate that a fresh start refuted is gone."""
     refuted = {r.candidate.id for r in records if r.role is Role.CONFIRM and r.outcome in _REFUTED}
-    feasible = [r for r in records if r.role is not Role.CONFIRM and r.qps is not None]
+    feasible = [r for r in records if r.role not in _SET_APART and r.qps is not None]
     return sorted((r for r in feasible if r.candidate.id not in refuted), key=lambda r: -(r.qps or 0.0))
 
 
@@ -35,7 +38,7 @@ def figures(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | N
     fresh = fresh_runs(records, candidate)
     if fresh and any(r.qps is None for r in fresh):
         return None
-    runs = fresh or [r for r in records if r.candidate == candidate and r.qps is not None]
+    runs = fresh or [r for r in records if r.candidate == candidate and r.qps is not None and r.role not in _SET_APART]
     best = [(r, r.best_level) for r in runs]
     levels = [(r, m) for r, m in best if m is not None and m.qps is not None]
     return _figures(levels, candidate, fresh=bool(fresh)) if levels else None

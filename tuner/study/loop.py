@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -11,6 +12,7 @@ from tuner import formatting
 from tuner.candidate import Candidate
 from tuner.clock import Clock
 from tuner.errors import EnvironmentFaultError
+from tuner.measurement import Measurement
 from tuner.placement import GpuGroup
 from tuner.study import confirm
 from tuner.study.events import Event, Notice, StudyFinished, TrialFinished, TrialStarted
@@ -25,6 +27,10 @@ ATTEMPTS = 3
 
 FAULTS_IN_A_ROW = 3
 """As many starts that the machine spoilt, one after the other, end the night: the rest would fare no better."""
+
+
+LEAST_DISK_BYTES = 2**30
+"""Less free disk than this, and a log or a compile cache may fill it in the middle of a trial."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +63,9 @@ class Loop:
     on_result: Callable[[StudyResult], None] = lambda result: None
     _records: list[TrialRecord] = field(default_factory=list)
     _attempts: dict[str, int] = field(default_factory=dict)
+    _dirty_groups: set[str] = field(default_factory=set)
     _began_ns: int = 0
     _spent_before_s: float = 0.0
-    _pool_size: int = 1
 
     def run(self) -> StudyResult:
         self._records = list(self.store.records())
@@ -67,8 +73,12 @@ class Loop:
         self._began_ns = self.clock.now_ns()
         self.search.restore(self._records)
         with ThreadPoolExecutor(len(self.plan.groups)) as pool:
-            self._search_phase(pool)
-            self._confirm_phase(pool)
+            try:
+                self._search_phase(pool)
+                self._confirm_phase(pool)
+            except BaseException:
+                self.stop.set()  # servers on other groups end too, before the pool is waited for
+                raise
         result = self._result(complete=not self.stop.is_set())
         self._save(result)
         self.emit(StudyFinished(result))
@@ -77,34 +87,57 @@ class Loop:
     # --- searching
 
     def _search_phase(self, pool: ThreadPoolExecutor) -> None:
-        running: dict[Future[TrialRecord], Proposal | None] = {}
-        free = list(self.plan.groups)
+        busy: dict[Future[TrialRecord], GpuGroup] = {}
         exhausted = False
         while True:
-            while free and not exhausted and self._another_start(len(running)):
+            if len(self.plan.groups) > 1 and not busy:
+                self._check_groups(pool)
+            # The default comes first and alone: the check of the groups is compared with it.
+            side_by_side = len(self._healthy_groups) if self._records else 1
+            while len(busy) < side_by_side and not exhausted and self._another_start(len(busy)):
                 try:
                     proposal = self.search.ask()
                 except SpaceExhaustedError:
                     self.emit(Notice("every candidate of this space was started: the search ends early"))
                     exhausted = True
                     break
-                running[pool.submit(self._one, proposal, free.pop(0), self._searched + len(running) + 1)] = proposal
-            if not running:
+                group = next(g for g in self._healthy_groups if g not in busy.values())
+                busy[pool.submit(self._one, proposal, group, self._searched + len(busy) + 1)] = group
+            if not busy:
                 return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                running.pop(future)
-                record = future.result()
-                free.append(next(g for g in self.plan.groups if g.name == record.group))
-                self._finished(record)
+            for future in wait(busy, return_when=FIRST_COMPLETED).done:
+                busy.pop(future)
+                self._finished(future.result())
+
+    @property
+    def _healthy_groups(self) -> list[GpuGroup]:
+        return [group for group in self.plan.groups if group.name not in self._dirty_groups]
+
+    def _check_groups(self, pool: ThreadPoolExecutor) -> None:
+        """The default on all groups at once, against the default alone: whether, and by how much, they disturb."""
+        alone = next(
+            (r.levels[r.best or 0].measurement for r in self._records if r.role is Role.DEFAULT and r.levels), None
+        )
+        if alone is None or any(r.role is Role.CHECK for r in self._records):
+            return
+        load = replace(self.plan.load, levels=(int(alone.load.level),))
+        together = [
+            pool.submit(self._start, Assignment(self._new_trial(), Role.CHECK, self.plan.baseline, g, load, None, 1), 1)
+            for g in self._healthy_groups
+        ]
+        for future in together:
+            self._finished(future.result())
+        self.emit(Notice(disturbance(alone, [f.result() for f in together])))
 
     @property
     def _searched(self) -> int:
         """Starts that count against the plan: interrupted ones and those the machine spoilt are done again."""
-        return sum(r.role is not Role.CONFIRM and _counts(r) for r in self._records)
+        return sum(r.search_trial is not None and _counts(r) for r in self._records)
 
     def _another_start(self, in_flight: int) -> bool:
         if self.stop.is_set() or self._searched + in_flight >= self.plan.starts:
             return False
+        self._need_room_on_disk()
         budget = self.plan.time_budget_s
         if budget is None:
             return True
@@ -119,6 +152,14 @@ class Loop:
     @property
     def _elapsed_s(self) -> float:
         return self._spent_before_s + (self.clock.now_ns() - self._began_ns) / 1e9
+
+    def _need_room_on_disk(self) -> None:
+        free = shutil.disk_usage(self.store.folder).free
+        if free < LEAST_DISK_BYTES:
+            raise EnvironmentFaultError(
+                f"the disk of {self.store.folder} is nearly full: {formatting.gib(free / 2**30)} left",
+                hint=f"free at least {formatting.gib(LEAST_DISK_BYTES / 2**30)}, then: tuner resume {self.plan.study}",
+            )
 
     def _one(self, proposal: Proposal, group: GpuGroup, start: int) -> TrialRecord:
         attempt = self._attempts.get(proposal.candidate.id, 0) + 1
@@ -137,6 +178,7 @@ class Loop:
             return trial
 
     def _start(self, assignment: Assignment, start: int) -> TrialRecord:
+        """Runs in a worker thread: the record is on disk before the group is given another server."""
         planned = self.plan.starts + self.plan.confirm_starts
         self.emit(
             TrialStarted(assignment.trial, assignment.role, assignment.candidate, assignment.group.name, start, planned)
@@ -155,17 +197,30 @@ class Loop:
                 self.search.again(record.search_trial)
         self.emit(TrialFinished(record, is_best=record.qps is not None and record.qps > best))
         self._save(self._result(complete=False))
-        self._give_up_on_a_broken_machine()
+        self._quarantine(record)
+        self._give_up_on_a_broken_machine(record)
 
-    def _give_up_on_a_broken_machine(self) -> None:
-        last = [r for r in self._records if r.outcome is not TrialOutcome.INTERRUPTED][-FAULTS_IN_A_ROW:]
-        if len(last) == FAULTS_IN_A_ROW and all(r.outcome is TrialOutcome.INFRASTRUCTURE for r in last):
-            cause = last[-1].cause
-            self.stop.set()
+    def _quarantine(self, record: TrialRecord) -> None:
+        if record.dirty is None:
+            return
+        self._dirty_groups.add(record.group)
+        self.emit(Notice(f"QUARANTINED {record.group}: trial {record.trial:04d} left {record.dirty}"))
+        if not self._healthy_groups:
             raise EnvironmentFaultError(
-                f"{FAULTS_IN_A_ROW} starts in a row failed through no fault of the candidate: "
+                f"no GPU group is usable any more: {record.dirty} of trial {record.trial:04d} did not go away",
+                hint=f"end what holds it (nvidia-smi names the processes), then: tuner resume {self.plan.study}",
+            )
+
+    def _give_up_on_a_broken_machine(self, record: TrialRecord) -> None:
+        last = [r for r in self._records if r.outcome is not TrialOutcome.INTERRUPTED][-FAULTS_IN_A_ROW:]
+        in_a_row = len(last) == FAULTS_IN_A_ROW and all(r.outcome is TrialOutcome.INFRASTRUCTURE for r in last)
+        spent = record.outcome is TrialOutcome.INFRASTRUCTURE and record.attempt >= ATTEMPTS
+        if in_a_row or spent:
+            cause = record.cause
+            raise EnvironmentFaultError(
+                f"{FAULTS_IN_A_ROW} starts failed through no fault of the candidate: "
                 f"{cause.explanation if cause else 'unknown cause'}",
-                hint=cause.hint if cause else f"read {self.store.folder}/trials/{last[-1].trial:04d}/server.log",
+                hint=cause.hint if cause else f"read {self.store.folder}/trials/{record.trial:04d}/server.log",
             )
 
     # --- confirming
@@ -205,7 +260,7 @@ class Loop:
 
     def _confirmation(self, candidate: Candidate, level: float) -> Assignment:
         load = replace(self.plan.load, levels=(int(level),), level_s=self.plan.load.level_s * 2)
-        return Assignment(self._new_trial(), Role.CONFIRM, candidate, self.plan.groups[0], load, None, 1)
+        return Assignment(self._new_trial(), Role.CONFIRM, candidate, self._healthy_groups[0], load, None, 1)
 
     # --- result
 
@@ -245,6 +300,18 @@ def _counts(record: TrialRecord) -> bool:
 def _seconds(record: TrialRecord) -> float:
     phases = record.phases
     return sum(s or 0.0 for s in (phases.start_s, phases.warm_up_s, phases.measure_s, phases.stop_s))
+
+
+def disturbance(alone: Measurement, together: Sequence[TrialRecord]) -> str:
+    """What running side by side costs, in words."""
+    side_by_side = [r.levels[0].measurement.qps for r in together if r.levels]
+    slowest = min((qps for qps in side_by_side if qps is not None), default=None)
+    if slowest is None or alone.qps is None:
+        return "whether GPU groups disturb each other could not be measured; finalists are measured alone all the same"
+    return (
+        f"GPU groups side by side: {formatting.change(slowest, alone.qps)} QPS on the slowest of {len(together)} "
+        f"against one alone; finalists are measured alone"
+    )
 
 
 def sentence(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from tuner.load.arrivals import Arrivals, schedule
 from tuner.load.backlog import Backlog
-from tuner.load.capacity_search import ProbeResult, Stop
+from tuner.load.capacity_search import ProbeResult, Saturation, Stop
 from tuner.load.drive import Progress, drive_closed, drive_open
 from tuner.load.prompts import Prompts
 from tuner.load.stream import Target
@@ -70,13 +70,14 @@ class OpenProbe:
                 )
         raise InvalidLoadError(run.verdict)
 
-    def saturate(self, seconds: float, concurrency: int, requests: int) -> float:
-        """Completed requests per second in a closed loop of `concurrency`, after the first third of `seconds`."""
+    def saturate(self, seconds: float, concurrency: int, requests: int) -> Saturation:
+        """A closed loop of `concurrency`; at most the first third of `seconds` is left out. `requests` are prepared."""
         samples = drive_closed(
             self._target, self._prompts.requests("saturation", requests), concurrency, seconds, watch=self._interrupted
         )
         self._raise_if_gone(samples.server_lost, samples.aborted)
-        return measure(samples, None, Load(LoadKind.CLOSED, concurrency), seed=self._seed).qps or 0.0
+        seen = measure(samples, None, Load(LoadKind.CLOSED, concurrency), seed=self._seed)
+        return Saturation(seen.qps or 0.0, seen.e2e_ms.mean / 1000 if seen.e2e_ms else seconds)
 
     def _level(self, rate: float, seconds: float, trace: str, stop: Stop) -> LevelRun:
         self._sampler.wait_until_idle(IDLE_LIMIT_S)

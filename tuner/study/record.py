@@ -16,9 +16,12 @@ SCHEMA = 1
 
 
 class Role(StrEnum):
+    """`CHECK` runs the default on all GPU groups at once, to see whether they disturb each other."""
+
     DEFAULT = "default"
     SEED = "seed"
     SEARCH = "search"
+    CHECK = "check"
     CONFIRM = "confirm"
 
 
@@ -57,7 +60,8 @@ class TrialRecord:
     """One start of one candidate. `best` is the index in `levels` of the level that counts, None when none is feasible.
 
     `trial` numbers every start of the study from 0, folder `trials/0000`; `search_trial` is the number of the study's
-    Optuna trial that it answers, None for a confirmation. `group` is the GPU group's name.
+    Optuna trial that it answers, None for a confirmation. `group` is the GPU group's name. `dirty` says what the
+    server left on the machine, None when nothing: its group is then not used again in this run.
     """
 
     trial: int
@@ -75,6 +79,7 @@ class TrialRecord:
     notes: tuple[str, ...] = ()
     attempt: int = 1
     search_trial: int | None = None
+    dirty: str | None = None
     schema: int = SCHEMA
 
     @property

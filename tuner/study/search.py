@@ -96,9 +96,7 @@ class Search:
                 self._study.sampler = _sampler(self._plan.seed + len(self._study.trials))
             self._asked[trial.number] = (trial, candidate)
             trial.set_user_attr("role", role)
-            trial.set_user_attr("candidate", candidate.id)
-            for flag, value in candidate.values:
-                trial.set_user_attr(flag, value)
+            trial.set_user_attr("flags", dict(candidate.values))
             return Proposal(trial.number, role, candidate)
         raise SpaceExhaustedError
 

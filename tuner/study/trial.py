@@ -16,6 +16,7 @@ from tuner.load.requests_log import RequestLog
 from tuner.load.stream import Target
 from tuner.measurement import LoadKind
 from tuner.server.diagnosis import Cause, Fault
+from tuner.server.ending import StopReport
 from tuner.server.facts import StartFacts
 from tuner.server.running import RunningServer, ServerDidNotStart, running, start_limit
 from tuner.study.events import Event, LevelMeasured, PhaseChanged
@@ -69,13 +70,15 @@ class _Trial:
         self._ready_ns: int | None = None
         self._loaded_ns: int | None = None
         self._stop_s: float | None = None
+        self._dirty: str | None = None
 
     def run(self) -> TrialRecord:
         interrupted = False
         try:
             self._serve()
         except ServerDidNotStart as refused:
-            self._cause, self._start_s, self._stop_s = refused.cause, refused.start_s, refused.stopped.seconds
+            self._cause, self._start_s = refused.cause, refused.start_s
+            self._stopped(refused.stopped)
         except InterruptedSearchError:
             interrupted = True
         outcome = TrialOutcome.INTERRUPTED if interrupted or self._runner.stop.is_set() else self._outcome()
@@ -104,9 +107,12 @@ class _Trial:
                 self._phase("stopping")
         finally:
             if server is not None and server.stopped is not None:
-                self._stop_s = server.stopped.seconds
-                if not server.stopped.is_clean:
-                    self._notes.append(f"left after the stop: {', '.join(server.stopped.left) or 'GPU memory'}")
+                self._stopped(server.stopped)
+
+    def _stopped(self, report: StopReport) -> None:
+        self._stop_s = report.seconds
+        if not report.is_clean:
+            self._dirty = ", ".join((*report.left, *(["GPU memory"] if report.memory_back is False else [])))
 
     def _load(self, server: RunningServer) -> None:
         runner, load = self._runner, self._assignment.load
@@ -165,7 +171,8 @@ class _Trial:
 
     def _outcome(self) -> TrialOutcome:
         if self._cause is not None:
-            if self._cause.fault is not Fault.CANDIDATE:
+            # A refusal on a machine that our own leftovers occupy says nothing of the candidate.
+            if self._cause.fault is not Fault.CANDIDATE or self._dirty:
                 return TrialOutcome.INFRASTRUCTURE
             return TrialOutcome.REFUSED if self._ready_ns is None else TrialOutcome.DIED
         if not self._levels:
@@ -194,6 +201,7 @@ class _Trial:
             notes=tuple(self._notes),
             attempt=assignment.attempt,
             search_trial=assignment.search_trial,
+            dirty=self._dirty,
         )
 
     def _phases(self) -> Phases:

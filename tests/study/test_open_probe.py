@@ -1,0 +1,75 @@
+"""Open-loop probes against a server of known speed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.load.scripted_server import answer, serving
+from tests.study.test_ladder import metrics
+from tuner.load.capacity_search import Ended, Rules, Saturation, Stop, search_capacity
+from tuner.load.prompts import Prompts
+from tuner.load.stream import Target
+from tuner.load.workload import workload
+from tuner.slo import parse_slo
+from tuner.study.ladder import LevelRun
+from tuner.study.open_probe import InterruptedLoadError, OpenProbe
+from tuner.telemetry.sampler import Sampler
+
+FAST = answer(5, 0.05, 0.005)
+LATE = answer(5, 2.5, 0.005)
+"""Half a second over a limit of 2 s: more than a busy machine adds of its own."""
+
+
+def probe_of(url: str, metrics_url: str, model: str, limit: str, runs: list[LevelRun], stop: bool = False) -> OpenProbe:
+    return OpenProbe(
+        Target(url, "m"),
+        Prompts.for_model(workload("random:10,5"), model, 0, None),
+        (parse_slo(limit),),
+        Sampler(metrics_url, interval_s=0.1),
+        seed=0,
+        should_stop=lambda: stop,
+        on_level=runs.append,
+    )
+
+
+def test_a_probe_offers_its_rate_and_tells_the_margin(tiny_model: str) -> None:
+    runs: list[LevelRun] = []
+    with serving(FAST) as server, metrics(lambda: 0) as url:
+        result = probe_of(server.url, url, tiny_model, "p99 ttft <= 4s", runs)(60.0, 3.0, "search", Stop.AT_END)
+    assert result.passed
+    assert result.log_ratio is not None and result.log_ratio < -1
+    (run,) = runs
+    assert run.measurement.sent == len(server.served) == pytest.approx(180, abs=45)
+    assert run.measurement.failed == ()
+
+
+def test_a_rejected_probe_ends_early(tiny_model: str) -> None:
+    with serving(LATE) as server, metrics(lambda: 0) as url:
+        probe = probe_of(server.url, url, tiny_model, "p99 ttft <= 2s", [])
+        result = probe(50.0, 20.0, "search", Stop.AT_REJECTION)
+    assert not result.passed
+    assert result.log_ratio is None
+    assert result.seconds < 8
+
+
+def test_saturation_is_littles_law(tiny_model: str) -> None:
+    with serving(FAST) as server, metrics(lambda: 0) as url:
+        found = probe_of(server.url, url, tiny_model, "p99 ttft <= 2s", []).saturate(2.0, 8, 2000)
+    assert found.answer_s >= 0.07
+    assert found.rate == pytest.approx(8 / found.answer_s, rel=0.3)
+
+
+def test_the_search_runs_on_a_real_server(tiny_model: str) -> None:
+    """A limit that no rate keeps: the search ends where it must, with every probe rejected."""
+    with serving(LATE) as server, metrics(lambda: 0) as url:
+        probe = probe_of(server.url, url, tiny_model, "p99 ttft <= 2s", [])
+        rules = Rules(probe_s=1.0, longest_probe_s=1.0, saturation_s=1.0, most_probes=2)
+        found = search_capacity(probe, lambda seconds: Saturation(50.0, 0.07), rules=rules)
+    assert found.ended is Ended.NEVER_PASSED
+
+
+def test_stopped_in_a_probe_it_says_so(tiny_model: str) -> None:
+    with serving(FAST) as server, metrics(lambda: 0) as url:
+        probe = probe_of(server.url, url, tiny_model, "p99 ttft <= 2s", [], stop=True)
+        with pytest.raises(InterruptedLoadError):
+            probe(50.0, 20.0, "search", Stop.AT_END)

@@ -1,0 +1,82 @@
+"""What was measured on and under which conditions, as rows, and the command that searches again."""
+
+from __future__ import annotations
+
+import shlex
+from typing import NamedTuple
+
+from tuner import formatting
+from tuner.report.quote import shell_word
+from tuner.report.tables import StudyFiles
+from tuner.report.words import Words
+
+
+class FactRow(NamedTuple):
+    label: str
+    text: str
+
+
+def environment_rows(study: StudyFiles, words: Words) -> list[FactRow]:
+    plan, environment = study.plan, study.environment
+    facts = [("env-model", plan.model)]
+    if environment is not None:
+        names = [f"{gpu.index}: {gpu.name}, {formatting.gib(gpu.memory_gib)}" for gpu in environment.gpus]
+        facts += [
+            ("env-digest", environment.model_digest or formatting.NOT_OBSERVED),
+            ("env-vllm", environment.vllm_version),
+            ("env-gpus", "; ".join(names) or words("none")),
+            ("env-driver", environment.driver or words("none")),
+            ("env-host", environment.host),
+            ("env-cpu", f"{environment.cpu_count} × {environment.cpu}"),
+            ("env-memory", formatting.gib(environment.memory_gib)),
+            ("env-kernel", environment.kernel),
+            ("env-python", environment.python_version),
+            ("env-tuner", environment.tuner_version),
+        ]
+    facts += [("env-workload", f"{plan.workload.name} ({plan.workload.source})")]
+    facts += [("", text) for text in _shares(study, words)]
+    level_time = words(
+        "env-level-time",
+        levels=", ".join(map(str, plan.load.levels)),
+        time=formatting.duration(plan.load.level_s),
+        warm_up=formatting.duration(plan.load.warm_up_s),
+    )
+    facts += [
+        ("env-limits", ", ".join(map(str, plan.slos)) or words("none")),
+        ("env-levels", level_time),
+        ("env-space", plan.space.name),
+        ("env-seed", str(plan.seed)),
+        ("env-groups", ", ".join(group.name for group in plan.groups)),
+        ("env-dropped", "; ".join(f"{d.flag}: {d.why}" for d in plan.dropped) or words("none")),
+        ("env-created", plan.created_at),
+        ("env-finished", study.result.updated_at if study.result else formatting.NOT_OBSERVED),
+    ]
+    return [FactRow(words(key) if key else "", formatting.one_line(text)) for key, text in facts]
+
+
+def _shares(study: StudyFiles, words: Words) -> list[str]:
+    shares = study.plan.workload.shares
+    total = sum(share.weight for share in shares) or 1.0
+    return [
+        words(
+            "env-share",
+            weight=formatting.share(share.weight / total),
+            prompt=formatting.span(share.prompt.low + share.shared_prefix, share.prompt.high + share.shared_prefix),
+            output=formatting.span(share.output.low, share.output.high),
+        )
+        for share in shares
+    ]
+
+
+def repeat_command(study: StudyFiles) -> str:
+    """The `tuner search` that plans this study again, under another name."""
+    plan = study.plan
+    words = ["tuner", "search", "--model", plan.model, "--workload", plan.workload.name, "--space", plan.space.name]
+    words += [word for slo in plan.slos for word in ("--slo", str(slo))]
+    gpus = [str(gpu) for group in plan.groups for gpu in group.gpus]
+    words += ["--gpus", ",".join(gpus)] if gpus else []
+    size = max((len(group.gpus) for group in plan.groups), default=0)
+    words += ["--tensor-parallel-size", str(size)] if size > 1 else []
+    words += ["--trials", str(plan.starts), "--seed", str(plan.seed), "--study", f"{plan.study}-again"]
+    words += ["--vllm", shlex.join(plan.base.command)] if plan.base.command != ("vllm", "serve") else []
+    return " ".join(map(shell_word, [*words, *(("--", *plan.base.extra) if plan.base.extra else ())]))
