@@ -1,11 +1,11 @@
 # make demo   environment, install, and a real search on a tiny model     make test   environment, install, every test
-# make check  ruff, mypy, the import rule                                  make env    only the environment
+# make check  ruff, mypy, the import rule                                  make test-faults   what a night does to it
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 MODEL  := .cache/tiny-model
 
-.PHONY: env demo test check clean
+.PHONY: env demo test test-faults check clean
 
 env: $(VENV)/.installed
 
@@ -29,6 +29,9 @@ check: env
 
 test: env $(MODEL)/config.json
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest tests --durations=15
+
+test-faults: env
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest tests/faults -m "not real_vllm" --durations=10
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache

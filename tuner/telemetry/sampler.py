@@ -18,6 +18,7 @@ from tuner.telemetry.prometheus import COUNTERS, Scrape, scrape
 INTERVAL_S = 0.5
 SETTLE_S = 3.0
 SETTLE_STEP_S = 0.25
+STILL_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +65,16 @@ class Sampler:
     def wait_until_idle(self, limit_s: float) -> bool:
         """Whether nothing runs or waits on the server within `limit_s`; a server without metrics counts as idle.
 
-        The gauges of an idle engine can be stale after aborts, so this is never waited for without a limit.
+        vLLM updates its gauges only in a step: after aborts an idle engine goes on showing what it last ran. So it also
+        counts as idle when no token was processed for `STILL_S`.
         """
-        deadline = time.monotonic() + limit_s
+        deadline, still_since, tokens = time.monotonic() + limit_s, time.monotonic(), (-1.0, -1.0)
         while (now := scrape(self.metrics_url)) is not None and not now.idle:
+            processed = (now.prompt_tokens or 0.0, now.generation_tokens or 0.0)
+            if processed != tokens:
+                still_since, tokens = time.monotonic(), processed
+            if time.monotonic() - still_since >= STILL_S:
+                return True
             if time.monotonic() >= deadline:
                 return False
             time.sleep(SETTLE_STEP_S)

@@ -1,0 +1,141 @@
+"""Trials of the real study on the stand-in in virtual time: same records and verdicts, known truth, no processes."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from tuner.candidate import Candidate
+from tuner.launch import launch
+from tuner.load.workload import Workload
+from tuner.measurement import ClientLoad, Load, LoadKind, Measurement, ServerLoad, distribution
+from tuner.server.diagnosis import Cause, Fault
+from tuner.sim import (
+    ClosedLoop,
+    EngineArguments,
+    Hardware,
+    ModelShape,
+    Noise,
+    Refused,
+    Shape,
+    SimulatedLevel,
+    Started,
+    hardware_profile,
+    load_model,
+    simulate,
+    startup,
+)
+from tuner.study.loop import Assignment
+from tuner.study.plan import StudyPlan
+from tuner.study.record import Level, Phases, TrialOutcome, TrialRecord, best_of
+from tuner.verdict import Outcome, judge
+
+START_NOISE = 0.025
+"""Relative spread of QPS between starts of one configuration: the lower end of what real vLLM showed."""
+
+
+@dataclass(frozen=True)
+class VirtualMachine:
+    """A GPU and a model; `run_trial` for a Loop, `true_qps` for whoever judges the night afterwards."""
+
+    plan: StudyPlan
+    gpu: str
+    model: str
+    seed: int = 0
+
+    @cached_property
+    def hardware(self) -> Hardware:
+        return hardware_profile(self.gpu)
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        return load_model(self.model)
+
+    def run_trial(self, assignment: Assignment) -> TrialRecord:
+        started = self._start(assignment.candidate)
+        noise = Noise(run=START_NOISE, step=0.05)
+        levels: list[Level] = []
+        if isinstance(started, Started):
+            for concurrency in assignment.load.levels:
+                seen = self._level(started, concurrency, assignment.load.level_s, assignment.trial, noise)
+                levels.append(self._judged(seen, concurrency, assignment.load.level_s))
+                if levels[-1].verdict.outcome is Outcome.INFEASIBLE:
+                    break
+        best = best_of(tuple(levels))
+        measured = TrialOutcome.FEASIBLE if best is not None else TrialOutcome.INFEASIBLE
+        return TrialRecord(
+            trial=assignment.trial,
+            role=assignment.role,
+            candidate=assignment.candidate,
+            launch=launch(self.plan.base, assignment.candidate, assignment.group),
+            group=assignment.group.name,
+            outcome=measured if levels else TrialOutcome.REFUSED,
+            started_at=self.plan.created_at,
+            phases=Phases(60, 5, assignment.load.level_s * len(levels), 1),
+            levels=tuple(levels),
+            best=best,
+            cause=_cause(started) if isinstance(started, Refused) else None,
+            attempt=assignment.attempt,
+            search_trial=assignment.search_trial,
+        )
+
+    def true_qps(self, candidate: Candidate) -> float:
+        """The highest feasible QPS without noise; 0 where nothing starts or keeps the limits."""
+        started = self._start(candidate)
+        best = 0.0
+        for concurrency in self.plan.load.levels if isinstance(started, Started) else ():
+            assert isinstance(started, Started)
+            level = self._judged(self._level(started, concurrency, self.plan.load.level_s, 0, None), concurrency, 1.0)
+            if level.verdict.outcome is Outcome.INFEASIBLE:
+                break
+            best = max(best, level.measurement.qps or 0.0)
+        return best
+
+    def _start(self, candidate: Candidate) -> Started | Refused:
+        values = {flag.replace("-", "_"): value for flag, value in candidate.values}
+        values.setdefault("max_model_len", self.plan.workload.longest + 128)
+        return startup(replace(EngineArguments(), **values), self.hardware, self.shape)  # type: ignore[arg-type]
+
+    def _level(
+        self, started: Started, concurrency: int, seconds: float, trial: int, noise: Noise | None
+    ) -> SimulatedLevel:
+        load = ClosedLoop(_shapes(self.plan.workload, concurrency), concurrency, seconds, warmup_s=seconds / 4)
+        return simulate(started, self.hardware, self.shape, load, seed=self.seed * 10_000 + trial, noise=noise)
+
+    def _judged(self, seen: SimulatedLevel, concurrency: int, seconds: float) -> Level:
+        measurement = Measurement(
+            load=Load(LoadKind.CLOSED, concurrency),
+            seed=self.seed,
+            planned_s=seconds,
+            window_s=seconds,
+            sent=seen.sent_s.size,
+            completed=seen.done_s.size,
+            failed=(),
+            qps=seen.qps,
+            output_tokens_per_s=None,
+            prompt_tokens=0,
+            output_tokens=int(seen.output_tokens.sum()),
+            ttft_ms=distribution(np.sort(seen.ttft_s * 1000)),
+            tpot_ms=None,
+            itl_ms=None,
+            e2e_ms=None,
+            server=ServerLoad(preemptions=seen.preemptions, kv_usage_peak=seen.peak_kv_usage),
+            client=ClientLoad(0.0, 0.0, 0.0),
+        )
+        return Level(measurement, judge(measurement, self.plan.slos))
+
+
+def _shapes(workload: Workload, seed: int) -> list[Shape]:
+    rng = random.Random(seed)
+    (share,) = workload.shares
+    return [
+        Shape(rng.randint(share.prompt.low, share.prompt.high), rng.randint(share.output.low, share.output.high))
+        for _ in range(2000)
+    ]
+
+
+def _cause(refused: Refused) -> Cause:
+    return Cause(str(refused.cause.value), Fault.CANDIDATE, refused.message, refused.message, "see the message")
