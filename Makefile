@@ -1,5 +1,6 @@
-# make demo   environment, install, and a real search on a tiny model     make test   environment, install, every test
-# make check  ruff, mypy, the import rule                                  make test-faults   what a night does to it
+# make demo         environment, install, and a real search on a tiny model
+# make test         environment, install, and every test          make test-faults  what a night does to a tuner
+# make check        ruff, mypy, the import rule                   make env          only the environment
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -19,7 +20,7 @@ $(MODEL)/config.json: env scripts/make_tiny_model.py demo/corpus.txt
 	$(BIN)/python scripts/make_tiny_model.py $(MODEL)
 
 demo: env $(MODEL)/config.json
-	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/demo.sh $(MODEL)
+	PATH="$(abspath $(BIN)):$$PATH" scripts/demo.sh $(MODEL)
 
 check: env
 	$(BIN)/ruff format --check .
@@ -28,10 +29,10 @@ check: env
 	$(BIN)/pytest tests/test_architecture.py
 
 test: env $(MODEL)/config.json
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest tests --durations=15
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest tests --durations=15
 
 test-faults: env
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest tests/faults -m "not real_vllm" --durations=10
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest tests/faults -m "not real_vllm" --durations=10
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache

@@ -28,7 +28,7 @@ from tuner.load.drive import Progress, Samples, drive_closed, drive_open
 from tuner.load.prompts import Request
 from tuner.load.stream import Failure, RequestSample, Target
 
-SLACK_MS = 100.0
+SLACK_MS = 400.0
 """What a busy machine may add to a time; never less than the truth."""
 
 

@@ -115,6 +115,7 @@ def wait_until_ready(
                 return NotReady.FOREIGN_LISTENER
             foreign_before = listener is _Listener.FOREIGN
             if listener is _Listener.OURS and (ready := _ask(client, endpoint.model, ownership)) is not None:
+                process.observe()  # it may die under its first load: then nobody can tell whose files these were
                 return ready
             if clock.now_ns() >= deadline_ns:
                 return NotReady.OVER_LIMIT

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import mmap
 import os
 import pickle
 import signal
@@ -63,6 +64,7 @@ class Remains:
     """What a clean exit removes and SIGKILL leaves behind, as with vLLM: a shared memory segment and a ZMQ socket."""
 
     segment: Path
+    mapped: mmap.mmap
     path: Path
     listener: socket.socket
 
@@ -70,10 +72,12 @@ class Remains:
     def create(cls) -> Remains:
         segment = Path("/dev/shm") / f"psm_{uuid.uuid4().hex[:8]}"
         segment.write_bytes(bytes(4096))
+        with segment.open("r+b") as file:
+            mapped = mmap.mmap(file.fileno(), 0)  # in use as vLLM's is: that is how it is attributed after a crash
         path = Path(os.environ.get("VLLM_RPC_BASE_PATH") or tempfile.gettempdir()) / str(uuid.uuid4())
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
-        return cls(segment, path, listener)
+        return cls(segment, mapped, path, listener)
 
     def remove(self) -> None:
         self.listener.close()
