@@ -138,7 +138,10 @@ def checked_study_name(name: str) -> str:
 
 def checked_model(text: str) -> str:
     """A local folder (made absolute, so that start.sh works from anywhere) or a model name of the hub."""
-    path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:  # ~somebody who does not exist
+        raise UsageError(f"no model at {text!r}", hint=str(error)) from error
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UsageError(f"{text} has no config.json", hint="give the folder that the model was downloaded to")
@@ -157,7 +160,7 @@ def parse_duration(text: str) -> float | None:
     seconds = (
         sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
     )
-    if seconds <= 0:
+    if not 0 < seconds < math.inf:
         raise UsageError(f"the time {text!r} does not parse", hint="write 8h, 90m, 1h30m, or none for no limit")
     return seconds
 

@@ -39,7 +39,7 @@ def parse_gpus(text: str | None, present: Sequence[int]) -> tuple[int, ...]:
         return tuple(present)
     chosen: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        match = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", part)
         if not match or (match[2] and int(match[2]) < int(match[1])):
             raise UsageError(f"--gpus {text!r} does not parse", hint="write 0-3, or 0,2,5, or all")
         chosen += range(int(match[1]), int(match[2] or match[1]) + 1)

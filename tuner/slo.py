@@ -31,10 +31,18 @@ class Slo:
 _PATTERN = re.compile(r"\s*p(\d+(?:\.\d+)?)\s+([a-z0-9]+)\s*(?:<=|<|≤)\s*(\d+(?:\.\d+)?)\s*(ms|s)\s*", re.IGNORECASE)
 
 
+def _in_range(match: re.Match[str]) -> bool:
+    return 0 < round(float(match[1]) / 100, 6) < 1 and 0 < float(match[3]) <= LONGEST
+
+
+LONGEST = 1e9
+"""Of either unit: beyond it a limit is a slip of the finger."""
+
+
 def parse_slo(text: str) -> Slo:
     match = _PATTERN.fullmatch(text)
     metrics = [str(m) for m in Metric]
-    if not match or match[2].lower() not in metrics or not 0 < float(match[1]) < 100 or float(match[3]) == 0:
+    if not match or match[2].lower() not in metrics or not _in_range(match):
         raise UsageError(
             f"the limit {text!r} does not parse",
             hint=f"write it like 'p99 ttft <= 500ms'; latencies: {', '.join(metrics)}; units: ms, s",

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+import json
+import resource
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import typer
 
-
-def tuner(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "tuner.cli.app", *words], capture_output=True, text=True, timeout=60)
+from tests.cli.support import TUNER, tuner
+from tuner.cli.app import app
 
 
 @pytest.mark.parametrize(
@@ -19,12 +20,20 @@ def tuner(*words: str) -> subprocess.CompletedProcess[str]:
         (("search", "--model", "/nowhere", "stray"), 2),
         (("search", "--no-such-option"), 2),
         (("search", "--trials", "many", "--model", "x/y"), 2),
+        (("plan", "--model", "/nowhere"), 2),
         (("resume", "no-such-study"), 2),
+        (("status", "no-such-study"), 2),
+        (("status", "../studies"), 2),
+        (("report", "no-such-study"), 2),
+        (("compare", "no-such-study", "nor-this"), 2),
+        (("best", "no-such-study"), 2),
+        (("studies", "--studies", "/nowhere"), 2),
+        (("check", "--gpus", "3-1"), 2),
         (("nonsense",), 2),
     ],
 )
 def test_bad_input_is_one_line_a_hint_and_no_traceback(words: tuple[str, ...], code: int, tmp_path: Path) -> None:
-    ended = tuner(*words)
+    ended = tuner(*words, cwd=tmp_path)
     assert ended.returncode == code
     lines = ended.stderr.strip().splitlines()
     assert lines[-2].startswith("error: ")
@@ -33,8 +42,64 @@ def test_bad_input_is_one_line_a_hint_and_no_traceback(words: tuple[str, ...], c
     assert ended.stdout == ""
 
 
-def test_help_names_every_command_and_ends_well() -> None:
-    ended = tuner("--help")
+def test_help_names_every_command_and_costs_little() -> None:
+    """0.11 s of CPU on a 2-core machine; the bound is generous, so that only a heavy import breaks it."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ended = subprocess.run([*TUNER, "--help"], capture_output=True, text=True, timeout=60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert ended.returncode == 0
-    assert "search" in ended.stdout
-    assert "resume" in ended.stdout
+    for command in ("search", "resume", "plan", "check", "status", "studies", "report", "compare", "best"):
+        assert f"\n  {command} " in ended.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+
+def test_every_command_has_an_example_in_its_help() -> None:
+    command = typer.main.get_command(app)
+    for name, sub in command.commands.items():  # type: ignore[attr-defined]
+        assert f"Example: tuner {name} " in sub.epilog, name
+
+
+def test_plan_takes_every_option_of_search_but_how_it_is_shown() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    options = {name: {p.name for p in commands[name].params} for name in ("search", "plan")}
+    assert options["search"] - options["plan"] == {"plain"}
+    assert options["plan"] - options["search"] == {"as_json"}
+
+
+def test_version_is_one_line() -> None:
+    ended = tuner("--version")
+    assert ended.returncode == 0
+    assert ended.stdout.startswith("tuner ")
+    assert len(ended.stdout.splitlines()) == 1
+
+
+def test_a_shell_completes_commands_and_names_of_studies(studies: Path) -> None:
+    def completed(words: str) -> list[str]:
+        # The last word is the one that is being typed.
+        number = str(len(words.split()) - 1)
+        return tuner(_TUNER_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=number).stdout.split()
+
+    assert completed("tuner st") == ["status", "studies"]
+    assert completed(f"tuner status --studies {studies} sm") == ["small"]
+
+
+def test_a_reader_that_has_enough_is_no_error(studies: Path) -> None:
+    command = subprocess.Popen(
+        [*TUNER, "best", "small", "--studies", str(studies), "--format", "json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert command.stdout is not None
+    command.stdout.close()
+    assert command.stderr is not None
+    assert command.stderr.read() == ""
+    command.stderr.close()
+    assert command.wait() == 0
+
+
+@pytest.mark.parametrize("words", [("studies",), ("status", "qwen3-32b-h100"), ("status", "small")])
+def test_json_parses_and_names_its_schema(words: tuple[str, ...], studies: Path) -> None:
+    ended = tuner(*words, "--studies", str(studies), "--json")
+    assert ended.returncode == 0
+    assert json.loads(ended.stdout)["schema"] == 1

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.exceptions import TyperException
 
-from tuner.errors import TunerError, UsageError
+from tuner.cli.options import (
+    STUDIES,
+    VLLM,
+    AsJson,
+    Changed,
+    GpuPrice,
+    Gpus,
+    Name,
+    Open,
+    Plain,
+    Studies,
+    Vllm,
+    with_search_options,
+)  # fmt: skip
+from tuner.errors import TunerError
+from tuner.report.words import Language
 
-_CHANGED = "Go on although vLLM, GPUs or model are not what the study was made with."
+if TYPE_CHECKING:
+    from tuner.config import SearchOptions
+
+_Language = Annotated[Language, typer.Option("--lang", help="Language of the page.")]
+_WITH_EXTRA = {"allow_extra_args": True}
+
+MACHINE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.EMFILE)
+"""A disk that is full, forbidden or broken, wherever it is met: the machine's fault, not a bug of ours."""
 
 app = typer.Typer(
     name="tuner",
@@ -23,92 +47,177 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _tuner() -> None:
-    """A callback keeps `search` a sub-command while it is the only one."""
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"tuner {version('tuner')}")
+        raise typer.Exit
+
+
+@app.callback(epilog="Example: tuner check && tuner search --model Qwen/Qwen3-8B --gpus 0-3")
+def _tuner(
+    version: Annotated[bool, typer.Option("--version", help="Say it and end.", callback=_version, is_eager=True)]
+    = False,
+) -> None:  # fmt: skip
+    pass
 
 
 @app.command(
-    context_settings={"allow_extra_args": True},
+    context_settings=_WITH_EXTRA,
     epilog="Example: tuner search --model Qwen/Qwen3-8B --gpus 0-3 --slo 'p99 ttft <= 500ms' -- --kv-cache-dtype fp8",
 )
-def search(
-    context: typer.Context,
-    model: Annotated[str, typer.Option(help="Folder or hub name of the model.")],
-    gpus: Annotated[str | None, typer.Option(help="0-3, or 0,2,5, or all; left out: all there are.")] = None,
-    slo: Annotated[list[str] | None, typer.Option(help="Limit, repeatable. Default: 'p99 ttft <= 500ms'.")] = None,
-    workload: Annotated[str, typer.Option(help="Preset, random:IN,OUT, or a file of your own traffic.")] = "chat",
-    space: Annotated[str, typer.Option(help="Search space: preset or YAML file.")] = "default",
-    trials: Annotated[int, typer.Option(help="Starts that search.")] = 60,
-    confirm: Annotated[int, typer.Option(help="Starts that confirm winner and default at the end.")] = 4,
-    time_budget: Annotated[str, typer.Option(help="8h, 90m, 1h30m, or none. Confirmation is inside it.")] = "8h",
-    study: Annotated[str | None, typer.Option(help="Name; the same name goes on with an earlier study.")] = None,
-    studies: Annotated[Path, typer.Option(help="Folder of all studies.")] = Path("studies"),
-    vllm: Annotated[str, typer.Option(help="The command that starts the server.")] = "vllm serve",
-    tensor_parallel_size: Annotated[int, typer.Option(help="GPUs of one server.")] = 1,
-    workers: Annotated[int | None, typer.Option(help="Servers at once; default: one a GPU group, else 1.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the search and of the prompts.")] = 0,
-    storage: Annotated[str | None, typer.Option(help="Optuna storage URL instead of the study's SQLite.")] = None,
-    levels: Annotated[str | None, typer.Option(help="Concurrencies. Default: 10,30,64,128,200,256.")] = None,
-    level_seconds: Annotated[float, typer.Option(help="Time at each level.")] = 60.0,
-    warm_up_seconds: Annotated[float, typer.Option(help="Load before the first level, not counted.")] = 15.0,
-    start_limit_seconds: Annotated[float, typer.Option(help="How long a server may take to be ready.")] = 1800.0,
-    allow_changed_environment: Annotated[bool, typer.Option("--allow-changed-environment", help=_CHANGED)] = False,
-) -> None:
+@with_search_options
+def search(options: SearchOptions, plain: Plain = False) -> None:
     """Search overnight; words after -- go to every vLLM server unchanged."""
+    from tuner.cli.progress import Look
     from tuner.cli.search import run_search
-    from tuner.config import DEFAULT_SLOS, ChangedEnvironment, SearchOptions
 
-    _only_after_dashes(context.args)
-    options = SearchOptions(
-        model=model, gpus=gpus, slos=tuple(slo or DEFAULT_SLOS), workload=workload, space=space, trials=trials,
-        confirm=confirm, time_budget=time_budget, study=study, studies=studies, vllm=vllm,
-        tensor_parallel_size=tensor_parallel_size, workers=workers, seed=seed, storage=storage, levels=levels,
-        level_seconds=level_seconds, warm_up_seconds=warm_up_seconds, start_limit_seconds=start_limit_seconds,
-        changed_environment=ChangedEnvironment.ALLOWED if allow_changed_environment else ChangedEnvironment.REFUSED,
-        extra=tuple(context.args),
-    )  # fmt: skip
-    run_search(options)
+    run_search(options, Look.PLAIN if plain else Look.FITTING)
 
 
 @app.command(epilog="Example: tuner resume qwen3-8b-chat-1121-2200")
 def resume(
-    study: Annotated[str, typer.Argument(help="Name of the study.")],
-    studies: Annotated[Path, typer.Option(help="Folder of all studies.")] = Path("studies"),
-    allow_changed_environment: Annotated[bool, typer.Option("--allow-changed-environment", help=_CHANGED)] = False,
+    study: Name, studies: Studies = STUDIES, plain: Plain = False, allow_changed_environment: Changed = False
 ) -> None:
     """Go on with an interrupted study to its own target."""
     from tuner.cli import search as command
+    from tuner.cli.folders import study_folder
+    from tuner.cli.progress import Look
     from tuner.config import ChangedEnvironment
 
     changed = ChangedEnvironment.ALLOWED if allow_changed_environment else ChangedEnvironment.REFUSED
-    command.resume(studies.absolute() / study, changed)
+    command.resume(study_folder(studies, study), changed, Look.PLAIN if plain else Look.FITTING)
 
 
-def _only_after_dashes(words: list[str]) -> None:
-    given = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
-    if list(words) != given:
-        raise UsageError(f"unexpected word {words[0]!r}", hint="vLLM's own flags go after --")
+@app.command(
+    context_settings=_WITH_EXTRA,
+    epilog="Example: tuner plan --model Qwen/Qwen3-8B --gpus 0-3 --workload rag --trials 40",
+)
+@with_search_options
+def plan(options: SearchOptions, as_json: AsJson = False) -> None:
+    """Show the whole plan of such a search. Starts no server."""
+    from tuner.cli.plan import show_plan
+    from tuner.cli.tables import Form
+
+    show_plan(options, Form.JSON if as_json else Form.TEXT)
+
+
+@app.command(epilog="Example: tuner check --gpus 0-3 --vllm '/opt/vllm/bin/vllm serve'")
+def check(vllm: Vllm = VLLM, gpus: Gpus = None, studies: Studies = STUDIES, as_json: AsJson = False) -> None:
+    """Look at this machine before the night. A line is ok, warning or error, with what to do; an error exits with 4."""
+    from tuner.cli.check import check_machine
+    from tuner.cli.tables import Form
+
+    check_machine(vllm, gpus, studies, Form.JSON if as_json else Form.TEXT)
+
+
+@app.command(epilog="Example: tuner status qwen3-8b-chat-1121-2200, or: watch --color tuner status NAME")
+def status(study: Name, studies: Studies = STUDIES, as_json: AsJson = False) -> None:
+    """Show a running or finished study. Reads its files alone, so from any shell."""
+    from tuner.cli.status import show_status
+    from tuner.cli.tables import Form
+
+    show_status(studies, study, Form.JSON if as_json else Form.TEXT)
+
+
+@app.command(name="studies", epilog="Example: tuner studies --studies /data/studies")
+def list_studies(studies: Studies = STUDIES, as_json: AsJson = False) -> None:
+    """List the studies. Best QPS is of what kept the limits, gain is over vLLM's default."""
+    from tuner.cli.studies import show_studies
+    from tuner.cli.tables import Form
+
+    show_studies(studies, Form.JSON if as_json else Form.TEXT)
+
+
+@app.command(epilog="Example: tuner report qwen3-8b-chat-1121-2200 --lang zh --gpu-price 2.5 --open")
+def report(
+    study: Name,
+    studies: Studies = STUDIES,
+    language: _Language = Language.ENGLISH,
+    gpu_price: GpuPrice = None,
+    open_it: Open = False,
+) -> None:
+    """Write a study's report.html anew and say where it is."""
+    from tuner.cli.report import Then, make_report
+
+    make_report(studies, study, language, gpu_price, Then.OPEN if open_it else Then.SAY)
+
+
+@app.command(epilog="Example: tuner compare chat-h100 chat-h200 --out h100-against-h200.html")
+def compare(
+    first: Name,
+    second: Name,
+    studies: Studies = STUDIES,
+    out: Annotated[Path | None, typer.Option(help="File of the page, - for stdout. Default: A-against-B.html.")] = None,
+    language: _Language = Language.ENGLISH,
+    gpu_price: GpuPrice = None,
+    open_it: Open = False,
+) -> None:
+    """Put two studies side by side on one page."""
+    from tuner.cli.compare import compare_studies
+    from tuner.cli.report import Then
+
+    compare_studies(studies, (first, second), out, language, gpu_price, Then.OPEN if open_it else Then.SAY)
+
+
+@app.command(epilog="Example: tuner best qwen3-8b-chat-1121-2200 --format compose > compose.yaml")
+def best(
+    study: Name,
+    studies: Studies = STUDIES,
+    format: Annotated[str, typer.Option(help="sh, compose, systemd, k8s, nginx, yaml, args or json.")] = "sh",
+    out: Annotated[Path | None, typer.Option(help="Write into this folder instead of to stdout.")] = None,
+    trial: Annotated[int | None, typer.Option(help="The start with this number instead of the winner.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Servers behind nginx, or of the Kubernetes Deployment.")] = None,
+    gpu_price: GpuPrice = None,
+) -> None:
+    """Print the winner's launch. As a script, a file for a service manager, plain arguments or JSON."""
+    from tuner.cli.best import show_best
+
+    show_best(studies, study, format, out, trial=trial, replicas=replicas, gpu_price=gpu_price)
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that is not UTF-8 still works
     try:
         # Without standalone mode click hands back the code of a plain exit (--help) instead of ending the process.
-        code = app(standalone_mode=False) or 0
+        code = app(prog_name="tuner", standalone_mode=False) or 0
+        sys.stdout.flush()
     except TunerError as error:
         code = _fail(error.message, error.hint, error.exit_code)
     except TyperException as error:
         code = _fail(error.format_message(), "tuner --help, or tuner COMMAND --help", 2)
+    except (BrokenPipeError, SystemExit) as ended:
+        if isinstance(ended, SystemExit) and not isinstance(ended.__context__, BrokenPipeError):
+            raise  # shell completion ends like this
+        # `tuner studies | head`: whoever read has enough. click makes an exit of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("interrupted", "go on with: tuner resume STUDY", 130)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            code = _fail(f"{error.strerror}: {str(error.filename)[:80]}…", "no file can have this name: shorten it", 2)
+        elif error.errno not in MACHINE_ERRNOS:
+            code = _bug(error)
+        else:
+            where = f": {error.filename}" if error.filename else ""
+            code = _fail(f"{error.strerror}{where}", "make room or mend it, then go on with: tuner resume STUDY", 4)
     except Exception as error:  # the boundary: a bug of ours must be told apart from a person's mistake
-        traceback.print_exc()
-        code = _fail(f"this is a bug of tuner: {error!r}", "everything finished is in the study's folder", 1)
+        code = _bug(error)
     sys.exit(code)
 
 
+def _bug(error: Exception) -> int:
+    traceback.print_exc()
+    return _fail(f"this is a bug of tuner: {error!r}", "everything finished is in the study's folder", 1)
+
+
 def _fail(message: str, hint: str, code: int) -> int:
-    print(f"error: {message}\nhint: {hint}", file=sys.stderr)
+    from tuner.formatting import one_line
+
+    print(f"error: {one_line(message)}\nhint: {one_line(hint)}", file=sys.stderr)
     return code
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from typing import TextIO
+from typing import Self, TextIO
 
 from tuner import formatting
 from tuner.candidate import Candidate
@@ -30,10 +30,20 @@ class Console:
         self._stream = stream or sys.stderr
         self._lock = threading.Lock()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
     def say(self, text: str) -> None:
-        with self._lock:
-            lines = (line[: len(line) - len(line.lstrip())] + formatting.one_line(line) for line in text.splitlines())
-            print("\n".join(lines), file=self._stream, flush=True)
+        try:
+            with self._lock:
+                print(printable(text), file=self._stream, flush=True)
+        except OSError:
+            if self._stream is sys.stdout:
+                raise
+            # The terminal, or what stderr was piped to, has gone away: the night goes on without it.
 
     def show(self, event: Event) -> None:
         match event:
@@ -51,6 +61,13 @@ class Console:
                 self.say(event.text)
             case PhaseChanged() | StudyFinished():
                 pass  # a line for every phase would drown the results; the end is printed by the command
+
+
+def printable(text: str) -> str:
+    """Lines with their indentation, without control characters."""
+    return "\n".join(
+        line[: len(line) - len(line.lstrip(" "))] + formatting.one_line(line) for line in text.splitlines()
+    )
 
 
 def describe(candidate: Candidate) -> str:

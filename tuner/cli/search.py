@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tuner.cli.console import Console, plan_lines, result_lines
+from tuner.cli.console import Console, plan_lines, printable, result_lines
+from tuner.cli.progress import Look, Progress, progress
 from tuner.clock import RealClock
 from tuner.config import ChangedEnvironment, Machine, SearchOptions, plan_study, split_secrets
 from tuner.deploy.start import write_scripts
@@ -42,7 +43,7 @@ def this_machine() -> Machine:
     )
 
 
-def run_search(options: SearchOptions) -> None:
+def run_search(options: SearchOptions, look: Look) -> None:
     """Raises a TunerError when there is no winner to trust; everything that finished is on disk all the same."""
     console, clock = Console(), RealClock()
     plan, environment = plan_study(options, this_machine(), clock.wall(), cache_folder(), console.say)
@@ -56,12 +57,12 @@ def run_search(options: SearchOptions) -> None:
             plan = store.plan()
         else:
             store.save_plan(plan, environment)
-        _continue(store, plan, environment, console, clock)
+        _continue(store, plan, environment, look, clock)
 
 
-def resume(folder: Path, changed: ChangedEnvironment) -> None:
+def resume(folder: Path, changed: ChangedEnvironment, look: Look) -> None:
     """Goes on with a study to its own target, with nothing said again."""
-    console, clock = Console(), RealClock()
+    clock = RealClock()
     store = Store(folder)
     plan = store.plan()
     missing = [name for name in plan.base.secret_env if name not in os.environ]
@@ -74,7 +75,7 @@ def resume(folder: Path, changed: ChangedEnvironment) -> None:
     environment = describe(vllm.version, plan.model, gpus, machine.driver)
     with store.locked():
         _refuse_a_mixture(plan.study, differences(store.environment(), environment), changed)
-        _continue(store, plan, environment, console, clock)
+        _continue(store, plan, environment, look, clock)
 
 
 def _refuse_a_mixture(study: str, differ: list[str], changed: ChangedEnvironment) -> None:
@@ -104,10 +105,10 @@ def _text(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _continue(store: Store, plan: StudyPlan, environment: Environment, console: Console, clock: RealClock) -> None:
+def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Look, clock: RealClock) -> None:
+    console = Console()
     _end_leftovers(store, console)
-    sampler = sampler_name()
-    console.say(plan_lines(plan, environment.vllm_version, sampler))
+    console.say(plan_lines(plan, environment.vllm_version, sampler_name()))
     defaults = vllm_defaults(environment.vllm_version, environment.gpus)
     search = Search(plan, seeds(plan, defaults), defaults)
     stop = threading.Event()
@@ -123,13 +124,12 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, console: 
             if result.complete:
                 raise
             # A page that cannot be drawn must not end the night: the records are on disk, and the page can wait.
-            console.say(f"the report could not be written yet: {error!r}")
+            shown.say(f"the report could not be written yet: {error!r}")
 
-    runner = TrialRunner(plan, store, clock, gpu_adapter(), console.show, stop)
-    loop = Loop(plan, store, search, runner.run, console.show, clock, stop, write_outputs)
-    with _signals_set(stop, console):
-        result = loop.run()
-    print(result_lines(result, store.records(), paths))
+    with progress(plan, environment.vllm_version, store.records(), look) as shown, _signals_set(stop, shown):
+        runner = TrialRunner(plan, store, clock, gpu_adapter(), shown.show, stop)
+        result = Loop(plan, store, search, runner.run, shown.show, clock, stop, write_outputs).run()
+    print(printable(result_lines(result, store.records(), paths)))
     if stop.is_set():
         raise InterruptedSearchError(
             f"interrupted after {result.starts} starts; the best so far is written",
@@ -154,15 +154,20 @@ def _end_leftovers(store: Store, console: Console) -> None:
 
 
 @contextmanager
-def _signals_set(stop: threading.Event, console: Console) -> Iterator[None]:
+def _signals_set(stop: threading.Event, shown: Progress) -> Iterator[None]:
     """SIGINT and SIGTERM only set the event; the loop acts on it, ends its servers and writes what there is."""
 
     def handler(number: int, frame: object) -> None:
         if not stop.is_set():
             stop.set()
-            console.say(f"{signal.Signals(number).name}: ending the running servers; what finished is kept")
+            text = f"{signal.Signals(number).name}: ending the running servers; what finished is kept"
+            # In a thread of its own: the interrupted one may be in the middle of saying something.
+            threading.Thread(target=shown.say, args=(text,)).start()
 
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: the night goes on when the terminal closes
+        signals.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in signals}
     try:
         yield
     finally:

@@ -64,7 +64,7 @@ def _rows(path: Path, text: str) -> Iterator[tuple[str, object]]:
             if line.strip():
                 where = f"{path}, line {number}"
                 yield where, json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         raise UsageError(
             f"{path}: {error}", hint="one JSON object a line in .jsonl, one JSON array in .json"
         ) from error
@@ -80,7 +80,10 @@ def _entry(raw: object, where: str) -> Entry | None:
     arrival = next((raw[key] for key in _TIME_KEYS if raw.get(key) is not None), None)
     if arrival is not None and (isinstance(arrival, bool) or not isinstance(arrival, int | float)):
         raise _wrong(where, f"has an arrival time of {arrival!r}")
-    arrival_s = None if arrival is None else float(arrival)
+    try:
+        arrival_s = None if arrival is None else float(arrival)
+    except OverflowError:
+        raise _wrong(where, "has an arrival time that is no time") from None
     if "conversations" in raw or "messages" in raw:
         turns = _turns(raw.get("conversations") or raw.get("messages"), where)
         asked = next((i for i, (role, _) in enumerate(turns) if role == "assistant"), len(turns))
@@ -92,7 +95,7 @@ def _entry(raw: object, where: str) -> Entry | None:
         answer = turns[asked][1] if asked < len(turns) else None
         return Entry(turns[:asked], max_tokens, answer, arrival_s)
     prompt = raw.get("prompt")
-    if not isinstance(prompt, str) or not prompt:
+    if not isinstance(prompt, str) or not prompt or not _is_text(prompt):
         raise _wrong(where, "has neither prompt nor messages nor conversations")
     return Entry((("user", prompt),), max_tokens, None, arrival_s)
 
@@ -104,10 +107,19 @@ def _turns(raw: object, where: str) -> tuple[tuple[str, str], ...]:
     for turn in raw:
         role = _ROLES.get(str(turn.get("role") or turn.get("from"))) if isinstance(turn, dict) else None
         content = (turn.get("content") or turn.get("value")) if isinstance(turn, dict) else None
-        if role is None or not isinstance(content, str):
+        if role is None or not isinstance(content, str) or not _is_text(content):
             raise _wrong(where, f"has a turn that is no text of a known role: {str(turn)[:60]}")
         turns.append((role, content))
     return tuple(turns)
+
+
+def _is_text(text: str) -> bool:
+    """JSON can escape half of a surrogate pair, which no request can carry."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _ordered(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:

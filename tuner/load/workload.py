@@ -120,9 +120,9 @@ PRESETS: dict[str, Workload] = {
     )
 }
 
-_RANGE = r"(\d+)(?:-(\d+))?"
+_RANGE = r"(\d{1,9})(?:-(\d{1,9}))?"
 _RANDOM = re.compile(rf"random:{_RANGE},{_RANGE}")
-_PREFIX = re.compile(rf"prefix:(\d+),{_RANGE},{_RANGE}")
+_PREFIX = re.compile(rf"prefix:(\d{{1,9}}),{_RANGE},{_RANGE}")
 FORMS = ("random:IN,OUT", "prefix:SHARED,OWN,OUT", "a .json or .jsonl file")
 
 

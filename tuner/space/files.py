@@ -37,11 +37,15 @@ def read_space(name_or_file: str) -> Space:
         )
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         at = f"{path}:{mark.line + 1}" if mark else str(path)
         raise UsageError(f"{at}: not YAML", hint=str(error).splitlines()[0]) from error
     return _Reader(path).space(root)
+
+
+LARGEST = 2**53
+"""Beyond it floats, and with them the search, do not know every whole number."""
 
 
 class _Reader:
@@ -92,7 +96,7 @@ class _Reader:
         low, high = (0 if end == WORKLOAD else end for end in ends)
         for end in (low, high):
             allowed = (int, float) if kind is Kind.FLOAT else (int,)
-            if isinstance(end, bool) or not isinstance(end, allowed):
+            if isinstance(end, bool) or not isinstance(end, allowed) or abs(end) > LARGEST:
                 self._fail(node, f"{flag}: {end!r} is not a number for {kind}", "whole numbers, but for float")
         assert isinstance(low, (int, float)) and isinstance(high, (int, float))
         if low > high or (kind is Kind.LOG_INT and low < 1 and ends[0] != WORKLOAD):
@@ -140,6 +144,8 @@ class _Reader:
                 value = yaml.SafeLoader("").construct_object(node)
             except (ValueError, yaml.YAMLError):
                 value = None
+        if isinstance(value, int) and abs(value) > LARGEST:
+            value = None
         if not isinstance(value, (bool, int, float, str)) or value != value:  # the second: YAML's .nan
             self._fail(node, "a plain value belongs here", "a number, true, false or text")
         assert isinstance(value, (bool, int, float, str))

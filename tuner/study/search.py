@@ -6,11 +6,13 @@ import importlib.util
 import math
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import Trial, TrialState
 
@@ -47,6 +49,18 @@ class Proposal:
     candidate: Candidate
 
 
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    """Whatever the driver: a full disk, or a database that somebody locks for good, is the machine's fault."""
+    try:
+        yield
+    except StorageInternalError as error:
+        raise EnvironmentFaultError(
+            f"the study's storage does not work: {str(error.__cause__ or error).splitlines()[0]}",
+            hint="see who else uses it and whether its disk is full, then go on with: tuner resume STUDY",
+        ) from error
+
+
 class Search:
     """One Optuna study. Not thread-safe: one coordinator asks and tells, whatever number of servers it keeps busy."""
 
@@ -64,6 +78,7 @@ class Search:
             for candidate in seeds:
                 self._enqueue(candidate, Role.SEED, defaults)
 
+    @_storage_errors()
     def restore(self, records: Iterable[TrialRecord]) -> None:
         """Takes up a study that was left: what was finished is told, what was interrupted is queued again."""
         by_number = {r.search_trial: r for r in records if r.search_trial is not None}
@@ -80,6 +95,7 @@ class Search:
             elif record is not None:
                 self._remember(self._axis_point(frozen.params), record)
 
+    @_storage_errors()
     def ask(self) -> Proposal:
         """The next candidate to start, never one that was started before."""
         for attempt in range(REPEATS_BEFORE_RANDOM * 2):
@@ -100,6 +116,7 @@ class Search:
             return Proposal(trial.number, role, candidate)
         raise SpaceExhaustedError
 
+    @_storage_errors()
     def tell(self, record: TrialRecord) -> None:
         """Hands over a finished trial; the record must name the proposal's number in `search_trial`."""
         assert record.search_trial is not None
@@ -109,6 +126,7 @@ class Search:
         trial.set_user_attr("trial", record.trial)
         self._tell(trial, answer)
 
+    @_storage_errors()
     def again(self, number: int) -> None:
         """Gives a proposal back unanswered (interrupted, or the machine's fault): it is queued for another start."""
         trial, _ = self._asked.pop(number)

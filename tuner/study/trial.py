@@ -5,22 +5,23 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tuner.clock import Clock
 from tuner.errors import InterruptedSearchError
 from tuner.launch import LaunchSpec, launch
+from tuner.load.drive import drive_closed
 from tuner.load.prompts import Prompts
 from tuner.load.requests_log import RequestLog
-from tuner.load.stream import Target
+from tuner.load.stream import Failure, Target
 from tuner.measurement import LoadKind
 from tuner.server.diagnosis import Cause, Fault
 from tuner.server.ending import StopReport
 from tuner.server.facts import StartFacts
 from tuner.server.running import RunningServer, ServerDidNotStart, running, start_limit
 from tuner.study.events import Event, LevelMeasured, PhaseChanged
-from tuner.study.ladder import LadderLostError, LevelRun, run_ladder
+from tuner.study.ladder import INTERRUPTED, LadderLostError, LevelRun, run_ladder
 from tuner.study.loop import Assignment
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Level, Phases, TrialOutcome, TrialRecord, best_of
@@ -28,6 +29,9 @@ from tuner.study.store import Store
 from tuner.telemetry.gpu import GpuAdapter
 from tuner.telemetry.sampler import Sampler, TelemetryLog
 from tuner.verdict import Outcome
+
+HUNG_S = 30.0
+"""A server without load that gives no token in this time is hung: the slowest candidate answers one request sooner."""
 
 
 @dataclass
@@ -120,9 +124,10 @@ class _Trial:
         prompts = Prompts.for_model(
             runner.plan.workload, runner.plan.model, runner.plan.seed + 1000 * self._fresh, server.base_url
         )
+        target = Target(server.base_url, server.model_name, os.environ.get("VLLM_API_KEY"))
         try:
             run_ladder(
-                Target(server.base_url, server.model_name, os.environ.get("VLLM_API_KEY")),
+                target,
                 prompts,
                 load.levels,
                 load.level_s,
@@ -145,7 +150,21 @@ class _Trial:
         else:
             # An engine that died leaves broken answers behind, not a closed port.
             if not runner.stop.is_set():
-                self._cause = server.died()
+                self._cause = server.died() or self._hung(target, prompts)
+
+    def _hung(self, target: Target, prompts: Prompts) -> Cause | None:
+        """An engine that stands still leaves /health at 200, and what was measured looks like a slow candidate."""
+        if self._levels and not _unanswered(self._levels[-1]):
+            return None
+        request = replace(prompts.requests("hung", 1)[0], max_tokens=1)
+        stop = self._runner.stop
+        samples = drive_closed(
+            target, [request], 1, 0.1, drain_s=HUNG_S, watch=lambda _: INTERRUPTED if stop.is_set() else None
+        )
+        if all(sample.failure is not Failure.TIMEOUT for sample in samples.requests):
+            return None
+        words = f"The server answers /health, and no token came within {HUNG_S:.0f} s."
+        return Cause("hung", Fault.UNKNOWN, "", words, "see the end of the log")
 
     @property
     def _fresh(self) -> int:
@@ -212,3 +231,10 @@ class _Trial:
         measured_s = None if loaded_s is None else min(sum(planned), loaded_s)
         warm_up_s = None if loaded_s is None or measured_s is None else loaded_s - measured_s
         return Phases(self._start_s, warm_up_s, measured_s, self._stop_s)
+
+
+def _unanswered(level: Level) -> bool:
+    """Whether the level may have ended as it did because no answers came any more."""
+    measurement = level.measurement
+    timed_out = any(kind == Failure.TIMEOUT for kind, _ in measurement.failed)
+    return measurement.aborted is not None or measurement.completed == 0 or timed_out

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import STAND_IN, tuner
+from tuner.cli import check
+from tuner.cli.check import Finding, Grade, peers_without
+from tuner.telemetry.gpu import GpuReading, Installed, RecordedGpu
+
+MATRIX = """\
+ \tGPU0\tGPU1\tGPU2\t
+ GPU0\tX\tOK\tCNS\t
+ GPU1\tOK\tX\tOK\t
+ GPU2\tCNS\tOK\tX\t
+
+Legend:
+  X    = Self
+  OK   = Status Ok
+  CNS  = Chipset not supported
+"""
+
+
+def test_check_of_a_machine_without_a_gpu_is_in_order(tmp_path: Path) -> None:
+    ended = tuner("check", "--vllm", STAND_IN, "--studies", str(tmp_path), "--json")
+    findings = json.loads(ended.stdout)["findings"]
+    assert ended.returncode == (4 if any(f["grade"] == "error" for f in findings) else 0)
+    grades = {f["what"]: f["grade"] for f in findings}
+    assert grades["vLLM"] == "ok"
+    assert {"vLLM's flags", "NUMA", "limits", "disk", "/dev/shm", "ports", "clock"} <= set(grades)
+
+
+def test_check_without_vllm_is_an_error_with_what_to_do_and_exit_code_4(tmp_path: Path) -> None:
+    ended = tuner("check", "--vllm", "no-such-vllm serve", "--studies", str(tmp_path))
+    assert ended.returncode == 4
+    first, todo = ended.stdout.splitlines()[:2]
+    assert first.split()[:2] == ["error", "vLLM"]
+    assert "→ install vLLM" in todo
+    assert ended.stderr.strip().splitlines()[-2] == "error: this machine is not ready: vLLM"
+
+
+def test_every_finding_that_is_not_ok_says_what_to_do(tmp_path: Path) -> None:
+    for finding in check.findings("no-such-vllm", None, tmp_path):
+        assert (finding.grade is Grade.OK) == (finding.todo == ""), finding
+
+
+def test_the_peer_matrix_names_pairs_that_cannot_read_each_other() -> None:
+    assert peers_without(MATRIX, (0, 1)) == []
+    assert peers_without(MATRIX, (0, 1, 2)) == [(0, 2, "CNS")]
+    assert peers_without(MATRIX, (0, 3)) is None
+    assert peers_without("NVIDIA-SMI has failed", (0, 1)) is None
+
+
+@pytest.mark.parametrize(("held_gib", "grade"), [(0.4, Grade.OK), (3.0, Grade.WARNING), (20.0, Grade.ERROR)])
+def test_gpu_memory_in_others_hands_is_graded_by_its_share(
+    held_gib: float, grade: Grade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = GpuReading(0, 0.0, int(held_gib * 2**30), 60.0, 40.0, 345.0)
+    monkeypatch.setattr(check, "gpu_adapter", lambda: RecordedGpu([(reading,)]))
+    (finding,) = check._held_by_others([Installed(0, "H100", 80.0, "GPU-x", 0)])
+    assert finding.grade is grade
+
+
+def test_few_open_files_are_a_warning_with_the_command_that_raises_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {resource.RLIMIT_NOFILE: (1024, 1_048_576), resource.RLIMIT_NPROC: (-1, -1)}
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits[kind])
+    assert list(check._limits()) == [Finding("limits", Grade.WARNING, "open files up to 1,024", "ulimit -n 65536")]
+
+
+@pytest.mark.parametrize(("free_gib", "grade"), [(0.5, Grade.ERROR), (5.0, Grade.WARNING), (50.0, Grade.OK)])
+def test_free_disk_is_graded(free_gib: float, grade: Grade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 0, int(free_gib * 2**30)))
+    (finding,) = check._disk(tmp_path / "not" / "yet")
+    assert finding.grade is grade

@@ -1,0 +1,82 @@
+"""What others do to our servers: kill, freeze, take memory or a port. Each act may return how it is undone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tests.server.support import eventually
+from tuner.server import marker, proctable
+from tuner.sim.gpu_memory import hold
+
+Undo = Callable[[], object]
+Act = Callable[[Path], Undo | None]
+"""Gets the trial's folder."""
+
+HOG_BYTES = 20 * 2**30
+
+
+def leader(folder: Path) -> int:
+    return marker.read(folder / marker.FILE_NAME).pid
+
+
+def session(pid: int) -> list[int]:
+    return [p.pid for p in proctable.table().values() if p.session == pid and not p.is_zombie]
+
+
+def _signal_server(number: signal.Signals) -> Act:
+    def act(folder: Path) -> None:
+        os.kill(leader(folder), number)
+
+    return act
+
+
+def _kill_engine(folder: Path) -> None:
+    pid = leader(folder)
+    assert eventually(lambda: len(session(pid)) > 1), "the engine has not started"
+    for member in session(pid):
+        if member != pid:
+            os.kill(member, signal.SIGKILL)
+
+
+def _hold_memory(folder: Path) -> Undo:
+    """This very process is the other one that holds memory."""
+    return hold(folder.parents[1] / "gpu", [0], HOG_BYTES).unlink
+
+
+def _lock_database(folder: Path) -> Undo:
+    connection = sqlite3.connect(folder.parents[1] / "study.db", check_same_thread=False)
+    connection.execute("BEGIN EXCLUSIVE")
+    timer = threading.Timer(0.7, connection.close)
+    timer.start()
+    return timer.join
+
+
+ACTS: Mapping[str, Act] = {
+    "kill -9 server": _signal_server(signal.SIGKILL),
+    "SIGTERM server": _signal_server(signal.SIGTERM),
+    "freeze server": _signal_server(signal.SIGSTOP),
+    "kill -9 engine": _kill_engine,
+    "memory held by others": _hold_memory,
+    "SQLite locked for a moment": _lock_database,
+}
+
+BEFORE_START = ("memory held by others",)
+"""Done to a machine on which the server is yet to start."""
+
+ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    "KV cache too small": ("--kv-cache-memory-bytes", "20000000"),
+    "unknown flag": ("--no-such-flag", "1"),
+}
+"""Words that one start gets in addition: a candidate that vLLM refuses."""
+
+
+def listener() -> tuple[int, socket.socket]:
+    """Somebody else's, on a port that was free a moment ago."""
+    taken = socket.create_server(("127.0.0.1", 0))
+    return int(taken.getsockname()[1]), taken

@@ -1,0 +1,113 @@
+"""The moments of a night, found by what the program does and never by a clock: hooks that call `strike` at each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuner import verdict
+from tuner.load import drive
+from tuner.server import ending, running, start
+from tuner.server.running import RunningServer
+from tuner.study import ladder, search, trial
+from tuner.study.events import Event, PhaseChanged, TrialStarted
+from tuner.study.record import Role, TrialRecord
+from tuner.study.store import Store
+from tuner.telemetry import prometheus, sampler
+
+ENGINE_IS_THERE = b"Initializing a V1 LLM engine"
+
+
+class Moment(StrEnum):
+    BEFORE_START = "before the start"
+    STARTING = "starting"
+    WARMING_UP = "warming up"
+    MEASURING = "measuring"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    CONFIRMING = "confirming"
+    WRITING = "writing"
+
+
+@dataclass
+class Hooks:
+    """Calls `strike(moment, trial's folder)` whenever a moment has come; `CONFIRMING` is measuring in a confirmation.
+
+    One server at a time: with several the folder would be a guess.
+    """
+
+    strike: Callable[[Moment, Path], None]
+    store_folder: Path
+    folder: Path = Path()
+    role: Role = Role.SEARCH
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        closed, save = drive.drive_closed, Store.save_record
+
+        def drive_closed(*args: Any, **options: Any) -> drive.Samples:
+            seconds, watch, warm = float(args[3]), options.get("watch"), "ramp_s" not in options
+
+            def look(progress: drive.Progress) -> str | None:
+                if warm:
+                    self.strike(Moment.WARMING_UP, self.folder)
+                elif progress.elapsed_s < seconds:
+                    confirming = self.role is Role.CONFIRM
+                    self.strike(Moment.CONFIRMING if confirming else Moment.MEASURING, self.folder)
+                elif progress.in_flight:
+                    self.strike(Moment.DRAINING, self.folder)
+                return watch(progress) if watch is not None else None
+
+            return closed(*args, **{"drain_s": 3.5, **options, "watch": look})
+
+        def save_record(store: Store, record: TrialRecord) -> None:
+            self.strike(Moment.WRITING, self.folder)
+            save(store, record)
+
+        serve = running.running
+
+        def running_server(*args: Any, **options: Any) -> AbstractContextManager[RunningServer]:
+            log, should_stop = Path(options["log_path"]), options["should_stop"]
+
+            def look() -> bool:
+                """Asked at every look of the wait, before the one that may find the server ready."""
+                if ENGINE_IS_THERE in log.read_bytes()[:20_000]:
+                    self.strike(Moment.STARTING, self.folder)
+                return bool(should_stop())
+
+            return serve(*args, **{**options, "should_stop": look})
+
+        patch.setattr(trial, "running", running_server)
+        patch.setattr(ladder, "drive_closed", drive_closed)
+        patch.setattr(Store, "save_record", save_record)
+
+    def see(self, event: Event) -> None:
+        match event:
+            case TrialStarted():
+                self.folder, self.role = self.store_folder / "trials" / f"{event.trial:04d}", event.role
+                self.strike(Moment.BEFORE_START, self.folder)
+            case PhaseChanged(phase="stopping"):
+                self.strike(Moment.STOPPING, self.folder)
+            case _:
+                pass
+
+
+def short_limits(patch: pytest.MonkeyPatch) -> None:
+    """What is minutes in a night is seconds here; nothing else differs."""
+    patch.setattr(verdict, "FEWEST_REQUESTS", 5)
+    patch.setattr(ladder, "FEWEST_REQUESTS", 5)
+    patch.setattr(trial, "HUNG_S", 2.0)
+    patch.setattr(running, "_START_SLACK_S", 6.0)
+    patch.setattr(running, "_START_FACTOR", 1.0)
+    patch.setattr(start, "STOP_MARGIN_S", 1.0)
+    patch.setattr(ending, "SETTLE_S", 0.3)
+    patch.setattr(ending, "ORPHAN_GRACE_S", 0.5)
+    patch.setattr(prometheus, "SCRAPE_TIMEOUT_S", 0.5)
+    patch.setattr(sampler, "STILL_S", 1.0)
+    patch.setattr(sampler, "SETTLE_STEP_S", 0.1)
+    patch.setattr(search, "sampler_name", lambda: search.SamplerName.TPE)  # torch takes seconds to import

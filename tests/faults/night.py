@@ -1,0 +1,307 @@
+"""A whole study on the stand-in, with one fault a start, and what was seen after each start."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from tests.faults import acts
+from tests.faults.moments import Hooks, Moment, short_limits
+from tests.faults.table import Row, Told
+from tests.server.support import bystander, listens, runs
+from tuner.candidate import Candidate
+from tuner.clock import RealClock
+from tuner.environment import describe
+from tuner.launch import LaunchBase, LaunchSpec, launch
+from tuner.load.workload import workload
+from tuner.placement import GpuGroup
+from tuner.server import marker, proctable, start
+from tuner.server.ports import fresh_port
+from tuner.sim import held_bytes
+from tuner.slo import parse_slo
+from tuner.space.parameter import Kind, Parameter
+from tuner.space.space import Space
+from tuner.study import trial
+from tuner.study.events import Event, TrialFinished
+from tuner.study.loop import Loop
+from tuner.study.plan import LoadPolicy, StudyPlan
+from tuner.study.record import TrialOutcome, TrialRecord
+from tuner.study.result import StudyResult
+from tuner.study.search import Search
+from tuner.study.store import Store
+from tuner.study.trial import TrialRunner
+from tuner.telemetry.gpu import GpuReading
+
+COMMAND = (sys.executable, "-m", "tuner.sim", "serve")
+ROOM = {Moment.STARTING: ("slow-start:2",), Moment.DRAINING: ("stall:3",)}
+"""For acts: what makes the moment last. Requests that stall are under way when the level's time is over."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The world right after a start: what the record says, what the search was told, and what is left."""
+
+    record: TrialRecord
+    told: str
+    struck: bool
+    lost_or_changed: tuple[str, ...]
+    left: tuple[str, ...]
+    bystander_lives: bool
+
+
+class SimGpu:
+    """Memory of the stand-in's GPUs, as NVML would tell it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def read(self, indices: Sequence[int]) -> tuple[GpuReading, ...]:
+        return ()
+
+    def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
+        return {gpu: held_bytes(self._folder, gpu) for gpu in gpus}
+
+
+def make_plan(
+    folder: Path, model: str, *, starts: int, confirm_starts: int, groups: tuple[GpuGroup, ...] = (GpuGroup(),)
+) -> StudyPlan:
+    """The default runs one sequence at a time, so that anything else beats it and there is something to confirm."""
+    sequences = Parameter("max-num-seqs", Kind.INT, 4, 64)
+    env = {
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        "TUNER_SIM_GPU_DIR": str(folder / "gpu"),
+        "TUNER_SIM_NOISE": "0",
+        "TUNER_SIM_PROFILE": "rtx4090",
+        "TUNER_SIM_SPEED": "4",
+        "TUNER_SIM_STARTUP_S": "0.6",
+        "VLLM_CACHE_ROOT": str(folder / "vllm_cache"),
+    }
+    return StudyPlan(
+        study=folder.name,
+        model=model,
+        slos=(parse_slo("p99 ttft <= 10s"),),
+        workload=workload("random:8,6"),
+        space=Space("faults", (sequences,), baseline=(("max-num-seqs", 1),)),
+        dropped=(),
+        given=(),
+        base=LaunchBase(
+            COMMAND, model, ("shutdown-timeout",), (), ("--max-model-len", "2048"), tuple(env.items()),
+            shutdown_timeout_s=1,
+        ),
+        groups=groups,
+        load=LoadPolicy((4,), 0.8, 0.3),
+        starts=starts,
+        confirm_starts=confirm_starts,
+        time_budget_s=None,
+        start_limit_s=60,
+        seed=0,
+        storage=f"sqlite:///{folder / 'study.db'}",
+        created_at="2026-11-21T00:00:00+00:00",
+    )  # fmt: skip
+
+
+def order_of(rows: Sequence[Row]) -> list[Row | None]:
+    """Faults by start, None for a healthy one: never three spoilt starts in a row, which would end the night, and
+    never more than two of one candidate."""
+    spoilt = [row for row in rows if row.told in (Told.AGAIN, Told.NOTHING)]
+    others: list[Row | None] = [row for row in rows if row not in spoilt]
+    order: list[Row | None] = []
+    while spoilt or others:
+        order += spoilt[:2]
+        if spoilt or others:
+            order.append(others.pop(0) if others else None)
+        del spoilt[:2]
+    return order
+
+
+@dataclass
+class Night:
+    """One study in this process; `seen` has an entry for every row, `result` or `ended_by` tells how it ended."""
+
+    folder: Path
+    model: str
+    rows: tuple[Row, ...]
+    confirming: bool = False
+    seen: dict[Row, Seen] = field(default_factory=dict)
+    every: list[Seen] = field(default_factory=list)
+    result: StudyResult | None = None
+    ended_by: BaseException | None = None
+
+    def __post_init__(self) -> None:
+        self._order: list[Row | None] = order_of(self.rows)
+        first: list[Row | None] = [None, None] if self.confirming else [None]
+        self._order = first + self._order
+        self._start = -1
+        self._struck = False
+        self._undo: list[acts.Undo] = []
+        self._bytes: dict[str, bytes] = {}
+        self._shared_memory: set[Path] = set()
+        self._scratch: set[Path] = set()
+        self._bystander = 0
+
+    def run(self) -> None:
+        spoilt = sum(row is not None and row.told is Told.AGAIN for row in self._order)
+        starts = 2 if self.confirming else len(self._order) - spoilt
+        plan = make_plan(self.folder, self.model, starts=starts, confirm_starts=2 if self.confirming else 0)
+        self.store = Store(self.folder)
+        self.store.create()
+        self.store.save_plan(plan, describe("0.32.0", plan.model, (), None))
+        self.plan = plan
+        with pytest.MonkeyPatch.context() as patch:
+            short_limits(patch)
+            self._hooks = Hooks(self._strike, self.folder)
+            self._hooks.install(patch)
+            patch.setattr(trial, "launch", self._launch)
+            fresh = fresh_port
+            patch.setattr(start, "fresh_port", lambda host: self._port() or fresh(host))
+            with bystander(*COMMAND[1:], self.model, "--max-model-len", "2048") as self._bystander:
+                self._run(plan)
+
+    def _run(self, plan: StudyPlan) -> None:
+        stop, clock = threading.Event(), RealClock()
+        runner = TrialRunner(plan, self.store, clock, SimGpu(self.folder / "gpu"), self._emit, stop)
+        search = Search(plan, (), {})
+        try:
+            self.result = Loop(plan, self.store, search, runner.run, self._emit, clock, stop).run()
+        except Exception as error:  # each row's test shows it
+            self.ended_by = error
+
+    # ── what happens at a start
+
+    @property
+    def _row(self) -> Row | None:
+        return self._order[self._start] if self._start < len(self._order) else None
+
+    def _launch(self, base: LaunchBase, candidate: Candidate, group: GpuGroup) -> LaunchSpec:
+        """Called at the very beginning of a trial, after TrialStarted."""
+        spec, row = launch(base, candidate, group), self._row
+        if row is None:
+            return spec
+        if row.fault == "command is gone":
+            self._struck = True
+            return replace(spec, command=("/nowhere/vllm", "serve"))
+        if row.fault in acts.ARGUMENTS:
+            self._struck = True
+            return replace(spec, arguments=(*spec.arguments, *acts.ARGUMENTS[row.fault]))
+        faults = list(ROOM.get(row.moment, ())) if row.fault in acts.ACTS else []
+        if row.fault not in acts.ACTS and re.fullmatch(r"[a-z-]+(:[\d.]+)?", row.fault):
+            self._struck = True
+            faults.append(row.fault)
+        return replace(spec, env=(*spec.env, ("TUNER_SIM_FAULTS", ",".join(faults))))
+
+    def _port(self) -> int | None:
+        if self._row is None or self._row.fault != "foreign listener":
+            return None
+        port, taken = acts.listener()
+        self._struck = True
+        self._undo.append(taken.close)
+        return port
+
+    def _strike(self, moment: Moment, folder: Path) -> None:
+        row = self._row
+        if (folder / marker.FILE_NAME).exists():
+            self._remember(marker.read(folder / marker.FILE_NAME))
+        if row is None or self._struck or row.fault not in acts.ACTS:
+            return
+        if moment is (Moment.BEFORE_START if row.fault in acts.BEFORE_START else row.moment):
+            self._struck = True
+            if (undo := acts.ACTS[row.fault](folder)) is not None:
+                self._undo.append(undo)
+
+    def _remember(self, record: marker.Marker) -> None:
+        """What must be gone later; once its owner is dead nobody can tell whose it was."""
+        self._scratch.add(Path(record.scratch))
+        for pid in acts.session(record.pid):
+            self._shared_memory |= proctable.shared_memory_files(pid)
+
+    def _emit(self, event: Event) -> None:
+        if isinstance(event, TrialFinished):
+            self._look(event.record)
+            return
+        if type(event).__name__ == "TrialStarted":
+            self._start += 1
+            self._struck = False
+        self._hooks.see(event)
+
+    # ── what is seen after it
+
+    def _look(self, record: TrialRecord) -> None:
+        while self._undo:
+            self._undo.pop()()
+        folder = self.folder / "trials" / f"{record.trial:04d}"
+        changed = self._changed()
+        seen = Seen(
+            record,
+            self._told(record),
+            self._struck,
+            changed,
+            (*self._left(folder), *left_of(folder)),
+            runs(self._bystander),
+        )
+        self.every.append(seen)
+        if self._row is not None:
+            self.seen[self._row] = seen
+        self._shared_memory.clear()
+        self._scratch.clear()
+
+    def _changed(self) -> tuple[str, ...]:
+        """Finished records that are not what they were; takes note of the new one."""
+        now = records_of(self.folder)
+        changed = tuple(name for name, data in self._bytes.items() if now.get(name) != data)
+        self._bytes = now
+        return changed
+
+    def _left(self, folder: Path) -> list[str]:
+        files = [*self._shared_memory, *self._scratch, folder / marker.FILE_NAME]
+        mine = [p for p in proctable.table().values() if p.ppid == os.getpid() and p.pid != self._bystander]
+        return [str(f) for f in files if f.exists()] + [str(p) for p in mine if p.name.startswith(("VLLM", "python"))]
+
+    def _told(self, record: TrialRecord) -> str:
+        if record.search_trial is None:
+            return Told.NOTHING if record.outcome is TrialOutcome.INFRASTRUCTURE else Told.UNAFFECTED
+        return told_of(self.plan.storage, self.plan.study, record)
+
+
+def told_of(storage: str, study: str, record: TrialRecord) -> str:
+    """What Optuna has of a start, in the words of the matrix."""
+    assert record.search_trial is not None
+    trials = optuna.load_study(study_name=study, storage=storage).trials
+    one = trials[record.search_trial]
+    if one.state is TrialState.FAIL:
+        later = [t for t in trials if t.number > one.number and _fixed(t) == one.params and t.user_attrs.get("again")]
+        return Told.AGAIN if later else "FAIL, and forgotten"
+    if one.state is not TrialState.COMPLETE:
+        return str(one.state)
+    constraints = one.constraints
+    if constraints["start"] > 0:
+        return Told.VIOLATED if one.user_attrs["imputed"] else "violated, and a value that nobody measured"
+    return Told.UNAFFECTED if all(value <= 0 for value in constraints.values()) else Told.MEASURED
+
+
+def _fixed(one: Any) -> dict[str, float]:
+    return dict(one.system_attrs.get("fixed_params", {}))
+
+
+def records_of(folder: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in sorted((folder / "trials").glob("*/record.json"))}
+
+
+def left_of(folder: Path) -> list[str]:
+    """Processes that write to the trial's log, and its port if somebody still listens there."""
+    log = folder / "server.log"
+    if not log.exists():
+        return []
+    identity = proctable.file_id(log)
+    writers = [str(p) for p in proctable.table().values() if proctable.writes_to(p.pid, identity) and runs(p.pid)]
+    ports = {int(port) for port in re.findall(r"'port': (\d+)", log.read_text(errors="replace")[:20_000])}
+    return writers + [f"port {port}" for port in sorted(ports) if listens(port)]

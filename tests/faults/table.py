@@ -1,0 +1,165 @@
+"""The matrix as data: fault × moment → what the search is told, and the cause that the record names."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from tests.faults.moments import Moment
+
+
+class Told(StrEnum):
+    """What the search learns of a start that a fault struck."""
+
+    VIOLATED = "violated constraint"
+    AGAIN = "FAIL, and queued again"
+    MEASURED = "measured, not feasible"
+    UNAFFECTED = "unaffected"
+    NOTHING = "nothing, done again"  # a confirmation is no trial of the search
+
+
+class Row(NamedTuple):
+    """`fault` is one of tuner.sim's, or an act of tests/faults/acts.py. `cause`: kind in the record, "" for none."""
+
+    fault: str
+    moment: Moment
+    told: Told
+    cause: str = ""
+
+    @property
+    def name(self) -> str:
+        return name_of(self.fault, self.moment)
+
+    @property
+    def night(self) -> str:
+        """The study that this fault strikes one start of."""
+        return f"servers, {self.moment}"
+
+
+def name_of(fault: str, moment: Moment) -> str:
+    return f"{fault} {moment}".replace(" ", "-")
+
+
+_S, _W, _M, _D = Moment.STARTING, Moment.WARMING_UP, Moment.MEASURING, Moment.DRAINING
+_STOP, _C, _WRITE = Moment.STOPPING, Moment.CONFIRMING, Moment.WRITING
+_AGAIN, _VIOLATED, _MEASURED, _UNAFFECTED, _NOTHING = (
+    Told.AGAIN, Told.VIOLATED, Told.MEASURED, Told.UNAFFECTED, Told.NOTHING,
+)  # fmt: skip
+
+SERVER_ROWS: tuple[Row, ...] = (
+    # ── starting ────────────────────────────────────────────────────────────────────────────────────────────────────
+    Row("die-before-ready", _S, _AGAIN, "killed"),
+    Row("hang-before-ready", _S, _AGAIN, "start-limit"),
+    Row("slow-start:1", _S, _UNAFFECTED),
+    Row("port-taken", _S, _AGAIN, "port-in-use"),
+    Row("foreign listener", _S, _AGAIN, "foreign-listener"),
+    Row("log-flood:20", _S, _UNAFFECTED),
+    Row("memory held by others", _S, _AGAIN, "memory-wanted"),
+    Row("command is gone", _S, _AGAIN, "command-not-found"),
+    Row("KV cache too small", _S, _VIOLATED, "kv-too-small"),
+    Row("unknown flag", _S, _VIOLATED, "unknown-flag"),
+    Row("kill -9 server", _S, _AGAIN, "killed"),
+    Row("kill -9 engine", _S, _AGAIN, "killed"),
+    Row("SIGTERM server", _S, _AGAIN, "terminated"),
+    Row("freeze server", _S, _AGAIN, "start-limit"),
+    # ── warming up ──────────────────────────────────────────────────────────────────────────────────────────────────
+    Row("die-under-load:3", _W, _AGAIN, "ended"),
+    Row("exit-zero-under-load:3", _W, _AGAIN, "ended"),
+    Row("engine-dies-under-load:3", _W, _AGAIN, "engine-died"),
+    Row("oom-under-load:3", _W, _VIOLATED, "oom-under-load"),
+    Row("orphan-engine:3", _W, _AGAIN, "killed"),
+    Row("hung-engine:3", _W, _AGAIN, "hung"),
+    Row("kill -9 server", _W, _AGAIN, "killed"),
+    Row("kill -9 engine", _W, _AGAIN, "engine-died"),
+    Row("SIGTERM server", _W, _AGAIN, "terminated"),
+    Row("freeze server", _W, _AGAIN, "hung"),
+    # ── measuring ───────────────────────────────────────────────────────────────────────────────────────────────────
+    Row("kill -9 server", _M, _AGAIN, "killed"),
+    Row("kill -9 engine", _M, _AGAIN, "engine-died"),
+    Row("SIGTERM server", _M, _AGAIN, "terminated"),
+    Row("freeze server", _M, _AGAIN, "hung"),
+    Row("error-chunk:10", _M, _MEASURED),
+    Row("reset-mid-stream:10", _M, _MEASURED),
+    Row("truncated-output:10", _M, _MEASURED),
+    Row("role-only:10", _M, _MEASURED),
+    Row("metrics-missing", _M, _MEASURED),
+    Row("metrics-late:0.3", _M, _UNAFFECTED),
+    Row("metrics-old", _M, _UNAFFECTED),
+    Row("bursts:4", _M, _UNAFFECTED),
+    Row("stall:0.3", _M, _UNAFFECTED),
+    Row("ttft-leak:1", _M, _UNAFFECTED),
+    # ── draining ────────────────────────────────────────────────────────────────────────────────────────────────────
+    Row("kill -9 server", _D, _AGAIN, "killed"),
+    Row("kill -9 engine", _D, _AGAIN, "engine-died"),
+    Row("SIGTERM server", _D, _AGAIN, "terminated"),
+    Row("freeze server", _D, _AGAIN, "hung"),
+    # ── stopping ────────────────────────────────────────────────────────────────────────────────────────────────────
+    Row("ignore-sigterm", _STOP, _UNAFFECTED),
+    Row("orphan-on-stop", _STOP, _UNAFFECTED),
+    Row("kill -9 server", _STOP, _UNAFFECTED),
+    Row("kill -9 engine", _STOP, _UNAFFECTED),
+    Row("freeze server", _STOP, _UNAFFECTED),
+    # ── confirming ──────────────────────────────────────────────────────────────────────────────────────────────────
+    Row("kill -9 server", _C, _NOTHING, "killed"),
+    Row("kill -9 engine", _C, _NOTHING, "engine-died"),
+    Row("SIGTERM server", _C, _NOTHING, "terminated"),
+    Row("freeze server", _C, _NOTHING, "hung"),
+    # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    Row("SQLite locked for a moment", _WRITE, _UNAFFECTED),
+)
+
+
+class Ends(StrEnum):
+    """How the tuner that the fault struck ends; the next one then completes the study."""
+
+    KILLED = "killed"
+    RESUMABLE = "130, resumable"
+    ENVIRONMENT = "4, environment"
+    USAGE = "2, usage"
+    COMPLETE = "0, complete"
+
+
+class TunerRow(NamedTuple):
+    """A fault of the tuner's own process or of its files; `words` must be in what it says."""
+
+    fault: str
+    moment: Moment
+    ends: Ends
+    words: str = ""
+
+    @property
+    def name(self) -> str:
+        return name_of(self.fault, self.moment)
+
+    @property
+    def night(self) -> str:
+        if self.fault.startswith(("torn", "garbled")):
+            return "damaged files"
+        return self.fault
+
+
+_LOADED = (_S, _W, _M, _D, _STOP, _WRITE, _C)
+
+TUNER_ROWS: tuple[TunerRow, ...] = (
+    *(TunerRow("kill -9 tuner", moment, Ends.KILLED) for moment in _LOADED),
+    *(TunerRow("SIGTERM tuner", moment, Ends.RESUMABLE, "tuner resume") for moment in _LOADED),
+    *(TunerRow("SIGINT tuner", moment, Ends.RESUMABLE, "tuner resume") for moment in _LOADED),
+)
+
+FILE_ROWS: tuple[TunerRow, ...] = (
+    TunerRow("report cannot be drawn", _WRITE, Ends.COMPLETE, "could not be written yet"),
+    TunerRow("disk full", _WRITE, Ends.ENVIRONMENT, "No space left"),
+    TunerRow("disk nearly full", Moment.BEFORE_START, Ends.ENVIRONMENT, "nearly full"),
+    TunerRow("trial folder read-only", _WRITE, Ends.ENVIRONMENT, "Read-only file system"),
+    TunerRow("torn record.json", _WRITE, Ends.COMPLETE),
+    TunerRow("torn result.json", _WRITE, Ends.COMPLETE),
+    TunerRow("torn plan.json", _WRITE, Ends.USAGE, "plan.json"),
+    TunerRow("torn environment.json", _WRITE, Ends.USAGE, "environment.json"),
+    TunerRow("torn running.json", _WRITE, Ends.ENVIRONMENT, "running.json"),
+    TunerRow("garbled study.db", _WRITE, Ends.ENVIRONMENT, "storage"),
+)
+
+MEMORY_ROWS: tuple[TunerRow, ...] = (
+    TunerRow("GPU memory stays in use, one group", _STOP, Ends.ENVIRONMENT, "no GPU group is usable"),
+    TunerRow("GPU memory stays in use, two groups", _STOP, Ends.COMPLETE),
+)

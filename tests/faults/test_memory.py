@@ -1,0 +1,76 @@
+"""GPU memory that a dead server does not give back: its group is left alone, and the night says so."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.moments import short_limits
+from tests.faults.night import SimGpu, make_plan, records_of
+from tests.faults.table import MEMORY_ROWS, Ends, TunerRow
+from tests.server.support import bystander, children_of_ours, runs
+from tuner.clock import RealClock
+from tuner.environment import describe
+from tuner.errors import EnvironmentFaultError
+from tuner.placement import GpuGroup
+from tuner.server import leftovers
+from tuner.sim.gpu_memory import hold
+from tuner.study.events import Event, Notice, PhaseChanged
+from tuner.study.loop import Loop
+from tuner.study.plan import StudyPlan
+from tuner.study.result import StudyResult
+from tuner.study.search import Search
+from tuner.study.store import Store
+from tuner.study.trial import TrialRunner
+
+GONE_BYTES = 24 * 2**30
+
+
+def night(plan: StudyPlan, store: Store, emit: Callable[[Event], None]) -> StudyResult:
+    stop, clock = threading.Event(), RealClock()
+    runner = TrialRunner(plan, store, clock, SimGpu(store.folder / "gpu"), emit, stop)
+    return Loop(plan, store, Search(plan, (), {}), runner.run, emit, clock, stop).run()
+
+
+@pytest.mark.parametrize("row", MEMORY_ROWS, ids=lambda row: row.name)
+def test_a_group_whose_memory_is_gone_is_used_no_more(
+    row: TunerRow, sim_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_limits(monkeypatch)
+    monkeypatch.setattr(leftovers, "MEMORY_LIMIT_S", 1.0)
+    groups = (GpuGroup((0,)),) if row.ends is Ends.ENVIRONMENT else (GpuGroup((0,)), GpuGroup((1,)))
+    plan = make_plan(tmp_path / "study", sim_model, starts=3, confirm_starts=0, groups=groups)
+    store = Store(tmp_path / "study")
+    store.create()
+    store.save_plan(plan, describe("0.32.0", plan.model, (), None))
+    events: list[Event] = []
+    held: list[Path] = []
+
+    def emit(event: Event) -> None:
+        """The last server of gpu0 leaves its memory behind: this process holds it instead."""
+        events.append(event)
+        stopping = isinstance(event, PhaseChanged) and event.phase == "stopping" and event.group == "gpu0"
+        if stopping and len(store.records()) > 0 and not held:
+            held.append(hold(store.folder / "gpu", [0], GONE_BYTES))
+
+    with bystander() as other:
+        if row.ends is Ends.ENVIRONMENT:
+            with pytest.raises(EnvironmentFaultError, match=row.words):
+                night(plan, store, emit)
+        else:
+            assert night(plan, store, emit).complete
+        assert held and any("QUARANTINED gpu0" in e.text for e in events if isinstance(e, Notice))
+        (dirty,) = (r for r in store.records() if r.dirty)
+        assert dirty.dirty == "GPU memory" and dirty.group == "gpu0"
+        assert all(r.group == "gpu1" for r in store.records() if r.trial > dirty.trial + 1)
+        assert runs(other)
+        assert [p.pid for p in children_of_ours() if p.name.startswith(("VLLM", "python"))] == [other]
+    before = records_of(store.folder)
+    held[0].unlink()
+    result = night(plan, store, lambda event: None)
+    assert result.complete
+    after = records_of(store.folder)
+    assert {name: after[name] for name in before} == before

@@ -1,0 +1,48 @@
+"""`tuner best`: the recorded launch in the form that production wants, to stdout or into a folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tuner.cli.folders import checked_price, study_folder, write_file
+from tuner.deploy.formats import file_name, render_study
+from tuner.deploy.recorded import recorded_in
+from tuner.deploy.start import write_pair
+from tuner.errors import EnvironmentFaultError, UsageError
+from tuner.report.tables import read_study
+
+
+def show_best(
+    studies: Path,
+    name: str,
+    format: str,
+    out: Path | None,
+    *,
+    trial: int | None,
+    replicas: int | None,
+    gpu_price: float | None,
+) -> None:
+    if replicas is not None and replicas < 1:
+        raise UsageError(f"--replicas {replicas}", hint="at least 1")
+    folder, price = study_folder(studies, name), checked_price(gpu_price)
+    text = render_study(folder, format, trial=trial, gpu_price=price, replicas=replicas)
+    if out is None:
+        sys.stdout.write(text)
+    elif format == "sh":
+        for path in _scripts(folder, out.absolute(), trial):
+            print(path)
+    else:
+        print(write_file(out.absolute() / file_name(format), text))
+
+
+def _scripts(study: Path, out: Path, trial: int | None) -> tuple[Path, Path]:
+    """start.sh with its stop.sh, both executable."""
+    recorded = recorded_in(read_study(study), trial)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return write_pair(out, recorded)
+    except OSError as error:
+        raise EnvironmentFaultError(
+            f"{out} cannot be written: {error.strerror}", hint="name another folder with --out"
+        ) from error

@@ -1,0 +1,70 @@
+"""Names of studies → folders: a name that is none is told at once, with the nearest one that is."""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import math
+from enum import StrEnum
+from pathlib import Path
+
+from tuner.config import checked_study_name
+from tuner.errors import EnvironmentFaultError, UsageError
+from tuner.jsonfile import write_atomically
+
+
+class State(StrEnum):
+    """`INTERRUPTED`: not complete, and no tuner is at work on it."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    INTERRUPTED = "interrupted"
+
+
+def study_names(studies: Path) -> list[str]:
+    return sorted(path.parent.name for path in studies.glob("*/plan.json"))
+
+
+def study_folder(studies: Path, name: str) -> Path:
+    folder = studies.absolute() / checked_study_name(name)
+    if not (folder / "plan.json").is_file():
+        names = study_names(studies)
+        near = difflib.get_close_matches(name, names, n=1)
+        if near:
+            hint = f"did you mean {near[0]}?"
+        elif names:
+            hint = f"`tuner studies` lists the {len(names)} there are"
+        else:
+            hint = f"there is no study in {studies.absolute()}: name its folder with --studies DIR"
+        raise UsageError(f"no study {name!r} in {studies}", hint=hint)
+    return folder
+
+
+def is_worked_on(folder: Path) -> bool:
+    """Whether a tuner holds the study's lock (study/store.py). Our own shared lock lasts for microseconds."""
+    try:
+        with (folder / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock file: copied from elsewhere, or never started
+        return False
+    return False
+
+
+def checked_price(gpu_price: float | None) -> float | None:
+    if gpu_price is not None and not (math.isfinite(gpu_price) and gpu_price >= 0):
+        raise UsageError(f"--gpu-price {gpu_price:g}", hint="the price of one GPU for one hour, such as 2.5")
+    return gpu_price
+
+
+def write_file(path: Path, text: str) -> Path:
+    """Whole or not at all; folders above it are made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise EnvironmentFaultError(
+            f"{path} cannot be written: {error.strerror}", hint="name another place with --out"
+        ) from error
+    return path

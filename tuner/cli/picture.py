@@ -1,0 +1,124 @@
+"""What a study looks like at one moment: the same values for the live screen and for `tuner status`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tuner.candidate import Candidate
+from tuner.cli.folders import State
+from tuner.measurement import Measurement
+from tuner.report.tables import FINDS, spent_s
+from tuner.study import confirm
+from tuner.study.plan import StudyPlan
+from tuner.study.record import Role, TrialOutcome, TrialRecord
+from tuner.study.result import Figures, StudyResult
+
+LAST = 5
+"""Outcomes that are shown."""
+
+START_S = 90.0
+"""What a start is taken to need before any was seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class LevelNow:
+    """The last level of a running trial."""
+
+    load: str
+    qps: float | None
+    p99_ttft_ms: float | None
+    kv_usage_peak: float | None
+
+    @classmethod
+    def of(cls, m: Measurement) -> LevelNow:
+        return cls(str(m.load), m.qps, m.ttft_ms.p99 if m.ttft_ms else None, m.server.kv_usage_peak)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupNow:
+    """What a GPU group does: `trial` is None between two trials, `role` and `candidate` where they cannot be known."""
+
+    group: str
+    trial: int | None = None
+    role: Role | None = None
+    candidate: Candidate | None = None
+    phase: str = "idle"
+    phase_s: float | None = None
+    level: LevelNow | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """`vllm_version` None: not recorded."""
+
+    plan: StudyPlan
+    vllm_version: str | None
+    state: State
+    records: tuple[TrialRecord, ...]
+    groups: tuple[GroupNow, ...]
+    elapsed_s: float
+    result: StudyResult | None = None
+
+    @property
+    def planned(self) -> int:
+        """Starts in all; fewer are needed where nothing beats the default, or time is up."""
+        return self.plan.starts + self.plan.confirm_starts
+
+    @property
+    def done(self) -> int:
+        return sum(counts(r) and r.role is not Role.CHECK for r in self.records)
+
+    @property
+    def best(self) -> Figures | None:
+        """The candidate that is ahead, by its fresh starts where it has any; at the end what the study decided for.
+        Either may be the default itself."""
+        if self.state is State.COMPLETE and self.result is not None:
+            return self.result.winner
+        ranked = confirm.finalists(self.records)
+        return confirm.figures(self.records, ranked[0].candidate) if ranked else None
+
+    @property
+    def default(self) -> Figures | None:
+        """The default within the limits, else as it was seen."""
+        return self._kept_default or confirm.seen(self.records, self.plan.baseline)
+
+    @property
+    def default_keeps(self) -> bool:
+        return self._kept_default is not None
+
+    @property
+    def _kept_default(self) -> Figures | None:
+        return confirm.figures(self.records, self.plan.baseline)
+
+    @property
+    def last(self) -> tuple[TrialRecord, ...]:
+        """Newest first."""
+        return tuple(sorted(self.records, key=lambda r: r.trial, reverse=True)[:LAST])
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the plan is done at the pace so far, or the time is up; None where nothing runs."""
+        if self.state is not State.RUNNING:
+            return None
+        budget = self.plan.time_budget_s
+        by_pace_s = self._left_by_pace_s()
+        return by_pace_s if budget is None else min(by_pace_s, max(0.0, budget - self.elapsed_s))
+
+    def _left_by_pace_s(self) -> float:
+        spent = [spent_s(r) for r in self.records if counts(r)]
+        mean_s = sum(spent) / len(spent) if spent else self.plan.load.longest_s + START_S
+        confirmed = sum(r.role is Role.CONFIRM and counts(r) for r in self.records)
+        searched = sum(r.role in FINDS and counts(r) for r in self.records)
+        alone = max(0, self.plan.confirm_starts - confirmed)
+        return mean_s * (max(0, self.plan.starts - searched) / len(self.plan.groups) + alone)
+
+
+def counts(record: TrialRecord) -> bool:
+    """Whether a start counts against the plan: those that the machine or a person spoilt are done again."""
+    return record.outcome not in (TrialOutcome.INTERRUPTED, TrialOutcome.INFRASTRUCTURE)
+
+
+def spent_before_s(plan: StudyPlan, records: Sequence[TrialRecord]) -> float:
+    """What finished trials took, as the loop adds it to its time when it goes on."""
+    return sum(spent_s(r) for r in records) / len(plan.groups)

@@ -1,0 +1,39 @@
+"""`tuner plan`: everything that a search with these flags would do, without a server and without a file."""
+
+from __future__ import annotations
+
+import sys
+
+from tuner.cli.console import Console, describe, plan_lines
+from tuner.cli.folders import study_names
+from tuner.cli.search import cache_folder, this_machine
+from tuner.cli.tables import Form, print_json
+from tuner.clock import RealClock
+from tuner.config import SearchOptions, plan_study
+from tuner.environment import Environment
+from tuner.formatting import one_line
+from tuner.launch import launch
+from tuner.space.defaults import vllm_defaults
+from tuner.study.plan import StudyPlan
+from tuner.study.search import sampler_name
+from tuner.study.seeds import seeds
+
+
+def show_plan(options: SearchOptions, form: Form) -> None:
+    progress = Console()
+    plan, environment = plan_study(options, this_machine(), RealClock().wall(), cache_folder(), progress.say)
+    if form is Form.JSON:
+        print_json(plan)
+    else:
+        Console(sys.stdout).say(plan_lines(plan, environment.vllm_version, sampler_name()))
+        Console(sys.stdout).say("\n".join(_first_starts(plan, environment)))
+    if plan.study in study_names(options.studies):
+        progress.say(f"study {plan.study} exists already: `tuner search` would go on with it, as it was planned then")
+
+
+def _first_starts(plan: StudyPlan, environment: Environment) -> list[str]:
+    """What is known of the order: the default, then the seeds; what follows depends on what they show."""
+    candidates = seeds(plan, vllm_defaults(environment.vllm_version, environment.gpus))
+    lines = [f"{'seeds' if i == 0 else '':<8}  {describe(c)}" for i, c in enumerate(candidates)]
+    command = launch(plan.base, plan.baseline, plan.groups[0]).shell("127.0.0.1", 8000)
+    return [*lines, f"first     {one_line(command)}"]

@@ -1,0 +1,260 @@
+"""The live screen: a picture of the study at the foot of the terminal, notices above it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Self
+
+from rich.cells import cell_len
+from rich.console import Console as Terminal
+from rich.console import ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.text import Text
+
+from tuner import formatting
+from tuner.cli.console import describe, outcome_line, printable
+from tuner.cli.folders import State
+from tuner.cli.picture import GroupNow, LevelNow, Picture, spent_before_s
+from tuner.cli.tables import spaced
+from tuner.clock import Clock, RealClock
+from tuner.formatting import one_line
+from tuner.study.events import Event, LevelMeasured, Notice, PhaseChanged, StudyFinished, TrialFinished, TrialStarted
+from tuner.study.plan import StudyPlan
+from tuner.study.record import TrialOutcome, TrialRecord
+from tuner.study.result import Figures, StudyResult
+
+DRAWN_PER_SECOND = 1.0
+"""The load comes from this process: drawing must not take the interpreter from it more often than needed."""
+
+_STYLES = {
+    TrialOutcome.FEASIBLE: "green",
+    TrialOutcome.INFEASIBLE: "yellow",
+    TrialOutcome.UNDECIDED: "yellow",
+    TrialOutcome.INVALID: "magenta",
+    TrialOutcome.REFUSED: "red",
+    TrialOutcome.DIED: "red",
+    TrialOutcome.INFRASTRUCTURE: "bold red",
+    TrialOutcome.INTERRUPTED: "dim",
+}
+"""Beside the outcome's word, never instead of it."""
+
+_WIDE = 110
+"""From so many columns on, a group's last level stands beside its phase."""
+_LINES_BESIDE_GROUPS = 16
+"""Head, best, default and last outcomes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    now: GroupNow
+    since_ns: int
+
+
+class Screen:
+    """Told from any thread; draws from one. Lines that are said stay above the picture."""
+
+    def __init__(
+        self, plan: StudyPlan, vllm_version: str, records: Sequence[TrialRecord], clock: Clock | None = None
+    ) -> None:
+        self._clock = clock or RealClock()
+        self._plan, self._vllm_version = plan, vllm_version
+        self._records = list(records)
+        self._groups = {g.name: _Running(GroupNow(g.name), self._clock.now_ns()) for g in plan.groups}
+        self._state = State.RUNNING
+        self._result: StudyResult | None = None
+        self._spent_before_s = spent_before_s(plan, records)
+        self._began_ns = self._clock.now_ns()
+        self._lock = threading.Lock()
+        self._live = Live(
+            console=Terminal(file=sys.stderr, highlight=False),
+            get_renderable=lambda: Drawn(self.picture()),
+            refresh_per_second=DRAWN_PER_SECOND,
+            transient=sys.stdout.isatty(),  # the result follows on the same terminal
+        )
+
+    def __enter__(self) -> Self:
+        self._live.start(refresh=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            if self._state is State.RUNNING:
+                self._state = State.INTERRUPTED
+        with suppress(OSError):  # the terminal may have gone away
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        with suppress(OSError):  # the terminal may have gone away: the night goes on without it
+            self._live.console.print(Text(printable(text)))
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, Notice):
+            self.say(event.text)
+            return
+        with self._lock:
+            self._take_in(event)
+
+    def picture(self) -> Picture:
+        with self._lock:
+            now_ns = self._clock.now_ns()
+            return Picture(
+                plan=self._plan,
+                vllm_version=self._vllm_version,
+                state=self._state,
+                records=tuple(self._records),
+                groups=tuple(
+                    g.now if g.now.trial is None else replace(g.now, phase_s=(now_ns - g.since_ns) / 1e9)
+                    for g in self._groups.values()
+                ),
+                elapsed_s=self._spent_before_s + (now_ns - self._began_ns) / 1e9,
+                result=self._result,
+            )
+
+    def _take_in(self, event: Event) -> None:
+        now_ns = self._clock.now_ns()
+        match event:
+            case TrialStarted():
+                now = GroupNow(event.group, event.trial, event.role, event.candidate, "starting")
+                self._groups[event.group] = _Running(now, now_ns)
+            case PhaseChanged():
+                before = self._groups[event.group].now
+                self._groups[event.group] = _Running(replace(before, phase=event.phase), now_ns)
+            case LevelMeasured():
+                running = self._groups[event.group]
+                level = LevelNow.of(event.measurement)
+                self._groups[event.group] = replace(running, now=replace(running.now, level=level))
+            case TrialFinished():
+                left = event.record.dirty
+                phase = "idle" if left is None else f"quarantined: trial {event.record.trial:04d} left {left}"
+                self._groups[event.record.group] = _Running(GroupNow(event.record.group, phase=phase), now_ns)
+                self._records.append(event.record)
+            case StudyFinished():
+                self._state = State.COMPLETE if event.result.complete else State.INTERRUPTED
+                self._result = event.result
+            case Notice():
+                pass
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A picture as rich draws it: in the terminal's width, and in its height as far as that can be."""
+
+    picture: Picture
+
+    def __rich_console__(self, console: Terminal, options: ConsoleOptions) -> RenderResult:
+        p, width = self.picture, options.max_width
+        roomy = options.max_height >= _LINES_BESIDE_GROUPS + 2 * len(p.groups)
+        groups = _groups(p, width, Room.TWO_LINES if roomy else Room.ONE_LINE) if p.state is State.RUNNING else ()
+        yield Group(*_head(p, width), Text(), *groups, *_best(p), *_last(p))
+
+
+class Room(Enum):
+    """For each GPU group: a second line holds its candidate."""
+
+    ONE_LINE = 1
+    TWO_LINES = 2
+
+
+def _line(*parts: str | tuple[str, str]) -> Text:
+    """One line, cut with an ellipsis where it does not fit. Whatever a part holds, it cannot steer the terminal."""
+    safe = [spaced(p) if isinstance(p, str) else (spaced(p[0]), p[1]) for p in parts]
+    return Text.assemble(*safe, no_wrap=True, overflow="ellipsis")
+
+
+def _head(p: Picture, width: int) -> list[RenderableType]:
+    plan = p.plan
+    vllm = f"vLLM {p.vllm_version}" if p.vllm_version else ""
+    ends = f"{plan.load.levels[0]}-{plan.load.levels[-1]}" if len(plan.load.levels) > 1 else f"{plan.load.levels[0]}"
+    load = f"{plan.workload.name}, {ends} concurrent, {formatting.duration(plan.load.level_s)} each"
+    lines: list[RenderableType] = [
+        _line((plan.study, "bold"), *(f"  {part}" for part in (plan.model, vllm) if part)),
+        _line(f"{', '.join(map(str, plan.slos))}  {load}  space {plan.space.name}"),
+    ]
+    length = 24 if width >= _WIDE else 12
+    filled = min(length, round(length * p.done / max(1, p.planned)))
+    starts = f"  {p.done} of {p.planned} starts ({plan.confirm_starts} confirm)"
+    left = f", {formatting.duration(p.left_s)} left" if p.left_s is not None else ""
+    state = "" if p.state is State.RUNNING else f"  {p.state}"
+    bar = ("━" * filled, "green"), ("─" * (length - filled), "dim")
+    lines.append(_line(*bar, (state, "bold"), starts, f", {formatting.duration(p.elapsed_s)} spent", left))
+    if p.result and p.state is not State.RUNNING:
+        lines.append(Text(one_line(p.result.sentence), overflow="fold"))
+    return lines
+
+
+def _groups(p: Picture, width: int, room: Room) -> list[RenderableType]:
+    name_width = max(8, *(cell_len(g.group) for g in p.groups))
+    lines: list[RenderableType] = []
+    for g in p.groups:
+        name = (g.group.ljust(name_width) + "  ", "bold")
+        if g.trial is None:
+            lines.append(_line(name, (g.phase, "dim")))
+            continue
+        role = f" {g.role}" if g.role else ""
+        since = f" {formatting.duration(float(round(g.phase_s)))}" if g.phase_s is not None else ""
+        first = (name, f"trial {g.trial:04d}{role}  ", (f"{g.phase}{since}", "cyan"))
+        level = _level(g.level)
+        flags = (describe(g.candidate) if g.candidate is not None else "", "dim")
+        indent = " " * (name_width + 2)
+        if room is Room.ONE_LINE:
+            lines.append(_line(*first, "  ", level))
+        elif width >= _WIDE:
+            lines += [_line(*first, "  ", level), _line(indent, flags)]
+        else:
+            lines += [_line(*first), _line(indent, level, "  " if level else "", flags)]
+    return [*lines, Text()]
+
+
+def _level(level: LevelNow | None) -> str:
+    if level is None:
+        return ""
+    p99 = formatting.ms(level.p99_ttft_ms)
+    kv = formatting.share(level.kv_usage_peak)
+    return f"{formatting.qps(level.qps)}, P99 TTFT {p99}, KV {kv} at {level.load}"
+
+
+def _best(p: Picture) -> list[RenderableType]:
+    best, default = p.best, p.default
+    default_is_best = best is not None and best.candidate == p.plan.baseline
+    gain = ""
+    if best and default and p.default_keeps and not default_is_best:
+        gain = f"  {formatting.change(best.qps, default.qps)}"
+    lines: list[RenderableType] = []
+    title = "winner       " if p.state is State.COMPLETE else "best so far  "
+    if best is None:
+        lines.append(_line((title, "bold"), "nothing kept the limits"))
+    elif default_is_best:
+        lines.append(_line((title, "bold"), "the default"))
+    else:
+        sure = f"  confirmed {len(best.trials)}×" if best.fresh else ""
+        lines.append(_line((title, "bold"), _figures(best), (gain, "bold green"), sure))
+        lines.append(_line(" " * 13, (describe(best.candidate), "dim")))
+    broke = "" if p.default_keeps or default is None else "  breaks the limits"
+    seen = _figures(default) if default else "not measured yet"
+    lines.append(_line(("default      ", "bold"), seen, (broke, "yellow")))
+    return [*lines, Text()]
+
+
+def _figures(f: Figures) -> str:
+    return f"{formatting.qps(f.qps)}  P99 TTFT {formatting.ms(f.p99_ttft_ms)}  at {f.level}"
+
+
+def _last(p: Picture) -> list[RenderableType]:
+    if not p.last:
+        return [_line(("no trial has finished yet", "dim"))]
+    role_width, outcome_width = (
+        max(map(len, words)) for words in ([r.role for r in p.last], [r.outcome for r in p.last])
+    )
+    return [
+        _line(
+            f"{r.trial:04d}  {r.role:<{role_width}}  ",
+            (f"{r.outcome:<{outcome_width}}  ", _STYLES[r.outcome]),
+            outcome_line(r).removeprefix(f"{r.outcome}: "),
+        )
+        for r in p.last
+    ]

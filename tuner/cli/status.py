@@ -1,0 +1,201 @@
+"""`tuner status`: a study's picture from its files alone; running.json in a trial's folder tells what runs now."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from tuner.candidate import Candidate, Value
+from tuner.cli.console import outcome_line
+from tuner.cli.folders import State, is_worked_on, study_folder
+from tuner.cli.picture import GroupNow, LevelNow, Picture, spent_before_s
+from tuner.cli.screen import Drawn
+from tuner.cli.tables import Form, print_drawn, print_json
+from tuner.jsonfile import TornFileError
+from tuner.load.quantiles import order_statistic
+from tuner.measurement import Load, LoadKind
+from tuner.report.tables import StudyFiles, read_study
+from tuner.server import marker, proctable
+from tuner.study.plan import StudyPlan
+from tuner.study.result import Figures
+
+_LOG_TAIL_BYTES = 64 * 1024
+
+
+def show_status(studies: Path, name: str, form: Form) -> None:
+    picture = picture_of(study_folder(studies, name))
+    if form is Form.JSON:
+        print_json(_summary(picture))
+    else:
+        print_drawn(Drawn(picture))
+
+
+def picture_of(folder: Path) -> Picture:
+    """Raises UsageError where the folder holds no readable plan. A torn record counts as unfinished."""
+    study = read_study(folder)
+    result = study.result
+    state = State.RUNNING if is_worked_on(folder) else State.INTERRUPTED
+    if state is not State.RUNNING and result is not None and result.complete:
+        state = State.COMPLETE
+    return Picture(
+        plan=study.plan,
+        vllm_version=study.environment.vllm_version if study.environment else None,
+        state=state,
+        records=study.records,
+        groups=_groups(study) if state is State.RUNNING else (),
+        elapsed_s=_elapsed_s(study, state),
+        result=result,
+    )
+
+
+def _elapsed_s(study: StudyFiles, state: State) -> float:
+    result = study.result
+    spent_s = result.elapsed_s if result else spent_before_s(study.plan, study.records)
+    if state is not State.RUNNING:
+        return spent_s
+    running = [began for folder in _unfinished(study) if (began := _began_unix_s(folder)) is not None]
+    told = datetime.fromisoformat(result.updated_at).timestamp() if result else None
+    # After a resume the last result is older than the trial that runs: the pause in between was not spent.
+    since = max((t for t in (told, min(running, default=None)) if t is not None), default=None)
+    return spent_s + (max(0.0, time.time() - since) if since is not None else 0.0)
+
+
+def _unfinished(study: StudyFiles) -> list[Path]:
+    finished = {f"{r.trial:04d}" for r in study.records}
+    return [path.parent for path in sorted(study.folder.glob(f"trials/*/{marker.FILE_NAME}"))
+            if path.parent.name not in finished]  # fmt: skip
+
+
+def _marker(folder: Path) -> marker.Marker | None:
+    try:
+        return marker.read(folder / marker.FILE_NAME)
+    except (OSError, TornFileError):
+        return None
+
+
+def _began_unix_s(folder: Path) -> float | None:
+    found = _marker(folder)
+    return found.started_unix_ns / 1e9 if found else None
+
+
+def _groups(study: StudyFiles) -> tuple[GroupNow, ...]:
+    now = {g.name: GroupNow(g.name) for g in study.plan.groups}
+    for folder in _unfinished(study):
+        found = _marker(folder)
+        name = _group_name(found, study.plan, now) if found else None
+        if found is None or name is None:
+            continue
+        level = _last_level(folder)
+        now[name] = GroupNow(
+            group=name,
+            trial=int(folder.name),
+            candidate=_candidate(found, study.plan),
+            phase="under load" if level or proctable.listening_inodes(found.port) else "starting",
+            phase_s=max(0.0, time.time() - found.started_unix_ns / 1e9),
+            level=level,
+        )
+    return tuple(now.values())
+
+
+def _group_name(found: marker.Marker, plan: StudyPlan, now: dict[str, GroupNow]) -> str | None:
+    """By the GPUs whose memory was read before the start; servers without a GPU in the order of their trials."""
+    gpus = {gpu for gpu, _ in found.gpu_baseline_bytes}
+    idle = [g for g in plan.groups if now[g.name].trial is None]
+    by_gpus = next((g.name for g in idle if gpus and set(g.gpus) == gpus), None)
+    return by_gpus or next((g.name for g in idle), None)
+
+
+def _candidate(found: marker.Marker, plan: StudyPlan) -> Candidate | None:
+    """The searched flags on the server's own command line; None where that process cannot be seen from here."""
+    process = proctable.entry(found.pid) if found.boot_id == proctable.boot_id() else None
+    if process is None or process.start_ticks != found.start_ticks:
+        return None
+    try:
+        words = (proctable.PROC / str(found.pid) / "cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return None
+    values: dict[str, Value] = {}
+    for parameter in plan.parameters:
+        flag = f"--{parameter.flag}"
+        if f"--no-{parameter.flag}" in words:
+            values[parameter.flag] = False
+        elif flag in words:
+            following = words[words.index(flag) + 1 : words.index(flag) + 2]
+            values[parameter.flag] = following[0] if following and not following[0].startswith("--") else True
+    return Candidate.of(values)
+
+
+def _last_level(folder: Path) -> LevelNow | None:
+    """From the tables that a trial writes after every level. QPS counts the answers that came while requests were
+    still being sent, ramp included: a little less than the record will say."""
+    try:
+        requests = pq.read_table(folder / "requests.parquet", columns=["level", "due_ns", "first_ns", "last_ns"])
+        telemetry = pq.read_table(folder / "telemetry.parquet", columns=["level", "kv_usage"])
+    except (OSError, ValueError, KeyError):
+        return None
+    level = max(requests["level"].to_pylist(), default=None)
+    if level is None:
+        return None
+    rows = [r for r in requests.to_pylist() if r["level"] == level]
+    began, ended = min(r["due_ns"] for r in rows), max(r["due_ns"] for r in rows)
+    answered = [r for r in rows if r["first_ns"] is not None and r["last_ns"] is not None]
+    ttft_ms = np.sort(np.asarray([(r["first_ns"] - r["due_ns"]) / 1e6 for r in answered], dtype=np.float64))
+    kv = [r["kv_usage"] for r in telemetry.to_pylist() if r["level"] == level and r["kv_usage"] is not None]
+    in_time = sum(r["last_ns"] <= ended for r in answered)
+    return LevelNow(
+        load=str(Load(LoadKind.CLOSED, level)),
+        qps=in_time * 1e9 / (ended - began) if ended > began else None,
+        p99_ttft_ms=order_statistic(ttft_ms, 0.99) if len(ttft_ms) else None,
+        kv_usage_peak=max(kv, default=None),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    trial: int
+    role: str
+    outcome: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    """What --json prints. Seconds; None is not known or not observed."""
+
+    study: str
+    model: str
+    state: State
+    starts: int
+    starts_planned: int
+    elapsed_s: float
+    left_s: float | None
+    groups: tuple[GroupNow, ...]
+    best: Figures | None
+    default: Figures | None
+    default_keeps_limits: bool
+    last: tuple[_Outcome, ...]
+    sentence: str | None
+    schema: int = 1
+
+
+def _summary(p: Picture) -> _Summary:
+    return _Summary(
+        study=p.plan.study,
+        model=p.plan.model,
+        state=p.state,
+        starts=p.done,
+        starts_planned=p.planned,
+        elapsed_s=p.elapsed_s,
+        left_s=p.left_s,
+        groups=p.groups,
+        best=p.best,
+        default=p.default,
+        default_keeps_limits=p.default_keeps,
+        last=tuple(_Outcome(r.trial, str(r.role), str(r.outcome), outcome_line(r)) for r in p.last),
+        sentence=p.result.sentence if p.result else None,
+    )

@@ -1,0 +1,60 @@
+"""Rows → aligned text on stdout: cut to the width of a terminal, never cut in a pipe."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tuner import jsonfile
+from tuner.formatting import one_line
+
+_NEVER_CUT = 10_000
+"""Columns and lines of a pipe."""
+
+
+class Form(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+
+
+def print_json(value: object) -> None:
+    sys.stdout.write(jsonfile.dumps(value))
+
+
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
+    """`right` names the columns whose cells are numbers."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for head in heads:
+        table.add_column(head, justify="right" if head in right else "left", no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    print_drawn(table)
+
+
+def print_drawn(drawn: RenderableType) -> None:
+    """Colour only on a terminal that wants it; a pipe gets lines of their own length without control characters."""
+    if sys.stdout.isatty():
+        plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") in (None, "", "dumb")
+        Console(highlight=False, no_color=plain, color_system=None if plain else "auto").print(drawn)
+        return
+    console = Console(width=_NEVER_CUT, height=_NEVER_CUT, color_system=None, highlight=False, force_terminal=False)
+    with console.capture() as captured:
+        console.print(drawn)
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+
+
+def lines(parts: Sequence[Sequence[tuple[str, str]]]) -> RenderableType:
+    """Lines of (text, style), folded with nothing lost where a terminal is narrow."""
+    return Group(*(Text.assemble(*((spaced(text), style) for text, style in line), overflow="fold") for line in parts))
+
+
+def spaced(text: str) -> str:
+    """one_line, with the spaces at both ends that a layout needs."""
+    inner = one_line(text)
+    return text[: len(text) - len(text.lstrip(" "))] + inner + (text[len(text.rstrip(" ")) :] if inner else "")
