@@ -222,7 +222,7 @@ def test_a_search_in_a_terminal_shows_its_live_screen_and_ends_with_the_result(
     assert re.search(r"0000 +default +feasible +[\d.]+ req/s", running)
     status = tuner("status", "seen", "--studies", str(studies))
     assert status.returncode == 0
-    assert re.search(r"cpu +trial 0001", status.stdout)
+    assert "of 2 starts (0 confirm)" in status.stdout  # it may have ended while the other shell was starting
     ended = terminal.wait_for(r"ended \d")
     assert "ended 0" in ended
     assert "start.sh" in ended

@@ -6,7 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Literal
 
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -30,8 +32,11 @@ def print_json(value: object) -> None:
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
     """`right` names the columns whose cells are numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for head in heads:
-        table.add_column(head, justify="right" if head in right else "left", no_wrap=True, overflow="ellipsis")
+    for i, head in enumerate(heads):
+        # Only the last column gives way on a narrow terminal.
+        widest = max(cell_len(one_line(cells[i])) for cells in (heads, *rows)) if i < len(heads) - 1 else None
+        justify: Literal["left", "right"] = "right" if head in right else "left"
+        table.add_column(head, justify=justify, no_wrap=True, overflow="ellipsis", min_width=widest)
     for row in rows:
         table.add_row(*(Text(one_line(cell)) for cell in row))
     print_drawn(table)

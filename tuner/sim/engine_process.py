@@ -10,6 +10,7 @@ lives on and holds its memory. The scheduler itself runs in the parent, one proc
 
 from __future__ import annotations
 
+import mmap
 import os
 import pickle
 import select
@@ -46,6 +47,7 @@ class EngineTask:
     scale: float
     startup_s: float | None
     ready_fd: int
+    segment: Path | None = None
 
 
 class EngineCore:
@@ -60,6 +62,9 @@ class EngineCore:
 
     def run(self) -> int:
         setproctitle("VLLM::EngineCore")
+        if self._task.segment is not None:
+            with self._task.segment.open("r+b") as file:
+                self._mapped = mmap.mmap(file.fileno(), 0)  # shared with the API server, as vLLM's queues are
         name = self._task.model.name
         self._log.info("core.py:134", f"Initializing a V1 LLM engine (v0.32.0) with config: model='{name}'")
         self._misbehave_while_loading()

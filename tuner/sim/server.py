@@ -162,6 +162,7 @@ class Server:
             scale=scale,
             startup_s=sim.startup_s,
             ready_fd=ready_of_child,
+            segment=self._remains.segment if self._remains is not None else None,
         )
         command = [sys.executable, "-m", "tuner.sim.engine_process"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[ready_of_child])

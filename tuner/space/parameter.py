@@ -81,6 +81,8 @@ class Parameter:
             case Kind.FLAG:
                 return "on | off"
             case Kind.LOG_INT:
-                return f"{self.low:g} … {self.high:g}, logarithmic"
+                return f"{self.low:.0f} … {self.high:.0f}, logarithmic"
+            case Kind.INT:
+                return f"{self.low:.0f} … {self.high:.0f}"
             case _:
                 return f"{self.low:g} … {self.high:g}"

@@ -336,5 +336,6 @@ def sentence(
     gain = f"{formatting.change(winner.qps, default.qps)} QPS over the default" if default else (
         f"{formatting.qps(winner.qps)} where the default breaks the limits"
     )  # fmt: skip
-    sure = f"confirmed in {len(winner.trials)} fresh starts" if winner.fresh else "not confirmed by a fresh start yet"
+    starts = "1 fresh start" if len(winner.trials) == 1 else f"{len(winner.trials)} fresh starts"
+    sure = f"confirmed in {starts}" if winner.fresh else "not confirmed by a fresh start yet"
     return f"{gain} at P99 TTFT {formatting.ms(winner.p99_ttft_ms)} ({limits}), no preemption, {sure}; {tail}."
