@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.server.support import note_children
+
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _children_noted() -> None:
+    note_children()
 
 
 @pytest.fixture(scope="session")

@@ -79,6 +79,16 @@ def bystander(*words: str) -> Iterator[int]:
         process.wait()
 
 
+_children_before: set[tuple[int, int]] = set()
+
+
+def note_children() -> None:
+    """Called before each test: what is there already (a pool of another test file, say) is none of the test's."""
+    _children_before.clear()
+    _children_before.update((p.pid, p.start_ticks) for p in proctable.table().values() if p.ppid == os.getpid())
+
+
 def children_of_ours() -> list[proctable.ProcessEntry]:
-    """Children of this test process, zombies and adopted orphans included."""
-    return [p for p in proctable.table().values() if p.ppid == os.getpid()]
+    """Children that this test process got during the test, zombies and adopted orphans included."""
+    ours = (p for p in proctable.table().values() if p.ppid == os.getpid())
+    return [p for p in ours if (p.pid, p.start_ticks) not in _children_before]
