@@ -40,7 +40,7 @@ class Host:
         last, now = self._last, self._counters()
         self._last = now
         seconds = max(now.at_s - last.at_s, 1e-3)
-        busy = (now.busy_s - last.busy_s) / seconds
+        busy = max(0.0, now.busy_s - last.busy_s) / seconds  # sums of floats: an idle moment can come out below zero
         return HostReading(
             cpu_share=min(1.0, busy / self._cores),
             busy_cores=busy,
