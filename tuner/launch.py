@@ -36,7 +36,7 @@ class LaunchSpec:
 
     @property
     def in_container(self) -> bool:
-        return bool(self.command) and self.command[0].rsplit("/", 1)[-1] in CONTAINER_ENGINES
+        return _is_container(self.command)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def _mentions(extra: tuple[str, ...], flag: str) -> bool:
 
 
 def _is_container(command: tuple[str, ...]) -> bool:
-    return command[0].rsplit("/", 1)[-1] in CONTAINER_ENGINES
+    return bool(command) and command[0].rsplit("/", 1)[-1] in CONTAINER_ENGINES
 
 
 def _container_env(command: tuple[str, ...], env: dict[str, str]) -> tuple[str, ...]:
