@@ -28,7 +28,7 @@ from tuner.load.drive import Progress, Samples, drive_closed, drive_open
 from tuner.load.prompts import Request
 from tuner.load.stream import Failure, RequestSample, Target
 
-SLACK_MS = 400.0
+SLACK_MS = 2000.0
 """What a busy machine may add to a time; never less than the truth."""
 
 
@@ -168,11 +168,13 @@ def test_requests_in_flight_at_the_end_are_drained_not_cut() -> None:
 
 def test_open_loop_sends_on_its_schedule_however_slow_the_server_is() -> None:
     due_s = [0.0, 0.05, 0.05, 0.2, 0.21]
-    with serving(answer(5, 0.5, 0)) as server:
+    with serving(answer(5, SLACK_MS / 1000, 0)) as server:
         samples = drive_open(Target(server.url, "m"), requests(5), due_s, 0.3)
     offsets_ms = [(r.due_ns - samples.requests[0].due_ns) / 1e6 for r in samples.requests]
     assert offsets_ms == pytest.approx([1000 * s for s in due_s], abs=1e-3)
-    assert all(0 <= (r.sent_ns - r.due_ns) / 1e6 < SLACK_MS for r in samples.requests)
+    assert all(r.sent_ns >= r.due_ns for r in samples.requests)
+    first_answer_ns = min(r.first_ns for r in samples.requests if r.first_ns is not None)
+    assert max(r.sent_ns for r in samples.requests) < first_answer_ns, "nobody waited for anybody's answer"
 
 
 def test_ttft_counts_from_when_the_request_was_due() -> None:

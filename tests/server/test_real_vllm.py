@@ -1,4 +1,4 @@
-"""Against the real vLLM, CPU build: three starts, each some 25 s."""
+"""Against the real vLLM, CPU build: four starts, each some 25 s."""
 
 from __future__ import annotations
 
@@ -86,3 +86,17 @@ def test_orphans_that_ignore_sigterm_are_swept_after_a_kill_9_of_the_api_server(
     assert server.stopped is not None and len(server.stopped.killed) >= 2
     assert files and {str(path) for path in files} <= set(server.stopped.removed)
     assert not any(path.exists() for path in files)
+
+
+def test_a_server_that_does_not_act_on_sigterm_is_swept_with_its_whole_family(
+    tmp_path: Path, vllm_command: tuple[str, ...], tiny_model: str
+) -> None:
+    launch = spec(vllm_command, tiny_model, "--max-model-len", "512")
+    with fake_running(tmp_path, spec=launch, model=tiny_model, start_limit_s=LIMIT_S) as server:
+        family, files = family_of(server.pid), shared_memory_of(server.pid)
+        for process in family:
+            os.kill(process.pid, signal.SIGSTOP)  # the signal stays pending, as under a hung system call
+    assert not any(runs(p.pid) for p in family) and not children_of_ours()
+    assert server.stopped is not None and server.stopped.is_clean
+    assert len(server.stopped.killed) == len(family) and server.stopped.exit_code == -signal.SIGKILL
+    assert files and not any(path.exists() for path in files)
