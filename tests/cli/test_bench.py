@@ -23,7 +23,6 @@ SHORT = ("--workload", "random:32,4", "--slo", "p99 ttft <= 60s", "--warm-up-sec
 """A limit so wide that a busy machine's own lag neither breaks it nor spoils the level."""
 
 ONE_MODEL = json.dumps({"object": "list", "data": [{"id": "llama"}]}).encode()
-NO_KEYS = {"VLLM_API_KEY": "", "OPENAI_API_KEY": ""}
 
 
 def refused(ended: subprocess.CompletedProcess[str], code: int) -> str:
@@ -126,7 +125,7 @@ def foreign() -> Iterator[ScriptedServer]:
 def test_a_foreign_server_keeps_the_limits_with_preemptions_not_observed(
     foreign: ScriptedServer, tiny_model: str
 ) -> None:
-    ended = tuner("bench", "--url", foreign.url, "--tokenizer", tiny_model, *SHORT, "--rate", "60", **NO_KEYS)
+    ended = tuner("bench", "--url", foreign.url, "--tokenizer", tiny_model, *SHORT, "--rate", "60", VLLM_API_KEY="")
     assert ended.returncode == 0, ended.stderr
     assert "kept p99 ttft <= 60000ms" in ended.stdout
     assert "Preemptions were not observed" in ended.stdout
@@ -152,7 +151,7 @@ def test_answers_that_end_early_are_refused_or_allowed_as_the_person_says(tiny_m
 def test_a_key_of_the_environment_is_sent_and_never_shown(tiny_model: str, tmp_path: Path) -> None:
     with serving(answer(4, 0.001, 0.001), pages={"/v1/models": ONE_MODEL}) as server:
         words = ("bench", "--url", server.url, "--tokenizer", tiny_model, *SHORT, "--rate", "60", "--json")
-        ended = tuner(*words, "--out", str(tmp_path / "o"), **{**NO_KEYS, "OPENAI_API_KEY": "sk-very-secret"})
+        ended = tuner(*words, "--out", str(tmp_path / "o"), VLLM_API_KEY="", OPENAI_API_KEY="sk-very-secret")
         assert ended.returncode == 0, ended.stderr
         assert set(server.authorizations) == {"Bearer sk-very-secret"}
     assert "sk-very-secret" not in ended.stdout + ended.stderr + (tmp_path / "o" / "bench.json").read_text()
@@ -177,6 +176,7 @@ def test_a_key_of_the_environment_is_sent_and_never_shown(tiny_model: str, tmp_p
         (("--rate", "1", "--levels", "4"), 2, "exclude each other"),
         (("--levels", "8,4"), 2, "does not parse"),
         (("--claim", "--rate", "4"), 2, "--claim belongs to the search"),
+        (("--self-check", "--seconds", "nan"), 2, "at each rate"),
         (("--seed", "-1", "--rate", "4"), 2, "at least 0"),
         (("--burstiness", "2", "--levels", "4"), 2, "no meaning"),
     ],

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from tuner import formatting
 from tuner.cli.console import Console
 from tuner.cli.tables import Form, print_json, print_table
-from tuner.errors import EnvironmentFaultError, InterruptedSearchError
+from tuner.errors import EnvironmentFaultError, InterruptedSearchError, UsageError
 from tuner.load.self_check import RATES, CheckedRate, SelfCheck, self_check
 
 SCHEMA = 1
 SECONDS = 5.0
+LONGEST_S = 600.0
 
 
 def check_client(form: Form, seconds: float = SECONDS, rates: Sequence[float] = RATES) -> None:
+    if not 0.1 <= seconds <= LONGEST_S:
+        raise UsageError(f"--seconds {seconds:g}", hint=f"0.1 to {LONGEST_S:g} at each rate")
     console = Console()
     console.say(f"a server of known times on this machine, {seconds:g} s at each rate, all streams emitting together")
     try:
