@@ -84,7 +84,7 @@ def plan_study(
     slos = tuple(dict.fromkeys(parse_slo(text) for text in options.slos))
     load = workload(options.workload)
     space = read_space(options.space)
-    levels = _levels(options.levels)
+    levels = LADDER if options.levels is None else parse_levels(options.levels)
     _check_counts(options)
     budget_s = parse_duration(options.time_budget)
     indices = parse_gpus(options.gpus, [gpu.index for gpu in machine.gpus])
@@ -211,9 +211,7 @@ def split_secrets(extra: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]
     return tuple(words), secrets
 
 
-def _levels(text: str | None) -> tuple[int, ...]:
-    if text is None:
-        return LADDER
+def parse_levels(text: str) -> tuple[int, ...]:
     try:
         levels = tuple(int(part) for part in text.split(","))
     except ValueError:

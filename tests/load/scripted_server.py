@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -89,11 +89,16 @@ def answer(tokens: int, first_s: float, gap_s: float, prompt_tokens: int = 7) ->
 
 
 class ScriptedServer:
-    """Serves the scripts in turn, the last one for ever. `served` holds every request in order of arrival."""
+    """Serves the scripts in turn, the last one for ever. `served` holds every request in order of arrival.
 
-    def __init__(self, scripts: Iterable[list[Step]]) -> None:
+    `pages` are bodies by path, for GET; other paths of GET, and POST /tokenize, are not found.
+    """
+
+    def __init__(self, scripts: Iterable[list[Step]], pages: Mapping[str, bytes] | None = None) -> None:
         self._scripts = list(scripts)
+        self._pages = dict(pages or {})
         self.served: list[Served] = []
+        self.authorizations: list[str] = []
         self.connections = 0
         self.port = 0
         self.loop = asyncio.new_event_loop()
@@ -121,10 +126,25 @@ class ScriptedServer:
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = await reader.readuntil(b"\r\n\r\n")
+        method, path = head.decode("latin-1").split(" ")[:2]
+        self.authorizations += [
+            line.split(b":")[1].strip().decode() for line in head.split(b"\r\n") if line.startswith(b"Authorization")
+        ]
+        if method == "GET":
+            page = self._pages.get(path)
+            status = b"404 Not Found" if page is None else b"200 OK"
+            writer.write(b"HTTP/1.1 %s\r\nconnection: close\r\n\r\n%s" % (status, page or b""))
+            await writer.drain()
+            return False
         length = next(
             int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
         )
-        served = Served(json.loads(await reader.readexactly(length)), time.monotonic_ns())
+        body = await reader.readexactly(length)
+        if path == "/tokenize":
+            writer.write(b"HTTP/1.1 404 Not Found\r\nconnection: close\r\n\r\n")
+            await writer.drain()
+            return False
+        served = Served(json.loads(body), time.monotonic_ns())
         script = self._scripts[min(len(self.served), len(self._scripts) - 1)]
         self.served.append(served)
         due = time.monotonic()
@@ -159,9 +179,9 @@ class ScriptedServer:
 
 
 @contextmanager
-def serving(*scripts: list[Step]) -> Iterator[ScriptedServer]:
+def serving(*scripts: list[Step], pages: Mapping[str, bytes] | None = None) -> Iterator[ScriptedServer]:
     """Runs in a thread of its own, with an event loop of its own, on a free port of 127.0.0.1."""
-    server = ScriptedServer(scripts)
+    server = ScriptedServer(scripts, pages)
     ready = threading.Event()
     loop = server.loop
     stop = asyncio.Event()

@@ -112,6 +112,52 @@ def check(vllm: Vllm = VLLM, gpus: Gpus = None, studies: Studies = STUDIES, as_j
     check_machine(vllm, gpus, studies, Form.JSON if as_json else Form.TEXT)
 
 
+@app.command(epilog="Example: tuner bench --url http://127.0.0.1:8000 --workload chat --slo 'p99 ttft <= 500ms'")
+def bench(
+    url: Annotated[str, typer.Option(help="The running server.")] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(help="Name as it is served. Default: the only one there is.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Model folder or tokenizer.json. Default: this machine's, else the server's.")
+    ] = None,
+    workload: Annotated[str, typer.Option(help="Preset, random:IN,OUT, or a file of your own traffic.")] = "chat",
+    slo: Annotated[list[str] | None, typer.Option(help="Limit, repeatable. Default: 'p99 ttft <= 500ms'.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Open loop: requests per second, Poisson.")] = None,
+    levels: Annotated[str | None, typer.Option(help="Closed loop: concurrencies, such as 10,30,64.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Of a level (60), of a probe (30) or of a check (5).")] = None,
+    warm_up_seconds: Annotated[float, typer.Option(help="Load before the first level, not counted.")] = 15.0,
+    seed: Annotated[int, typer.Option(help="Of the prompts and of the arrivals.")] = 0,
+    burstiness: Annotated[float, typer.Option(help="Gamma shape of the arrivals: below 1 they clump.")] = 1.0,
+    natural_stops: Annotated[
+        bool, typer.Option("--natural-stops", help="Let answers end on their own, where ignore_eos is unknown.")
+    ] = False,
+    claim: Annotated[bool, typer.Option("--claim", help="Test the search's result on fresh traffic.")] = False,
+    self_check: Annotated[
+        bool, typer.Option("--self-check", help="Measure this machine's load generator instead of a server.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for bench.json and the parquet files.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure any running OpenAI-compatible server. Without --rate and --levels: the rate that it sustains."""
+    from tuner.cli.tables import Form
+
+    form = Form.JSON if as_json else Form.TEXT
+    if self_check:
+        from tuner.cli.self_check import SECONDS, check_client
+
+        check_client(form, SECONDS if seconds is None else seconds)
+        return
+    from tuner.cli.bench import BenchOptions, Claiming, Stops, run_bench
+    from tuner.config import DEFAULT_SLOS
+
+    options = BenchOptions(
+        url=url, slos=tuple(slo or DEFAULT_SLOS), model=model, tokenizer=tokenizer, workload=workload, rate=rate,
+        levels=levels, seconds=seconds, warm_up_seconds=warm_up_seconds, seed=seed, burstiness=burstiness,
+        stops=Stops.NATURAL if natural_stops else Stops.EXACT,
+        claiming=Claiming.TESTED if claim else Claiming.SKIPPED, out=out,
+    )  # fmt: skip
+    run_bench(options, form)
+
+
 @app.command(epilog="Example: tuner status qwen3-8b-chat-1121-2200, or: watch --color tuner status NAME")
 def status(study: Name, studies: Studies = STUDIES, as_json: AsJson = False) -> None:
     """Show a running or finished study. Reads its files alone, so from any shell."""

@@ -7,10 +7,10 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
-from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 from urllib.request import Request as HttpRequest
 
@@ -80,7 +80,7 @@ class ServerCounter:
         try:
             with self._opener.open(request, timeout=30) as reply:
                 return int(json.load(reply)["count"])
-        except (URLError, OSError, ValueError, KeyError) as error:
+        except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
             raise EnvironmentFaultError(
                 f"{self._url} does not count tokens: {error}",
                 hint="give --model a folder with a tokenizer.json, or start the server with a tokenizer",

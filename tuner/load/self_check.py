@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.request import ProxyHandler, build_opener
@@ -63,12 +63,16 @@ class SelfCheck:
         return safe
 
 
-def self_check(rates: Sequence[float] = RATES, seconds: float = 5.0) -> SelfCheck:
-    """Stops after the first rate that is not safe: what is above is worse."""
+def self_check(
+    rates: Sequence[float] = RATES, seconds: float = 5.0, on_rate: Callable[[CheckedRate], None] | None = None
+) -> SelfCheck:
+    """Stops after the first rate that is not safe: what is above is worse. `on_rate` gets each as it ends."""
     checked: list[CheckedRate] = []
     with known_server() as base_url:
         for rate in rates:
             checked.append(check_rate(base_url, rate, seconds))
+            if on_rate is not None:
+                on_rate(checked[-1])
             if not checked[-1].safe:
                 break
     return SelfCheck(tuple(checked))

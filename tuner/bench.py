@@ -1,0 +1,126 @@
+"""The load, measurement and verdicts of a search, on a server that somebody else runs. Starts and stops nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tuner.load.arrivals import Arrivals, schedule
+from tuner.load.capacity_search import (
+    SEARCH_TRACE,
+    Capacity,
+    Claim,
+    Rules,
+    Saturation,
+    Stop,
+    claim,
+    search_capacity,
+)
+from tuner.load.drive import Progress, Samples, drive_closed, drive_open
+from tuner.load.prompts import Prompts
+from tuner.load.stream import Target
+from tuner.measurement import Load, LoadKind, Measurement, measure
+from tuner.slo import Slo
+from tuner.study.ladder import INTERRUPTED, SUPPLY, LadderLostError, LevelRun, run_ladder
+from tuner.study.open_probe import InterruptedLoadError, InvalidLoadError, OpenProbe
+from tuner.telemetry.sampler import Sampler
+from tuner.verdict import Outcome, Verdict
+
+CONCURRENCIES = (16, 64, 256)
+"""Tried in turn by the warm-up of a search, until more of it brings no more throughput: the closed probe's load."""
+
+RISE = 1.1
+WAVES = 4
+
+
+def kept(measurement: Measurement, verdict: Verdict) -> bool:
+    """Every limit kept on enough requests, none failed. Preemptions may not have been observed: not every engine tells.
+
+    A level of too few requests has kept nothing, however good they were.
+    """
+    if verdict.outcome is not Outcome.UNDECIDED:
+        return verdict.outcome is Outcome.FEASIBLE
+    return measurement.aborted is None and verdict.missing_requests == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One running server and what is put on it. Every method is one kind of load.
+
+    `on_level` gets every level that was measured. Methods raise LadderLostError when the server stops listening, and
+    InterruptedLoadError in the middle of what `should_stop` ended.
+    """
+
+    target: Target
+    prompts: Prompts
+    slos: tuple[Slo, ...]
+    sampler: Sampler
+    should_stop: Callable[[], bool]
+    on_level: Callable[[LevelRun], None]
+    warm_up_s: float
+    seed: int = 0
+    arrivals: Arrivals = field(default_factory=Arrivals)
+
+    def at_rate(self, rate: float, seconds: float) -> None:
+        """One open-loop level of `rate` requests/s. Measured once more where the client was the bottleneck."""
+        due = schedule(rate, self.warm_up_s, seed=self.seed, trace="warm-up", arrivals=self.arrivals)
+        requests = self.prompts.requests("warm-up", len(due))
+        self._checked(drive_open(self.target, requests, due, self.warm_up_s, watch=self._watch))
+        try:
+            self._probe()(rate, seconds, SEARCH_TRACE, Stop.AT_END)
+        except InvalidLoadError:
+            return  # `on_level` got both; the last one's verdict says it
+
+    def ladder(self, levels: Sequence[int], seconds: float) -> None:
+        """Closed loops of `levels` concurrent requests, up to the first that breaks a limit or brings no more."""
+        run_ladder(
+            self.target, self.prompts, levels, seconds, self.warm_up_s, self.slos, self.sampler, self.should_stop,
+            self.on_level, seed=self.seed,
+        )  # fmt: skip
+        if self.should_stop():
+            raise InterruptedLoadError
+
+    def capacity(self, rules: Rules) -> Capacity:
+        """The highest rate that keeps the limits. Raises InvalidLoadError when the client could not offer the load."""
+        concurrency, warm = self._warm_up()
+        probe = self._probe()
+
+        def saturate(seconds: float) -> Saturation:
+            return probe.saturate(seconds, concurrency, round(SUPPLY * warm.rate * seconds) + 2 * concurrency)
+
+        return search_capacity(probe, saturate, rules=rules)
+
+    def claim(self, estimate: float, rules: Rules) -> Claim:
+        """Three fresh traces below the estimate. Raises InvalidLoadError."""
+        return claim(self._probe(), estimate, rules)
+
+    def _warm_up(self) -> tuple[int, Saturation]:
+        """Concurrency that fills the server without a queue many times its answers' length, and its throughput."""
+        best = (CONCURRENCIES[0], Saturation(0.0, 0.0))
+        seconds = self.warm_up_s / len(CONCURRENCIES)
+        for concurrency in CONCURRENCIES:
+            supply = round(SUPPLY * best[1].rate * seconds) + WAVES * concurrency
+            requests = self.prompts.requests(f"warm-up-{concurrency}", supply)
+            samples = self._checked(drive_closed(self.target, requests, concurrency, seconds, watch=self._watch))
+            seen = measure(samples, None, Load(LoadKind.CLOSED, concurrency))
+            now = Saturation(seen.completed / max((samples.drained_ns - samples.started_ns) / 1e9, 1e-3), 0.0)
+            if now.rate < RISE * best[1].rate:
+                break
+            best = (concurrency, now)
+        return best
+
+    def _probe(self) -> OpenProbe:
+        return OpenProbe(
+            self.target, self.prompts, self.slos, self.sampler, seed=self.seed, should_stop=self.should_stop,
+            on_level=self.on_level, arrivals=self.arrivals,
+        )  # fmt: skip
+
+    def _watch(self, progress: Progress) -> str | None:
+        return INTERRUPTED if self.should_stop() else None
+
+    def _checked(self, samples: Samples) -> Samples:
+        if samples.server_lost:
+            raise LadderLostError(())
+        if samples.aborted == INTERRUPTED:
+            raise InterruptedLoadError
+        return samples

@@ -1,0 +1,178 @@
+"""A server that somebody else runs: whether it answers, which model it serves, how long a request may be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import ProxyHandler, build_opener
+from urllib.request import Request as HttpRequest
+
+from tuner.errors import EnvironmentFaultError, TunerError, UsageError
+from tuner.load.drive import drive_closed
+from tuner.load.prompts import Request, ServerCounter, tokenizer_file
+from tuner.load.stream import Failure, RequestSample, Target
+from tuner.load.workload import Workload
+
+TIMEOUT_S = 10.0
+FIRST_ANSWER_S = 120.0
+_OPENER = build_opener(ProxyHandler({}))  # as the load goes: directly, whatever http_proxy says
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """`root` is the model's own name or folder, `max_model_len` what a request may have; None where not told."""
+
+    target: Target
+    root: str | None = None
+    max_model_len: int | None = None
+
+
+def find_endpoint(url: str, model: str | None, api_key: str | None) -> Endpoint:
+    """Asks /v1/models. Raises UsageError for a URL or a model that cannot be, EnvironmentFaultError for the rest."""
+    base_url = _base_url(url)
+    served = _models(base_url, api_key)
+    if served is None:
+        if model is None:
+            raise EnvironmentFaultError(
+                f"{base_url}/v1/models is not there", hint="correct --url; or give --model where a server has no list"
+            )
+        return Endpoint(Target(base_url, model, api_key))
+    names = [str(entry["id"]) for entry in served]
+    if model is None and len(names) != 1:
+        raise UsageError(f"{base_url} serves {len(names)} models", hint=f"choose with --model: {_listed(names)}")
+    if model is not None and model not in names:
+        raise UsageError(f"{base_url} does not serve {model!r}", hint=f"it serves {_listed(names)}")
+    entry = served[0 if model is None else names.index(model)]
+    root, length = entry.get("root"), entry.get("max_model_len")
+    return Endpoint(
+        Target(base_url, str(entry["id"]), api_key),
+        root if isinstance(root, str) else None,
+        length if isinstance(length, int) and length > 0 else None,
+    )
+
+
+def check_fit(endpoint: Endpoint, workload: Workload) -> None:
+    """The chat template's tokens come on top, so that a request of the whole length does not fit either."""
+    if endpoint.max_model_len is not None and workload.longest >= endpoint.max_model_len:
+        raise UsageError(
+            f"workload {workload.name!r} needs {workload.longest} tokens a request, "
+            f"the server takes {endpoint.max_model_len}",
+            hint="choose a workload with shorter requests, such as random:256,32",
+        )
+
+
+def tokenizer_source(endpoint: Endpoint, given: str | None) -> str:
+    """What `Prompts.for_model` is to be told: a model whose tokenizer.json is here, or one that the server counts for.
+
+    Raises UsageError where there is neither.
+    """
+    if given is not None:
+        path = Path(given).expanduser()
+        source = str(path.parent) if path.name == "tokenizer.json" else str(path) if path.is_dir() else given
+        if tokenizer_file(source) is None:
+            raise UsageError(
+                f"there is no tokenizer.json at {given!r}",
+                hint="--tokenizer takes the file, the model's folder, or a hub name that is in this machine's cache",
+            )
+        return source
+    for name in (endpoint.target.model, endpoint.root):
+        if name is not None and tokenizer_file(name) is not None:
+            return name
+    try:
+        ServerCounter(endpoint.target.base_url, endpoint.target.model).count(["word"])
+    except TunerError as error:
+        raise UsageError(
+            f"prompts of exact lengths need a tokenizer, and {endpoint.target.base_url}/tokenize counts no tokens",
+            hint="give --tokenizer the folder of the served model, or its tokenizer.json",
+        ) from error
+    return endpoint.target.model
+
+
+def check_answer(target: Target, request: Request) -> None:
+    """One request of the load, alone: a server that cannot answer it as it is meant would fail them all."""
+    samples = drive_closed(target, [request], 1, 0.1, drain_s=FIRST_ANSWER_S)
+    if not samples.requests or samples.requests[0].failure is None:
+        return
+    first = samples.requests[0]
+    raise EnvironmentFaultError(f"the first request failed: {_what(first)}", hint=_advice(first, request))
+
+
+def _what(first: RequestSample) -> str:
+    if first.failure is Failure.SHORTENED:
+        return f"{first.output_tokens} tokens came where {first.asked_tokens} were asked for"
+    if first.failure is Failure.TIMEOUT:
+        return f"no end within {FIRST_ANSWER_S:.0f} s"
+    return f"{first.failure_kind}{f': {first.error}' if first.error else ''}"
+
+
+def _advice(first: RequestSample, request: Request) -> str:
+    if first.failure is Failure.SHORTENED:
+        return "a server that does not know ignore_eos ends answers on its own: allow it with --natural-stops"
+    if first.failure is Failure.NO_USAGE:
+        return "the server must answer stream_options.include_usage: output tokens are counted by it"
+    if first.status in (401, 403):
+        return _KEY_HINT
+    if first.status is not None and 400 <= first.status < 500:
+        return (
+            f"it was a chat completion of {request.prompt_tokens} + {request.max_tokens} tokens; see the server's log"
+        )
+    return "see the server's log: it answered one request alone like this"
+
+
+_KEY_HINT = "set VLLM_API_KEY or OPENAI_API_KEY to the server's key"
+
+
+def _base_url(url: str) -> str:
+    """Without a slash or /v1 at its end. Checked here, so that nothing is asked of what cannot be a server."""
+    base_url = url.strip().rstrip("/").removesuffix("/v1")
+    try:
+        parts = urlsplit(base_url)
+        _ = parts.port
+    except ValueError as error:
+        raise UsageError(f"{url!r} is not a URL: {error}", hint="give a URL like http://127.0.0.1:8000") from error
+    if parts.username is not None or parts.query or parts.fragment:
+        raise UsageError(
+            "--url takes scheme, host, port and path alone", hint="a key goes into VLLM_API_KEY, not into the URL"
+        )
+    _ = Target(base_url, "").address
+    return base_url
+
+
+def _models(base_url: str, api_key: str | None) -> Sequence[Mapping[str, object]] | None:
+    """The entries of /v1/models, None where there is no such page."""
+    url = f"{base_url}/v1/models"
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    try:
+        with _OPENER.open(HttpRequest(url, headers=headers), timeout=TIMEOUT_S) as reply:
+            found = json.load(reply)
+    except HTTPError as error:
+        if error.code in (404, 405):
+            return None
+        hint = _KEY_HINT if error.code in (401, 403) else "see the server's log"
+        raise EnvironmentFaultError(f"{url} answers {error.code} {error.reason}", hint=hint) from error
+    except (ValueError, HTTPException) as error:
+        raise _nonsense(url) from error
+    except OSError as error:
+        raise EnvironmentFaultError(
+            f"no server answers at {base_url}: {getattr(error, 'reason', None) or error}",
+            hint="start the server first, or correct --url",
+        ) from error
+    entries = found.get("data") if isinstance(found, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and e.get("id") for e in entries):
+        raise _nonsense(url)
+    return entries
+
+
+def _nonsense(url: str) -> EnvironmentFaultError:
+    return EnvironmentFaultError(
+        f"{url} does not answer as an OpenAI-compatible server does", hint="correct --url; it names another program"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) or "none yet"
