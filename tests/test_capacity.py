@@ -196,6 +196,9 @@ def test_a_plain_model_has_nothing_left_out(config: dict[str, object], tmp_path:
     ("config", "flags", "said"),
     [
         ({"max_position_embeddings": 4096}, DEFAULT, "num_hidden_layers"),
+        ({**LLAMA_3_8B, "num_attention_heads": 0}, DEFAULT, "without layers, width, heads"),
+        ({**LLAMA_3_8B, "num_hidden_layers": -1}, DEFAULT, "num_hidden_layers"),
+        ({**LLAMA_3_8B, "layer_types": ["mamba"] * 32}, DEFAULT, "no layer of the model keeps a KV cache"),
         ({**LLAMA_3_8B, "mamba_d_state": 256}, DEFAULT, "mamba_d_state"),
         (LLAMA_3_8B, replace(DEFAULT, kv_cache_dtype="turboquant_4bit"), "turboquant_4bit"),
     ],

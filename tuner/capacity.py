@@ -144,6 +144,9 @@ def model_memory(folder: Path, flags: ServerFlags) -> ModelMemory:
         raise UnknownModelError(f"{hybrid[0]} in config.json: which of the layers keep a KV cache is not read from it")
     shape = shape_from_config(str(folder), config).at(flags.dtype)
     element, notes = _kv_element(config, shape, flags)
+    per_token = shape.kv_bytes_per_token(element, flags.tensor_parallel_size)
+    if not per_token:
+        raise UnknownModelError("no layer of the model keeps a KV cache")
     running = _quantised(config, shape, flags)
     weights, source = _weights(folder, config, running)
     logits = min(flags.max_num_seqs, flags.max_num_batched_tokens) * shape.vocab * 4
@@ -152,7 +155,7 @@ def model_memory(folder: Path, flags: ServerFlags) -> ModelMemory:
     return ModelMemory(
         weights_bytes=None if weights is None else weights // flags.tensor_parallel_size,
         weights_from=source,
-        kv_bytes_per_token=shape.kv_bytes_per_token(element, flags.tensor_parallel_size),
+        kv_bytes_per_token=per_token,
         block_tokens=flags.block_tokens,
         overhead_bytes=Span(low, high),
         not_modelled=(*_layers(config, shape, kinds), *notes, *_other(config, source, running is shape, flags)),

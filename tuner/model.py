@@ -139,7 +139,7 @@ def _whole(config: Mapping[str, object], key: str, default: int | None = None) -
     value = config.get(key)
     if value is None:  # many models write null for "as usual"
         value = default
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise UnknownModelError(f"config.json: {key} should be a whole number, not {value!r}")
     return value
 
@@ -149,6 +149,9 @@ def shape_from_config(name: str, config: Mapping[str, object]) -> ModelShape:
     layers = _whole(config, "num_hidden_layers")
     hidden = _whole(config, "hidden_size")
     heads = _whole(config, "num_attention_heads")
+    vocab = _whole(config, "vocab_size")
+    if not (layers and hidden and heads and vocab):
+        raise UnknownModelError("config.json: a model without layers, width, heads or vocabulary")
     kinds = layer_kinds(config)
     latent = _whole(config, "kv_lora_rank", 0)
     window = _whole(config, "sliding_window", _whole(config, "attention_chunk_size", 0))
@@ -168,7 +171,7 @@ def shape_from_config(name: str, config: Mapping[str, object]) -> ModelShape:
         heads=heads,
         kv_heads=_whole(config, "num_key_value_heads", heads),
         head_dim=_whole(config, "head_dim", hidden // heads),
-        vocab=_whole(config, "vocab_size"),
+        vocab=vocab,
         max_positions=_whole(config, "max_position_embeddings", 2048),
         mixer_parameters=hidden * (2 * key_width + 3 * value_width),
         experts=experts,

@@ -59,8 +59,9 @@ def test_plan_without_a_config_at_hand_says_so_in_one_line(tmp_path: Path) -> No
 def test_plan_of_a_study_that_was_begun_is_calibrated_by_its_first_start(
     tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    said: list[str] = []
     options = SearchOptions(tiny_model, space="demo", vllm=STAND_IN, study="begun", studies=tmp_path)
-    made, environment = plan_study(options, this_machine(), RealClock().wall(), cache_folder(), str)
+    made, environment = plan_study(options, this_machine(), RealClock().wall(), cache_folder(), said.append)
     store = Store(tmp_path / "begun")
     store.create()
     store.save_plan(made, environment)

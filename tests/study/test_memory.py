@@ -51,6 +51,8 @@ def test_a_searched_share_has_a_row_for_each_usual_value_and_both_ends(tmp_path:
     assert values(kv_table(made, H100, DEFAULTS)) == [0.80, 0.85, 0.90, 0.92, 0.95, 0.97]
     narrow = searching(made, Parameter("gpu-memory-utilization", Kind.FLOAT, 0.87, 0.93))
     assert values(kv_table(narrow, H100, DEFAULTS)) == [0.87, 0.90, 0.92, 0.93]
+    chosen = searching(made, Parameter("gpu-memory-utilization", Kind.CHOICE, choices=(0.9, 0.7)))
+    assert values(kv_table(chosen, H100, DEFAULTS)) == [0.7, 0.9]
 
 
 def test_a_searched_number_of_bytes_has_rows_from_end_to_end_and_needs_no_gpu(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +76,8 @@ def _settings(plan: StudyPlan, same: Mapping[str, Value]) -> tuple[str, tuple[fl
     if isinstance(given := same.get(KV_BYTES), int):
         return KV_BYTES, (given,)
     if UTILIZATION in ranges:
+        if ranges[UTILIZATION].choices:
+            return UTILIZATION, _spread(ranges[UTILIZATION])
         low, high = ranges[UTILIZATION].axis
         return UTILIZATION, tuple(sorted({low, high, *(u for u in UTILIZATIONS if low <= u <= high)}))
     return UTILIZATION, (float(same[UTILIZATION]),)
@@ -85,8 +86,9 @@ def _settings(plan: StudyPlan, same: Mapping[str, Value]) -> tuple[str, tuple[fl
 def _spread(parameter: Parameter) -> tuple[float, ...]:
     """Values from one end of a range to the other, each the same number of times the one before."""
     if parameter.choices:
-        return tuple(sorted(float(choice) for choice in parameter.choices))
-    steps = [parameter.low * (parameter.high / parameter.low) ** (i / (BYTE_ROWS - 1)) for i in range(BYTE_ROWS)]
+        return tuple(sorted(float(choice) for choice in parameter.choices if isinstance(choice, (int, float))))
+    low = max(1.0, parameter.low)
+    steps = [low * (parameter.high / low) ** (i / (BYTE_ROWS - 1)) for i in range(BYTE_ROWS)]
     return tuple(dict.fromkeys(float(parameter.decode(step)) for step in steps))
 
 
@@ -95,7 +97,7 @@ def _flags(plan: StudyPlan, gpus: tuple[Gpu, ...], same: Mapping[str, Value]) ->
 
     def number(flag: str, default: int) -> int:
         value = same.get(flag, default)
-        return int(value) if isinstance(value, (int, float)) else default
+        return max(1, int(value)) if isinstance(value, (int, float)) else default
 
     return ServerFlags(
         max_num_batched_tokens=number("max-num-batched-tokens", 2048),
@@ -125,12 +127,15 @@ def _first_start(plan: StudyPlan, record: TrialRecord, defaults: Mapping[str, Va
     )
 
 
-def sequences_of_mean_length(plan: StudyPlan, gpus: tuple[Gpu, ...], defaults: Mapping[str, Value]) -> int | None:
-    """How many of the workload's mean requests the largest KV cache of the space surely holds; None: not known."""
+def fullest(plan: StudyPlan, gpus: tuple[Gpu, ...], defaults: Mapping[str, Value]) -> dict[str, float]:
+    """The most KV memory of the space, with as many sequences as it surely holds of the workload's mean request: flags
+    and values, empty where that is not known."""
     try:
         table = kv_table(plan, gpus, defaults)
     except UnknownModelError:
-        return None
+        return {}
     if not table.rows:
-        return None
-    return table.rows[-1][1].sequences(math.ceil(plan.workload.mean)).low or None
+        return {}
+    value, room = table.rows[-1]
+    sequences = room.sequences(plan.workload.mean).low
+    return {"max-num-seqs": sequences, table.flag: value} if sequences else {}

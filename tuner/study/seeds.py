@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from tuner.candidate import Candidate, Value
 from tuner.environment import Gpu
 from tuner.space.parameter import Parameter
-from tuner.study.memory import KV_BYTES, UTILIZATION, sequences_of_mean_length
+from tuner.study.memory import KV_BYTES, UTILIZATION, fullest
 from tuner.study.plan import StudyPlan
 
 THRESHOLD = "long-prefill-token-threshold"
@@ -24,10 +24,9 @@ def seeds(plan: StudyPlan, defaults: Mapping[str, Value], gpus: tuple[Gpu, ...] 
     start |= {f: v for f, v in plan.baseline.values if f in ranges}
     many: dict[str, float] = {"max-num-seqs": max(plan.load.levels, default=64), "max-num-batched-tokens": 4096}
     variants: list[Mapping[str, float]] = [{"max-num-batched-tokens": 8192}, {**many, KV_BYTES: math.inf}]
-    fitting = sequences_of_mean_length(plan, gpus, defaults)
-    if fitting is not None:
-        many = {"max-num-seqs": fitting, UTILIZATION: math.inf, KV_BYTES: math.inf}
-        variants.insert(1, many)
+    if full := fullest(plan, gpus, defaults):
+        many = full
+        variants.insert(1, full)
     if (threshold := ranges.get(THRESHOLD)) is not None:
         variants.append({**many, THRESHOLD: float(threshold.decode(sum(threshold.axis) / 2))})
     variants.append({"max-num-seqs": 64, "max-num-batched-tokens": 2048, UTILIZATION: 0.85})
