@@ -11,9 +11,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tuner"
 
-LEAVES = ("errors", "clock", "formatting", "jsonfile", "environment", "quantiles")
+LEAVES = ("errors", "clock", "formatting", "jsonfile", "environment", "quantiles", "model")
 SENTENCE = (
     "space",
+    "capacity",
     "placement",
     "candidate",
     "launch",
@@ -93,7 +94,7 @@ def test_data_goes_one_way(path: Path) -> None:
             earlier = there in VALUES or there in LEAVES or SENTENCE.index(there) < SENTENCE.index(here)
             assert earlier, f"{name_of(path)} imports {name}, a later word"
         elif here == "sim":
-            pytest.fail(f"the stand-in knows nothing of the tuner: {name_of(path)} imports {name}")
+            assert there == "model", f"the stand-in knows nothing of the tuner: {name_of(path)} imports {name}"
         else:
             assert there not in EDGES or here in EDGES, f"{name_of(path)} imports {name}"
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tuner.candidate import Candidate
-from tuner.launch import LaunchBase, launch, mentioned_flags
+from tuner.launch import LaunchBase, given_word, launch, mentioned_flags
 from tuner.placement import GpuGroup
 
 BASE = LaunchBase(
@@ -78,3 +78,18 @@ def test_flags_are_known_by_every_spelling() -> None:
         "max-num-seqs",
         "enable-prefix-caching",
     }
+
+
+@pytest.mark.parametrize(
+    ("extra", "word"),
+    [
+        (("--kv-cache-dtype", "fp8"), "fp8"),
+        (("--kv_cache_dtype=fp8_e5m2", "--seed", "1"), "fp8_e5m2"),
+        (("--kv-cache-dtype", "fp8", "--kv-cache-dtype", "auto"), "auto"),
+        (("--seed", "1"), None),
+        (("--kv-cache-dtype", "--seed", "1"), None),
+        (("--kv-cache-dtype",), None),
+    ],
+)
+def test_a_given_word_is_the_last_that_the_person_gave(extra: tuple[str, ...], word: str | None) -> None:
+    assert given_word(extra, "kv-cache-dtype") == word

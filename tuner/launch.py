@@ -94,6 +94,16 @@ def mentioned_flags(extra: tuple[str, ...]) -> frozenset[str]:
     return frozenset(name.removeprefix("no-") for name in names)
 
 
+def given_word(extra: tuple[str, ...], flag: str) -> str | None:
+    """What a person's own words set a flag to, the last time they do; None when they do not, or give it no value."""
+    found = None
+    for word, following in zip(extra, (*extra, "--")[1:], strict=True):
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name.replace("_", "-") == flag:
+            found = value if equals else None if following.startswith("--") else following
+    return found
+
+
 def _mentions(extra: tuple[str, ...], flag: str) -> bool:
     return flag in mentioned_flags(extra)
 

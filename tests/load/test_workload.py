@@ -31,6 +31,12 @@ def test_prefix_adds_what_is_shared_to_what_is_not() -> None:
     assert (share.prompt, share.shared_prefix) == (Lengths(1050, 1100), 1000)
 
 
+def test_the_mean_request_weighs_its_shares() -> None:
+    assert workload("random:100-200,50").mean == 200
+    # Four of five: 20 to 80 in, 50 out; one of five: 40 to 200 in, 256 to 1,024 out.
+    assert workload("mixed").mean == pytest.approx(0.8 * (50 + 50) + 0.2 * (120 + 640))
+
+
 def test_mixed_thinks_in_one_of_five() -> None:
     direct, thinking = workload("mixed").shares
     assert (direct.weight, direct.thinking) == (0.8, False)

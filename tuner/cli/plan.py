@@ -6,17 +6,23 @@ import sys
 
 from tuner.cli.console import Console, describe, plan_lines
 from tuner.cli.folders import study_names
+from tuner.cli.kv import kv_lines
 from tuner.cli.search import cache_folder, this_machine
 from tuner.cli.tables import Form, print_json
 from tuner.clock import RealClock
 from tuner.config import SearchOptions, plan_study
-from tuner.environment import Environment
+from tuner.environment import Environment, differences
+from tuner.errors import UsageError
 from tuner.formatting import one_line
 from tuner.launch import launch
+from tuner.model import UnknownModelError
 from tuner.space.defaults import vllm_defaults
+from tuner.study.memory import kv_table
 from tuner.study.plan import StudyPlan
+from tuner.study.record import TrialRecord
 from tuner.study.search import sampler_name
 from tuner.study.seeds import seeds
+from tuner.study.store import Store
 
 
 def show_plan(options: SearchOptions, form: Form) -> None:
@@ -26,14 +32,33 @@ def show_plan(options: SearchOptions, form: Form) -> None:
         print_json(plan)
     else:
         Console(sys.stdout).say(plan_lines(plan, environment.vllm_version, sampler_name()))
-        Console(sys.stdout).say("\n".join(_first_starts(plan, environment)))
+        Console(sys.stdout).say("\n".join([*_first_starts(plan, environment), *_kv_cache(plan, environment, options)]))
     if plan.study in study_names(options.studies):
         progress.say(f"study {plan.study} exists already: `tuner search` would go on with it, as it was planned then")
 
 
 def _first_starts(plan: StudyPlan, environment: Environment) -> list[str]:
     """What is known of the order: the default, then the seeds; what follows depends on what they show."""
-    candidates = seeds(plan, vllm_defaults(environment.vllm_version, environment.gpus))
+    candidates = seeds(plan, vllm_defaults(environment.vllm_version, environment.gpus), environment.gpus)
     lines = [f"{'seeds' if i == 0 else '':<8}  {describe(c)}" for i, c in enumerate(candidates)]
     command = launch(plan.base, plan.baseline, plan.groups[0]).shell("127.0.0.1", 8000)
     return [*lines, f"first     {one_line(command)}"]
+
+
+def _kv_cache(plan: StudyPlan, environment: Environment, options: SearchOptions) -> list[str]:
+    defaults = vllm_defaults(environment.vllm_version, environment.gpus)
+    try:
+        table = kv_table(plan, environment.gpus, defaults, _earlier_starts(plan, environment, options))
+    except UnknownModelError as error:
+        return [f"KV cache  not known: {error}"]
+    return kv_lines(table, plan)
+
+
+def _earlier_starts(plan: StudyPlan, environment: Environment, options: SearchOptions) -> tuple[TrialRecord, ...]:
+    """The finished starts of a study of that name, where what they tell of memory holds for this plan too."""
+    store = Store(options.studies.absolute() / plan.study)
+    try:
+        same = not differences(store.environment(), environment) and store.plan().base.extra == plan.base.extra
+    except UsageError:  # there is none, or its files cannot be read
+        return ()
+    return store.records() if same else ()

@@ -62,6 +62,11 @@ class Workload:
         """Tokens of the longest request, prompt and output: what max-model-len must hold, template aside."""
         return max(s.prompt.high + s.output.high for s in self.shares)
 
+    @property
+    def mean(self) -> float:
+        """Tokens of the mean request, prompt and output, template aside."""
+        return sum(s.weight * (s.prompt.mean + s.output.mean) for s in self.shares) / sum(s.weight for s in self.shares)
+
 
 def _one(name: str, source: str, prompt: tuple[int, int], output: tuple[int, int], shared_prefix: int = 0) -> Workload:
     return Workload(name, source, (Share(1.0, Lengths(*prompt), Lengths(*output), shared_prefix),))

@@ -4,10 +4,11 @@ As a process: `python -m tuner.sim serve MODEL --max-num-seqs 64 …`. As a libr
 `simulate`.
 """
 
+from tuner.model import ModelShape
 from tuner.sim.configuration import Cause, EngineArguments, EngineConfig, Refused, resolve
 from tuner.sim.gpu_memory import held_bytes
 from tuner.sim.hardware import PROFILES, Hardware, hardware_profile
-from tuner.sim.model import PRESETS, ModelShape, load_model
+from tuner.sim.model import PRESETS, load_model
 from tuner.sim.startup import Started, startup
 from tuner.sim.virtual import ClosedLoop, Noise, OpenLoop, Shape, SimulatedLevel, simulate
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from tuner.model import ModelShape
 from tuner.sim.hardware import GIB, Device, Hardware
-from tuner.sim.model import ModelShape
 
 
 class Cause(enum.Enum):

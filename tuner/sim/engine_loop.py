@@ -6,10 +6,10 @@ import asyncio
 import itertools
 from collections.abc import Callable, Hashable, Sequence
 
+from tuner.model import ModelShape
 from tuner.sim.faults import ActiveFaults
 from tuner.sim.hardware import Hardware
 from tuner.sim.metrics import Metrics
-from tuner.sim.model import ModelShape
 from tuner.sim.scheduler import Completed, Request, Scheduler, Step
 from tuner.sim.startup import Started
 from tuner.sim.virtual import Jitter, Noise, step_cost

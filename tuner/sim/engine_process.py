@@ -23,12 +23,12 @@ from pathlib import Path
 
 from setproctitle import setproctitle
 
+from tuner.model import ModelShape
 from tuner.sim.configuration import EngineArguments, Refused
 from tuner.sim.faults import ActiveFaults
 from tuner.sim.gpu_memory import held_bytes, hold
 from tuner.sim.hardware import GIB, Device, Hardware
 from tuner.sim.log import Log
-from tuner.sim.model import ModelShape
 from tuner.sim.startup import Started, compiles, gib, out_of_memory, startup
 
 

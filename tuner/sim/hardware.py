@@ -33,7 +33,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuner.sim.model import ModelShape
+from tuner.model import ModelShape
 
 GIB = 1 << 30
 GB = 10**9

@@ -25,6 +25,7 @@ from typing import NoReturn
 
 from aiohttp import web
 
+from tuner.model import ModelShape, UnknownModelError
 from tuner.sim import arguments as cli
 from tuner.sim.api import Api
 from tuner.sim.configuration import Origin, Refused, resolve
@@ -35,7 +36,7 @@ from tuner.sim.gpu_memory import visible_gpus
 from tuner.sim.hardware import Device, Hardware
 from tuner.sim.log import Log
 from tuner.sim.metrics import Metrics
-from tuner.sim.model import ModelShape, UnknownModelError, load_model
+from tuner.sim.model import load_model
 from tuner.sim.startup import Started
 from tuner.sim.tokens import TextEncoder
 

@@ -14,9 +14,9 @@ import json
 from collections.abc import Container
 from dataclasses import dataclass, replace
 
+from tuner.model import ModelShape
 from tuner.sim.configuration import Cause, EngineArguments, EngineConfig, Origin, Refused, resolve
 from tuner.sim.hardware import GIB, Device, Hardware
-from tuner.sim.model import ModelShape
 
 GRAPH_BYTES_PER_LAYER = 300 * 1024
 """Memory of one captured graph and layer: about 10 MiB a size for 32 layers, the order that vLLM logs for 8B models."""
@@ -119,22 +119,15 @@ def startup(
 
 
 def block_bytes_per_device(config: EngineConfig, model: ModelShape) -> int:
-    """One block on one device. Ranks share the KV heads; with more ranks than heads each rank keeps a copy of one."""
-    ranks = min(config.tensor_parallel_size, model.kv_heads)
-    return model.kv_bytes_per_token(config.kv_bytes) * config.block_size // ranks
+    return model.kv_bytes_per_token(config.kv_bytes, config.tensor_parallel_size) * config.block_size
 
 
 def activation_bytes(config: EngineConfig, model: ModelShape) -> int:
-    """Peak of a profiling step: hidden states and the feed-forward of max_num_batched_tokens, logits of max_num_seqs
-    in FP32.
-
-    Four hidden states are alive at once (residual, input, output, all-reduce buffer); gate, up and their product are
-    split over the ranks; the sampler keeps the logits and one copy.
-    """
-    ranks = config.tensor_parallel_size
-    width = 4 * model.hidden + 3 * model.intermediate // ranks
+    """Peak of a profiling step: the forward pass over max_num_batched_tokens, then logits of max_num_seqs in FP32, of
+    which the sampler keeps one copy."""
+    forward = model.forward_bytes(config.max_num_batched_tokens, config.tensor_parallel_size)
     sampled = min(config.max_num_seqs, config.max_num_batched_tokens)
-    return config.max_num_batched_tokens * width * model.activation_bytes + sampled * model.vocab * 4 * 2
+    return forward + sampled * model.vocab * 4 * 2
 
 
 def graph_bytes(config: EngineConfig, model: ModelShape) -> int:

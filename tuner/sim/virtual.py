@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tuner.model import ModelShape
 from tuner.sim.hardware import Hardware, StepCost
-from tuner.sim.model import ModelShape
 from tuner.sim.scheduler import Request, Scheduler
 from tuner.sim.startup import Started
 

@@ -6,21 +6,30 @@ import math
 from collections.abc import Mapping
 
 from tuner.candidate import Candidate, Value
+from tuner.environment import Gpu
 from tuner.space.parameter import Parameter
+from tuner.study.memory import KV_BYTES, UTILIZATION, fullest
 from tuner.study.plan import StudyPlan
 
+THRESHOLD = "long-prefill-token-threshold"
 
-def seeds(plan: StudyPlan, defaults: Mapping[str, Value]) -> list[Candidate]:
-    """A large token budget; as many sequences as the load has, with all the KV memory; a conservative point."""
+
+def seeds(plan: StudyPlan, defaults: Mapping[str, Value], gpus: tuple[Gpu, ...] = ()) -> list[Candidate]:
+    """At most five: a large token budget; as many sequences as the largest KV cache holds mean requests of the
+    workload; as many as the load has, with all the KV memory; many sequences with a cap on long prompts; a conservative
+    point. `gpus` are those of the servers, none on a CPU."""
     ranges = {p.flag: p for p in plan.parameters}
     given = {**dict(plan.space.always), **dict(plan.given)}
     start = {f: p.decode(p.encode(defaults[f])) for f, p in ranges.items() if f in defaults}
     start |= {f: v for f, v in plan.baseline.values if f in ranges}
-    variants = (
-        {"max-num-batched-tokens": 8192},
-        {"max-num-seqs": max(plan.load.levels), "max-num-batched-tokens": 4096, "kv-cache-memory-bytes": math.inf},
-        {"max-num-seqs": 64, "max-num-batched-tokens": 2048, "gpu-memory-utilization": 0.85},
-    )
+    many: dict[str, float] = {"max-num-seqs": max(plan.load.levels, default=64), "max-num-batched-tokens": 4096}
+    variants: list[Mapping[str, float]] = [{"max-num-batched-tokens": 8192}, {**many, KV_BYTES: math.inf}]
+    if full := fullest(plan, gpus, defaults):
+        many = full
+        variants.insert(1, full)
+    if (threshold := ranges.get(THRESHOLD)) is not None:
+        variants.append({**many, THRESHOLD: float(threshold.decode(sum(threshold.axis) / 2))})
+    variants.append({"max-num-seqs": 64, "max-num-batched-tokens": 2048, UTILIZATION: 0.85})
     found = [
         plan.space.candidate({**start, **_within(ranges, variant)}, given)
         for variant in variants

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.study.builders import plan
+from tests.study.test_memory import DEFAULTS, H100, planned
+from tuner.candidate import Candidate
+from tuner.load.workload import workload
+from tuner.space.files import read_space
+from tuner.space.parameter import Kind, Parameter
+from tuner.study.plan import StudyPlan
+from tuner.study.seeds import seeds
+
+
+def with_threshold(made: StudyPlan) -> StudyPlan:
+    cap = Parameter("long-prefill-token-threshold", Kind.CHOICE, choices=(512, 1024, 2048, 4096, 0))
+    return replace(made, space=replace(made.space, parameters=(*made.space.parameters, cap)))
+
+
+def test_one_seed_has_as_many_sequences_as_the_largest_kv_cache_holds_mean_requests(tmp_path: Path) -> None:
+    made = replace(planned(tmp_path), workload=workload("random:1000-3000,500"))
+    # 0.97 of 79.65 GiB less 14.96 of weights and at most 7.5 of all else are 54.8 GiB or 449,000 tokens: 179 requests
+    # of 2,500.
+    found = [c.as_dict() for c in seeds(made, DEFAULTS, H100)]
+    fitting = [c for c in found if c["gpu-memory-utilization"] == 0.97]
+    assert len(fitting) == 1
+    assert fitting[0]["max-num-seqs"] == pytest.approx(179, abs=2)
+
+
+def test_the_same_seed_with_a_cap_on_long_prompts_where_the_space_has_one(tmp_path: Path) -> None:
+    made = with_threshold(replace(planned(tmp_path), workload=workload("random:1000-3000,500")))
+    fitting = [c.as_dict() for c in seeds(made, DEFAULTS, H100) if c.as_dict()["gpu-memory-utilization"] == 0.97]
+    assert [c["long-prefill-token-threshold"] for c in fitting] == [0, 2048]
+    assert len({c["max-num-seqs"] for c in fitting}) == 1
+
+
+def test_a_model_that_is_not_at_hand_has_the_loads_sequences_with_and_without_the_cap(tmp_path: Path) -> None:
+    made = plan(tmp_path / "s")
+    loads_own = [c for c in seeds(with_threshold(made), DEFAULTS, H100) if c.as_dict()["max-num-seqs"] == 16]
+    assert [c.as_dict()["long-prefill-token-threshold"] for c in loads_own] == [0, 2048]
+    assert all(c.as_dict()["gpu-memory-utilization"] != 0.97 for c in seeds(made, DEFAULTS, H100))
+
+
+@pytest.mark.parametrize("name", ["default", "chat", "rag", "blackwell-5090", "demo"])
+def test_there_are_at_most_five_and_no_two_alike(name: str, tmp_path: Path) -> None:
+    made = replace(planned(tmp_path), space=read_space(name).needs_at_least(1024), workload=workload("rag"))
+    found = seeds(made, DEFAULTS, H100)
+    assert 3 <= len(found) <= 5
+    assert len(set(found)) == len(found)
+    assert all(isinstance(c, Candidate) for c in found)
+
+
+def test_a_load_without_levels_still_has_its_seed(tmp_path: Path) -> None:
+    made = plan(tmp_path / "s")
+    without = replace(made, load=replace(made.load, levels=()))
+    assert 64 in [c.as_dict()["max-num-seqs"] for c in seeds(without, DEFAULTS)]

@@ -1,0 +1,141 @@
+"""A plan's memory: which sizes of KV cache it searches, and what fits into each; by the first start's log, if any."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuner.candidate import Value
+from tuner.capacity import (
+    GIB,
+    FirstStart,
+    ModelMemory,
+    Room,
+    ServerFlags,
+    at_kv_bytes,
+    at_utilization,
+    calibrated,
+    model_memory,
+)
+from tuner.environment import Gpu
+from tuner.launch import given_word, mentioned_flags
+from tuner.model import UnknownModelError
+from tuner.space.parameter import Parameter
+from tuner.study.plan import StudyPlan
+from tuner.study.record import TrialRecord
+
+UTILIZATION, KV_BYTES = "gpu-memory-utilization", "kv-cache-memory-bytes"
+UTILIZATIONS = (0.80, 0.85, 0.90, 0.92, 0.95, 0.97)
+BYTE_ROWS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class KvTable:
+    """`rows` are (value of `flag`, what fits), the most memory last; empty with the reason in `why_empty`.
+
+    `calibrated_by` is the number of the trial whose log replaced the estimates.
+    """
+
+    flag: str
+    rows: tuple[tuple[float, Room], ...]
+    memory: ModelMemory
+    calibrated_by: int | None = None
+    why_empty: str | None = None
+
+
+def kv_table(
+    plan: StudyPlan, gpus: tuple[Gpu, ...], defaults: Mapping[str, Value], records: Iterable[TrialRecord] = ()
+) -> KvTable:
+    """`defaults` are vLLM's own values. Raises UnknownModelError with the reason where nothing can be said."""
+    if not (Path(plan.model) / "config.json").is_file():
+        raise UnknownModelError(f"{plan.model} is not a folder on this disk, so that its config.json cannot be read")
+    same = {**defaults, **dict(plan.space.fixed), **dict(plan.base.fixed), **dict(plan.given)}
+    memory = model_memory(Path(plan.model), _flags(plan, gpus, same))
+    gpu_bytes = int(min(gpu.memory_gib for gpu in gpus) * GIB) if gpus else None
+    trial = None
+    for record in records:
+        if (first := _first_start(plan, record, defaults)) is not None:
+            memory, trial = calibrated(memory, first, gpu_bytes), record.trial
+            break
+    flag, values = _settings(plan, same)
+    if flag == KV_BYTES:
+        return KvTable(flag, tuple((v, at_kv_bytes(memory, int(v))) for v in values), memory, trial)
+    if gpu_bytes is None:
+        return KvTable(flag, (), memory, trial, f"no GPU was found that {flag} could be a share of")
+    rooms = [(v, at_utilization(memory, gpu_bytes, v)) for v in values]
+    rows = tuple((v, room) for v, room in rooms if room is not None)
+    why = None if rows else "the weights' bytes: no weight files in the folder, and config.json does not tell them"
+    return KvTable(flag, rows, memory, trial, why)
+
+
+def _settings(plan: StudyPlan, same: Mapping[str, Value]) -> tuple[str, tuple[float, ...]]:
+    ranges = {p.flag: p for p in plan.parameters}
+    if KV_BYTES in ranges:
+        return KV_BYTES, _spread(ranges[KV_BYTES])
+    if isinstance(given := same.get(KV_BYTES), int):
+        return KV_BYTES, (given,)
+    if UTILIZATION in ranges:
+        if ranges[UTILIZATION].choices:
+            return UTILIZATION, _spread(ranges[UTILIZATION])
+        low, high = ranges[UTILIZATION].axis
+        return UTILIZATION, tuple(sorted({low, high, *(u for u in UTILIZATIONS if low <= u <= high)}))
+    return UTILIZATION, (float(same[UTILIZATION]),)
+
+
+def _spread(parameter: Parameter) -> tuple[float, ...]:
+    """Values from one end of a range to the other, each the same number of times the one before."""
+    if parameter.choices:
+        return tuple(sorted(float(choice) for choice in parameter.choices if isinstance(choice, (int, float))))
+    low = max(1.0, parameter.low)
+    steps = [low * (parameter.high / low) ** (i / (BYTE_ROWS - 1)) for i in range(BYTE_ROWS)]
+    return tuple(dict.fromkeys(float(parameter.decode(step)) for step in steps))
+
+
+def _flags(plan: StudyPlan, gpus: tuple[Gpu, ...], same: Mapping[str, Value]) -> ServerFlags:
+    extra = plan.base.extra
+
+    def number(flag: str, default: int) -> int:
+        value = same.get(flag, default)
+        return max(1, int(value)) if isinstance(value, (int, float)) else default
+
+    return ServerFlags(
+        max_num_batched_tokens=number("max-num-batched-tokens", 2048),
+        max_num_seqs=number("max-num-seqs", 256),
+        block_tokens=number("block-size", 16 if gpus else 128),  # vLLM's defaults on a GPU and on a CPU
+        tensor_parallel_size=number("tensor-parallel-size", 1),
+        dtype=given_word(extra, "dtype") or "auto",
+        kv_cache_dtype=given_word(extra, "kv-cache-dtype") or "auto",
+        quantization=given_word(extra, "quantization"),
+        mentioned=mentioned_flags(extra),
+    )
+
+
+def _first_start(plan: StudyPlan, record: TrialRecord, defaults: Mapping[str, Value]) -> FirstStart | None:
+    facts = record.facts
+    if facts is None or not facts.kv_tokens:
+        return None
+    values = {**defaults, **dict(plan.base.fixed), **dict(plan.given), **record.candidate.as_dict()}
+    kv_bytes = values.get(KV_BYTES)
+    explicit = int(kv_bytes) if isinstance(kv_bytes, (int, float)) else None
+    return FirstStart(
+        kv_tokens=facts.kv_tokens,
+        kv_gib=facts.kv_memory_gib,
+        weights_gib=facts.weights_gib,
+        utilization=None if explicit else float(values[UTILIZATION]),
+        kv_bytes=explicit,
+    )
+
+
+def fullest(plan: StudyPlan, gpus: tuple[Gpu, ...], defaults: Mapping[str, Value]) -> dict[str, float]:
+    """The most KV memory of the space, with as many sequences as it surely holds of the workload's mean request: flags
+    and values, empty where that is not known."""
+    try:
+        table = kv_table(plan, gpus, defaults)
+    except UnknownModelError:
+        return {}
+    if not table.rows:
+        return {}
+    value, room = table.rows[-1]
+    sequences = room.sequences(plan.workload.mean).low
+    return {"max-num-seqs": sequences, table.flag: value} if sequences else {}
