@@ -18,7 +18,7 @@ def seeds(plan: StudyPlan, defaults: Mapping[str, Value]) -> list[Candidate]:
     start |= {f: v for f, v in plan.baseline.values if f in ranges}
     variants = (
         {"max-num-batched-tokens": 8192},
-        {"max-num-seqs": max(plan.load.levels), "max-num-batched-tokens": 4096, "kv-cache-memory-bytes": math.inf},
+        {"max-num-seqs": plan.load.most_concurrent, "max-num-batched-tokens": 4096, "kv-cache-memory-bytes": math.inf},
         {"max-num-seqs": 64, "max-num-batched-tokens": 2048, "gpu-memory-utilization": 0.85},
     )
     found = [
