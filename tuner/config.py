@@ -76,7 +76,7 @@ class SearchOptions:
     load: str | None = None
     levels: str | None = None
     level_seconds: float = 60.0
-    probe_seconds: float = 30.0
+    probe_seconds: float | None = None
     burstiness: float = 1.0
     warm_up_seconds: float = 15.0
     start_limit_seconds: float = 1800.0
@@ -238,10 +238,11 @@ def _load(options: SearchOptions) -> LoadPolicy:
             hint=f"{MOST_BURSTY:g} to {MOST_EVEN:g}: 1 is Poisson, less comes in clumps, more comes evenly",
         )
     usual = Rules()
-    scale = options.probe_seconds / usual.probe_s
+    probe_s = usual.probe_s if options.probe_seconds is None else options.probe_seconds
+    scale = probe_s / usual.probe_s
     rules = replace(
         usual,
-        probe_s=options.probe_seconds,
+        probe_s=probe_s,
         saturation_s=usual.saturation_s * scale,
         longest_probe_s=usual.longest_probe_s * scale,
         claim_s=usual.claim_s * scale,
@@ -268,7 +269,7 @@ def _check_counts(options: SearchOptions) -> None:
         ("--trials", options.trials, 1),
         ("--confirm", options.confirm, 0),
         ("--level-seconds", options.level_seconds, 1),
-        ("--probe-seconds", options.probe_seconds, 1),
+        ("--probe-seconds", 1 if options.probe_seconds is None else options.probe_seconds, 1),
         ("--warm-up-seconds", options.warm_up_seconds, 0),
         ("--start-limit-seconds", options.start_limit_seconds, 1),
         ("--seed", options.seed, 0),

@@ -9,6 +9,7 @@ from enum import StrEnum
 import numpy as np
 
 from tuner.formatting import significant
+from tuner.load.backlog import FEWEST_S
 from tuner.load.drive import Samples
 from tuner.load.quantiles import Values, interval, order_statistic
 from tuner.load.stream import Failure, RequestSample
@@ -274,6 +275,8 @@ def _window(samples: Samples, completed: Sequence[RequestSample]) -> tuple[int, 
 def _second_half(samples: Samples) -> Throughput | None:
     """By the answers to what came in the first third: later ones grow with the backlog that this is to show."""
     length_ns = samples.ended_ns - samples.started_ns
+    if length_ns < FEWEST_S * 1e9:
+        return None
     middle_ns, third_ns = samples.ended_ns - length_ns // 2, samples.started_ns + length_ns // 3
     early_ns = [r.end_ns - r.due_ns for r in samples.requests if r.due_ns < third_ns]
     if not early_ns or WINDOW_CUT * float(np.mean(early_ns)) > middle_ns - samples.started_ns:

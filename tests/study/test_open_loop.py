@@ -92,7 +92,7 @@ def test_a_start_claims_no_more_than_an_earlier_one_held_and_the_least_is_the_pr
     for record in confirmed:
         assert record.claim is not None
         first = record.claim.probes[0].rate
-        assert first <= 0.95 * next(r.qps or 0 for r in night.store.records() if r.candidate == record.candidate) + 1e-9
+        assert first <= next(r.qps or 0 for r in night.store.records() if r.candidate == record.candidate)
 
 
 def test_a_finalist_whose_claim_fails_makes_room_for_the_next(tmp_path: Path) -> None:
@@ -124,12 +124,16 @@ def test_groups_are_compared_by_the_closed_loop_that_fills_them(tmp_path: Path) 
 def test_a_time_budget_leaves_room_for_claims_of_their_real_length(tmp_path: Path) -> None:
     clock = ScriptedClock()
 
+    made = open_plan(tmp_path / "s", starts=1000)
+    claim_s = 20 + made.load.confirm_s
+
     def run_trial(assignment: Assignment) -> TrialRecord:
-        clock.sleep(700 if assignment.role is Role.CONFIRM else 24)
+        clock.sleep(claim_s if assignment.role is Role.CONFIRM else 24)
         return open_trial(assignment)
 
-    night = Night(replace(open_plan(tmp_path / "s", starts=1000), time_budget_s=3400.0), run_trial)
+    budget_s = 4 * claim_s + 18 * 24
+    night = Night(replace(made, time_budget_s=budget_s), run_trial)
     night.loop.clock = clock
     result = night.loop.run()
-    assert result.elapsed_s <= 3400
+    assert result.elapsed_s <= budget_s
     assert result.winner is not None and len(result.winner.trials) == 2

@@ -19,7 +19,7 @@ from tuner.study.events import (
     TrialStarted,
 )
 from tuner.study.plan import LoadPolicy, StudyPlan
-from tuner.study.record import Role, TrialOutcome, TrialRecord
+from tuner.study.record import Role, TrialOutcome, TrialRecord, asked
 from tuner.study.result import StudyResult
 from tuner.verdict import Outcome
 
@@ -109,9 +109,9 @@ def outcome_words(record: TrialRecord) -> str:
         return record.cause.explanation
     if record.outcome is TrialOutcome.BEHIND:
         return "; ".join(record.notes)
-    open_loop = [level for level in record.levels if level.measurement.load.kind is LoadKind.OPEN]
-    levels = open_loop or record.levels
-    reasons = next((lv.verdict.reasons for lv in levels if lv.verdict.outcome is not Outcome.FEASIBLE), ())
+    reasons = next(
+        (lv.verdict.reasons for lv in asked(record.levels) if lv.verdict.outcome is not Outcome.FEASIBLE), ()
+    )
     return "; ".join(reasons) or "nothing was measured"
 
 

@@ -64,7 +64,7 @@ def search_options(
     load: Annotated[
         str | None, typer.Option(help="open: requests arrive by chance; closed: a ladder of --levels. Default: open.")
     ] = None,
-    probe_seconds: Annotated[float, typer.Option(help="Time at each rate; claims take 4 times as long.")] = 30.0,
+    probe_seconds: Annotated[float | None, typer.Option(help="Time at each rate; claims get longer with it.")] = None,
     burstiness: Annotated[
         float, typer.Option(help="Gamma shape of the arrivals: 1 is Poisson, below it clumps.")
     ] = 1.0,

@@ -15,7 +15,7 @@ from tuner.errors import UsageError
 from tuner.formatting import one_line
 from tuner.jsonfile import TornFileError
 from tuner.study.plan import StudyPlan
-from tuner.study.record import Level, Role, TrialOutcome, TrialRecord
+from tuner.study.record import Level, Role, TrialOutcome, TrialRecord, asked
 from tuner.study.result import Figures, StudyResult
 
 T = TypeVar("T")
@@ -171,7 +171,7 @@ def shown_level(record: TrialRecord) -> Level | None:
     """The level that stands for a start: the one that counts, else the measured one closest to the limits."""
     if record.best is not None:
         return record.levels[record.best]
-    measured = [level for level in record.levels if level.measurement.qps is not None]
+    measured = [level for level in asked(record.levels) if level.measurement.qps is not None]
     margins = [
         (level.verdict.slo_margin, i) for i, level in enumerate(measured) if level.verdict.slo_margin is not None
     ]

@@ -287,7 +287,7 @@ class Loop:
             load = replace(load, levels=(int(found.best_level.load.level),), level_s=load.level_s * 2)
             return self._fresh(Role.CONFIRM, candidate, group, load)
         runs = confirm.fresh_runs(self._records, candidate)
-        held = [r.qps / load.open.rules.claim_share for r in runs if r.qps is not None]
+        held = [load.open.estimate_for(r.qps) for r in runs if r.qps is not None]
         made = self._fresh(Role.CONFIRM, candidate, group, load)
         return replace(made, estimate=min([found.qps, *held]), fresh=1 + len(runs))
 

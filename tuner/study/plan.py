@@ -31,6 +31,10 @@ class OpenSearch:
     rules: Rules = field(default_factory=Rules)
     arrivals: Arrivals = field(default_factory=Arrivals)
 
+    def estimate_for(self, rate: float) -> float:
+        """The estimate from which a claim begins at `rate`."""
+        return rate / self.rules.claim_share
+
 
 @dataclass(frozen=True, slots=True)
 class LoadPolicy:

@@ -114,14 +114,18 @@ class TrialRecord:
 
     @property
     def preemptions_seen(self) -> int | None:
-        seen = [n for level in self.levels if (n := level.measurement.server.preemptions) is not None]
+        seen = [n for level in asked(self.levels) if (n := level.measurement.server.preemptions) is not None]
         return sum(seen) if seen else None
 
 
+def asked(levels: tuple[Level, ...]) -> tuple[Level, ...]:
+    """Those that were asked to keep the limits: the closed loop before an open one only fills the server."""
+    return tuple(level for level in levels if level.measurement.load.kind is LoadKind.OPEN) or levels
+
+
 def lowest(levels: tuple[Level, ...]) -> Level | None:
-    """The lowest load that was asked to keep the limits: the closed loop before an open one only fills the server."""
-    in_open_loop = [level for level in levels if level.measurement.load.kind is LoadKind.OPEN]
-    return min(in_open_loop or levels, key=lambda level: level.measurement.load.level, default=None)
+    """The lowest load that was asked to keep the limits."""
+    return min(asked(levels), key=lambda level: level.measurement.load.level, default=None)
 
 
 def best_of(levels: tuple[Level, ...]) -> int | None:
