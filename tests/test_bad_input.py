@@ -77,7 +77,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 OPTIONS = (
     "--gpus", "--slo", "--workload", "--space", "--trials", "--confirm", "--time-budget", "--study", "--vllm",
     "--tensor-parallel-size", "--workers", "--seed", "--storage", "--levels", "--level-seconds", "--warm-up-seconds",
-    "--start-limit-seconds", "--no-such-option",
+    "--start-limit-seconds", "--load", "--probe-seconds", "--burstiness", "--no-such-option",
 )  # fmt: skip
 
 

@@ -10,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.space.test_flags import HELP
-from tuner.config import Machine, SearchOptions, given_values, parse_duration, plan_study, split_secrets
+from tuner import jsonfile
+from tuner.config import LADDER, Machine, SearchOptions, given_values, parse_duration, plan_study, split_secrets
 from tuner.environment import Environment
 from tuner.errors import TunerError, UsageError
-from tuner.study.plan import StudyPlan
+from tuner.load.arrivals import Arrivals
+from tuner.load.capacity_search import Rules
+from tuner.study.plan import LoadPolicy, OpenSearch, StudyPlan
 
 NOW = datetime(2026, 11, 21, 22, 0, tzinfo=UTC)
 
@@ -82,6 +85,13 @@ def test_a_flag_of_the_persons_own_is_not_searched(model: Path, vllm: str, tmp_p
         ({"levels": "3,2,1"}, 2),
         ({"trials": 0}, 2),
         ({"level_seconds": float("nan")}, 2),
+        ({"load": "half-open"}, 2),
+        ({"load": "open", "levels": "10,30"}, 2),
+        ({"probe_seconds": 0.5}, 2),
+        ({"probe_seconds": float("nan")}, 2),
+        ({"burstiness": 0.0}, 2),
+        ({"burstiness": float("inf")}, 2),
+        ({"load": "closed", "burstiness": 0.5}, 2),
         ({"tensor_parallel_size": 0}, 2),
         ({"study": "../escape"}, 2),
         ({"extra": ("--max-model-len", "100")}, 2),
@@ -135,3 +145,41 @@ def test_any_text_is_a_duration_or_a_usage_error(text: str) -> None:
         assert error.hint
     else:
         assert seconds is None or seconds > 0
+
+
+def test_requests_arrive_by_chance_unless_a_ladder_is_asked_for(model: Path, vllm: str, tmp_path: Path) -> None:
+    options = SearchOptions(model=str(model), vllm=vllm)
+    open_loop, _ = planned(options, tmp_path)
+    assert open_loop.load == LoadPolicy((), 0.0, 15.0, OpenSearch(Rules(), Arrivals()))
+    for asked, levels in (({"load": "closed"}, LADDER), ({"levels": "4,8"}, (4, 8))):
+        ladder, _ = planned(replace(options, **asked), tmp_path)  # type: ignore[arg-type]
+        assert ladder.load == LoadPolicy(levels, 60.0, 15.0)
+
+
+def test_the_length_of_a_probe_sets_those_of_the_others(model: Path, vllm: str, tmp_path: Path) -> None:
+    usual = Rules()
+    twice = 2 * usual.probe_s
+    plan, _ = planned(SearchOptions(model=str(model), vllm=vllm, probe_seconds=twice, burstiness=0.5), tmp_path)
+    assert plan.load.open is not None
+    rules = plan.load.open.rules
+    assert (rules.probe_s, rules.saturation_s) == (twice, 2 * usual.saturation_s)
+    assert (rules.longest_probe_s, rules.claim_s) == (2 * usual.longest_probe_s, 2 * usual.claim_s)
+    assert str(plan.load.open.arrivals) == "gamma, shape 0.5"
+
+
+@pytest.mark.parametrize("change", [{}, {"levels": "4,8"}, {"burstiness": 2.0}])
+def test_a_plan_is_read_back_as_it_was(change: dict[str, object], model: Path, vllm: str, tmp_path: Path) -> None:
+    plan, _ = planned(replace(SearchOptions(model=str(model), vllm=vllm), **change), tmp_path)  # type: ignore[arg-type]
+    assert jsonfile.loads(jsonfile.dumps(plan), StudyPlan) == plan
+
+
+def test_a_plan_of_before_open_loop_is_a_ladder(model: Path, vllm: str, tmp_path: Path) -> None:
+    plan, _ = planned(SearchOptions(model=str(model), vllm=vllm, levels="4,8"), tmp_path)
+    text = jsonfile.dumps(plan).replace(',\n  "open": null', "")
+    assert '"open"' not in text
+    assert jsonfile.loads(text, StudyPlan).load == LoadPolicy((4, 8), 60.0, 15.0)
+
+
+@pytest.mark.parametrize(("sequences", "clients"), [(8, 10), (64, 80), (1024, 320), (None, 320)])
+def test_a_saturating_loop_has_a_few_more_clients_than_sequences(sequences: int | None, clients: int) -> None:
+    assert LoadPolicy((), 0.0, 15.0, OpenSearch()).clients(sequences) == clients

@@ -7,7 +7,16 @@ import pytest
 from tests.load.builders import CALM, HOST, level, request, telemetry
 from tuner import jsonfile
 from tuner.load.stream import Failure
-from tuner.measurement import CautionKind, Load, LoadKind, Measurement, distribution, latencies_ms, measure
+from tuner.measurement import (
+    CautionKind,
+    Load,
+    LoadKind,
+    Measurement,
+    Throughput,
+    distribution,
+    latencies_ms,
+    measure,
+)
 from tuner.slo import Metric, parse_slo
 from tuner.telemetry.gpu import GpuReading
 from tuner.telemetry.prometheus import Scrape
@@ -160,3 +169,16 @@ def test_a_measurement_survives_json() -> None:
     gpu = GpuReading(0, 0.8, 2**31, 250.0, 70.0, 1500.0, ("power cap",))
     found = measure(level([request(i) for i in range(500)]), telemetry(rows=rows(gpu)), LOAD, slos=[TTFT_500])
     assert jsonfile.loads(jsonfile.dumps(found), Measurement) == found
+
+
+def test_the_second_half_of_an_open_loop_is_counted_against_what_came() -> None:
+    # Ten a second for 10 s, a second each: ten are open at any time. The last ten answers of the level come after it.
+    requests = [request(i, due_ms=100 * i, ttft_ms=500, tpot_ms=50, tokens=11) for i in range(100)]
+    found = measure(level(requests, 10.0), telemetry(), Load(LoadKind.OPEN, 10.0))
+    assert found.second_half == Throughput(5.0, 50, 50, 10)
+    assert measure(level(requests, 10.0), telemetry(), LOAD).second_half is None
+
+
+def test_a_level_too_short_for_its_answers_says_nothing_of_its_second_half() -> None:
+    requests = [request(i, due_ms=100 * i, ttft_ms=500, tpot_ms=250, tokens=11) for i in range(100)]
+    assert measure(level(requests, 10.0), telemetry(), Load(LoadKind.OPEN, 10.0)).second_half is None

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tests.load.builders import CALM, level, request, telemetry
+from tuner.load.backlog import GROWS
 from tuner.load.drive import ClientFigures
 from tuner.load.stream import Failure, RequestSample
 from tuner.measurement import Load, LoadKind, Measurement, measure
@@ -125,3 +126,36 @@ def test_every_limit_counts_and_the_tightest_gives_the_margin() -> None:
 @pytest.mark.parametrize(("requests", "most"), [(99, 0), (100, 1), (1000, 10), (1999, 19)])
 def test_one_percent_is_counted_without_floating_point_surprises(requests: int, most: int) -> None:
     assert most_violations(requests, SLO) == most
+
+
+def in_open_loop(answers_s: list[float], seconds: float = 30.0, aborted: str | None = None) -> Verdict:
+    """`answers_s`: how long each request takes after a first token in 50 ms; they come evenly over the level."""
+    rate = len(answers_s) / seconds
+    requests = [
+        request(i, due_ms=1000 * i / rate, ttft_ms=50, tpot_ms=100 * answer_s - 5, tokens=11)
+        for i, answer_s in enumerate(answers_s)
+    ]
+    found = measure(level(requests, seconds, aborted=aborted), telemetry(), Load(LoadKind.OPEN, rate), slos=[SLO])
+    assert found.ttft_ms is not None and found.ttft_ms.max < 500
+    return judge(found, [SLO])
+
+
+def test_a_server_that_answers_ever_more_slowly_does_not_keep_up_however_fast_its_first_tokens() -> None:
+    """As seen: 32.5 offered, 26 completed, and every first token in time."""
+    verdict = in_open_loop([4 + 8 * i / 975 for i in range(975)])
+    assert verdict.outcome is Outcome.INFEASIBLE
+    assert verdict.reasons[0].startswith("the server did not keep up: it completed ")
+    assert verdict.slo_margin is not None and verdict.slo_margin < 0
+
+
+def test_a_server_that_is_slow_and_steady_keeps_up() -> None:
+    assert in_open_loop([5.0] * 975).outcome is Outcome.FEASIBLE
+
+
+def test_a_handful_left_open_by_chance_is_no_backlog() -> None:
+    assert in_open_loop([1 + 0.5 * (i > 250) for i in range(300)]).outcome is Outcome.FEASIBLE
+
+
+def test_a_level_that_was_ended_for_its_backlog_is_infeasible() -> None:
+    verdict = in_open_loop([5.0] * 300, aborted=GROWS)
+    assert (verdict.outcome, verdict.reasons) == (Outcome.INFEASIBLE, (GROWS,))

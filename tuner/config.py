@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -16,12 +16,15 @@ from tuner.candidate import Value
 from tuner.environment import Environment, Gpu, describe
 from tuner.errors import UsageError
 from tuner.launch import LaunchBase, mentioned_flags
+from tuner.load.arrivals import ArrivalKind, Arrivals
+from tuner.load.capacity_search import Rules
 from tuner.load.workload import Workload, workload
+from tuner.measurement import LoadKind
 from tuner.placement import groups_of, parse_gpus
 from tuner.slo import parse_slo
 from tuner.space.files import read_space
 from tuner.space.flags import installed_vllm, split_command
-from tuner.study.plan import LoadPolicy, StudyPlan
+from tuner.study.plan import LoadPolicy, OpenSearch, StudyPlan
 
 TEMPLATE_TOKENS = 128
 """Room for the chat template around a prompt when max-model-len is fixed to the workload's need."""
@@ -31,6 +34,8 @@ SECRET_FLAGS = {"api-key": "VLLM_API_KEY", "hf-token": "HF_TOKEN"}
 
 DEFAULT_SLOS = ("p99 ttft <= 500ms",)
 LADDER = (10, 30, 64, 128, 200, 256)
+MOST_BURSTY, MOST_EVEN = 0.05, 1000.0
+"""Gamma shapes: at 0.05 two gaps of three are under a hundredth of the mean gap, at 1000 they are all but equal."""
 
 
 class ChangedEnvironment(StrEnum):
@@ -68,8 +73,11 @@ class SearchOptions:
     workers: int | None = None
     seed: int = 0
     storage: str | None = None
+    load: str | None = None
     levels: str | None = None
     level_seconds: float = 60.0
+    probe_seconds: float | None = None
+    burstiness: float = 1.0
     warm_up_seconds: float = 15.0
     start_limit_seconds: float = 1800.0
     changed_environment: ChangedEnvironment = ChangedEnvironment.REFUSED
@@ -84,7 +92,7 @@ def plan_study(
     slos = tuple(dict.fromkeys(parse_slo(text) for text in options.slos))
     load = workload(options.workload)
     space = read_space(options.space)
-    levels = LADDER if options.levels is None else parse_levels(options.levels)
+    policy = _load(options)
     _check_counts(options)
     budget_s = parse_duration(options.time_budget)
     indices = parse_gpus(options.gpus, [gpu.index for gpu in machine.gpus])
@@ -117,7 +125,7 @@ def plan_study(
             secret_env=tuple(sorted(set(secrets) | ({"VLLM_API_KEY"} & set(os.environ)))),
         ),
         groups=groups,
-        load=LoadPolicy(levels, options.level_seconds, options.warm_up_seconds),
+        load=policy,
         starts=options.trials,
         confirm_starts=options.confirm,
         time_budget_s=budget_s,
@@ -211,6 +219,40 @@ def split_secrets(extra: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]
     return tuple(words), secrets
 
 
+def _load(options: SearchOptions) -> LoadPolicy:
+    """Open loop unless the ladder is asked for; probes set the other lengths in the proportions that were tested."""
+    kind = options.load or (LoadKind.OPEN if options.levels is None else LoadKind.CLOSED)
+    if kind not in tuple(LoadKind):
+        raise UsageError(f"--load {kind!r}", hint="open (requests arrive by chance) or closed (a ladder of --levels)")
+    if kind == LoadKind.CLOSED:
+        if options.burstiness != 1:
+            raise UsageError("--burstiness is of an open loop", hint="a closed loop sends when an answer has come")
+        levels = LADDER if options.levels is None else parse_levels(options.levels)
+        return LoadPolicy(levels, options.level_seconds, options.warm_up_seconds)
+    if options.levels is not None:
+        raise UsageError(
+            "--levels are a closed loop's, --load is open", hint="leave --levels out, or say --load closed"
+        )
+    if not MOST_EVEN >= options.burstiness >= MOST_BURSTY:
+        raise UsageError(
+            f"--burstiness {options.burstiness:g}",
+            hint=f"{MOST_BURSTY:g} to {MOST_EVEN:g}: 1 is Poisson, less comes in clumps, more comes evenly",
+        )
+    usual = Rules()
+    probe_s = usual.probe_s if options.probe_seconds is None else options.probe_seconds
+    scale = probe_s / usual.probe_s
+    rules = replace(
+        usual,
+        probe_s=probe_s,
+        saturation_s=usual.saturation_s * scale,
+        longest_probe_s=usual.longest_probe_s * scale,
+        claim_s=usual.claim_s * scale,
+    )
+    poisson = options.burstiness == 1
+    arrivals = Arrivals() if poisson else Arrivals(ArrivalKind.GAMMA, options.burstiness)
+    return LoadPolicy((), 0.0, options.warm_up_seconds, OpenSearch(rules, arrivals))
+
+
 def parse_levels(text: str) -> tuple[int, ...]:
     try:
         levels = tuple(int(part) for part in text.split(","))
@@ -222,15 +264,17 @@ def parse_levels(text: str) -> tuple[int, ...]:
 
 
 def _check_counts(options: SearchOptions) -> None:
-    for name, value, least in (
+    numbers: tuple[tuple[str, float, int], ...] = (
         ("--trials", options.trials, 1),
         ("--confirm", options.confirm, 0),
         ("--level-seconds", options.level_seconds, 1),
+        ("--probe-seconds", 1 if options.probe_seconds is None else options.probe_seconds, 1),
         ("--warm-up-seconds", options.warm_up_seconds, 0),
         ("--start-limit-seconds", options.start_limit_seconds, 1),
         ("--seed", options.seed, 0),
         ("--workers", 1 if options.workers is None else options.workers, 1),
-    ):
+    )
+    for name, value, least in numbers:
         if not math.isfinite(value) or value < least:
             raise UsageError(f"{name} {value:g}", hint=f"at least {least}")
 

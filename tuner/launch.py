@@ -35,6 +35,13 @@ class LaunchSpec:
         return " ".join([*words, shlex.join(self.argv(host, port))])
 
     @property
+    def max_num_seqs(self) -> int | None:
+        """The limit that the arguments set, None where vLLM's default holds."""
+        words = [part for word in self.arguments for part in word.split("=", 1)]
+        given = [words[i + 1] for i, word in enumerate(words[:-1]) if word in ("--max-num-seqs", "--max_num_seqs")]
+        return int(given[-1]) if given and given[-1].isdigit() else None
+
+    @property
     def in_container(self) -> bool:
         return _is_container(self.command)
 

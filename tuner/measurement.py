@@ -8,6 +8,8 @@ from enum import StrEnum
 
 import numpy as np
 
+from tuner.formatting import significant
+from tuner.load.backlog import FEWEST_S
 from tuner.load.drive import Samples
 from tuner.load.quantiles import Values, interval, order_statistic
 from tuner.load.stream import Failure, RequestSample
@@ -35,7 +37,7 @@ class Load:
     level: float
 
     def __str__(self) -> str:
-        return f"{self.level:g} concurrent" if self.kind is LoadKind.CLOSED else f"{self.level:g} requests/s"
+        return f"{self.level:g} concurrent" if self.kind is LoadKind.CLOSED else f"{significant(self.level)} requests/s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +116,22 @@ class Attainment:
 
 
 @dataclass(frozen=True, slots=True)
+class Throughput:
+    """The second half of an open-loop level: requests that came, answers that ended, and how many were open before."""
+
+    seconds: float
+    offered: int
+    completed: int
+    open_before: int
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """One level. Requests are counted over the whole level, `qps` over `window_s` (after the ramp, before the drain).
 
     `failed` counts by kind of failure (HTTP status, error chunk, broken stream, timeout, shortened output).
-    `aborted` says why the level was ended early, None when it ran its time.
+    `aborted` says why the level was ended early, None when it ran its time. `second_half` is None for a closed loop,
+    and where the level was too short for the server to be full by its middle.
     """
 
     load: Load
@@ -142,6 +155,7 @@ class Measurement:
     aborted: str | None = None
     cautions: tuple[Caution, ...] = ()
     attainments: tuple[Attainment, ...] = ()
+    second_half: Throughput | None = None
 
     @property
     def failed_total(self) -> int:
@@ -179,6 +193,7 @@ def measure(
         aborted=samples.aborted,
         cautions=cautions(samples, telemetry, slos),
         attainments=tuple(attainment(samples.requests, slo) for slo in slos),
+        second_half=_second_half(samples) if load.kind is LoadKind.OPEN else None,
     )
 
 
@@ -255,6 +270,25 @@ def _window(samples: Samples, completed: Sequence[RequestSample]) -> tuple[int, 
     fill_ns = max(WINDOW_CUT * float(np.mean(answers_ns)) if answers_ns else 0.0, samples.ramp_s * 1e9)
     length_ns = samples.ended_ns - samples.started_ns
     return samples.started_ns + round(min(fill_ns, length_ns / 3)), samples.ended_ns
+
+
+def _second_half(samples: Samples) -> Throughput | None:
+    """By the answers to what came in the first third: later ones grow with the backlog that this is to show."""
+    length_ns = samples.ended_ns - samples.started_ns
+    if length_ns < FEWEST_S * 1e9:
+        return None
+    middle_ns, third_ns = samples.ended_ns - length_ns // 2, samples.started_ns + length_ns // 3
+    early_ns = [r.end_ns - r.due_ns for r in samples.requests if r.due_ns < third_ns]
+    if not early_ns or WINDOW_CUT * float(np.mean(early_ns)) > middle_ns - samples.started_ns:
+        return None
+    due = np.asarray([r.due_ns for r in samples.requests])
+    end = np.asarray([r.end_ns for r in samples.requests])
+    return Throughput(
+        seconds=(samples.ended_ns - middle_ns) / 1e9,
+        offered=int(((due >= middle_ns) & (due < samples.ended_ns)).sum()),
+        completed=int(((end >= middle_ns) & (end < samples.ended_ns)).sum()),
+        open_before=int(((due < middle_ns) & (end >= middle_ns)).sum()),
+    )
 
 
 def _failures(requests: Iterable[RequestSample]) -> tuple[tuple[str, int], ...]:

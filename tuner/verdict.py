@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from tuner.load.backlog import GROWS
 from tuner.load.quantiles import confidence_above, confidence_below
 from tuner.measurement import Attainment, Distribution, Measurement
 from tuner.slo import Metric, Slo
@@ -21,6 +22,12 @@ LAG_INVALID_SHARE = 0.05
 
 LAG_INFLATION = 2.0
 """A P99 TTFT is inflated by up to about twice the ticker's P99 lag (measurement.md 5: lag 2-5 ms, 5.6; 5-10, 18)."""
+
+
+KEEPS_UP = 0.97
+KEEPS_UP_SIGMA = 3.0
+"""An open loop must complete this share of what is offered, but for what chance explains: the requests that are open at
+two moments are two Poisson counts of about the same mean."""
 
 
 class Outcome(StrEnum):
@@ -47,7 +54,7 @@ class Verdict:
 
 
 def judge(measurement: Measurement, slos: Sequence[Slo]) -> Verdict:
-    """Feasible: every limit kept on enough requests, no request failed, and no preemption, observed.
+    """Feasible: every limit kept on enough requests, no request failed, no preemption, observed, and no backlog left.
 
     A preemption or a failed request is the server's, however the client fared. Then comes the client's fault: latencies
     that it distorted are invalid, neither good nor bad. What cannot pass any more is infeasible however few requests
@@ -60,6 +67,8 @@ def judge(measurement: Measurement, slos: Sequence[Slo]) -> Verdict:
         return Verdict(Outcome.INVALID, reasons, margin)
     if reasons := (*seen, *_broken(attainments)):
         return Verdict(Outcome.INFEASIBLE, reasons, margin, _confidence_infeasible(measurement, attainments))
+    if reasons := _left_behind(measurement):
+        return Verdict(Outcome.INFEASIBLE, reasons, margin)
     missing = max((FEWEST_REQUESTS - a.counted for a in attainments), default=FEWEST_REQUESTS - measurement.completed)
     if reasons := _open_questions(measurement, missing):
         return Verdict(Outcome.UNDECIDED, reasons, margin, None, max(0, missing))
@@ -105,6 +114,20 @@ def _broken(attainments: Sequence[Attainment]) -> tuple[str, ...]:
         for a in attainments
         if a.violations > most_violations(max(a.counted, FEWEST_REQUESTS), a.slo)
     )
+
+
+def _left_behind(measurement: Measurement) -> tuple[str, ...]:
+    """Fast first tokens do not show a server that answers ever more slowly; what it leaves undone does."""
+    if measurement.aborted == GROWS:
+        return (GROWS,)
+    half = measurement.second_half
+    if measurement.aborted is not None or half is None:
+        return ()
+    short = half.offered - half.completed
+    chance = KEEPS_UP_SIGMA * math.sqrt(2 * max(half.open_before, 1))
+    if short <= max((1 - KEEPS_UP) * half.offered, chance):
+        return ()
+    return (f"the server did not keep up: it completed {half.completed} of {half.offered} in the second half",)
 
 
 def _open_questions(measurement: Measurement, missing: int) -> tuple[str, ...]:

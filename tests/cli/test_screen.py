@@ -22,6 +22,7 @@ from rich.console import Console as Terminal
 from tests.cli.conftest import HOSTILE
 from tests.cli.support import TUNER, short_search, tuner
 from tests.study.builders import REFUSAL, level, plan, record
+from tests.study.open_server import open_level, open_plan
 from tuner.cli.console import Console
 from tuner.cli.folders import State
 from tuner.cli.picture import Picture
@@ -270,3 +271,20 @@ def test_console_and_screen_are_told_in_the_same_way() -> None:
     told = {name for name in vars(Progress) if not name.startswith("_")}
     assert told == {"say", "show"}
     assert all(callable(getattr(kind, name)) for kind in (Console, Screen) for name in told)
+
+
+def test_an_open_loop_study_shows_its_rates_and_who_is_behind(tmp_path: Path) -> None:
+    the_plan = open_plan(tmp_path / "s")
+    screen = Screen(the_plan, "0.32.0", ())
+    group = the_plan.groups[0].name
+    screen.show(TrialStarted(1, Role.SEARCH, the_plan.baseline, group, 1, 16))
+    one = open_level(31.4159)
+    screen.show(LevelMeasured(1, group, one.measurement, one.verdict))
+    behind = record(0, the_plan.baseline, (level(40.0),), outcome=TrialOutcome.BEHIND)
+    screen.show(
+        TrialFinished(replace(behind, trial=0, group="none", notes=("a closed loop gives less",)), is_best=False)
+    )
+    text = "\n".join(drawn(screen.picture(), 200))
+    assert re.search(r"Poisson arrivals, \d+ s a rate; claims 3 × 2 min", text)
+    assert "31.4 req/s, P99 TTFT 300 ms, KV 50 % at 31.4 requests/s" in text
+    assert re.search(r"0000  search  behind  a closed loop gives less", text)

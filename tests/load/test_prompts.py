@@ -127,3 +127,11 @@ def test_a_server_that_cannot_tokenize_is_an_error_with_a_hint() -> None:
 @pytest.mark.parametrize("model", ["no/such-model", "not a repository name", "/no/such/folder"])
 def test_a_model_that_is_not_here_has_no_tokenizer_file(model: str) -> None:
     assert tokenizer_file(model) is None
+
+
+def test_a_repeat_has_the_same_lengths_in_the_same_order_and_no_word_in_common_place(tiny_model: str) -> None:
+    made = prompts("mixed", tiny_model)
+    first, second = (made.requests("search", 200, repeat) for repeat in (0, 1))
+    assert [(r.prompt_tokens, r.max_tokens) for r in first] == [(r.prompt_tokens, r.max_tokens) for r in second]
+    assert not set(texts(first)) & set(texts(second))
+    assert made.requests("search", 200, 1) == second

@@ -62,6 +62,14 @@ def test_no_level_shares_its_cache_with_another_and_repeats_within_one_do_not_ei
     assert sorted(r.messages for r in first) == sorted(r.messages for r in second)
 
 
+def test_a_repeat_is_the_same_traffic_under_another_salt(tmp_path: Path, tiny_model: str) -> None:
+    text = lines(tmp_path / "own.jsonl", *({"prompt": f"question {i}", "max_tokens": 5} for i in range(4)))
+    prompts = Prompts.for_model(workload(text), tiny_model, 0, None)
+    first, second = (prompts.requests("a", 8, repeat) for repeat in (0, 1))
+    assert [r.messages for r in first] == [r.messages for r in second]
+    assert not {r.extra_body["cache_salt"] for r in first} & {r.extra_body["cache_salt"] for r in second}
+
+
 def test_the_workload_estimates_lengths_on_the_long_side(tmp_path: Path, tiny_model: str) -> None:
     text = lines(tmp_path / "own.jsonl", {"prompt": "where the river meets the sea " * 20, "max_tokens": 64})
     (share,) = workload(text).shares

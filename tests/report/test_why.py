@@ -8,7 +8,7 @@ import pytest
 
 from tuner.measurement import Caution, CautionKind, ClientLoad, GpuLoad, Measurement, ServerLoad
 from tuner.report.tables import StudyFiles
-from tuner.report.why import Levels, Limit, Reading, binding, levels_of, max_num_seqs, why_rows
+from tuner.report.why import Levels, Limit, Reading, binding, levels_of, why_rows
 from tuner.report.words import Words
 
 QUIET = ServerLoad(preemptions=0, kv_usage_peak=0.3, running_peak=20.0, waiting_mean=0.0)
@@ -56,7 +56,7 @@ def test_a_nearly_full_kv_cache_is_near(levels: Levels, words: Words) -> None:
 
 
 def test_a_full_running_set_with_a_queue_points_at_max_num_seqs(levels: Levels, words: Words) -> None:
-    limit = max_num_seqs(levels.record)
+    limit = levels.record.launch.max_num_seqs
     assert limit is not None
     rows = why_rows(server(levels, running_peak=float(limit), waiting_mean=9.0), words)
     assert binding(rows) == [Limit.SEQUENCES]

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.study.builders import level, record
+from tests.study.open_server import open_level
 from tuner.candidate import Candidate
+from tuner.load.capacity_search import Claim
 from tuner.study import confirm
-from tuner.study.record import Role, TrialOutcome
+from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision, Figures
 
 DEFAULT, OTHER = Candidate(), Candidate.of({"max-num-seqs": 64})
@@ -68,3 +72,25 @@ def test_an_invalid_fresh_start_neither_confirms_nor_refutes() -> None:
     spoilt = record(8, OTHER, (level(20.0, p99_ms=900),), role=Role.CONFIRM, outcome=TrialOutcome.INVALID)
     assert confirm.finalists([found, spoilt]) == [found]
     assert confirm.fresh_runs([found, spoilt], OTHER) == []
+
+
+def claimed(trial: int, rate: float | None, p99_ms: float = 300.0) -> TrialRecord:
+    made = record(trial, OTHER, (open_level(rate or 9.0, p99_ms),), role=Role.CONFIRM)
+    outcome = TrialOutcome.INFEASIBLE if rate is None else TrialOutcome.FEASIBLE
+    return replace(made, best=None if rate is None else 0, outcome=outcome, claim=Claim(rate, (), 360.0))
+
+
+def test_the_promise_is_the_lowest_rate_that_a_fresh_start_held() -> None:
+    figures = confirm.figures([claimed(8, 9.5, p99_ms=420), claimed(9, 9.2)], OTHER)
+    assert figures is not None
+    assert (figures.qps, figures.qps_low, figures.qps_high, figures.p99_ttft_ms) == (9.2, 9.2, 9.5, 420)
+
+
+def test_a_claim_that_held_no_rate_refutes_the_candidate() -> None:
+    assert confirm.figures([claimed(8, 9.5), claimed(9, None)], OTHER) is None
+
+
+def test_a_default_that_kept_no_rate_is_shown_at_the_lowest_one_and_not_in_closed_loop() -> None:
+    levels = (level(13.0, p99_ms=4000), open_level(10.0, p99_ms=2000), open_level(5.0, p99_ms=800))
+    shown = confirm.seen([record(0, DEFAULT, levels, role=Role.DEFAULT)], DEFAULT)
+    assert shown is not None and (shown.qps, shown.level) == (5.0, "5.00 requests/s")

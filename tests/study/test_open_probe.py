@@ -10,10 +10,12 @@ from tuner.load.capacity_search import Ended, Rules, Saturation, Stop, search_ca
 from tuner.load.prompts import Prompts
 from tuner.load.stream import Target
 from tuner.load.workload import workload
+from tuner.measurement import Load, LoadKind
 from tuner.slo import parse_slo
 from tuner.study.ladder import LevelRun
 from tuner.study.open_probe import InterruptedLoadError, OpenProbe
 from tuner.telemetry.sampler import Sampler
+from tuner.verdict import Outcome
 
 FAST = answer(5, 0.05, 0.005)
 LATE = answer(5, 2.5, 0.005)
@@ -38,9 +40,11 @@ def test_a_probe_offers_its_rate_and_tells_the_margin(tiny_model: str) -> None:
         result = probe_of(server.url, url, tiny_model, "p99 ttft <= 4s", runs)(60.0, 3.0, "search", Stop.AT_END)
     assert result.passed
     assert result.log_ratio is not None and result.log_ratio < -1
-    (run,) = runs
-    assert run.measurement.sent == len(server.served) == pytest.approx(180, abs=45)
-    assert run.measurement.failed == ()
+    # A client that this machine held up says so, and offers its load once more.
+    assert [run.verdict.outcome is Outcome.INVALID for run in runs] in ([False], [True, False])
+    assert sum(run.measurement.sent for run in runs) == len(server.served)
+    assert runs[-1].measurement.sent == pytest.approx(180, abs=45)
+    assert runs[-1].measurement.failed == ()
 
 
 def test_a_rejected_probe_ends_early(tiny_model: str) -> None:
@@ -57,6 +61,25 @@ def test_saturation_is_littles_law(tiny_model: str) -> None:
         found = probe_of(server.url, url, tiny_model, "p99 ttft <= 2s", []).saturate(2.0, 8, 2000)
     assert found.answer_s >= 0.07
     assert found.rate == pytest.approx(8 / found.answer_s, rel=0.3)
+
+
+def test_the_closed_loop_is_a_level_like_any_other_and_no_limit_ends_it(tiny_model: str) -> None:
+    runs: list[LevelRun] = []
+    with serving(LATE) as server, metrics(lambda: 0) as url:
+        probe_of(server.url, url, tiny_model, "p99 ttft <= 1ms", runs).saturate(1.0, 8, 100)
+    (run,) = runs
+    assert run.measurement.load == Load(LoadKind.CLOSED, 8)
+    assert run.measurement.aborted is None and run.measurement.server.preemptions == 0
+    assert run.verdict.outcome is Outcome.INFEASIBLE
+
+
+def test_a_rate_on_the_same_trace_has_the_same_lengths_and_new_words(tiny_model: str) -> None:
+    with serving(FAST) as server, metrics(lambda: 0) as url:
+        probe = probe_of(server.url, url, tiny_model, "p99 ttft <= 4s", [])
+        probe(20.0, 1.0, "search", Stop.AT_END)
+        probe(22.0, 1.0, "search", Stop.AT_END)
+        words = [str(served.body["messages"]) for served in server.served]
+    assert len(words) > 20 and len(set(words)) == len(words)
 
 
 def test_the_search_runs_on_a_real_server(tiny_model: str) -> None:

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from tests.study.builders import MACHINE, REFUSAL, level, record
+from tests.study.open_server import open_level
 from tuner.candidate import Candidate
+from tuner.load.capacity_search import Capacity, Ended, Incumbent
 from tuner.study.outcome import Told, told
-from tuner.study.record import TrialOutcome
+from tuner.study.record import TrialOutcome, TrialRecord
 
 ONE = Candidate.of({"max-num-seqs": 8})
 
@@ -48,3 +53,42 @@ def test_a_trial_that_failed_requests_never_passes_for_feasible() -> None:
     answer = told(broken, None)
     assert answer is not None
     assert any(c > 0 for c in answer.constraints)
+
+
+BEST = Incumbent(10.0, 12.5)
+
+
+def behind(saturation: float, lost_at: float | None) -> TrialRecord:
+    ended = Ended.HOPELESS if lost_at is None else Ended.RACE_LOST
+    made = record(0, ONE, (level(saturation, p99_ms=4000),), outcome=TrialOutcome.BEHIND)
+    return replace(made, capacity=Capacity(ended, None, None, lost_at, saturation, 30.0), incumbent=BEST)
+
+
+@pytest.mark.parametrize(
+    ("saturation", "lost_at", "value"), [(9.0, None, 7.2), (12.0, 10.2, 9.6), (14.0, 10.2, 10.0), (12.5, 9.9, 9.9)]
+)
+def test_who_is_behind_is_told_as_a_point_that_was_measured_and_is_no_better_than_the_best(
+    saturation: float, lost_at: float | None, value: float
+) -> None:
+    answer = told(behind(saturation, lost_at), None)
+    assert answer is not None
+    assert answer.value == pytest.approx(value)
+    assert all(c <= 0 for c in answer.constraints)
+    assert not answer.imputed
+
+
+def test_in_open_loop_the_estimate_is_told_and_not_the_throughput_of_a_level() -> None:
+    levels = (level(13.0, p99_ms=4000), open_level(9.8), open_level(10.3, p99_ms=700))
+    made = replace(record(0, ONE, levels), best=1, capacity=Capacity(Ended.FOUND, 10.1, 9.8, 10.3, 13.0, 90.0))
+    answer = told(made, None)
+    assert answer is not None and answer.value == 10.1
+    assert all(c <= 0 for c in answer.constraints)
+
+
+def test_where_no_rate_kept_the_limits_the_lowest_one_is_told() -> None:
+    levels = (level(13.0, p99_ms=4000), open_level(10.0, p99_ms=2000), open_level(5.0, p99_ms=800))
+    made = record(0, ONE, levels, outcome=TrialOutcome.INFEASIBLE)
+    made = replace(made, capacity=Capacity(Ended.NEVER_PASSED, None, None, 5.0, 13.0, 90.0))
+    answer = told(made, None)
+    assert answer is not None and answer.value == 5.0
+    assert answer.constraints[1] == pytest.approx(math.log(800 / 500))

@@ -8,6 +8,7 @@ from typing import Self, TextIO
 
 from tuner import formatting
 from tuner.candidate import Candidate
+from tuner.measurement import LoadKind
 from tuner.study.events import (
     Event,
     LevelMeasured,
@@ -17,8 +18,8 @@ from tuner.study.events import (
     TrialFinished,
     TrialStarted,
 )
-from tuner.study.plan import StudyPlan
-from tuner.study.record import Role, TrialOutcome, TrialRecord
+from tuner.study.plan import LoadPolicy, StudyPlan
+from tuner.study.record import Role, TrialOutcome, TrialRecord, asked
 from tuner.study.result import StudyResult
 from tuner.verdict import Outcome
 
@@ -90,14 +91,40 @@ def level_line(event: LevelMeasured) -> str:
 
 
 def outcome_line(record: TrialRecord) -> str:
+    if record.outcome is TrialOutcome.FEASIBLE:
+        return outcome_words(record)
+    name = "behind the best so far" if record.outcome is TrialOutcome.BEHIND else record.outcome
+    return f"{name}: {outcome_words(record)}"
+
+
+def outcome_words(record: TrialRecord) -> str:
+    """What came of a start, without the outcome's own name."""
     if record.outcome is TrialOutcome.FEASIBLE and record.best_level is not None:
         level = record.best_level
         p99 = level.ttft_ms.p99 if level.ttft_ms else None
-        return f"{formatting.qps(level.qps)} at {level.load}, P99 TTFT {formatting.ms(p99)}"
+        held = "held" if record.claim is not None else "estimated"
+        qps = formatting.qps(record.qps) + (f" {held}" if level.load.kind is LoadKind.OPEN else "")
+        return f"{qps} at {level.load}, P99 TTFT {formatting.ms(p99)}"
     if record.cause is not None:
-        return f"{record.outcome}: {record.cause.explanation}"
-    reasons = next((lv.verdict.reasons for lv in record.levels if lv.verdict.outcome is not Outcome.FEASIBLE), ())
-    return f"{record.outcome}: {'; '.join(reasons) or 'nothing was measured'}"
+        return record.cause.explanation
+    if record.outcome is TrialOutcome.BEHIND:
+        return "; ".join(record.notes)
+    reasons = next(
+        (lv.verdict.reasons for lv in asked(record.levels) if lv.verdict.outcome is not Outcome.FEASIBLE), ()
+    )
+    return "; ".join(reasons) or "nothing was measured"
+
+
+def load_words(load: LoadPolicy) -> str:
+    """How each server is loaded, in a few words."""
+    if load.open is None:
+        levels = ", ".join(map(str, load.levels))
+        return f"{levels} concurrent requests, {formatting.duration(load.level_s)} each"
+    rules = load.open.rules
+    return (
+        f"{load.open.arrivals} arrivals, {formatting.duration(rules.probe_s)} a rate; "
+        f"claims {rules.claim_traces} × {formatting.duration(rules.claim_s)}"
+    )
 
 
 def plan_lines(plan: StudyPlan, vllm_version: str, sampler: str) -> str:
@@ -105,8 +132,7 @@ def plan_lines(plan: StudyPlan, vllm_version: str, sampler: str) -> str:
     lines = [f"study     {plan.study}", f"model     {plan.model}", f"vLLM      {vllm_version}"]
     lines.append(f"limits    {', '.join(map(str, plan.slos))}, no preemption, no failed request")
     lines.append(f"workload  {plan.workload.name}: up to {plan.workload.longest} tokens a request")
-    levels = ", ".join(map(str, plan.load.levels))
-    lines.append(f"load      {levels} concurrent requests, {formatting.duration(plan.load.level_s)} each")
+    lines.append(f"load      {plan.load.kind} loop: {load_words(plan.load)}")
     lines.append(f"servers   {', '.join(group.name for group in plan.groups)}, one candidate at a time on each")
     lines.append(f"searched  by {sampler}, space {plan.space.name}")
     width = max(len(p.flag) for p in plan.parameters)
@@ -122,9 +148,11 @@ def plan_lines(plan: StudyPlan, vllm_version: str, sampler: str) -> str:
 
 
 def _time(plan: StudyPlan) -> str:
-    longest = (plan.starts / len(plan.groups) + plan.confirm_starts) * (plan.load.longest_s + 90)
+    load = plan.load
+    search_s = plan.starts / len(plan.groups) * (load.longest_s + 90)
+    confirm_s = plan.confirm_starts * (max(load.longest_s, load.confirm_s) + 90)
     limit = "" if plan.time_budget_s is None else f", ended after {formatting.duration(plan.time_budget_s)}"
-    return f"at most about {formatting.duration(longest)} with 90 s a start{limit}"
+    return f"at most about {formatting.duration(search_s + confirm_s)} with 90 s a start{limit}"
 
 
 def result_lines(result: StudyResult, records: tuple[TrialRecord, ...], paths: dict[str, str]) -> str:

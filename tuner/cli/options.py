@@ -61,9 +61,16 @@ def search_options(
     workers: Annotated[int | None, typer.Option(help="Servers at once; default: one a GPU group, else 1.")] = None,
     seed: Annotated[int, typer.Option(help="Of the search and of the prompts.")] = 0,
     storage: Annotated[str | None, typer.Option(help="Optuna storage URL instead of the study's SQLite.")] = None,
-    levels: Annotated[str | None, typer.Option(help="Concurrencies. Default: 10,30,64,128,200,256.")] = None,
-    level_seconds: Annotated[float, typer.Option(help="Time at each level.")] = 60.0,
-    warm_up_seconds: Annotated[float, typer.Option(help="Load before the first level, not counted.")] = 15.0,
+    load: Annotated[
+        str | None, typer.Option(help="open: requests arrive by chance; closed: a ladder of --levels. Default: open.")
+    ] = None,
+    probe_seconds: Annotated[float | None, typer.Option(help="Time at each rate; claims get longer with it.")] = None,
+    burstiness: Annotated[
+        float, typer.Option(help="Gamma shape of the arrivals: 1 is Poisson, below it clumps.")
+    ] = 1.0,
+    levels: Annotated[str | None, typer.Option(help="Closed: concurrencies. Default: 10,30,64,128,200,256.")] = None,
+    level_seconds: Annotated[float, typer.Option(help="Closed: time at each level.")] = 60.0,
+    warm_up_seconds: Annotated[float, typer.Option(help="Load before the first measurement, not counted.")] = 15.0,
     start_limit_seconds: Annotated[float, typer.Option(help="How long a server may take to be ready.")] = 1800.0,
     allow_changed_environment: Changed = False,
 ) -> SearchOptions:
@@ -73,7 +80,8 @@ def search_options(
     return SearchOptions(
         model=model, gpus=gpus, slos=tuple(slo or DEFAULT_SLOS), workload=workload, space=space, trials=trials,
         confirm=confirm, time_budget=time_budget, study=study, studies=studies, vllm=vllm,
-        tensor_parallel_size=tensor_parallel_size, workers=workers, seed=seed, storage=storage, levels=levels,
+        tensor_parallel_size=tensor_parallel_size, workers=workers, seed=seed, storage=storage, load=load,
+        probe_seconds=probe_seconds, burstiness=burstiness, levels=levels,
         level_seconds=level_seconds, warm_up_seconds=warm_up_seconds, start_limit_seconds=start_limit_seconds,
         changed_environment=ChangedEnvironment.ALLOWED if allow_changed_environment else ChangedEnvironment.REFUSED,
         extra=tuple(context.args),

@@ -110,8 +110,10 @@ class Picture:
         mean_s = sum(spent) / len(spent) if spent else self.plan.load.longest_s + START_S
         confirmed = sum(r.role is Role.CONFIRM and counts(r) for r in self.records)
         searched = sum(r.role in FINDS and counts(r) for r in self.records)
-        alone = max(0, self.plan.confirm_starts - confirmed)
-        return mean_s * (max(0, self.plan.starts - searched) / len(self.plan.groups) + alone)
+        search_s = mean_s * max(0, self.plan.starts - searched) / len(self.plan.groups)
+        # A claim of an open loop takes far longer than the starts that it follows.
+        confirm_s = mean_s if self.plan.load.open is None else self.plan.load.confirm_s + START_S
+        return search_s + confirm_s * max(0, self.plan.confirm_starts - confirmed)
 
 
 def counts(record: TrialRecord) -> bool:

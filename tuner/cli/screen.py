@@ -17,14 +17,14 @@ from rich.live import Live
 from rich.text import Text
 
 from tuner import formatting
-from tuner.cli.console import describe, outcome_line, printable
+from tuner.cli.console import describe, load_words, outcome_words, printable
 from tuner.cli.folders import State
 from tuner.cli.picture import GroupNow, LevelNow, Picture, spent_before_s
 from tuner.cli.tables import spaced
 from tuner.clock import Clock, RealClock
 from tuner.formatting import one_line
 from tuner.study.events import Event, LevelMeasured, Notice, PhaseChanged, StudyFinished, TrialFinished, TrialStarted
-from tuner.study.plan import StudyPlan
+from tuner.study.plan import LoadPolicy, StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.result import Figures, StudyResult
 
@@ -36,6 +36,7 @@ _STYLES = {
     TrialOutcome.INFEASIBLE: "yellow",
     TrialOutcome.UNDECIDED: "yellow",
     TrialOutcome.INVALID: "magenta",
+    TrialOutcome.BEHIND: "cyan",
     TrialOutcome.REFUSED: "red",
     TrialOutcome.DIED: "red",
     TrialOutcome.INFRASTRUCTURE: "bold red",
@@ -169,8 +170,7 @@ def _line(*parts: str | tuple[str, str]) -> Text:
 def _head(p: Picture, width: int) -> list[RenderableType]:
     plan = p.plan
     vllm = f"vLLM {p.vllm_version}" if p.vllm_version else ""
-    ends = f"{plan.load.levels[0]}-{plan.load.levels[-1]}" if len(plan.load.levels) > 1 else f"{plan.load.levels[0]}"
-    load = f"{plan.workload.name}, {ends} concurrent, {formatting.duration(plan.load.level_s)} each"
+    load = f"{plan.workload.name}, {_load(plan.load)}"
     lines: list[RenderableType] = [
         _line((plan.study, "bold"), *(f"  {part}" for part in (plan.model, vllm) if part)),
         _line(f"{', '.join(map(str, plan.slos))}  {load}  space {plan.space.name}"),
@@ -185,6 +185,13 @@ def _head(p: Picture, width: int) -> list[RenderableType]:
     if p.result and p.state is not State.RUNNING:
         lines.append(Text(one_line(p.result.sentence), overflow="fold"))
     return lines
+
+
+def _load(load: LoadPolicy) -> str:
+    if load.open is not None:
+        return load_words(load)
+    ends = f"{load.levels[0]}-{load.levels[-1]}" if len(load.levels) > 1 else f"{load.levels[0]}"
+    return f"{ends} concurrent, {formatting.duration(load.level_s)} each"
 
 
 def _groups(p: Picture, width: int, room: Room) -> list[RenderableType]:
@@ -254,7 +261,7 @@ def _last(p: Picture) -> list[RenderableType]:
         _line(
             f"{r.trial:04d}  {r.role:<{role_width}}  ",
             (f"{r.outcome:<{outcome_width}}  ", _STYLES[r.outcome]),
-            outcome_line(r).removeprefix(f"{r.outcome}: "),
+            outcome_words(r),
         )
         for r in p.last
     ]

@@ -95,6 +95,7 @@ def _other_plan(before: StudyPlan, plan: StudyPlan) -> list[str]:
         ("space", before.space, plan.space),
         ("limits", before.slos, plan.slos),
         ("own flags", before.base.extra, plan.base.extra),
+        ("load", f"{before.load.kind} loop", f"{plan.load.kind} loop"),
     ):
         if old != new:
             differ.append(f"the {what} changed" if what == "space" else f"{what} was {_text(old)}, is {_text(new)}")
@@ -138,7 +139,7 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
     if result.decision is Decision.NOTHING_FEASIBLE:
         raise NothingFeasibleError(
             f"no candidate kept {', '.join(map(str, plan.slos))} without preemption",
-            hint="read the report for what each broke; ease the limit, lower the levels, or shorten the workload",
+            hint="read the report for what each broke; ease the limit, or shorten the workload",
         )
 
 

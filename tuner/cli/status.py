@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from tuner.server import marker, proctable
 from tuner.study.plan import StudyPlan
 from tuner.study.result import Figures
 
+_REQUEST_COLUMNS = ["level", "kind", "due_ns", "first_ns", "last_ns"]
 _LOG_TAIL_BYTES = 64 * 1024
 
 
@@ -134,21 +136,22 @@ def _last_level(folder: Path) -> LevelNow | None:
     """From the tables that a trial writes after every level. QPS counts the answers that came while requests were
     still being sent, ramp included: a little less than the record will say."""
     try:
-        requests = pq.read_table(folder / "requests.parquet", columns=["level", "due_ns", "first_ns", "last_ns"])
-        telemetry = pq.read_table(folder / "telemetry.parquet", columns=["level", "kv_usage"])
+        requests = pq.read_table(folder / "requests.parquet", columns=_REQUEST_COLUMNS)
+        telemetry = pq.read_table(folder / "telemetry.parquet", columns=["level", "at_ns", "kv_usage"])
     except (OSError, ValueError, KeyError):
         return None
-    level = max(requests["level"].to_pylist(), default=None)
-    if level is None:
+    all_rows = requests.to_pylist()
+    if not all_rows:
         return None
-    rows = [r for r in requests.to_pylist() if r["level"] == level]
+    last = all_rows[-1]
+    rows = list(takewhile(lambda r: (r["kind"], r["level"]) == (last["kind"], last["level"]), reversed(all_rows)))
     began, ended = min(r["due_ns"] for r in rows), max(r["due_ns"] for r in rows)
     answered = [r for r in rows if r["first_ns"] is not None and r["last_ns"] is not None]
     ttft_ms = np.sort(np.asarray([(r["first_ns"] - r["due_ns"]) / 1e6 for r in answered], dtype=np.float64))
-    kv = [r["kv_usage"] for r in telemetry.to_pylist() if r["level"] == level and r["kv_usage"] is not None]
+    kv = [r["kv_usage"] for r in telemetry.to_pylist() if r["at_ns"] >= began and r["kv_usage"] is not None]
     in_time = sum(r["last_ns"] <= ended for r in answered)
     return LevelNow(
-        load=str(Load(LoadKind.CLOSED, level)),
+        load=str(Load(LoadKind(last["kind"]), last["level"])),
         qps=in_time * 1e9 / (ended - began) if ended > began else None,
         p99_ttft_ms=order_statistic(ttft_ms, 0.99) if len(ttft_ms) else None,
         kv_usage_peak=max(kv, default=None),

@@ -128,7 +128,7 @@ def _measured(recorded: Recorded) -> str:
     if level is None:
         return "no load level of this start kept the limits"
     return _figures_line(
-        f"{formatting.qps(level.qps)} in 1 start",
+        f"{formatting.qps(recorded.record.qps)} in 1 start",
         level.ttft_ms.p99 if level.ttft_ms else None,
         str(level.load),
         level.server.preemptions,

@@ -27,6 +27,11 @@ class Arrivals:
     kind: ArrivalKind = ArrivalKind.POISSON
     burstiness: float = 1.0
 
+    def __str__(self) -> str:
+        if self.kind is ArrivalKind.GAMMA:
+            return f"gamma, shape {self.burstiness:g}"
+        return self.kind.capitalize()
+
 
 def schedule(
     rate: float, seconds: float, *, seed: int, trace: str | int, arrivals: Arrivals | None = None

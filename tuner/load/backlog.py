@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tuner.load.drive import Progress
 
+GROWS = "the backlog grows without end"
 FEWEST_S = 10.0
 RECENT = 20
 SURE = 3.0

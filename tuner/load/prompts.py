@@ -147,7 +147,7 @@ def vocabulary(counter: TokenCounter, model: str) -> Vocabulary:
 
 
 class Source(Protocol):
-    def requests(self, key: str | int, count: int) -> list[Request]: ...
+    def requests(self, key: str | int, count: int, repeat: int = 0) -> list[Request]: ...
 
 
 class Prompts:
@@ -166,9 +166,13 @@ class Prompts:
             return cls(workload, Recorded(workload, entries, counter, seed))
         return cls(workload, Synthetic(workload, vocabulary(counter, model), seed))
 
-    def requests(self, key: str | int, count: int) -> list[Request]:
-        """The first `count` requests of `key`: asking for more later begins with the same ones."""
-        return self._source.requests(key, count)
+    def requests(self, key: str | int, count: int, repeat: int = 0) -> list[Request]:
+        """The first `count` requests of `key`: asking for more later begins with the same ones.
+
+        Another `repeat` of a key has the same lengths in the same order, and nothing that a prefix cache could answer
+        from the repeat before.
+        """
+        return self._source.requests(key, count, repeat)
 
 
 class Synthetic:
@@ -184,17 +188,20 @@ class Synthetic:
             for share in workload.shares
         }
 
-    def requests(self, key: str | int, count: int) -> list[Request]:
-        return [self._request(random.Random(f"{self._seed}/{key}/{index}")) for index in range(count)]
+    def requests(self, key: str | int, count: int, repeat: int = 0) -> list[Request]:
+        """Only the words differ from repeat to repeat; shared prefixes are shared by all of them."""
+        return [self._request(f"{self._seed}/{key}/{index}", repeat) for index in range(count)]
 
-    def _request(self, rng: random.Random) -> Request:
+    def _request(self, key: str, repeat: int) -> Request:
+        rng = random.Random(key)
         (share,) = rng.choices(self._workload.shares, self._weights)
         prompt_tokens = rng.randint(share.prompt.low, share.prompt.high)
-        own = self._words.draw(rng, prompt_tokens - share.shared_prefix)
+        max_tokens = rng.randint(share.output.low, share.output.high)
+        own = self._words.draw(random.Random(f"{key}/words-{repeat}"), prompt_tokens - share.shared_prefix)
         return Request(
             messages=(("user", " ".join(self._prefixes[share.shared_prefix] + own)),),
             prompt_tokens=prompt_tokens,
-            max_tokens=rng.randint(share.output.low, share.output.high),
+            max_tokens=max_tokens,
             extra_body=extra_body(self._workload, share),
             natural_stop=self._workload.natural_stops,
         )
@@ -219,16 +226,16 @@ class Recorded:
             for entry, tokens in zip(entries, answers, strict=True)
         ]
 
-    def requests(self, key: str | int, count: int) -> list[Request]:
+    def requests(self, key: str | int, count: int, repeat: int = 0) -> list[Request]:
         order: list[int] = []
         for turn in range(-(-count // len(self._entries))):
             again = list(range(len(self._entries)))
             if not self._timed:
                 random.Random(f"{self._seed}/{key}/{turn}").shuffle(again)
             order += again
-        return [self._request(key, place, index) for place, index in enumerate(order[:count])]
+        return [self._request(f"{key}/{repeat}", place, index) for place, index in enumerate(order[:count])]
 
-    def _request(self, key: str | int, place: int, index: int) -> Request:
+    def _request(self, key: str, place: int, index: int) -> Request:
         entry, turn = self._entries[index], place // len(self._entries)
         salt = hashlib.sha256(f"{self._seed}/{key}/{turn}".encode()).hexdigest()[:16]
         span_s = (self._entries[-1].arrival_s or 0.0) - (self._entries[0].arrival_s or 0.0)

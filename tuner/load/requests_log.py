@@ -15,6 +15,7 @@ from tuner.load.stream import RequestSample
 SCHEMA = pa.schema(
     [
         ("level", pa.float64()),
+        ("kind", pa.string()),
         ("index", pa.int32()),
         ("due_ns", pa.int64()),
         ("sent_ns", pa.int64()),
@@ -31,7 +32,8 @@ SCHEMA = pa.schema(
         ("failure", pa.string()),
     ]
 )
-"""Times are CLOCK_MONOTONIC of one boot. TTFT is not stored: it is first_ns - due_ns, also for other definitions."""
+"""`level` is concurrent requests where `kind` is closed, requests/s where it is open; levels follow each other.
+Times are CLOCK_MONOTONIC of one boot. TTFT is not stored: it is first_ns - due_ns, also for other definitions."""
 
 
 class RequestLog:
@@ -41,8 +43,8 @@ class RequestLog:
         self._path = path
         self._tables: list[pa.Table] = []
 
-    def add(self, level: float, samples: Samples) -> None:
-        self._tables.append(_table(level, samples.requests))
+    def add(self, level: float, samples: Samples, kind: str = "closed") -> None:
+        self._tables.append(_table(level, kind, samples.requests))
         write_requests(self._path, self._tables)
 
 
@@ -52,13 +54,14 @@ def write_requests(path: Path, tables: Sequence[pa.Table]) -> None:
     temporary.replace(path)
 
 
-def _table(level: float, requests: Sequence[RequestSample]) -> pa.Table:
+def _table(level: float, kind: str, requests: Sequence[RequestSample]) -> pa.Table:
     columns = [
         [float(level)] * len(requests),
-        *([getattr(r, name) for r in requests] for name in SCHEMA.names[1:7]),
+        [kind] * len(requests),
+        *([getattr(r, name) for r in requests] for name in SCHEMA.names[2:8]),
         [len(r.token_ns) for r in requests],
         [_max_gap(r) for r in requests],
-        *([getattr(r, name) for r in requests] for name in SCHEMA.names[9:14]),
+        *([getattr(r, name) for r in requests] for name in SCHEMA.names[10:15]),
         [r.failure_kind for r in requests],
     ]
     return pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)

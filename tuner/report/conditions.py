@@ -9,6 +9,7 @@ from tuner import formatting
 from tuner.report.quote import shell_word
 from tuner.report.tables import StudyFiles
 from tuner.report.words import Words
+from tuner.study.plan import LoadPolicy
 
 
 class FactRow(NamedTuple):
@@ -35,15 +36,9 @@ def environment_rows(study: StudyFiles, words: Words) -> list[FactRow]:
         ]
     facts += [("env-workload", f"{plan.workload.name} ({plan.workload.source})")]
     facts += [("", text) for text in _shares(study, words)]
-    level_time = words(
-        "env-level-time",
-        levels=", ".join(map(str, plan.load.levels)),
-        time=formatting.duration(plan.load.level_s),
-        warm_up=formatting.duration(plan.load.warm_up_s),
-    )
     facts += [
         ("env-limits", ", ".join(map(str, plan.slos)) or words("none")),
-        ("env-levels", level_time),
+        ("env-levels", _load(plan.load, words)),
         ("env-space", plan.space.name),
         ("env-seed", str(plan.seed)),
         ("env-groups", ", ".join(group.name for group in plan.groups)),
@@ -52,6 +47,30 @@ def environment_rows(study: StudyFiles, words: Words) -> list[FactRow]:
         ("env-finished", study.result.updated_at if study.result else formatting.NOT_OBSERVED),
     ]
     return [FactRow(words(key) if key else "", formatting.one_line(text)) for key, text in facts]
+
+
+def _load(load: LoadPolicy, words: Words) -> str:
+    warm_up = formatting.duration(load.warm_up_s)
+    if load.open is None:
+        levels = ", ".join(map(str, load.levels))
+        return words("env-level-time", levels=levels, time=formatting.duration(load.level_s), warm_up=warm_up)
+    rules = load.open.rules
+    return words(
+        "env-open-loop",
+        arrivals=load.open.arrivals,
+        time=formatting.duration(rules.probe_s),
+        traces=rules.claim_traces,
+        claim=formatting.duration(rules.claim_s),
+        warm_up=warm_up,
+    )
+
+
+def _load_flags(load: LoadPolicy) -> list[str]:
+    if load.open is None:
+        return ["--levels", ",".join(map(str, load.levels)), "--level-seconds", f"{load.level_s:g}"]
+    seconds = ["--probe-seconds", f"{load.open.rules.probe_s:g}"]
+    burstiness = load.open.arrivals.burstiness
+    return seconds if burstiness == 1 else [*seconds, "--burstiness", f"{burstiness:g}"]
 
 
 def _shares(study: StudyFiles, words: Words) -> list[str]:
@@ -78,5 +97,6 @@ def repeat_command(study: StudyFiles) -> str:
     size = max((len(group.gpus) for group in plan.groups), default=0)
     words += ["--tensor-parallel-size", str(size)] if size > 1 else []
     words += ["--trials", str(plan.starts), "--seed", str(plan.seed), "--study", f"{plan.study}-again"]
+    words += _load_flags(plan.load)
     words += ["--vllm", shlex.join(plan.base.command)] if plan.base.command != ("vllm", "serve") else []
     return " ".join(map(shell_word, [*words, *(("--", *plan.base.extra) if plan.base.extra else ())]))

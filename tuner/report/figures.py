@@ -30,6 +30,7 @@ OUTCOMES = {
     TrialOutcome.INFEASIBLE: Look("#d9542b", "triangle-up-open"),
     TrialOutcome.UNDECIDED: Look("#b07d00", "diamond-open"),
     TrialOutcome.INVALID: Look("#808080", "square-open"),
+    TrialOutcome.BEHIND: Look("#5b7fa3", "triangle-down-open"),
     TrialOutcome.REFUSED: Look("#b455a0", "x"),
     TrialOutcome.DIED: Look("#b455a0", "cross"),
     TrialOutcome.INFRASTRUCTURE: Look("#808080", "hexagon-open"),

@@ -12,6 +12,7 @@ from tuner.report.cost import cost
 from tuner.report.quote import flags_of, visible_gpus
 from tuner.report.tables import StudyFiles, shown_level
 from tuner.report.words import Language, Words
+from tuner.study import confirm
 from tuner.study.result import Decision, Figures, StudyResult
 
 
@@ -33,17 +34,26 @@ def sentence(study: StudyFiles, words: Words) -> str:
         return words("sentence-nothing", limits=limits, tail=tail)
     sure = words("sure-fresh", n=len(winner.trials)) if winner.fresh else words("sure-not")
     said = {"ttft": formatting.ms(winner.p99_ttft_ms), "limits": limits, "sure": sure, "tail": tail}
+    if (search := study.plan.load.open) is not None:
+        accuracy = f", ± {formatting.share(confirm.CLAIM_ACCURACY)}" if winner.fresh else ""
+        said |= {"qps": formatting.significant(winner.qps), "accuracy": accuracy, "arrivals": str(search.arrivals)}
+        gain = formatting.change(winner.qps, default.qps if default else None)
+        return words("sentence-open-only" if default is None else "sentence-open-winner", gain=gain, **said)
     if default is None:
         return words("sentence-only", qps=formatting.qps(winner.qps), **said)
     return words("sentence-winner", gain=formatting.change(winner.qps, default.qps), **said)
 
 
 class Side(NamedTuple):
-    """A candidate's figures with the measurement that stands for them: the worst start's, as for the P99 quoted."""
+    """A candidate's figures with the measurement that stands for them: the worst start's, as for the P99 quoted.
+
+    `saturation` is the QPS of a closed loop that kept its server full, None in a study that is closed itself.
+    """
 
     figures: Figures
     level: Measurement | None
     gpus: int
+    saturation: float | None = None
 
 
 def side(study: StudyFiles, figures: Figures | None) -> Side | None:
@@ -53,7 +63,8 @@ def side(study: StudyFiles, figures: Figures | None) -> Side | None:
     levels = [shown_level(r) for r in study.starts_of(figures.candidate) if r.trial in figures.trials]
     measured = [level.measurement for level in levels if level is not None]
     worst = max(measured, key=lambda m: m.ttft_ms.p99 if m.ttft_ms else 0.0, default=None)
-    return Side(figures, worst, len(visible_gpus(record.launch)))
+    full = next((r.saturation for r in study.starts_of(figures.candidate) if r.saturation is not None), None)
+    return Side(figures, worst, len(visible_gpus(record.launch)), full)
 
 
 class SummaryRow(NamedTuple):
@@ -96,6 +107,8 @@ def summary_rows(first: Side, second: Side | None, words: Words, gpu_price: floa
             lambda s: words("starts-fresh" if s.figures.fresh else "starts-chose", n=len(s.figures.trials)),
         ),
     ]
+    if first.saturation is not None:
+        rows.insert(2, row("row-saturation", lambda s: s.saturation, formatting.qps))
     if gpu_price is not None:
         price = gpu_price
 

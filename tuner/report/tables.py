@@ -15,14 +15,14 @@ from tuner.errors import UsageError
 from tuner.formatting import one_line
 from tuner.jsonfile import TornFileError
 from tuner.study.plan import StudyPlan
-from tuner.study.record import Level, Role, TrialOutcome, TrialRecord
+from tuner.study.record import Level, Role, TrialOutcome, TrialRecord, asked
 from tuner.study.result import Figures, StudyResult
 
 T = TypeVar("T")
 
 FAILED = (TrialOutcome.REFUSED, TrialOutcome.DIED, TrialOutcome.INFRASTRUCTURE, TrialOutcome.INTERRUPTED)
-"""Outcomes without figures."""
 
+WITHOUT_FIGURES = (*FAILED, TrialOutcome.BEHIND)
 
 FINDS = (Role.DEFAULT, Role.SEED, Role.SEARCH)
 """Roles whose starts look for the best candidate; the others measure anew what was found."""
@@ -109,8 +109,8 @@ def _read(folder: Path, path: Path, kind: type[T], unread: list[Unread], *, opti
 class TrialRow(NamedTuple):
     """A start. Times are hours since the study's first start; `ended_h` is when its outcome was known.
 
-    `qps`, `p99_ttft_ms` and `load` are those of the level that is shown (`shown_level`), None without one. `words` says
-    why it is not feasible, empty when it is.
+    `p99_ttft_ms` and `load` are those of the level that is shown (`shown_level`), None without one, and so is `qps`
+    where the start has no answer of its own. `words` says why it is not feasible, empty when it is.
     """
 
     trial: int
@@ -128,7 +128,7 @@ class TrialRow(NamedTuple):
 
     @property
     def has_figures(self) -> bool:
-        return self.outcome not in FAILED and self.qps is not None and self.p99_ttft_ms is not None
+        return self.outcome not in WITHOUT_FIGURES and self.qps is not None and self.p99_ttft_ms is not None
 
 
 def trial_rows(study: StudyFiles) -> list[TrialRow]:
@@ -149,7 +149,7 @@ def trial_rows(study: StudyFiles) -> list[TrialRow]:
                 began_h=begin_h,
                 ended_h=begin_h + spent_s(record) / 3600,
                 load=str(measured.load) if measured else None,
-                qps=measured.qps if measured else None,
+                qps=record.qps if record.qps is not None else measured.qps if measured else None,
                 p99_ttft_ms=measured.ttft_ms.p99 if measured and measured.ttft_ms else None,
                 preemptions=record.preemptions_seen if measured else None,
                 words=_words(record, level),
@@ -171,7 +171,7 @@ def shown_level(record: TrialRecord) -> Level | None:
     """The level that stands for a start: the one that counts, else the measured one closest to the limits."""
     if record.best is not None:
         return record.levels[record.best]
-    measured = [level for level in record.levels if level.measurement.qps is not None]
+    measured = [level for level in asked(record.levels) if level.measurement.qps is not None]
     margins = [
         (level.verdict.slo_margin, i) for i, level in enumerate(measured) if level.verdict.slo_margin is not None
     ]
@@ -181,7 +181,7 @@ def shown_level(record: TrialRecord) -> Level | None:
 def _words(record: TrialRecord, level: Level | None) -> str:
     if record.cause is not None:
         return one_line(record.cause.explanation)
-    if record.best is None and level is not None:
+    if record.best is None and level is not None and record.outcome is not TrialOutcome.BEHIND:
         return one_line("; ".join(level.verdict.reasons))
     return one_line("; ".join(record.notes))
 
@@ -219,7 +219,7 @@ class LevelRow(NamedTuple):
 
 
 def level_rows(study: StudyFiles, candidate: Candidate) -> list[LevelRow]:
-    """Every measured level of every start of a candidate, in the order of starts and levels."""
+    """Every measured level of every start of a candidate, in the order of starts and loads; of the study's own kind."""
     return [
         LevelRow(
             trial=record.trial,
@@ -233,6 +233,6 @@ def level_rows(study: StudyFiles, candidate: Candidate) -> list[LevelRow]:
             outcome=TrialOutcome(level.verdict.outcome.value),
         )
         for record in study.starts_of(candidate)
-        for level in record.levels
-        if (m := level.measurement)
+        for level in sorted(record.levels, key=lambda level: level.measurement.load.level)
+        if (m := level.measurement).load.kind is study.plan.load.kind
     ]

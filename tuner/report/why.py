@@ -62,7 +62,8 @@ def levels_of(study: StudyFiles, candidate: Candidate) -> Levels | None:
     record = max(starts, key=lambda r: len(r.levels))
     assert record.best is not None
     at = record.levels[record.best].measurement
-    loads = sorted((level.measurement for level in record.levels), key=lambda m: m.load.level)
+    same_kind = [m for level in record.levels if (m := level.measurement).load.kind is at.load.kind]
+    loads = sorted(same_kind, key=lambda m: m.load.level)
     below = [m for m in loads if m.load.level < at.load.level]
     beyond = [m for m in loads if m.load.level > at.load.level]
     return Levels(record, below[-1] if below else None, at, beyond[0] if beyond else None)
@@ -114,7 +115,7 @@ def _kv(levels: Levels, words: Words) -> WhyRow:
 
 def _sequences(levels: Levels, words: Words) -> WhyRow:
     server, load = levels.highest.server, levels.highest.load
-    limit = max_num_seqs(levels.record)
+    limit = levels.record.launch.max_num_seqs
     if server.running_peak is None:
         return WhyRow(Limit.SEQUENCES, Reading.UNKNOWN, words("seen-nothing"))
     running = formatting.count(server.running_peak)
@@ -185,13 +186,6 @@ def _busy(level: Measurement, words: Words) -> str:
     if level.gpu is not None:
         return words("busy-gpu", share=formatting.share(level.gpu.utilization_mean))
     return words("busy-host", share=formatting.share(level.client.host_cpu_share))
-
-
-def max_num_seqs(record: TrialRecord) -> int | None:
-    """The limit that the launch sets, None where vLLM's default holds."""
-    words = [part for word in record.launch.arguments for part in word.split("=", 1)]
-    given = [words[i + 1] for i, word in enumerate(words[:-1]) if word in ("--max-num-seqs", "--max_num_seqs")]
-    return int(given[-1]) if given and given[-1].isdigit() else None
 
 
 def _mean(value: float | None) -> str:

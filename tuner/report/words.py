@@ -52,6 +52,14 @@ TABLE: dict[str, tuple[str, str]] = {
         "{qps} where the default breaks the limits, at P99 TTFT {ttft} ({limits}), {sure}; {tail}.",
         "{qps}（默认配置不满足限制），P99 TTFT {ttft}（{limits}），{sure}；{tail}。",
     ),
+    "sentence-open-winner": (
+        "Sustains {qps} QPS{accuracy} ({arrivals}), {gain} over the default at P99 TTFT {ttft} ({limits}), {sure}; {tail}.",
+        "可持续 {qps} QPS{accuracy}（{arrivals} 到达），比默认配置 {gain}，P99 TTFT {ttft}（{limits}），{sure}；{tail}。",
+    ),
+    "sentence-open-only": (
+        "Sustains {qps} QPS{accuracy} ({arrivals}), where the default breaks the limits, at P99 TTFT {ttft} ({limits}), {sure}; {tail}.",
+        "可持续 {qps} QPS{accuracy}（{arrivals} 到达；默认配置不满足限制），P99 TTFT {ttft}（{limits}），{sure}；{tail}。",
+    ),
     "sentence-keep": (
         "Keep the default: nothing beat its {qps} by more than the noise; {tail}.",
         "保留默认配置：没有候选配置显著超过它的 {qps}；{tail}。",
@@ -91,6 +99,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "row-tpot": ("P50 TPOT", "P50 TPOT"),
     "row-e2e": ("P99 end to end", "P99 端到端延迟"),
     "row-tokens": ("output tokens/s", "输出 tokens/s"),
+    "row-saturation": ("QPS of a closed loop that keeps it full", "闭环满载时的 QPS"),
     "row-load": ("at load", "负载"),
     "row-preemptions": ("preemptions", "抢占次数"),
     "row-failed": ("failed requests", "失败请求"),
@@ -214,6 +223,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "outcome-infeasible": ("infeasible", "超出限制"),
     "outcome-undecided": ("undecided", "未定"),
     "outcome-invalid": ("invalid", "无效"),
+    "outcome-behind": ("behind the best", "落后于当前最佳"),
     "outcome-refused": ("refused", "启动被拒"),
     "outcome-died": ("died", "运行中崩溃"),
     "outcome-infrastructure": ("machine's fault", "环境故障"),
@@ -336,6 +346,10 @@ TABLE: dict[str, tuple[str, str]] = {
     "env-level-time": (
         "{levels} concurrent, {time} each after {warm_up} of warm-up",
         "并发 {levels}，每级 {time}，预热 {warm_up}",
+    ),
+    "env-open-loop": (
+        "open loop, {arrivals} arrivals: rates searched with {time} each, claims of {traces} × {claim}, after {warm_up} of warm-up",
+        "开环，{arrivals} 到达：搜索时每个速率 {time}，确认为 {traces} × {claim}，预热 {warm_up}",
     ),
     "env-space": ("search space", "搜索空间"),
     "env-seed": ("seed", "随机种子"),

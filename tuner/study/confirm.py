@@ -10,10 +10,13 @@ from collections.abc import Sequence
 
 from tuner.candidate import Candidate
 from tuner.measurement import Measurement
-from tuner.study.record import Role, TrialOutcome, TrialRecord
+from tuner.study.record import Role, TrialOutcome, TrialRecord, lowest
 from tuner.study.result import Decision, Figures
 
-_SET_APART = (Role.CONFIRM, Role.CHECK)
+CLAIM_ACCURACY = 0.02
+"""Spread (one standard deviation) of claims around the true capacity, on the axis of the load (docs/measuring.md)."""
+
+SET_APART = (Role.CONFIRM, Role.CHECK)
 """Starts that take no part in choosing."""
 
 _REFUTED = (TrialOutcome.INFEASIBLE, TrialOutcome.REFUSED, TrialOutcome.DIED)
@@ -23,7 +26,7 @@ _REFUTED = (TrialOutcome.INFEASIBLE, TrialOutcome.REFUSED, TrialOutcome.DIED)
 def finalists(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Feasible trials of the search, best first; a candidate that a fresh start refuted is gone."""
     refuted = {r.candidate.id for r in records if r.role is Role.CONFIRM and r.outcome in _REFUTED}
-    feasible = [r for r in records if r.role not in _SET_APART and r.qps is not None]
+    feasible = [r for r in records if r.role not in SET_APART and r.qps is not None]
     return sorted((r for r in feasible if r.candidate.id not in refuted), key=lambda r: -(r.qps or 0.0))
 
 
@@ -38,31 +41,32 @@ def figures(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | N
     fresh = fresh_runs(records, candidate)
     if fresh and any(r.qps is None for r in fresh):
         return None
-    runs = fresh or [r for r in records if r.candidate == candidate and r.qps is not None and r.role not in _SET_APART]
-    best = [(r, r.best_level) for r in runs]
-    levels = [(r, m) for r, m in best if m is not None and m.qps is not None]
+    runs = fresh or [r for r in records if r.candidate == candidate and r.qps is not None and r.role not in SET_APART]
+    levels = [(r, m) for r in runs if (m := r.best_level) is not None and r.qps is not None]
     return _figures(levels, candidate, fresh=bool(fresh)) if levels else None
 
 
 def seen(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | None:
     """What the candidate showed at its lowest level, whatever the limits said: for the default beside the winner."""
     levels = [
-        (r, r.levels[0].measurement)
+        (r, level.measurement)
         for r in records
-        if r.candidate == candidate and r.levels and r.levels[0].measurement.qps is not None
+        if r.candidate == candidate and (level := lowest(r.levels)) is not None and level.measurement.qps is not None
     ]
     return _figures(levels[:1], candidate, fresh=False) if levels else None
 
 
 def _figures(runs: Sequence[tuple[TrialRecord, Measurement]], candidate: Candidate, *, fresh: bool) -> Figures:
-    qps = [m.qps for _, m in runs if m.qps is not None]
+    qps = [q for r, m in runs if (q := m.qps if r.qps is None else r.qps) is not None]
+    promised = any(r.claim is not None for r, _ in runs)
     tails = [m.ttft_ms.p99 for _, m in runs if m.ttft_ms is not None]
     preemptions = [m.server.preemptions for _, m in runs]
     return Figures(
         candidate=candidate,
         trials=tuple(r.trial for r, _ in runs),
         level=str(runs[0][1].load),
-        qps=sum(qps) / len(qps),
+        # What a claim held is a promise: of several, the one that every start kept.
+        qps=min(qps) if promised else sum(qps) / len(qps),
         qps_low=min(qps),
         qps_high=max(qps),
         # The worst start, not a mean of percentiles: a mean of P99s is not a P99 of anything.

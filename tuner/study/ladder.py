@@ -63,10 +63,7 @@ def run_ladder(
     `on_level` is called after every level, before the next one starts. Stopped by `should_stop`, it returns what it
     has. Raises LadderLostError when the server goes away.
     """
-    warm = _warm_up(target, prompts, max(levels), warm_up_s, should_stop)
-    if warm.server_lost:
-        raise LadderLostError(())
-    pace = _Pace.of(warm)
+    pace = warm_up(target, prompts, max(levels), warm_up_s, should_stop)
     done: list[tuple[Measurement, Verdict]] = []
     for level in levels:
         if should_stop() or not sampler.wait_until_idle(IDLE_LIMIT_S):
@@ -85,25 +82,30 @@ def run_ladder(
 
 
 @dataclass(frozen=True, slots=True)
-class _Pace:
+class Pace:
     """What the warm-up showed at full concurrency: its throughput is about the highest that any level reaches."""
 
     qps: float
     answer_s: float
 
     @classmethod
-    def of(cls, warm: Samples) -> _Pace:
+    def of(cls, warm: Samples) -> Pace:
         answers_s = [(r.last_ns - r.due_ns) / 1e9 for r in warm.requests if r.last_ns is not None]
         seconds = (warm.drained_ns - warm.started_ns) / 1e9
         return cls(len(answers_s) / max(seconds, 1e-3), float(np.mean(answers_s)) if answers_s else 0.0)
 
+    def requests(self, seconds: float, concurrency: int) -> int:
+        """How many to prepare for a closed loop, so that they do not run out."""
+        return round(SUPPLY * self.qps * seconds) + 2 * concurrency
 
-def _warm_up(
+
+def warm_up(
     target: Target, prompts: Prompts, concurrency: int, seconds: float, should_stop: Callable[[], bool]
-) -> Samples:
+) -> Pace:
     """Throw-away prompts at full concurrency: the first load after a start is 8 to 20 % slower (vllm.md 9).
 
-    Goes in rounds, since nobody knows yet how many requests `seconds` will use up; returns the last round.
+    Goes in rounds, since nobody knows yet how many requests `seconds` will use up; the last round tells the pace.
+    Raises LadderLostError when the server goes away.
     """
     deadline = time.monotonic() + seconds
     for attempt in itertools.count():
@@ -112,8 +114,10 @@ def _warm_up(
         samples = drive_closed(
             target, requests, concurrency, left_s, watch=lambda _: INTERRUPTED if should_stop() else None
         )
-        if samples.server_lost or samples.aborted or time.monotonic() >= deadline:
-            return samples
+        if samples.server_lost:
+            raise LadderLostError(())
+        if samples.aborted or time.monotonic() >= deadline:
+            return Pace.of(samples)
     raise AssertionError("itertools.count ends")
 
 
@@ -125,10 +129,10 @@ def _level(
     slos: Sequence[Slo],
     sampler: Sampler,
     should_stop: Callable[[], bool],
-    pace: _Pace,
+    pace: Pace,
     seed: int,
 ) -> LevelRun:
-    requests = prompts.requests(f"level-{level}", round(SUPPLY * pace.qps * level_s) + 2 * level)
+    requests = prompts.requests(f"level-{level}", pace.requests(level_s, level))
     recording = sampler.start()
     watch = LevelWatch(slos, recording, should_stop, len(requests) / SUPPLY)
     ramp_s = min(pace.answer_s, level_s / 4)

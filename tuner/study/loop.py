@@ -12,7 +12,9 @@ from tuner import formatting
 from tuner.candidate import Candidate
 from tuner.clock import Clock
 from tuner.errors import EnvironmentFaultError
-from tuner.measurement import Measurement
+from tuner.load.arrivals import Arrivals
+from tuner.load.capacity_search import Incumbent
+from tuner.measurement import LoadKind, Measurement
 from tuner.placement import GpuGroup
 from tuner.study import confirm
 from tuner.study.events import Event, Notice, StudyFinished, TrialFinished, TrialStarted
@@ -35,7 +37,11 @@ LEAST_DISK_BYTES = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One start of a server: which candidate, where, under which load."""
+    """One start of a server: which candidate, where, under which load.
+
+    In an open loop a search races against `incumbent`, and a confirming start claims from `estimate` (requests/s)
+    downwards. `fresh` numbers the traffic: 0 is the search's, others were seen by no start of the search.
+    """
 
     trial: int
     role: Role
@@ -44,6 +50,9 @@ class Assignment:
     load: LoadPolicy
     search_trial: int | None
     attempt: int
+    incumbent: Incumbent | None = None
+    estimate: float | None = None
+    fresh: int = 0
 
 
 @dataclass
@@ -115,16 +124,14 @@ class Loop:
 
     def _check_groups(self, pool: ThreadPoolExecutor) -> None:
         """The default on all groups at once, against the default alone: whether, and by how much, they disturb."""
-        alone = next(
-            (r.levels[r.best or 0].measurement for r in self._records if r.role is Role.DEFAULT and r.levels), None
-        )
+        alone = next((_in_closed_loop(r) for r in self._records if r.role is Role.DEFAULT and r.levels), None)
         if alone is None or any(r.role is Role.CHECK for r in self._records):
             return
-        load = replace(self.plan.load, levels=(int(alone.load.level),))
-        together = [
-            pool.submit(self._start, Assignment(self._new_trial(), Role.CHECK, self.plan.baseline, g, load, None, 1), 1)
-            for g in self._healthy_groups
-        ]
+        load = self.plan.load
+        if load.open is None:
+            load = replace(load, levels=(int(alone.load.level),))
+        together = [pool.submit(self._start, self._fresh(Role.CHECK, self.plan.baseline, g, load), 1)
+                    for g in self._healthy_groups]  # fmt: skip
         for future in together:
             self._finished(future.result())
         self.emit(Notice(disturbance(alone, [f.result() for f in together])))
@@ -141,13 +148,22 @@ class Loop:
         budget = self.plan.time_budget_s
         if budget is None:
             return True
-        ahead = self._expected_s * (1 + self.plan.confirm_starts)
+        ahead = self._expected_s + self._expected_claim_s * self.plan.confirm_starts
         return self._elapsed_s + ahead <= budget or not self._records
 
     @property
     def _expected_s(self) -> float:
         """Seconds that the next start is likely to take: as the longest of those that were measured to their end."""
-        return max((_seconds(r) for r in self._records if r.levels), default=60.0 + self.plan.load.longest_s)
+        searched = (_seconds(r) for r in self._records if r.levels and r.role is not Role.CONFIRM)
+        return max(searched, default=60.0 + self.plan.load.longest_s)
+
+    @property
+    def _expected_claim_s(self) -> float:
+        """Seconds that a confirming start is likely to take: in an open loop far longer than one that searches."""
+        if self.plan.load.open is None:
+            return self._expected_s
+        starts_s = max((r.phases.start_s or 0.0 for r in self._records if r.levels), default=60.0)
+        return starts_s + self.plan.load.confirm_s
 
     @property
     def _elapsed_s(self) -> float:
@@ -164,12 +180,16 @@ class Loop:
     def _one(self, proposal: Proposal, group: GpuGroup, start: int) -> TrialRecord:
         attempt = self._attempts.get(proposal.candidate.id, 0) + 1
         self._attempts[proposal.candidate.id] = attempt
-        return self._start(
-            Assignment(
-                self._new_trial(), proposal.role, proposal.candidate, group, self.plan.load, proposal.number, attempt
-            ),
-            start,
+        load = self.plan.load
+        best = None if load.open is None else incumbent(self._records)
+        assignment = Assignment(
+            self._new_trial(), proposal.role, proposal.candidate, group, load, proposal.number, attempt, best
         )
+        return self._start(assignment, start)
+
+    def _fresh(self, role: Role, candidate: Candidate, group: GpuGroup, load: LoadPolicy) -> Assignment:
+        """A start that answers no proposal, on traffic that the search has not seen."""
+        return Assignment(self._new_trial(), role, candidate, group, load, None, 1, fresh=1)
 
     def _new_trial(self) -> int:
         with _numbering:
@@ -226,7 +246,8 @@ class Loop:
     # --- confirming
 
     def _confirm_phase(self, pool: ThreadPoolExecutor) -> None:
-        """Winner and default in turn, W D D W, alone on the machine, at the level that won, twice as long."""
+        """Winner and default in turn, W D D W, alone on the machine: at the level that won, twice as long; in an open
+        loop a claim each, from 95 % of the estimate down, on arrivals that the two share and no other start has."""
         while not self.stop.is_set():
             todo = self._next_to_confirm()
             if todo is None:
@@ -238,29 +259,37 @@ class Loop:
     def _done(self) -> int:
         return sum(_counts(r) for r in self._records)
 
-    def _next_to_confirm(self) -> tuple[Candidate, float] | None:
+    def _next_to_confirm(self) -> tuple[Candidate, TrialRecord] | None:
+        """A candidate, and the start of the search that found what it can do; None where nothing is to be done."""
         confirmed = sum(r.role is Role.CONFIRM and _counts(r) for r in self._records)
         ranked = confirm.finalists(self._records)
-        if confirmed >= self.plan.confirm_starts or not ranked or ranked[0].best_level is None:
+        if confirmed >= self.plan.confirm_starts or not ranked:
             return None
         winner, default = ranked[0], self.plan.baseline
-        default_trial = next((r for r in self._records if r.candidate == default and r.qps is not None), None)
+        searched = (r for r in self._records if r.role not in confirm.SET_APART)
+        default_trial = next((r for r in searched if r.candidate == default and r.qps is not None), None)
         if winner.candidate == default:
             return None  # nothing beats the default: there is nothing to prove
-        assert winner.best_level is not None
         winner_runs = len(confirm.fresh_runs(self._records, winner.candidate))
         default_runs = len(confirm.fresh_runs(self._records, default))
         wanted = max(1, self.plan.confirm_starts // 2)
         default_wanted = wanted if default_trial is not None else 0
         if winner_runs < wanted and (winner_runs <= default_runs // 2 or default_runs >= default_wanted):
-            return winner.candidate, winner.best_level.load.level
-        if default_runs < default_wanted and default_trial is not None and default_trial.best_level is not None:
-            return default, default_trial.best_level.load.level
+            return winner.candidate, winner
+        if default_runs < default_wanted and default_trial is not None:
+            return default, default_trial
         return None
 
-    def _confirmation(self, candidate: Candidate, level: float) -> Assignment:
-        load = replace(self.plan.load, levels=(int(level),), level_s=self.plan.load.level_s * 2)
-        return Assignment(self._new_trial(), Role.CONFIRM, candidate, self._healthy_groups[0], load, None, 1)
+    def _confirmation(self, candidate: Candidate, found: TrialRecord) -> Assignment:
+        load, group = self.plan.load, self._healthy_groups[0]
+        assert found.best_level is not None and found.qps is not None
+        if load.open is None:
+            load = replace(load, levels=(int(found.best_level.load.level),), level_s=load.level_s * 2)
+            return self._fresh(Role.CONFIRM, candidate, group, load)
+        runs = confirm.fresh_runs(self._records, candidate)
+        held = [load.open.estimate_for(r.qps) for r in runs if r.qps is not None]
+        made = self._fresh(Role.CONFIRM, candidate, group, load)
+        return replace(made, estimate=min([found.qps, *held]), fresh=1 + len(runs))
 
     # --- result
 
@@ -291,6 +320,19 @@ class Loop:
 
 
 _numbering = threading.Lock()
+
+
+def incumbent(records: Sequence[TrialRecord]) -> Incumbent | None:
+    """The best of the search so far, as the capacity search races against it; None before anything was feasible."""
+    found = [(r.qps, r.saturation) for r in records if r.role not in confirm.SET_APART]
+    known = [Incumbent(qps, saturation) for qps, saturation in found if qps is not None and saturation is not None]
+    return max(known, key=lambda best: best.rate, default=None)
+
+
+def _in_closed_loop(record: TrialRecord) -> Measurement | None:
+    """The level that the check of the groups repeats: the one that counts, or what saturated the server."""
+    closed = [level.measurement for level in record.levels if level.measurement.load.kind is LoadKind.CLOSED]
+    return record.best_level if record.best_level in closed else next(iter(closed), None)
 
 
 def _counts(record: TrialRecord) -> bool:
@@ -333,9 +375,21 @@ def sentence(
         assert shown is not None
         return f"Keep the default: nothing beat its {formatting.qps(shown.qps)} by more than the noise; {tail}."
     assert winner is not None
-    gain = f"{formatting.change(winner.qps, default.qps)} QPS over the default" if default else (
-        f"{formatting.qps(winner.qps)} where the default breaks the limits"
-    )  # fmt: skip
+    gain = _gain(winner, default) if plan.load.open is None else _sustained(winner, default, plan.load.open.arrivals)
     starts = "1 fresh start" if len(winner.trials) == 1 else f"{len(winner.trials)} fresh starts"
     sure = f"confirmed in {starts}" if winner.fresh else "not confirmed by a fresh start yet"
     return f"{gain} at P99 TTFT {formatting.ms(winner.p99_ttft_ms)} ({limits}), no preemption, {sure}; {tail}."
+
+
+def _gain(winner: Figures, default: Figures | None) -> str:
+    if default is None:
+        return f"{formatting.qps(winner.qps)} where the default breaks the limits"
+    return f"{formatting.change(winner.qps, default.qps)} QPS over the default"
+
+
+def _sustained(winner: Figures, default: Figures | None, arrivals: Arrivals) -> str:
+    than = "where the default breaks the limits"
+    if default is not None:
+        than = f"{formatting.change(winner.qps, default.qps)} over the default"
+    sure = f", ± {formatting.share(confirm.CLAIM_ACCURACY)}" if winner.fresh else ""
+    return f"Sustains {formatting.significant(winner.qps)} QPS{sure} ({arrivals}), {than}"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from tuner.load.arrivals import Arrivals, schedule
-from tuner.load.backlog import Backlog
+from tuner.load.backlog import GROWS, Backlog
 from tuner.load.capacity_search import ProbeResult, Saturation, Stop
-from tuner.load.drive import Progress, drive_closed, drive_open
-from tuner.load.prompts import Prompts
+from tuner.load.drive import Progress, Samples, drive_closed, drive_open
+from tuner.load.prompts import Prompts, Request
 from tuner.load.stream import Target
 from tuner.measurement import Load, LoadKind, measure
 from tuner.slo import Slo
 from tuner.study.ladder import IDLE_LIMIT_S, INTERRUPTED, LadderLostError, LevelRun, LevelWatch
-from tuner.telemetry.sampler import Sampler
+from tuner.telemetry.sampler import Recording, Sampler
 from tuner.verdict import Outcome, Verdict, judge
 
 
@@ -52,6 +53,7 @@ class OpenProbe:
         self._should_stop = should_stop
         self._on_level = on_level
         self._arrivals = arrivals or Arrivals()
+        self._repeats: Counter[str] = Counter()
 
     def __call__(self, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
         """Raises InvalidLoadError, InterruptedLoadError, LadderLostError."""
@@ -64,45 +66,57 @@ class OpenProbe:
                 return ProbeResult(
                     rate=rate,
                     # Undecided is a level without a violation that had too few requests, or no preemption counter.
-                    passed=run.verdict.outcome is not Outcome.INFEASIBLE,
+                    passed=run.verdict.outcome is not Outcome.INFEASIBLE and not cut,
                     log_ratio=None if cut else run.verdict.slo_margin,
                     seconds=spent_s,
                 )
         raise InvalidLoadError(run.verdict)
 
     def saturate(self, seconds: float, concurrency: int, requests: int) -> Saturation:
-        """A closed loop of `concurrency`; at most the first third of `seconds` is left out. `requests` are prepared."""
-        samples = drive_closed(
-            self._target, self._prompts.requests("saturation", requests), concurrency, seconds, watch=self._interrupted
-        )
-        self._raise_if_gone(samples.server_lost, samples.aborted)
-        seen = measure(samples, None, Load(LoadKind.CLOSED, concurrency), seed=self._seed)
+        """A closed loop of `concurrency`; at most the first third of `seconds` is left out. `requests` are prepared.
+
+        It is no candidate for the promise, so no limit ends it. Raises InterruptedLoadError, LadderLostError.
+        """
+        self._wait_until_idle()
+        prepared = self._requests("saturation", requests)
+        recording = self._sampler.start()
+        samples = drive_closed(self._target, prepared, concurrency, seconds, watch=self._interrupted)
+        seen = self._finished(samples, recording, Load(LoadKind.CLOSED, concurrency)).measurement
         return Saturation(seen.qps or 0.0, seen.e2e_ms.mean / 1000 if seen.e2e_ms else seconds)
 
+    def _requests(self, key: str, count: int) -> list[Request]:
+        """The same lengths whenever a key is asked for, and never the same words: the prefix cache knows those."""
+        self._repeats[key] += 1
+        return self._prompts.requests(key, count, self._repeats[key] - 1)
+
     def _level(self, rate: float, seconds: float, trace: str, stop: Stop) -> LevelRun:
-        self._sampler.wait_until_idle(IDLE_LIMIT_S)
+        self._wait_until_idle()
         due = schedule(rate, seconds, seed=self._seed, trace=trace, arrivals=self._arrivals)
-        requests = self._prompts.requests(trace, len(due))
+        requests = self._requests(trace, len(due))
         recording = self._sampler.start()
         slos = self._slos if stop is Stop.AT_REJECTION else ()
         level_watch, backlog = LevelWatch(slos, recording, self._should_stop, len(due)), Backlog()
 
         def watch(progress: Progress) -> str | None:
-            return level_watch(progress) or ("the backlog grows without end" if backlog.grows(progress) else None)
+            return level_watch(progress) or (GROWS if backlog.grows(progress) else None)
 
         samples = drive_open(self._target, requests, due, seconds, watch=watch)
+        return self._finished(samples, recording, Load(LoadKind.OPEN, rate))
+
+    def _wait_until_idle(self) -> None:
+        if not self._sampler.wait_until_idle(IDLE_LIMIT_S):
+            raise LadderLostError(())
+
+    def _finished(self, samples: Samples, recording: Recording, load: Load) -> LevelRun:
         telemetry = recording.finish()
-        self._raise_if_gone(samples.server_lost, samples.aborted)
-        measurement = measure(samples, telemetry, Load(LoadKind.OPEN, rate), seed=self._seed, slos=self._slos)
+        if samples.server_lost:
+            raise LadderLostError(())
+        if samples.aborted == INTERRUPTED:
+            raise InterruptedLoadError
+        measurement = measure(samples, telemetry, load, seed=self._seed, slos=self._slos)
         run = LevelRun(measurement, judge(measurement, self._slos), samples, telemetry)
         self._on_level(run)
         return run
 
     def _interrupted(self, progress: Progress) -> str | None:
         return INTERRUPTED if self._should_stop() else None
-
-    def _raise_if_gone(self, lost: bool, aborted: str | None) -> None:
-        if lost:
-            raise LadderLostError(())
-        if aborted == INTERRUPTED:
-            raise InterruptedLoadError

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tuner.study.record import Level, TrialOutcome, TrialRecord
+from tuner.measurement import LoadKind
+from tuner.study.record import Level, TrialOutcome, TrialRecord, lowest
 
 CONSTRAINTS = ("start", "slo", "preemption")
 """In this order and always all three: Optuna's GP takes constraints by position (search.md 1.2)."""
 
 _MARGIN_CAP = 2.0
 _NOT_SHOWN_FEASIBLE = 0.05
+_KEPT = (-1.0, -0.05, -0.02)
+"""It started, and nothing says that it breaks anything at a load of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +36,42 @@ def told(record: TrialRecord, nearest: Told | None) -> Told | None:
         case TrialOutcome.REFUSED | TrialOutcome.DIED:
             like = nearest or Told(0.0, (1.0, 0.0, -0.02), imputed=True)
             return Told(like.value, (1.0, *like.constraints[1:]), imputed=True)
+        case TrialOutcome.BEHIND:
+            return _behind(record)
         case TrialOutcome.FEASIBLE | TrialOutcome.INFEASIBLE | TrialOutcome.UNDECIDED if record.levels:
             return _measured(record)
         case _:
             return None
 
 
+def _behind(record: TrialRecord) -> Told | None:
+    """What it may have at most: less than the best, at no fault. Told as a failure it would be proposed again."""
+    capacity, best = record.capacity, record.incumbent
+    if capacity is None or best is None:
+        return None
+    expected = capacity.saturation * best.rate / best.saturation
+    lost_at = best.rate if capacity.failed is None else capacity.failed
+    return Told(min(lost_at, expected, best.rate), _KEPT, imputed=False)
+
+
 def _measured(record: TrialRecord) -> Told | None:
-    level = record.levels[record.best] if record.best is not None else record.levels[0]
-    if level.measurement.qps is None:
+    level = _level(record)
+    if level is None or level.measurement.qps is None:
         return None
     slo, preemption = _slo(level), _preemption(level)
     if record.best is None and slo <= 0 and preemption <= 0:
         slo = _NOT_SHOWN_FEASIBLE  # failed requests or too few: it must not pass for a feasible point
-    return Told(level.measurement.qps, (-1.0, slo, preemption), imputed=False)
+    value = level.measurement.qps if record.qps is None else record.qps
+    return Told(value, (-1.0, slo, preemption), imputed=False)
+
+
+def _level(record: TrialRecord) -> Level | None:
+    """The one that counts, else the lowest load; None for an open-loop trial that never came to its first rate."""
+    if record.best is not None:
+        return record.levels[record.best]
+    level = lowest(record.levels)
+    nothing_open = record.capacity is not None and level is not None and level.measurement.load.kind is LoadKind.CLOSED
+    return None if nothing_open else level
 
 
 def _slo(level: Level) -> float:

@@ -2,28 +2,82 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 from tuner.candidate import Candidate, Value
 from tuner.launch import LaunchBase
+from tuner.load.arrivals import Arrivals
+from tuner.load.capacity_search import Rules
 from tuner.load.workload import Workload
+from tuner.measurement import LoadKind
 from tuner.placement import GpuGroup
 from tuner.slo import Slo
 from tuner.space.parameter import Parameter
 from tuner.space.space import Dropped, Space
 
+MOST_CLIENTS = 320
+"""Of the closed loop that saturates a server in an open-loop study: 1.25 times 256, vLLM's default on most GPUs. With
+1024 sequences, 1,280 clients would add minutes of waiting to every start and hardly any throughput."""
+
+CLIENTS_A_SEQUENCE = 1.25
+"""A few more clients than sequences, so that a finished one is followed at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSearch:
+    """The search over open-loop rates: its seconds and factors, and how requests arrive."""
+
+    rules: Rules = field(default_factory=Rules)
+    arrivals: Arrivals = field(default_factory=Arrivals)
+
+    def estimate_for(self, rate: float) -> float:
+        """The estimate from which a claim begins at `rate`."""
+        return rate / self.rules.claim_share
+
 
 @dataclass(frozen=True, slots=True)
 class LoadPolicy:
-    """How each server is loaded: closed-loop concurrencies in order, `level_s` seconds each, after `warm_up_s`."""
+    """How each server is loaded after `warm_up_s`.
+
+    A ladder: closed-loop concurrencies `levels` in order, `level_s` seconds each. With `open` it is that search
+    instead, and there are no levels.
+    """
 
     levels: tuple[int, ...]
     level_s: float
     warm_up_s: float
+    open: OpenSearch | None = None
+
+    @property
+    def kind(self) -> LoadKind:
+        return LoadKind.CLOSED if self.open is None else LoadKind.OPEN
+
+    @property
+    def most_concurrent(self) -> int:
+        return MOST_CLIENTS if self.open is not None else max(self.levels)
 
     @property
     def longest_s(self) -> float:
-        return self.warm_up_s + self.level_s * len(self.levels)
+        """Seconds of load on one server of the search: most candidates of an open-loop study end far sooner."""
+        if self.open is None:
+            return self.warm_up_s + self.level_s * len(self.levels)
+        rules = self.open.rules
+        return self.warm_up_s + rules.saturation_s + rules.most_probes * rules.probe_s
+
+    @property
+    def confirm_s(self) -> float:
+        """Seconds of load on one confirming server; a claim is taken to fail on its first trace until it holds."""
+        if self.open is None:
+            return self.warm_up_s + 2 * self.level_s
+        rules = self.open.rules
+        return self.warm_up_s + rules.claim_s * (rules.claim_traces + rules.claim_attempts - 1)
+
+    def clients(self, max_num_seqs: int | None) -> int:
+        """Of the closed loop that saturates a server. None: vLLM's own default, some hundreds."""
+        if max_num_seqs is None:
+            return MOST_CLIENTS
+        return min(math.ceil(CLIENTS_A_SEQUENCE * max_num_seqs), MOST_CLIENTS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from enum import StrEnum
 
 from tuner.candidate import Candidate
 from tuner.launch import LaunchSpec
-from tuner.measurement import Measurement
+from tuner.load.capacity_search import Capacity, Claim, Incumbent
+from tuner.measurement import LoadKind, Measurement
 from tuner.server.diagnosis import Cause
 from tuner.server.facts import StartFacts
 from tuner.verdict import Outcome, Verdict
@@ -26,13 +27,15 @@ class Role(StrEnum):
 
 
 class TrialOutcome(StrEnum):
-    """`FEASIBLE`, `INFEASIBLE`, `UNDECIDED` and `INVALID` were measured; `REFUSED` and `DIED` are the candidate's fault
-    (at start, under load); `INFRASTRUCTURE` is not its fault and teaches the search nothing."""
+    """`FEASIBLE`, `INFEASIBLE`, `UNDECIDED` and `INVALID` were measured; `BEHIND` was measured until it could not
+    become the best any more, and has no figure of its own; `REFUSED` and `DIED` are the candidate's fault (at start,
+    under load); `INFRASTRUCTURE` is not its fault and teaches the search nothing."""
 
     FEASIBLE = "feasible"
     INFEASIBLE = "infeasible"
     UNDECIDED = "undecided"
     INVALID = "invalid"
+    BEHIND = "behind"
     REFUSED = "refused"
     DIED = "died"
     INFRASTRUCTURE = "infrastructure"
@@ -59,6 +62,9 @@ class Phases:
 class TrialRecord:
     """One start of one candidate. `best` is the index in `levels` of the level that counts, None when none is feasible.
 
+    In an open loop `capacity` is the search's own answer and `incumbent` what it raced against, `claim` that of a
+    confirming start; all are None in a closed loop, and where the load did not come to its end.
+
     `trial` numbers every start of the study from 0, folder `trials/0000`; `search_trial` is the number of the study's
     Optuna trial that it answers, None for a confirmation. `group` is the GPU group's name. `dirty` says what the
     server left on the machine, None when nothing: its group is then not used again in this run.
@@ -80,6 +86,9 @@ class TrialRecord:
     attempt: int = 1
     search_trial: int | None = None
     dirty: str | None = None
+    capacity: Capacity | None = None
+    incumbent: Incumbent | None = None
+    claim: Claim | None = None
     schema: int = SCHEMA
 
     @property
@@ -88,13 +97,35 @@ class TrialRecord:
 
     @property
     def qps(self) -> float | None:
-        """The trial's answer: the highest feasible QPS. None when no level was feasible."""
-        return None if self.best_level is None else self.best_level.qps
+        """The trial's answer: the highest feasible QPS. None when no level was feasible.
+
+        In an open loop the rate that a search estimates and that a claim held, rather than the QPS of one level.
+        """
+        if self.best_level is None:
+            return None
+        if self.claim is not None:
+            return self.claim.rate
+        return self.best_level.qps if self.capacity is None else self.capacity.rate
+
+    @property
+    def saturation(self) -> float | None:
+        """QPS of the closed loop that kept the server full; None where there was none."""
+        return None if self.capacity is None else self.capacity.saturation
 
     @property
     def preemptions_seen(self) -> int | None:
-        seen = [n for level in self.levels if (n := level.measurement.server.preemptions) is not None]
+        seen = [n for level in asked(self.levels) if (n := level.measurement.server.preemptions) is not None]
         return sum(seen) if seen else None
+
+
+def asked(levels: tuple[Level, ...]) -> tuple[Level, ...]:
+    """Those that were asked to keep the limits: the closed loop before an open one only fills the server."""
+    return tuple(level for level in levels if level.measurement.load.kind is LoadKind.OPEN) or levels
+
+
+def lowest(levels: tuple[Level, ...]) -> Level | None:
+    """The lowest load that was asked to keep the limits."""
+    return min(asked(levels), key=lambda level: level.measurement.load.level, default=None)
 
 
 def best_of(levels: tuple[Level, ...]) -> int | None:

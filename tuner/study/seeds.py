@@ -22,7 +22,7 @@ def seeds(plan: StudyPlan, defaults: Mapping[str, Value], gpus: tuple[Gpu, ...] 
     given = {**dict(plan.space.always), **dict(plan.given)}
     start = {f: p.decode(p.encode(defaults[f])) for f, p in ranges.items() if f in defaults}
     start |= {f: v for f, v in plan.baseline.values if f in ranges}
-    many: dict[str, float] = {"max-num-seqs": max(plan.load.levels, default=64), "max-num-batched-tokens": 4096}
+    many: dict[str, float] = {"max-num-seqs": plan.load.most_concurrent, "max-num-batched-tokens": 4096}
     variants: list[Mapping[str, float]] = [{"max-num-batched-tokens": 8192}, {**many, KV_BYTES: math.inf}]
     if full := fullest(plan, gpus, defaults):
         many = full

@@ -11,20 +11,22 @@ from pathlib import Path
 from tuner.clock import Clock
 from tuner.errors import InterruptedSearchError
 from tuner.launch import LaunchSpec, launch
+from tuner.load.capacity_search import Saturation
 from tuner.load.drive import drive_closed
 from tuner.load.prompts import Prompts
 from tuner.load.requests_log import RequestLog
 from tuner.load.stream import Failure, Target
-from tuner.measurement import LoadKind
 from tuner.server.diagnosis import Cause, Fault
 from tuner.server.ending import StopReport
 from tuner.server.facts import StartFacts
 from tuner.server.running import RunningServer, ServerDidNotStart, running, start_limit
+from tuner.study.answer import OpenAnswer
 from tuner.study.events import Event, LevelMeasured, PhaseChanged
-from tuner.study.ladder import INTERRUPTED, LadderLostError, LevelRun, run_ladder
+from tuner.study.ladder import INTERRUPTED, LadderLostError, LevelRun, run_ladder, warm_up
 from tuner.study.loop import Assignment
+from tuner.study.open_probe import InterruptedLoadError, OpenProbe
 from tuner.study.plan import StudyPlan
-from tuner.study.record import Level, Phases, TrialOutcome, TrialRecord, best_of
+from tuner.study.record import Level, Phases, Role, TrialOutcome, TrialRecord, best_of
 from tuner.study.store import Store
 from tuner.telemetry.gpu import GpuAdapter
 from tuner.telemetry.sampler import Sampler, TelemetryLog
@@ -67,6 +69,9 @@ class _Trial:
         self._folder: Path = runner.store.trial_folder(assignment.trial)
         self._started_at = runner.clock.wall().isoformat(timespec="seconds")
         self._levels: list[Level] = []
+        open_loop = assignment.load.open is not None and assignment.role is not Role.CHECK
+        self._answer = OpenAnswer(assignment.incumbent) if open_loop else None
+        self._measured_s = 0.0
         self._facts: StartFacts | None = None
         self._cause: Cause | None = None
         self._notes: list[str] = []
@@ -119,13 +124,32 @@ class _Trial:
             self._dirty = ", ".join((*report.left, *(["GPU memory"] if report.memory_back is False else [])))
 
     def _load(self, server: RunningServer) -> None:
-        runner, load = self._runner, self._assignment.load
+        runner = self._runner
         self._phase("measuring")
-        prompts = Prompts.for_model(
-            runner.plan.workload, runner.plan.model, runner.plan.seed + 1000 * self._fresh, server.base_url
-        )
+        prompts = Prompts.for_model(runner.plan.workload, runner.plan.model, self._traffic_seed, server.base_url)
         target = Target(server.base_url, server.model_name, os.environ.get("VLLM_API_KEY"))
+        sampler = Sampler(
+            f"{server.base_url}/metrics",
+            gpu=runner.gpu,
+            gpu_indices=self._assignment.group.gpus,
+            server_pid=server.pid,
+        )
         try:
+            self._measure(target, prompts, sampler)
+        except InterruptedLoadError:
+            pass  # `stop` is set, and the outcome says so
+        except LadderLostError:
+            self._cause = server.died() or self._hung(target, prompts)
+            if self._cause is None:
+                self._notes.append("the server did not take requests for a moment, and lives")
+        else:
+            # An engine that died leaves broken answers behind, not a closed port.
+            if not runner.stop.is_set():
+                self._cause = server.died() or self._hung(target, prompts)
+
+    def _measure(self, target: Target, prompts: Prompts, sampler: Sampler) -> None:
+        runner, load = self._runner, self._assignment.load
+        if load.open is None:
             run_ladder(
                 target,
                 prompts,
@@ -133,24 +157,32 @@ class _Trial:
                 load.level_s,
                 load.warm_up_s,
                 runner.plan.slos,
-                Sampler(
-                    f"{server.base_url}/metrics",
-                    gpu=runner.gpu,
-                    gpu_indices=self._assignment.group.gpus,
-                    server_pid=server.pid,
-                ),
+                sampler,
                 runner.stop.is_set,
                 self._level_log(),
                 seed=runner.plan.seed,
             )
-        except LadderLostError:
-            self._cause = server.died()
-            if self._cause is None:
-                self._notes.append("the server refused connections for a moment, and lives")
+            return
+        clients = load.clients(self._spec.max_num_seqs)
+        pace = warm_up(target, prompts, clients, load.warm_up_s, runner.stop.is_set)
+        probe = OpenProbe(
+            target,
+            prompts,
+            runner.plan.slos,
+            sampler,
+            seed=self._traffic_seed,
+            should_stop=runner.stop.is_set,
+            on_level=self._level_log(),
+            arrivals=load.open.arrivals,
+        )
+
+        def saturate(seconds: float) -> Saturation:
+            return probe.saturate(seconds, clients, pace.requests(seconds, clients))
+
+        if self._answer is None:  # the check of the GPU groups: the closed loop is all that they share
+            saturate(load.open.rules.saturation_s)
         else:
-            # An engine that died leaves broken answers behind, not a closed port.
-            if not runner.stop.is_set():
-                self._cause = server.died() or self._hung(target, prompts)
+            self._answer.find(probe, saturate, load.open.rules, self._assignment.estimate)
 
     def _hung(self, target: Target, prompts: Prompts) -> Cause | None:
         """An engine that stands still leaves /health at 200, and what was measured looks like a slow candidate."""
@@ -167,18 +199,19 @@ class _Trial:
         return Cause("hung", Fault.UNKNOWN, "", words, "see the end of the log")
 
     @property
-    def _fresh(self) -> int:
-        """Confirmations get prompts that no search trial saw; the same ones for winner and default."""
-        return 1 if self._assignment.search_trial is None else 0
+    def _traffic_seed(self) -> int:
+        """Confirmations get prompts and arrivals that no search trial saw; the same ones for winner and default."""
+        return self._runner.plan.seed + 1000 * self._assignment.fresh
 
     def _level_log(self) -> Callable[[LevelRun], None]:
         requests = RequestLog(self._folder / "requests.parquet")
         telemetry = TelemetryLog(self._folder / "telemetry.parquet")
 
         def on_level(run: LevelRun) -> None:
-            level = run.measurement.load.level
-            requests.add(level, run.samples)
-            telemetry.add(level, run.telemetry)
+            load = run.measurement.load
+            requests.add(load.level, run.samples, load.kind)
+            telemetry.add(load.level, run.telemetry)
+            self._measured_s += (run.samples.drained_ns - run.samples.started_ns) / 1e9
             self._levels.append(Level(run.measurement, run.verdict))
             assignment = self._assignment
             self._runner.emit(LevelMeasured(assignment.trial, assignment.group.name, run.measurement, run.verdict))
@@ -196,13 +229,16 @@ class _Trial:
             return TrialOutcome.REFUSED if self._ready_ns is None else TrialOutcome.DIED
         if not self._levels:
             return TrialOutcome.INFRASTRUCTURE
+        if self._answer is not None:
+            return self._answer.outcome(self._levels)
         if best_of(tuple(self._levels)) is not None:
             return TrialOutcome.FEASIBLE
         return TrialOutcome(self._levels[0].verdict.outcome)
 
     def _record(self, outcome: TrialOutcome) -> TrialRecord:
-        assignment = self._assignment
+        assignment, answer = self._assignment, self._answer
         levels = tuple(self._levels)
+        best = best_of(levels) if answer is None else answer.best(levels)
         measured = {TrialOutcome(o) for o in Outcome}
         return TrialRecord(
             trial=assignment.trial,
@@ -214,21 +250,23 @@ class _Trial:
             started_at=self._started_at,
             phases=self._phases(),
             levels=levels,
-            best=best_of(levels) if outcome in measured else None,
+            best=best if outcome in measured else None,
             cause=self._cause,
             facts=self._facts,
-            notes=tuple(self._notes),
+            notes=(*self._notes, *(answer.notes(outcome) if answer else ())),
             attempt=assignment.attempt,
             search_trial=assignment.search_trial,
             dirty=self._dirty,
+            capacity=answer.capacity if answer else None,
+            incumbent=assignment.incumbent,
+            claim=answer.claim if answer else None,
         )
 
     def _phases(self) -> Phases:
         loaded_s = None
         if self._ready_ns is not None:
             loaded_s = ((self._loaded_ns or self._runner.clock.now_ns()) - self._ready_ns) / 1e9
-        planned = [m.measurement.planned_s for m in self._levels if m.measurement.load.kind is LoadKind.CLOSED]
-        measured_s = None if loaded_s is None else min(sum(planned), loaded_s)
+        measured_s = None if loaded_s is None else min(self._measured_s, loaded_s)
         warm_up_s = None if loaded_s is None or measured_s is None else loaded_s - measured_s
         return Phases(self._start_s, warm_up_s, measured_s, self._stop_s)
 

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.study.builders import level
+from tests.study.open_server import OpenServer, open_level
+from tuner.load.capacity_search import Capacity, Ended, Incumbent, ProbeResult, Rules, Stop
+from tuner.study.answer import OpenAnswer
+from tuner.study.open_probe import InvalidLoadError
+from tuner.study.record import Level, TrialOutcome
+from tuner.verdict import Outcome, Verdict
+
+
+def found(server: OpenServer, incumbent: Incumbent | None = None, estimate: float | None = None) -> OpenAnswer:
+    answer = OpenAnswer(incumbent)
+    answer.find(server.probe, server.saturate, Rules(), estimate)
+    return answer
+
+
+@pytest.mark.parametrize("rate", [0.2, 7.3, 1500.0])
+def test_the_level_that_counts_is_the_highest_rate_that_passed(rate: float) -> None:
+    server = OpenServer(rate)
+    answer = found(server)
+    assert answer.capacity is not None and answer.capacity.rate == pytest.approx(rate, rel=0.01)
+    best = answer.best(server.levels)
+    assert best is not None
+    assert server.levels[best].measurement.load.level == answer.capacity.passed
+    assert answer.outcome(server.levels) is TrialOutcome.FEASIBLE
+
+
+def test_the_closed_loop_is_never_the_level_that_counts() -> None:
+    server = OpenServer(10.0)
+    answer = found(server)
+    server.levels[0] = level(1000.0, p99_ms=1.0)
+    best = answer.best(server.levels)
+    assert best is not None and best > 0
+
+
+def test_of_a_claims_traces_the_one_with_the_longest_tail_is_shown() -> None:
+    server = OpenServer(10.0)
+    answer = found(server, estimate=9.0)
+    assert answer.claim is not None and answer.claim.rate is not None
+    rate = answer.claim.rate
+    levels = [open_level(rate, 200), open_level(rate, 400), open_level(rate, 300), open_level(rate * 1.1, 450)]
+    assert answer.best(levels) == 1
+
+
+def test_a_claim_that_never_holds_is_infeasible_though_traces_of_it_passed() -> None:
+    server = OpenServer(10.0)
+    answer = found(server, estimate=30.0)
+    assert answer.outcome([*server.levels, open_level(28.5)]) is TrialOutcome.INFEASIBLE
+
+
+@pytest.mark.parametrize(("capacity", "says"), [(8.0, "a closed loop gives 10.0 req/s at most"),
+                                                (10.0, "does not keep the limits at 10.2 req/s")])  # fmt: skip
+def test_who_cannot_win_is_behind_and_it_says_why(capacity: float, says: str) -> None:
+    server = OpenServer(capacity)
+    answer = found(server, Incumbent(10.0, 12.5))
+    outcome = answer.outcome(server.levels)
+    assert outcome is TrialOutcome.BEHIND
+    (note,) = answer.notes(outcome)
+    assert says in note and "sustains 10.0 req/s" in note
+
+
+def test_a_rate_that_the_client_cannot_offer_is_rejected_and_lower_ones_are_searched() -> None:
+    server = OpenServer(100.0)
+
+    def weak_client(rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
+        if rate > 50:
+            raise InvalidLoadError(Verdict(Outcome.INVALID, ("the load generator used 95 % of its core",)))
+        return server.probe(rate, seconds, trace, stop)
+
+    answer = OpenAnswer()
+    answer.find(weak_client, server.saturate, Rules(), None)
+    assert answer.outcome(server.levels) is TrialOutcome.FEASIBLE
+    assert answer.held is not None and 40 < answer.held <= 50
+    assert "could not be offered: the load generator used 95 %" in answer.notes(TrialOutcome.FEASIBLE)[0]
+
+
+def test_where_nothing_passed_and_the_client_is_why_the_answer_is_invalid() -> None:
+    def no_client(rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
+        raise InvalidLoadError(Verdict(Outcome.INVALID, ("the load generator was 80 ms late at P99",)))
+
+    for incumbent in (None, Incumbent(10.0, 12.5)):
+        server, answer = OpenServer(10.0), OpenAnswer(incumbent)
+        answer.find(no_client, server.saturate, Rules(), None)
+        assert answer.outcome(server.levels) is TrialOutcome.INVALID
+
+
+def undecided(made: Level, *, preemptions: int | None) -> Level:
+    server = replace(made.measurement.server, preemptions=preemptions)
+    return Level(replace(made.measurement, server=server), Verdict(Outcome.UNDECIDED, ("…",), -0.1))
+
+
+def test_few_requests_pass_and_preemptions_that_nobody_observed_do_not() -> None:
+    answer = OpenAnswer(capacity=Capacity(Ended.FOUND, 0.51, 0.5, 0.52, 0.6, 300.0))
+    few = [undecided(open_level(0.5), preemptions=0)]
+    blind = [undecided(open_level(0.5), preemptions=None)]
+    assert answer.outcome(few) is TrialOutcome.FEASIBLE
+    assert answer.outcome(blind) is TrialOutcome.UNDECIDED
+
+
+def test_load_that_did_not_come_to_its_end_decides_nothing() -> None:
+    assert OpenAnswer().outcome([level(100.0)]) is TrialOutcome.UNDECIDED

@@ -1,0 +1,139 @@
+"""A whole study in open loop, on servers whose capacity is a formula."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.study.open_server import capacity, open_plan, open_trial
+from tests.study.test_loop import Night
+from tuner.clock import ScriptedClock
+from tuner.load.capacity_search import Ended
+from tuner.study.events import Notice
+from tuner.study.loop import Assignment
+from tuner.study.record import Role, TrialOutcome, TrialRecord
+from tuner.study.result import Decision
+
+
+class Seen:
+    """A made-up machine that keeps what it was asked for."""
+
+    def __init__(self) -> None:
+        self.assignments: list[Assignment] = []
+
+    def __call__(self, assignment: Assignment) -> TrialRecord:
+        self.assignments.append(assignment)
+        return open_trial(assignment)
+
+    @property
+    def confirming(self) -> list[Assignment]:
+        return [a for a in self.assignments if a.role is Role.CONFIRM]
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> tuple[Night, Seen]:
+    machine = Seen()
+    made = Night(open_plan(tmp_path_factory.mktemp("night") / "s", starts=20), machine)
+    made.loop.run()
+    return made, machine
+
+
+def test_a_winner_is_promised_what_its_fresh_starts_held(night: tuple[Night, Seen]) -> None:
+    result = night[0].store.result()
+    assert result.decision is Decision.WINNER and result.complete
+    assert result.winner is not None and result.winner.fresh and len(result.winner.trials) == 2
+    true = capacity(next(a for a in night[1].assignments if a.candidate == result.winner.candidate))
+    assert true is not None
+    assert 0.9 * true < result.winner.qps <= 0.98 * true
+    assert result.default is not None and result.default.fresh
+    assert result.sentence.startswith(f"Sustains {result.winner.qps:.1f} QPS, ± 2 % (Poisson), +")
+    assert " over the default at P99 TTFT " in result.sentence
+
+
+def test_every_candidate_races_against_the_best_before_it(night: tuple[Night, Seen]) -> None:
+    records = {r.trial: r for r in night[0].store.records()}
+    searched = [a for a in night[1].assignments if a.role is not Role.CONFIRM]
+    assert searched[0].incumbent is None, "the default has nothing to race against"
+    for assignment in searched[1:]:
+        before = [q for t, r in records.items() if t < assignment.trial and (q := r.qps) is not None]
+        assert assignment.incumbent is not None and assignment.incumbent.rate == max(before)
+
+
+def test_most_candidates_end_behind_the_best_and_are_no_failures(night: tuple[Night, Seen]) -> None:
+    behind = [r for r in night[0].store.records() if r.outcome is TrialOutcome.BEHIND]
+    assert len(behind) > 5
+    for record in behind:
+        assert record.qps is None and record.best is None and len(record.notes) == 1
+        assert record.capacity is not None and record.capacity.ended in (Ended.HOPELESS, Ended.RACE_LOST)
+        assert len(record.levels) <= 2
+
+
+def test_winner_and_default_claim_in_turn_on_traffic_that_they_share(night: tuple[Night, Seen]) -> None:
+    winner, default = night[1].confirming[0].candidate, night[1].confirming[1].candidate
+    turns = [(a.candidate == winner, a.fresh) for a in night[1].confirming]
+    assert winner != default
+    assert turns == [(True, 1), (False, 1), (False, 2), (True, 2)]
+    assert {a.fresh for a in night[1].assignments if a.role is not Role.CONFIRM} == {0}
+
+
+def test_a_start_claims_no_more_than_an_earlier_one_held_and_the_least_is_the_promise(tmp_path: Path) -> None:
+    def run_trial(assignment: Assignment) -> TrialRecord:
+        return open_trial(assignment, fresh_share=0.93 if assignment.fresh == 2 else 0.98)
+
+    night = Night(open_plan(tmp_path / "s", starts=8), run_trial)
+    result = night.loop.run()
+    assert result.winner is not None
+    confirmed = [r for r in night.store.records() if r.role is Role.CONFIRM]
+    held = [r.qps for r in confirmed if r.candidate == result.winner.candidate and r.qps is not None]
+    assert len(held) == 2 and held[1] < held[0]
+    assert result.winner.qps == result.winner.qps_low == held[1]
+    for record in confirmed:
+        assert record.claim is not None
+        first = record.claim.probes[0].rate
+        assert first <= next(r.qps or 0 for r in night.store.records() if r.candidate == record.candidate)
+
+
+def test_a_finalist_whose_claim_fails_makes_room_for_the_next(tmp_path: Path) -> None:
+    refuted: list[str] = []
+
+    def run_trial(assignment: Assignment) -> TrialRecord:
+        if assignment.role is Role.CONFIRM and not refuted:
+            refuted.append(assignment.candidate.id)
+        fails = assignment.role is Role.CONFIRM and assignment.candidate.id in refuted
+        return open_trial(assignment, fresh_share=0.5 if fails else 0.98)
+
+    night = Night(open_plan(tmp_path / "s", starts=20, confirm_starts=6), run_trial)
+    result = night.loop.run()
+    failed = next(r for r in night.store.records() if r.role is Role.CONFIRM)
+    assert failed.outcome is TrialOutcome.INFEASIBLE and failed.qps is None
+    assert result.winner is not None and result.winner.candidate.id not in refuted
+
+
+def test_groups_are_compared_by_the_closed_loop_that_fills_them(tmp_path: Path) -> None:
+    machine = Seen()
+    night = Night(open_plan(tmp_path / "s", starts=6, groups=2), machine)
+    assert night.loop.run().complete
+    (word,) = (e.text for e in night.events if isinstance(e, Notice))
+    assert word.startswith("GPU groups side by side: 0 % QPS")
+    checks = [r for r in night.store.records() if r.role is Role.CHECK]
+    assert [len(r.levels) for r in checks] == [1, 1]
+
+
+def test_a_time_budget_leaves_room_for_claims_of_their_real_length(tmp_path: Path) -> None:
+    clock = ScriptedClock()
+
+    made = open_plan(tmp_path / "s", starts=1000)
+    claim_s = 20 + made.load.confirm_s
+
+    def run_trial(assignment: Assignment) -> TrialRecord:
+        clock.sleep(claim_s if assignment.role is Role.CONFIRM else 24)
+        return open_trial(assignment)
+
+    budget_s = 4 * claim_s + 18 * 24
+    night = Night(replace(made, time_budget_s=budget_s), run_trial)
+    night.loop.clock = clock
+    result = night.loop.run()
+    assert result.elapsed_s <= budget_s
+    assert result.winner is not None and len(result.winner.trials) == 2

@@ -1,0 +1,106 @@
+"""Open loop over one start: search or claim → outcome, the level that counts, and why no more was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tuner import formatting
+from tuner.load.capacity_search import (
+    Capacity,
+    Claim,
+    Ended,
+    Incumbent,
+    Probe,
+    ProbeResult,
+    Rules,
+    Saturate,
+    Stop,
+    claim,
+    search_capacity,
+)
+from tuner.measurement import Load, LoadKind
+from tuner.study.open_probe import InvalidLoadError
+from tuner.study.record import Level, TrialOutcome
+from tuner.verdict import Outcome
+
+
+@dataclass(slots=True)
+class OpenAnswer:
+    """What search or claim found: both are None until the load has come to its end.
+
+    `client_faults` are the rates that the client could not offer, in words.
+    """
+
+    incumbent: Incumbent | None = None
+    capacity: Capacity | None = None
+    claim: Claim | None = None
+    client_faults: list[str] = field(default_factory=list)
+
+    def find(self, probe: Probe, saturate: Saturate, rules: Rules, estimate: float | None) -> None:
+        """A claim from `estimate` downwards, or, where that is None, the search that races against the incumbent."""
+
+        def offered(rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
+            """A rate that the client cannot offer is no rate to promise."""
+            try:
+                return probe(rate, seconds, trace, stop)
+            except InvalidLoadError as error:
+                self.client_faults.append(f"{formatting.qps(rate)} could not be offered: {error}")
+                return ProbeResult(rate, False, None, seconds)
+
+        if estimate is None:
+            self.capacity = search_capacity(offered, saturate, self.incumbent, rules)
+        else:
+            self.claim = claim(offered, estimate, rules)
+
+    @property
+    def held(self) -> float | None:
+        """The highest rate that passed, in requests per second."""
+        if self.claim is not None:
+            return self.claim.rate
+        return None if self.capacity is None else self.capacity.passed
+
+    def best(self, levels: Sequence[Level]) -> int | None:
+        """Index of the level at the rate that was held; of several the one with the longest tail, which is told."""
+        passed = [
+            (level.measurement.ttft_ms.p99 if level.measurement.ttft_ms else 0.0, i)
+            for i, level in enumerate(levels)
+            if self.held is not None and level.measurement.load == Load(LoadKind.OPEN, self.held) and _is_kept(level)
+        ]
+        return max(passed)[1] if passed else None
+
+    def outcome(self, levels: Sequence[Level]) -> TrialOutcome:
+        if self.best(levels) is not None:
+            return TrialOutcome.FEASIBLE
+        if self.client_faults:
+            return TrialOutcome.INVALID
+        if self.held is not None or (self.capacity is None and self.claim is None):
+            return TrialOutcome.UNDECIDED
+        lost = self.capacity is not None and self.capacity.ended in (Ended.HOPELESS, Ended.RACE_LOST)
+        return TrialOutcome.BEHIND if lost else TrialOutcome.INFEASIBLE
+
+    def notes(self, outcome: TrialOutcome) -> list[str]:
+        if outcome is not TrialOutcome.BEHIND or self.capacity is None or self.incumbent is None:
+            return self.client_faults
+        return [*self.client_faults, _behind(self.capacity, self.incumbent)]
+
+
+def _is_kept(level: Level) -> bool:
+    """Whether a level kept everything that was asked, as far as could be observed.
+
+    Too few requests for a P99 are no objection: at a fraction of a request per second no time brings enough of them.
+    """
+    few = level.verdict.outcome is Outcome.UNDECIDED and level.measurement.server.preemptions is not None
+    return level.verdict.outcome is Outcome.FEASIBLE or (few and level.measurement.aborted is None)
+
+
+def _behind(capacity: Capacity, best: Incumbent) -> str:
+    if capacity.failed is not None:
+        return (
+            f"it does not keep the limits at {formatting.qps(capacity.failed)}, "
+            f"where the best so far sustains {formatting.qps(best.rate)}"
+        )
+    return (
+        f"a closed loop gives {formatting.qps(capacity.saturation)} at most, where it gives "
+        f"{formatting.qps(best.saturation)} of the best so far, which sustains {formatting.qps(best.rate)}"
+    )
