@@ -129,8 +129,8 @@ def drive_open(
         async with asyncio.TaskGroup() as group:
             for index, offset_s in enumerate(due_s):
                 due_ns = started_ns + round(offset_s * 1e9)
-                if (wait_s := (due_ns - time.monotonic_ns()) / 1e9) > 0:
-                    await asyncio.sleep(wait_s)
+                while (wait_s := (due_ns - time.monotonic_ns()) / 1e9) > 0:
+                    await asyncio.sleep(wait_s)  # again: uvloop's timers have milliseconds, and may end early
                 if session.stopped:
                     return
                 group.create_task(session.exchange(index, due_ns))
