@@ -26,8 +26,8 @@ LAG_INFLATION = 2.0
 
 KEEPS_UP = 0.97
 KEEPS_UP_SIGMA = 3.0
-"""An open loop must complete this share of what is offered, but for what chance explains: the requests that are open at
-two moments are two Poisson counts of about the same mean."""
+"""An open loop must complete this share of what is offered, but for what chance explains: a server near its limit
+completes evenly what comes by chance (a Poisson count), and what is open at two moments are two more such counts."""
 
 
 class Outcome(StrEnum):
@@ -124,7 +124,7 @@ def _left_behind(measurement: Measurement) -> tuple[str, ...]:
     if measurement.aborted is not None or half is None:
         return ()
     short = half.offered - half.completed
-    chance = KEEPS_UP_SIGMA * math.sqrt(2 * max(half.open_before, 1))
+    chance = KEEPS_UP_SIGMA * math.sqrt(half.offered + 2 * half.open_before)
     if short <= max((1 - KEEPS_UP) * half.offered, chance):
         return ()
     return (f"the server did not keep up: it completed {half.completed} of {half.offered} in the second half",)

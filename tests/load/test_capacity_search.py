@@ -52,9 +52,18 @@ def test_a_cold_search_finds_capacities_from_a_twentieth_to_thousands(rate: floa
 
 
 def test_a_candidate_that_cannot_win_costs_one_closed_probe() -> None:
-    server = Known(8.0)
+    server = Known(7.0)
     found = search_capacity(server.probe, server.saturate, Incumbent(10.0, 12.5))
     assert (found.ended, found.rate, found.seconds, server.probed) == (Ended.HOPELESS, None, 15.0, [])
+
+
+def test_an_incumbent_that_preempts_long_before_it_is_full_rules_nobody_out() -> None:
+    """It sustains 10 of 25; the candidate is slower at saturation, and sustains four fifths of it."""
+    server = Known(16.0)
+    found = search_capacity(server.probe, server.saturate, Incumbent(10.0, 25.0))
+    assert found.ended is Ended.FOUND
+    assert found.rate == pytest.approx(16, rel=0.002)
+    assert len(server.probed) <= 9
 
 
 def test_a_candidate_that_is_no_better_loses_the_race_at_its_first_rejection() -> None:

@@ -92,7 +92,7 @@ def _groups(study: StudyFiles) -> tuple[GroupNow, ...]:
         name = _group_name(found, study.plan, now) if found else None
         if found is None or name is None:
             continue
-        level = _last_level(folder)
+        level = last_level(folder)
         now[name] = GroupNow(
             group=name,
             trial=int(folder.name),
@@ -132,7 +132,7 @@ def _candidate(found: marker.Marker, plan: StudyPlan) -> Candidate | None:
     return Candidate.of(values)
 
 
-def _last_level(folder: Path) -> LevelNow | None:
+def last_level(folder: Path) -> LevelNow | None:
     """From the tables that a trial writes after every level. QPS counts the answers that came while requests were
     still being sent, ramp included: a little less than the record will say."""
     try:

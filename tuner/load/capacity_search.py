@@ -69,6 +69,7 @@ class Rules:
     answers_to_probe: float = 6.0
     race: float = 1.02
     hopeless: float = 0.95
+    highest_share: float = 0.97
     claim_s: float = 120.0
     claim_traces: int = 3
     claim_share: float = 0.95
@@ -123,12 +124,17 @@ def search_capacity(
         return steps.ended(Ended.NEVER_PASSED)
     if incumbent is None:
         return steps.search(rules.cold_share * saturation, widen=2.0)
-    expected = saturation * incumbent.rate / incumbent.saturation
-    if expected < rules.hopeless * incumbent.rate:
+    share = incumbent.rate / incumbent.saturation
+    expected = saturation * share
+    # An incumbent that preempts long before it is full has a small share; what has more memory may have the usual one.
+    if saturation * max(share, rules.highest_share) < rules.hopeless * incumbent.rate:
         return steps.ended(Ended.HOPELESS)
     if not steps.race(rules.race * incumbent.rate).passed:
         return steps.ended(Ended.RACE_LOST)
-    return steps.search(max(expected, rules.race * incumbent.rate * (1 + rules.step)), widen=1.0)
+    # Where the incumbent's share foresaw no win it is no guide, and the way up may be long.
+    foreseen = expected >= incumbent.rate
+    beyond = rules.race * incumbent.rate * (1 + rules.step)
+    return steps.search(max(expected, beyond), widen=1.0 if foreseen else 2.0)
 
 
 def warm_capacity(probe: Probe, saturate: Saturate, incumbent: Incumbent, rules: Rules | None = None) -> Capacity:

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.load.builders import HOST, level, request
+from tests.load.builders import telemetry as telemetry_of
+from tuner.cli.status import last_level
+from tuner.load.requests_log import RequestLog
+from tuner.measurement import LoadKind
+from tuner.telemetry.prometheus import Scrape
+from tuner.telemetry.sampler import Row, TelemetryLog
+
+
+def test_the_last_level_of_a_running_trial_is_the_one_that_came_last_and_not_the_largest(tmp_path: Path) -> None:
+    requests, telemetry = RequestLog(tmp_path / "requests.parquet"), TelemetryLog(tmp_path / "telemetry.parquet")
+    for start_s, kind, load, kv in ((0, LoadKind.CLOSED, 320, 0.9), (10, LoadKind.OPEN, 31.4, 0.3)):
+        samples = level([request(i, due_ms=1000 * start_s + 100 * i) for i in range(100)])
+        requests.add(load, samples, kind)
+        at_ns = int((start_s + 5) * 1e9)
+        telemetry.add(load, telemetry_of(rows=[Row(at_ns, Scrape(at_ns, kv_usage=kv), (), HOST)]))
+    found = last_level(tmp_path)
+    assert found is not None
+    assert (found.load, found.kv_usage_peak) == ("31.4 requests/s", 0.3)
+    assert found.qps == pytest.approx(10, rel=0.05)
+    assert found.p99_ttft_ms == 100
+
+
+def test_a_trial_that_measured_nothing_yet_has_no_last_level(tmp_path: Path) -> None:
+    assert last_level(tmp_path) is None
