@@ -56,7 +56,7 @@ def test_a_rate_that_keeps_the_limits_ends_with_0_and_files_to_read(stand_in: Se
     assert result["model"] == "Qwen/Qwen3-0.6B"
     assert result["kept"][-1] is True
     assert result["preemptions_observed"] is True
-    assert "kept p99 ttft <= 60000ms at 60 requests/s" in result["sentence"]
+    assert "kept p99 ttft <= 60000ms at 60.0 requests/s" in result["sentence"]
     assert json.loads((out / "bench.json").read_text()) == result
     rows = pq.read_table(out / "requests.parquet").to_pylist()
     assert len(rows) == sum(level["measurement"]["sent"] for level in result["levels"])

@@ -11,7 +11,7 @@ from tuner.candidate import Candidate
 from tuner.load.workload import workload
 from tuner.space.files import read_space
 from tuner.space.parameter import Kind, Parameter
-from tuner.study.plan import StudyPlan
+from tuner.study.plan import MOST_CLIENTS, LoadPolicy, OpenSearch, StudyPlan
 from tuner.study.seeds import seeds
 
 
@@ -53,7 +53,7 @@ def test_there_are_at_most_five_and_no_two_alike(name: str, tmp_path: Path) -> N
     assert all(isinstance(c, Candidate) for c in found)
 
 
-def test_a_load_without_levels_still_has_its_seed(tmp_path: Path) -> None:
+def test_an_open_loop_that_has_no_levels_has_its_seed_all_the_same(tmp_path: Path) -> None:
     made = plan(tmp_path / "s")
-    without = replace(made, load=replace(made.load, levels=()))
-    assert 64 in [c.as_dict()["max-num-seqs"] for c in seeds(without, DEFAULTS)]
+    opened = replace(made, load=LoadPolicy((), 0.0, 0.0, OpenSearch()))
+    assert MOST_CLIENTS in [c.as_dict()["max-num-seqs"] for c in seeds(opened, DEFAULTS)]
