@@ -35,7 +35,7 @@ def main() -> None:
     print("|---" * (len(SHARES) + 3) + "|")
     with multiprocessing.Pool() as pool:
         for regime in (r for r in REGIMES if r.name in given.regimes):
-            true = true_capacity(regime, 0.9 * Bench(regime, 0).saturate(60.0).rate, pool)
+            true = true_capacity(regime, 0.9 * Bench(regime, 0).saturate(60.0).rate, pool).rate
             for seconds in given.seconds:
                 cells, rejected_s = [], 0.0
                 for share in SHARES:
