@@ -93,7 +93,7 @@ def test_all_probes_of_a_search_are_on_one_trace() -> None:
 
 
 def test_slow_servers_are_probed_long_enough_for_a_p99_within_reason() -> None:
-    assert Rules().seconds_at(50) == 30
+    assert Rules().seconds_at(50) == 20
     assert Rules().seconds_at(2) == 50
     assert Rules().seconds_at(0.1) == 120
 
@@ -101,8 +101,17 @@ def test_slow_servers_are_probed_long_enough_for_a_p99_within_reason() -> None:
 def test_long_answers_make_longer_probes() -> None:
     server = Known(10.0, answer_s=12.0)
     found = search_capacity(server.probe, server.saturate)
-    assert {seconds for _, seconds, _, _ in server.probed} == {72.0}
-    assert found.seconds == 15 + 36 + 72 * len(server.probed)
+    assert {seconds for _, seconds, _, _ in server.probed} == {24.0}
+    assert found.seconds == 15 + 36 + 24 * len(server.probed)
+
+
+def test_where_the_time_of_an_answer_is_known_one_closed_loop_is_enough() -> None:
+    server = Known(10.0, answer_s=12.0)
+    before = search_capacity(server.probe, server.saturate)
+    assert before.rate is not None
+    server.probed.clear()
+    found = warm_capacity(server.probe, server.saturate, Incumbent(before.rate, before.saturation, before.answer_s))
+    assert found.seconds == 36 + 24 * len(server.probed)
 
 
 def test_a_server_that_completes_nothing_has_no_capacity() -> None:
@@ -128,19 +137,39 @@ def test_without_ratios_the_middle_of_the_interval_is_the_answer() -> None:
 
 
 def test_a_claim_is_held_on_three_fresh_traces() -> None:
-    server = Known(10.0)
-    claimed = claim(server.probe, 10.0)
-    assert claimed.rate == pytest.approx(9.5)
+    server = Known(100.0)
+    claimed = claim(server.probe, 99.0)
+    assert claimed.rate == 99.0
     assert [(seconds, trace) for _, seconds, trace, _ in server.probed] == [
         (120.0, "claim-0-0"), (120.0, "claim-0-1"), (120.0, "claim-0-2")
     ]  # fmt: skip
 
 
+def test_the_traces_of_a_claim_hold_2500_requests_within_reason() -> None:
+    assert Rules().claim_seconds_at(100) == 120
+    assert Rules().claim_seconds_at(10) == 250
+    assert Rules().claim_seconds_at(1) == 400
+
+
 def test_a_claim_that_fails_backs_off_on_traces_of_its_own() -> None:
     server = Known(10.0)
-    claimed = claim(server.probe, 10.8)
-    assert claimed.rate == pytest.approx(10.8 * 0.95 * 0.97)
+    claimed = claim(server.probe, 10.2)
+    assert claimed.rate == pytest.approx(10.2 * 0.97)
     assert len({trace for _, _, trace, _ in server.probed}) == len(server.probed) == 4
+
+
+@pytest.mark.parametrize(
+    ("share", "steps"), [(1.5, 1.0), (0.8, 1.25), (0.1, 1.5)], ids=["past its end", "late", "early"]
+)
+def test_a_claim_backs_off_further_the_earlier_it_was_rejected(share: float, steps: float) -> None:
+    rates: list[float] = []
+
+    def rejected(rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
+        rates.append(rate)
+        return ProbeResult(rate, False, None, share * seconds)
+
+    claim(rejected, 100.0)
+    assert rates[1] == pytest.approx(100 * 0.97**steps)
 
 
 def test_a_claim_that_never_holds_is_none() -> None:

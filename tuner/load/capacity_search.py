@@ -2,8 +2,8 @@
 
 Closed loop reads 7 to 40 % above what a Poisson stream sustains, so the promise is searched in open loop. All probes of
 a study share one trace, scaled to their rates (common random numbers): that cuts the spread of a difference between
-two candidates several times (measurement.md 3). A 30 s probe reads high by a few per cent, the same for every
-candidate; `claim` takes that back with fresh traces.
+two candidates several times (measurement.md 3). A short probe reads high, the same for every candidate; `claim` takes
+that back, and proves what is left on longer, fresh traces.
 """
 
 from __future__ import annotations
@@ -60,33 +60,47 @@ class Rules:
     """Seconds and factors; the defaults were chosen by benchmarks/capacity.py (docs/measuring.md)."""
 
     saturation_s: float = 15.0
-    probe_s: float = 30.0
+    probe_s: float = 20.0
     longest_probe_s: float = 120.0
     cold_share: float = 0.85
-    step: float = 0.03
+    step: float = 0.035
     most_probes: int = 12
     answers_to_saturate: float = 3.0
-    answers_to_probe: float = 6.0
+    answers_to_probe: float = 2.0
     race: float = 1.02
     hopeless: float = 0.95
     highest_share: float = 0.97
     claim_s: float = 120.0
+    claim_requests: float = 2500.0
+    longest_claim_s: float = 400.0
     claim_traces: int = 3
-    claim_share: float = 0.95
     claim_back_off: float = 0.97
-    claim_attempts: int = 4
+    claim_steps_at_once: float = 1.5
+    claim_attempts: int = 12
+
+    def saturate_seconds(self, answer_s: float) -> float:
+        """Long enough to see past the first wave of answers, within reason."""
+        return min(max(self.saturation_s, self.answers_to_saturate * answer_s), self.longest_probe_s)
 
     def seconds_at(self, rate: float, answer_s: float = 0.0) -> float:
         """Long enough for a P99 at low rates, and for the queue to fill where answers are long; within reason."""
         return min(max(self.probe_s, FEWEST_REQUESTS / rate, self.answers_to_probe * answer_s), self.longest_probe_s)
 
+    def claim_seconds_at(self, rate: float) -> float:
+        """Enough requests: a trace of n reads a capacity with a spread of about 2 / √n, whatever limits the server."""
+        return min(max(self.claim_s, self.claim_requests / rate), self.longest_claim_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Incumbent:
-    """The best candidate so far: its capacity and its saturation throughput, both in requests per second."""
+    """The best candidate so far: its capacity and its saturation throughput, both in requests per second.
+
+    `answer_s` is the mean time of an answer at saturation: known, it saves the closed loop a second, longer run.
+    """
 
     rate: float
     saturation: float
+    answer_s: float = 0.0
 
 
 class Ended(StrEnum):
@@ -111,6 +125,7 @@ class Capacity:
     saturation: float
     seconds: float
     probes: tuple[ProbeResult, ...] = ()
+    answer_s: float = 0.0
 
 
 def search_capacity(
@@ -118,7 +133,7 @@ def search_capacity(
 ) -> Capacity:
     """With an incumbent, most candidates end after the closed probe or the race; without one the search starts cold."""
     rules = rules or Rules()
-    steps = _Steps(probe, saturate, rules)
+    steps = _Steps(probe, saturate, rules, incumbent)
     saturation = steps.saturation.rate
     if saturation <= 0:
         return steps.ended(Ended.NEVER_PASSED)
@@ -139,7 +154,7 @@ def search_capacity(
 
 def warm_capacity(probe: Probe, saturate: Saturate, incumbent: Incumbent, rules: Rules | None = None) -> Capacity:
     """An estimate for every candidate, losers included: the step search without screen and race."""
-    steps = _Steps(probe, saturate, rules or Rules())
+    steps = _Steps(probe, saturate, rules or Rules(), incumbent)
     if steps.saturation.rate <= 0:
         return steps.ended(Ended.NEVER_PASSED)
     return steps.search(steps.saturation.rate * incumbent.rate / incumbent.saturation, widen=1.0)
@@ -148,14 +163,15 @@ def warm_capacity(probe: Probe, saturate: Saturate, incumbent: Incumbent, rules:
 class _Steps:
     """Probes by rate, and what they cost."""
 
-    def __init__(self, probe: Probe, saturate: Saturate, rules: Rules) -> None:
+    def __init__(self, probe: Probe, saturate: Saturate, rules: Rules, incumbent: Incumbent | None) -> None:
         self._probe = probe
         self._rules = rules
         self._probes: list[ProbeResult] = []
-        self._closed_s = rules.saturation_s
-        self.saturation = saturate(rules.saturation_s)
-        longer_s = min(rules.answers_to_saturate * self.saturation.answer_s, rules.longest_probe_s)
-        if longer_s > rules.saturation_s:  # the closed loop had hardly left its first wave
+        seconds = rules.saturate_seconds(incumbent.answer_s if incumbent else 0.0)
+        self._closed_s = seconds
+        self.saturation = saturate(seconds)
+        longer_s = rules.saturate_seconds(self.saturation.answer_s)
+        if longer_s > 1.2 * seconds:  # the closed loop had hardly left its first wave
             self._closed_s += longer_s
             self.saturation = saturate(longer_s)
 
@@ -192,6 +208,7 @@ class _Steps:
             saturation=self.saturation.rate,
             seconds=self._closed_s + sum(p.seconds for p in self._probes),
             probes=tuple(self._probes),
+            answer_s=self.saturation.answer_s,
         )
 
     def _run(self, rate: float, stop: Stop) -> ProbeResult:
@@ -238,19 +255,21 @@ class Claim:
 
 
 def claim(probe: Probe, estimate: float, rules: Rules | None = None) -> Claim:
-    """From 95 % of the estimate down, until three fresh traces of two minutes all pass. Each attempt has its own."""
+    """From the estimate down by 3 %, until three fresh traces all pass. Each attempt has its own.
+
+    The estimate reads high, and a load that is far too high is rejected early: walking down to the truth costs little.
+    The earlier in its trace a load was rejected, the longer the step, up to `rules.claim_steps_at_once`.
+    """
     rules = rules or Rules()
-    rate = rules.claim_share * estimate
+    rate = estimate
     probes: list[ProbeResult] = []
     for attempt in range(rules.claim_attempts):
-        passed = True
+        seconds = rules.claim_seconds_at(rate)
         for number in range(rules.claim_traces):
-            seconds = max(rules.claim_s, rules.seconds_at(rate))
             probes.append(probe(rate, seconds, f"claim-{attempt}-{number}", Stop.AT_REJECTION))
-            passed = probes[-1].passed
-            if not passed:
+            if not probes[-1].passed:
                 break
-        if passed:
+        else:
             return Claim(rate, tuple(probes), sum(p.seconds for p in probes))
-        rate *= rules.claim_back_off
+        rate *= rules.claim_back_off ** min(max(seconds / probes[-1].seconds, 1.0), rules.claim_steps_at_once)
     return Claim(None, tuple(probes), sum(p.seconds for p in probes))
