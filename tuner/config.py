@@ -247,6 +247,8 @@ def _load(options: SearchOptions) -> LoadPolicy:
         saturation_s=usual.saturation_s * scale,
         longest_probe_s=usual.longest_probe_s * scale,
         claim_s=usual.claim_s * scale,
+        claim_requests=usual.claim_requests * scale,
+        longest_claim_s=usual.longest_claim_s * scale,
     )
     poisson = options.burstiness == 1
     arrivals = Arrivals() if poisson else Arrivals(ArrivalKind.GAMMA, options.burstiness)

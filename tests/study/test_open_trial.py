@@ -24,7 +24,9 @@ from tuner.study.store import Store
 from tuner.study.trial import TrialRunner
 from tuner.telemetry.gpu import gpu_adapter
 
-RULES = Rules(saturation_s=1.0, probe_s=1.0, longest_probe_s=1.5, most_probes=2, claim_s=1.0, claim_traces=2)
+RULES = Rules(
+    saturation_s=1.0, probe_s=1.0, longest_probe_s=1.5, most_probes=2, claim_s=1.0, claim_requests=1.0, claim_traces=2
+)
 """Too short to know a capacity: what is told, and where it is written, is what these tests are about."""
 
 CANDIDATE = Candidate.of({"max-num-seqs": 4})

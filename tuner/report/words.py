@@ -348,8 +348,8 @@ TABLE: dict[str, tuple[str, str]] = {
         "并发 {levels}，每级 {time}，预热 {warm_up}",
     ),
     "env-open-loop": (
-        "open loop, {arrivals} arrivals: rates searched with {time} each, claims of {traces} × {claim}, after {warm_up} of warm-up",
-        "开环，{arrivals} 到达：搜索时每个速率 {time}，确认为 {traces} × {claim}，预热 {warm_up}",
+        "open loop, {arrivals} arrivals: rates searched with {time} each, claims of {traces} × {claim} or longer, after {warm_up} of warm-up",
+        "开环，{arrivals} 到达：搜索时每个速率 {time}，确认为 {traces} × 至少 {claim}，预热 {warm_up}",
     ),
     "env-space": ("search space", "搜索空间"),
     "env-seed": ("seed", "随机种子"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -162,8 +163,9 @@ class Loop:
         """Seconds that a confirming start is likely to take: in an open loop far longer than one that searches."""
         if self.plan.load.open is None:
             return self._expected_s
+        best = incumbent(self._records)
         starts_s = max((r.phases.start_s or 0.0 for r in self._records if r.levels), default=60.0)
-        return starts_s + self.plan.load.confirm_s
+        return starts_s + self.plan.load.warm_up_s + self.plan.load.open.claim_s(best.rate if best else math.inf)
 
     @property
     def _elapsed_s(self) -> float:
@@ -247,7 +249,7 @@ class Loop:
 
     def _confirm_phase(self, pool: ThreadPoolExecutor) -> None:
         """Winner and default in turn, W D D W, alone on the machine: at the level that won, twice as long; in an open
-        loop a claim each, from 95 % of the estimate down, on arrivals that the two share and no other start has."""
+        loop a claim each, from the estimate down, on arrivals that the two share and no other start has."""
         while not self.stop.is_set():
             todo = self._next_to_confirm()
             if todo is None:
@@ -287,7 +289,7 @@ class Loop:
             load = replace(load, levels=(int(found.best_level.load.level),), level_s=load.level_s * 2)
             return self._fresh(Role.CONFIRM, candidate, group, load)
         runs = confirm.fresh_runs(self._records, candidate)
-        held = [load.open.estimate_for(r.qps) for r in runs if r.qps is not None]
+        held = [r.qps for r in runs if r.qps is not None]
         made = self._fresh(Role.CONFIRM, candidate, group, load)
         return replace(made, estimate=min([found.qps, *held]), fresh=1 + len(runs))
 
@@ -324,8 +326,8 @@ _numbering = threading.Lock()
 
 def incumbent(records: Sequence[TrialRecord]) -> Incumbent | None:
     """The best of the search so far, as the capacity search races against it; None before anything was feasible."""
-    found = [(r.qps, r.saturation) for r in records if r.role not in confirm.SET_APART]
-    known = [Incumbent(qps, saturation) for qps, saturation in found if qps is not None and saturation is not None]
+    found = [r.capacity for r in records if r.role not in confirm.SET_APART and r.capacity is not None]
+    known = [Incumbent(c.rate, c.saturation, c.answer_s) for c in found if c.rate is not None]
     return max(known, key=lambda best: best.rate, default=None)
 
 

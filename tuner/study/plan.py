@@ -24,6 +24,10 @@ CLIENTS_A_SEQUENCE = 1.25
 """A few more clients than sequences, so that a finished one is followed at once."""
 
 
+REJECTED_TRACES = 3
+"""Whole traces' time that a claim spends on rates that do not hold: an estimate reads high (docs/measuring.md)."""
+
+
 @dataclass(frozen=True, slots=True)
 class OpenSearch:
     """The search over open-loop rates: its seconds and factors, and how requests arrive."""
@@ -31,9 +35,9 @@ class OpenSearch:
     rules: Rules = field(default_factory=Rules)
     arrivals: Arrivals = field(default_factory=Arrivals)
 
-    def estimate_for(self, rate: float) -> float:
-        """The estimate from which a claim begins at `rate`."""
-        return rate / self.rules.claim_share
+    def claim_s(self, rate: float) -> float:
+        """Seconds that a claim near `rate` takes: its traces, and rejected attempts before them, which end early."""
+        return self.rules.claim_seconds_at(rate) * (self.rules.claim_traces + REJECTED_TRACES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +71,8 @@ class LoadPolicy:
 
     @property
     def confirm_s(self) -> float:
-        """Seconds of load on one confirming server; a claim is taken to fail on its first trace until it holds."""
-        if self.open is None:
-            return self.warm_up_s + 2 * self.level_s
-        rules = self.open.rules
-        return self.warm_up_s + rules.claim_s * (rules.claim_traces + rules.claim_attempts - 1)
+        """Seconds of load on one confirming server, at a rate that fills the shortest claim; see claim_s."""
+        return self.warm_up_s + (2 * self.level_s if self.open is None else self.open.claim_s(math.inf))
 
     def clients(self, max_num_seqs: int | None) -> int:
         """Of the closed loop that saturates a server. None: vLLM's own default, some hundreds."""
