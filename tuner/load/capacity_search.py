@@ -87,7 +87,7 @@ class Rules:
         return min(max(self.probe_s, FEWEST_REQUESTS / rate, self.answers_to_probe * answer_s), self.longest_probe_s)
 
     def claim_seconds_at(self, rate: float) -> float:
-        """Enough requests: a trace of n reads a capacity with a spread of about 2 / √n, whatever limits the server."""
+        """Enough requests: a trace of n reads a capacity with a spread of 1 to 2 / √n, whatever limits the server."""
         return min(max(self.claim_s, self.claim_requests / rate), self.longest_claim_s)
 
 
