@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 
 import pytest
@@ -65,12 +64,6 @@ def test_a_version_without_shutdown_timeout_is_not_given_one() -> None:
 def test_the_persons_own_shutdown_timeout_stays_alone(own: tuple[str, ...]) -> None:
     words = launch(replace(BASE, extra=own), CANDIDATE, GpuGroup()).argv("h", 1)
     assert "10" not in words
-
-
-def test_the_shell_line_reads_back_as_the_same_words() -> None:
-    spec = launch(BASE, CANDIDATE, GpuGroup())
-    words = shlex.split(spec.shell("h", 1))
-    assert tuple(words[len(spec.env) :]) == spec.argv("h", 1)
 
 
 def test_flags_are_known_by_every_spelling() -> None:

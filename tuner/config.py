@@ -245,7 +245,7 @@ def _load(options: SearchOptions) -> LoadPolicy:
         usual,
         probe_s=probe_s,
         saturation_s=usual.saturation_s * scale,
-        longest_probe_s=usual.longest_probe_s * scale,
+        longest_probe_s=usual.longest_probe_s * max(scale, 1.0),
         claim_s=usual.claim_s * scale,
         claim_requests=usual.claim_requests * scale,
         longest_claim_s=usual.longest_claim_s * scale,
@@ -279,6 +279,8 @@ def _check_counts(options: SearchOptions) -> None:
     for name, value, least in numbers:
         if not math.isfinite(value) or value < least:
             raise UsageError(f"{name} {value:g}", hint=f"at least {least}")
+    if options.confirm == 1:
+        raise UsageError("--confirm 1", hint="0, or 2 and more: winner and default have a fresh start each")
 
 
 def _length(model: str, load: Workload, given: dict[str, Value]) -> int:

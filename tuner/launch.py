@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 
 from tuner.candidate import Candidate, Value
@@ -28,11 +27,6 @@ class LaunchSpec:
 
     def argv(self, host: str, port: int) -> tuple[str, ...]:
         return (*self.prefix, *self.command, *self.arguments, "--host", host, "--port", str(port))
-
-    def shell(self, host: str, port: int) -> str:
-        """One line to paste into a shell."""
-        words = [f"{name}={shlex.quote(value)}" for name, value in self.env]
-        return " ".join([*words, shlex.join(self.argv(host, port))])
 
     @property
     def max_num_seqs(self) -> int | None:

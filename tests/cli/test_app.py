@@ -48,7 +48,7 @@ def test_help_names_every_command_and_costs_little() -> None:
     ended = subprocess.run([*TUNER, "--help"], capture_output=True, text=True, timeout=60)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert ended.returncode == 0
-    for command in ("search", "resume", "plan", "check", "status", "studies", "report", "compare", "best"):
+    for command in ("search", "resume", "plan", "check", "status", "studies", "report", "compare", "best", "bench"):
         assert f"\n  {command} " in ended.stdout
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 

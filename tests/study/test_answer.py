@@ -89,17 +89,20 @@ def test_where_nothing_passed_and_the_client_is_why_the_answer_is_invalid() -> N
         assert answer.outcome(server.levels) is TrialOutcome.INVALID
 
 
-def undecided(made: Level, *, preemptions: int | None) -> Level:
+def undecided(made: Level, *, preemptions: int | None, margin: float = -0.1, completed: int = 60) -> Level:
     server = replace(made.measurement.server, preemptions=preemptions)
-    return Level(replace(made.measurement, server=server), Verdict(Outcome.UNDECIDED, ("…",), -0.1))
+    measured = replace(made.measurement, server=server, completed=completed)
+    return Level(measured, Verdict(Outcome.UNDECIDED, ("…",), margin))
 
 
-def test_few_requests_pass_and_preemptions_that_nobody_observed_do_not() -> None:
+def test_few_requests_pass_by_all_they_show_and_nothing_else_does() -> None:
     answer = OpenAnswer(capacity=Capacity(Ended.FOUND, 0.51, 0.5, 0.52, 0.6, 300.0))
-    few = [undecided(open_level(0.5), preemptions=0)]
-    blind = [undecided(open_level(0.5), preemptions=None)]
-    assert answer.outcome(few) is TrialOutcome.FEASIBLE
-    assert answer.outcome(blind) is TrialOutcome.UNDECIDED
+    few = undecided(open_level(0.5), preemptions=0)
+    blind = undecided(open_level(0.5), preemptions=None)
+    late = undecided(open_level(0.5), preemptions=0, margin=0.1)
+    none = undecided(open_level(0.5), preemptions=0, completed=0)
+    assert answer.outcome([few]) is TrialOutcome.FEASIBLE
+    assert [answer.outcome([made]) for made in (blind, late, none)] == [TrialOutcome.UNDECIDED] * 3
 
 
 def test_load_that_did_not_come_to_its_end_decides_nothing() -> None:

@@ -128,12 +128,47 @@ def test_a_time_budget_leaves_room_for_claims_of_their_real_length(tmp_path: Pat
     claim_s = 20 + made.load.confirm_s
 
     def run_trial(assignment: Assignment) -> TrialRecord:
-        clock.sleep(claim_s if assignment.role is Role.CONFIRM else 24)
+        clock.sleep(claim_s if assignment.role is Role.CONFIRM else claim_s / 4)
         return open_trial(assignment)
 
-    budget_s = 4 * claim_s + 18 * 24
+    budget_s = 8 * claim_s
     night = Night(replace(made, time_budget_s=budget_s), run_trial)
     night.loop.clock = clock
     result = night.loop.run()
     assert result.elapsed_s <= budget_s
     assert result.winner is not None and len(result.winner.trials) == 2
+
+
+def test_a_short_time_budget_is_not_all_kept_for_the_claims(tmp_path: Path) -> None:
+    clock = ScriptedClock()
+
+    def run_trial(assignment: Assignment) -> TrialRecord:
+        clock.sleep(800 if assignment.role is Role.CONFIRM else 100)
+        return open_trial(assignment)
+
+    night = Night(replace(open_plan(tmp_path / "s", starts=1000), time_budget_s=3600.0), run_trial)
+    night.loop.clock = clock
+    result = night.loop.run()
+    roles = [r.role for r in night.store.records()]
+    assert roles.count(Role.CONFIRM) >= 2, "winner and default have at least a fresh start each"
+    assert len(roles) - roles.count(Role.CONFIRM) >= 15
+    assert any("--time-budget" in e.text for e in night.events if isinstance(e, Notice))
+    assert result.elapsed_s <= 3600 + 800
+
+
+def test_a_default_whose_first_start_was_spoilt_comes_again_without_a_race(tmp_path: Path) -> None:
+    machine = Seen()
+
+    def run_trial(assignment: Assignment) -> TrialRecord:
+        made = machine(assignment)
+        if assignment.role is not Role.DEFAULT or assignment.attempt > 1:
+            return made
+        return replace(made, outcome=TrialOutcome.INFRASTRUCTURE, best=None)
+
+    night = Night(open_plan(tmp_path / "s", starts=8), run_trial)
+    result = night.loop.run()
+    starts = [a for a in machine.assignments if a.role is Role.DEFAULT]
+    assert len(starts) == 2 and all(a.incumbent is None for a in starts)
+    assert result.default is not None
+    first = machine.assignments[1]
+    assert first.role is not Role.DEFAULT and first.incumbent is None, "a spoilt start is nobody's incumbent"

@@ -20,19 +20,19 @@ def with_threshold(made: StudyPlan) -> StudyPlan:
     return replace(made, space=replace(made.space, parameters=(*made.space.parameters, cap)))
 
 
-def test_one_seed_has_as_many_sequences_as_the_largest_kv_cache_holds_mean_requests(tmp_path: Path) -> None:
+def test_one_seed_has_as_many_sequences_as_a_large_kv_cache_holds_mean_requests(tmp_path: Path) -> None:
     made = replace(planned(tmp_path), workload=workload("random:1000-3000,500"))
-    # 0.97 of 79.65 GiB less 14.96 of weights and at most 7.5 of all else are 54.8 GiB or 449,000 tokens: 179 requests
-    # of 2,500.
+    # 0.95 of 79.65 GiB less 14.96 of weights and at most 7.5 of all else are 53.2 GiB or 436,000 tokens: 174 requests
+    # of 2,500. The space goes on to 0.97, where many starts are refused.
     found = [c.as_dict() for c in seeds(made, DEFAULTS, H100)]
-    fitting = [c for c in found if c["gpu-memory-utilization"] == 0.97]
+    fitting = [c for c in found if c["gpu-memory-utilization"] == 0.95]
     assert len(fitting) == 1
-    assert fitting[0]["max-num-seqs"] == pytest.approx(179, abs=2)
+    assert fitting[0]["max-num-seqs"] == pytest.approx(174, abs=2)
 
 
 def test_the_same_seed_with_a_cap_on_long_prompts_where_the_space_has_one(tmp_path: Path) -> None:
     made = with_threshold(replace(planned(tmp_path), workload=workload("random:1000-3000,500")))
-    fitting = [c.as_dict() for c in seeds(made, DEFAULTS, H100) if c.as_dict()["gpu-memory-utilization"] == 0.97]
+    fitting = [c.as_dict() for c in seeds(made, DEFAULTS, H100) if c.as_dict()["gpu-memory-utilization"] == 0.95]
     assert [c["long-prefill-token-threshold"] for c in fitting] == [0, 2048]
     assert len({c["max-num-seqs"] for c in fitting}) == 1
 
@@ -41,7 +41,7 @@ def test_a_model_that_is_not_at_hand_has_the_loads_sequences_with_and_without_th
     made = plan(tmp_path / "s")
     loads_own = [c for c in seeds(with_threshold(made), DEFAULTS, H100) if c.as_dict()["max-num-seqs"] == 16]
     assert [c.as_dict()["long-prefill-token-threshold"] for c in loads_own] == [0, 2048]
-    assert all(c.as_dict()["gpu-memory-utilization"] != 0.97 for c in seeds(made, DEFAULTS, H100))
+    assert all(c.as_dict()["gpu-memory-utilization"] != 0.95 for c in seeds(made, DEFAULTS, H100))
 
 
 @pytest.mark.parametrize("name", ["default", "chat", "rag", "blackwell-5090", "demo"])

@@ -29,9 +29,8 @@ from tuner.load.endpoint import Endpoint, check_answer, check_fit, find_endpoint
 from tuner.load.prompts import Prompts
 from tuner.load.requests_log import RequestLog
 from tuner.load.workload import Workload, workload
-from tuner.measurement import Measurement
+from tuner.measurement import LoadKind, Measurement
 from tuner.slo import parse_slo
-from tuner.study.events import LevelMeasured
 from tuner.study.ladder import LadderLostError, LevelRun
 from tuner.study.open_probe import InterruptedLoadError, InvalidLoadError
 from tuner.study.record import Level
@@ -217,7 +216,7 @@ class _Command:
         return ", ".join(map(str, self._slos))
 
     def _level_log(self, folder: Path | None) -> _LevelLog:
-        return _LevelLog(self._runs, self._console, folder)
+        return _LevelLog(self._runs, LoadKind.OPEN if self._levels is None else LoadKind.CLOSED, self._console, folder)
 
     def _result(self, endpoint: Endpoint, sentence: str) -> BenchResult:
         options = self._options
@@ -240,21 +239,22 @@ class _Command:
 
 
 class _LevelLog:
-    """Every level as it ends: a line on stderr, and whole files in the folder."""
+    """Every level as it ends: a line on stderr, and whole files in the folder. `asked` levels have limits to keep."""
 
-    def __init__(self, runs: list[Level], console: Console, folder: Path | None) -> None:
+    def __init__(self, runs: list[Level], asked: LoadKind, console: Console, folder: Path | None) -> None:
         self._runs = runs
+        self._asked = asked
         self._console = console
         self._requests = None if folder is None else RequestLog(folder / "requests.parquet")
         self._telemetry = None if folder is None else TelemetryLog(folder / "telemetry.parquet")
 
     def __call__(self, run: LevelRun) -> None:
         self._runs.append(Level(run.measurement, run.verdict))
-        self._console.say(f"    {level_line(LevelMeasured(0, '', run.measurement, run.verdict))}")
-        level = run.measurement.load.level
+        load = run.measurement.load
+        self._console.say(f"    {level_line(run.measurement, run.verdict if load.kind is self._asked else None)}")
         if self._requests is not None and self._telemetry is not None:
-            self._requests.add(level, run.samples)
-            self._telemetry.add(level, run.telemetry)
+            self._requests.add(load.level, run.samples, load.kind)
+            self._telemetry.add(load.level, run.telemetry)
 
 
 def _print(result: BenchResult) -> None:
@@ -270,7 +270,9 @@ def _print(result: BenchResult) -> None:
         "preemptions",
         "limits",
     )
-    print_table(heads, [_row(level.measurement, level.verdict) for level in result.levels], right=heads[:-1])
+    # A search first fills the server in a closed loop, which has no limits to keep.
+    asked = [lv for lv in result.levels if result.capacity is None or lv.measurement.load.kind is LoadKind.OPEN]
+    print_table(heads, [_row(level.measurement, level.verdict) for level in asked], right=heads[:-1])
     print(f"\n{result.sentence}")
     if not result.preemptions_observed:
         print("Preemptions were not observed: this server's /metrics does not count them as vLLM's does.")

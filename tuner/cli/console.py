@@ -8,7 +8,7 @@ from typing import Self, TextIO
 
 from tuner import formatting
 from tuner.candidate import Candidate
-from tuner.measurement import LoadKind
+from tuner.measurement import LoadKind, Measurement
 from tuner.study.events import (
     Event,
     LevelMeasured,
@@ -21,7 +21,7 @@ from tuner.study.events import (
 from tuner.study.plan import LoadPolicy, StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord, asked
 from tuner.study.result import StudyResult
-from tuner.verdict import Outcome
+from tuner.verdict import Outcome, Verdict
 
 
 class Console:
@@ -54,7 +54,7 @@ class Console:
                     f"{describe(event.candidate)}"
                 )
             case LevelMeasured():
-                self.say(f"    {level_line(event)}")
+                self.say(f"    {level_line(event.measurement, event.verdict)}")
             case TrialFinished():
                 best = " · best so far" if event.is_best and event.record.role is not Role.CONFIRM else ""
                 self.say(f"  → {outcome_line(event.record)}{best}")
@@ -77,17 +77,15 @@ def describe(candidate: Candidate) -> str:
     return " ".join(words) or "vLLM's defaults"
 
 
-def level_line(event: LevelMeasured) -> str:
-    m, verdict = event.measurement, event.verdict
-    why = f": {'; '.join(verdict.reasons)}" if verdict.reasons else ""
+def level_line(m: Measurement, verdict: Verdict | None) -> str:
+    """`verdict` None: the level has no limits to keep, it only shows what the server can do when it is full."""
+    why = f": {'; '.join(verdict.reasons)}" if verdict and verdict.reasons else ""
+    said = f"{verdict.outcome}{why}" if verdict else "fills the server"
     if m.aborted is not None:  # what was cut short has no throughput to compare
-        return f"{m.load!s:>16}  ended after {formatting.duration(m.window_s):>12}  {verdict.outcome}{why}"
+        return f"{m.load!s:>16}  ended after {formatting.duration(m.window_s):>12}  {said}"
     p99 = formatting.ms(m.ttft_ms.p99 if m.ttft_ms else None)
     preempted = formatting.count(m.server.preemptions)
-    return (
-        f"{m.load!s:>16}  {formatting.qps(m.qps):>12}  P99 TTFT {p99:>9}  preemptions {preempted:>3}  "
-        f"{verdict.outcome}{why}"
-    )
+    return f"{m.load!s:>16}  {formatting.qps(m.qps):>12}  P99 TTFT {p99:>9}  preemptions {preempted:>3}  {said}"
 
 
 def outcome_line(record: TrialRecord) -> str:

@@ -16,6 +16,7 @@ from tuner.errors import UsageError
 from tuner.formatting import one_line
 from tuner.launch import launch
 from tuner.model import UnknownModelError
+from tuner.report.quote import shell_line
 from tuner.space.defaults import vllm_defaults
 from tuner.study.memory import kv_table
 from tuner.study.plan import StudyPlan
@@ -41,8 +42,8 @@ def _first_starts(plan: StudyPlan, environment: Environment) -> list[str]:
     """What is known of the order: the default, then the seeds; what follows depends on what they show."""
     candidates = seeds(plan, vllm_defaults(environment.vllm_version, environment.gpus), environment.gpus)
     lines = [f"{'seeds' if i == 0 else '':<8}  {describe(c)}" for i, c in enumerate(candidates)]
-    command = launch(plan.base, plan.baseline, plan.groups[0]).shell("127.0.0.1", 8000)
-    return [*lines, f"first     {one_line(command)}"]
+    first = launch(plan.base, plan.baseline, plan.groups[0])
+    return [*lines, f"first     {one_line(shell_line(first))}"]
 
 
 def _kv_cache(plan: StudyPlan, environment: Environment, options: SearchOptions) -> list[str]:

@@ -15,6 +15,8 @@ from typing import Protocol
 
 SEARCH_TRACE = "search"
 FEWEST_REQUESTS = 100
+FEWEST_TO_TELL = 5.0
+"""Expected requests of a probe: at lower rates a search stops looking, since next to nothing would be promised."""
 
 
 class Stop(StrEnum):
@@ -184,7 +186,7 @@ class _Steps:
         At most `rules.most_probes`.
         """
         rate, step = start, self._rules.step
-        while len(self._probes) < self._rules.most_probes:
+        while len(self._probes) < self._rules.most_probes and rate * self._seconds_at(rate) >= FEWEST_TO_TELL:
             self._run(rate, Stop.AT_END)
             low, high = self._passed(), self._failed()
             if low is None or high is None:
@@ -212,10 +214,11 @@ class _Steps:
         )
 
     def _run(self, rate: float, stop: Stop) -> ProbeResult:
-        self._probes.append(
-            self._probe(rate, self._rules.seconds_at(rate, self.saturation.answer_s), SEARCH_TRACE, stop)
-        )
+        self._probes.append(self._probe(rate, self._seconds_at(rate), SEARCH_TRACE, stop))
         return self._probes[-1]
+
+    def _seconds_at(self, rate: float) -> float:
+        return self._rules.seconds_at(rate, self.saturation.answer_s)
 
     def _failed(self) -> float | None:
         return min((p.rate for p in self._probes if not p.passed), default=None)

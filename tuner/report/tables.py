@@ -151,7 +151,10 @@ def trial_rows(study: StudyFiles) -> list[TrialRow]:
                 load=str(measured.load) if measured else None,
                 qps=record.qps if record.qps is not None else measured.qps if measured else None,
                 p99_ttft_ms=measured.ttft_ms.p99 if measured and measured.ttft_ms else None,
-                preemptions=record.preemptions_seen if measured else None,
+                # Of a start that counts, those at the load that counts: a search goes on until something breaks.
+                preemptions=(record.preemptions_seen if record.best is None else measured.server.preemptions)
+                if measured
+                else None,
                 words=_words(record, level),
             )
         )

@@ -91,7 +91,8 @@ def _is_kept(level: Level) -> bool:
     Too few requests for a P99 are no objection: at a fraction of a request per second no time brings enough of them.
     """
     few = level.verdict.outcome is Outcome.UNDECIDED and level.measurement.server.preemptions is not None
-    return level.verdict.outcome is Outcome.FEASIBLE or (few and level.measurement.aborted is None)
+    kept = level.measurement.completed > 0 and (level.verdict.slo_margin or 0.0) <= 0
+    return level.verdict.outcome is Outcome.FEASIBLE or (few and kept and level.measurement.aborted is None)
 
 
 def _behind(capacity: Capacity, best: Incumbent) -> str:

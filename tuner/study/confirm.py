@@ -41,9 +41,18 @@ def figures(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | N
     fresh = fresh_runs(records, candidate)
     if fresh and any(r.qps is None for r in fresh):
         return None
-    runs = fresh or [r for r in records if r.candidate == candidate and r.qps is not None and r.role not in SET_APART]
+    return _counted(fresh, candidate, fresh=True) if fresh else searched(records, candidate)
+
+
+def searched(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | None:
+    """The candidate's figures from the trial that found it, whatever fresh starts there are."""
+    found = [r for r in records if r.candidate == candidate and r.role not in SET_APART]
+    return _counted(found, candidate, fresh=False)
+
+
+def _counted(runs: Sequence[TrialRecord], candidate: Candidate, *, fresh: bool) -> Figures | None:
     levels = [(r, m) for r in runs if (m := r.best_level) is not None and r.qps is not None]
-    return _figures(levels, candidate, fresh=bool(fresh)) if levels else None
+    return _figures(levels, candidate, fresh=fresh) if levels else None
 
 
 def seen(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | None:

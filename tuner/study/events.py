@@ -31,10 +31,12 @@ class PhaseChanged:
 
 @dataclass(frozen=True, slots=True)
 class LevelMeasured:
+    """`verdict` is None for the closed loop before an open one: it fills the server and has no limits to keep."""
+
     trial: int
     group: str
     measurement: Measurement
-    verdict: Verdict
+    verdict: Verdict | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,8 +149,12 @@ class Loop:
         budget = self.plan.time_budget_s
         if budget is None:
             return True
-        ahead = self._expected_s + self._expected_claim_s * self.plan.confirm_starts
-        return self._elapsed_s + ahead <= budget or not self._records
+        # At most half for the claims, or a short budget would search nothing that could be claimed.
+        claims_s = min(self._expected_claim_s * self.plan.confirm_starts, budget / 2)
+        in_time = self._elapsed_s + self._expected_s + claims_s <= budget or not self._records
+        if not in_time and not in_flight:
+            self.emit(Notice("the search ends here: what is left of --time-budget is for confirming starts"))
+        return in_time
 
     @property
     def _expected_s(self) -> float:
@@ -183,7 +187,9 @@ class Loop:
         attempt = self._attempts.get(proposal.candidate.id, 0) + 1
         self._attempts[proposal.candidate.id] = attempt
         load = self.plan.load
-        best = None if load.open is None else incumbent(self._records)
+        # The default is never raced: a gain over it needs its own figure, also where its first start was interrupted.
+        alone = load.open is None or proposal.role is Role.DEFAULT
+        best = None if alone else incumbent(self._records)
         assignment = Assignment(
             self._new_trial(), proposal.role, proposal.candidate, group, load, proposal.number, attempt, best
         )
@@ -252,10 +258,17 @@ class Loop:
         loop a claim each, from the estimate down, on arrivals that the two share and no other start has."""
         while not self.stop.is_set():
             todo = self._next_to_confirm()
-            if todo is None:
+            if todo is None or not self._time_to_confirm():
                 return
             record = pool.submit(self._start, self._confirmation(*todo), self._done + 1).result()
             self._finished(record)
+
+    def _time_to_confirm(self) -> bool:
+        """Past the budget one start each of winner and default is still made: nothing can be said without them."""
+        budget = self.plan.time_budget_s
+        if budget is None or self._elapsed_s + self._expected_claim_s <= budget:
+            return True
+        return len({r.candidate.id for r in self._records if r.role is Role.CONFIRM and _counts(r)}) < 2
 
     @property
     def _done(self) -> int:
@@ -300,6 +313,10 @@ class Loop:
         ranked = confirm.finalists(records)
         default = confirm.figures(records, self.plan.baseline)
         winner = confirm.figures(records, ranked[0].candidate) if ranked else None
+        if self.plan.load.open is not None and winner and default and winner.fresh is not default.fresh:
+            # An estimate reads higher than a claim: until both are claimed, the two estimates are compared.
+            default = confirm.searched(records, self.plan.baseline)
+            winner = confirm.searched(records, winner.candidate)
         decision = confirm.decide(winner, default)
         refused = sum(r.outcome in (TrialOutcome.REFUSED, TrialOutcome.DIED) for r in records)
         return StudyResult(
@@ -326,7 +343,8 @@ _numbering = threading.Lock()
 
 def incumbent(records: Sequence[TrialRecord]) -> Incumbent | None:
     """The best of the search so far, as the capacity search races against it; None before anything was feasible."""
-    found = [r.capacity for r in records if r.role not in confirm.SET_APART and r.capacity is not None]
+    feasible = [r for r in records if r.role not in confirm.SET_APART and r.qps is not None]
+    found = [r.capacity for r in feasible if r.capacity is not None]
     known = [Incumbent(c.rate, c.saturation, c.answer_s) for c in found if c.rate is not None]
     return max(known, key=lambda best: best.rate, default=None)
 

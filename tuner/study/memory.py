@@ -27,6 +27,8 @@ from tuner.study.record import TrialRecord
 
 UTILIZATION, KV_BYTES = "gpu-memory-utilization", "kv-cache-memory-bytes"
 UTILIZATIONS = (0.80, 0.85, 0.90, 0.92, 0.95, 0.97)
+LIKELY_TO_START = 0.95
+"""Above it, what vLLM does not count (fragmentation, graphs of many sizes) refuses many starts (search.md 2)."""
 BYTE_ROWS = 6
 
 
@@ -128,14 +130,15 @@ def _first_start(plan: StudyPlan, record: TrialRecord, defaults: Mapping[str, Va
 
 
 def fullest(plan: StudyPlan, gpus: tuple[Gpu, ...], defaults: Mapping[str, Value]) -> dict[str, float]:
-    """The most KV memory of the space, with as many sequences as it surely holds of the workload's mean request: flags
-    and values, empty where that is not known."""
+    """The most KV memory of the space that is likely to start, with as many sequences as it surely holds of the
+    workload's mean request: flags and values, empty where that is not known."""
     try:
         table = kv_table(plan, gpus, defaults)
     except UnknownModelError:
         return {}
-    if not table.rows:
+    rows = [row for row in table.rows if table.flag == KV_BYTES or row[0] <= LIKELY_TO_START] or table.rows
+    if not rows:
         return {}
-    value, room = table.rows[-1]
+    value, room = rows[-1]
     sequences = room.sequences(plan.workload.mean).low
     return {"max-num-seqs": sequences, table.flag: value} if sequences else {}

@@ -66,7 +66,7 @@ class OpenProbe:
                 return ProbeResult(
                     rate=rate,
                     # Undecided is a level without a violation that had too few requests, or no preemption counter.
-                    passed=run.verdict.outcome is not Outcome.INFEASIBLE and not cut,
+                    passed=not cut and _passed(run),
                     log_ratio=None if cut else run.verdict.slo_margin,
                     seconds=spent_s,
                 )
@@ -120,3 +120,9 @@ class OpenProbe:
 
     def _interrupted(self, progress: Progress) -> str | None:
         return INTERRUPTED if self._should_stop() else None
+
+
+def _passed(run: LevelRun) -> bool:
+    """An undecided level passes by all it has, if it has anything: at low rates no time brings a hundred requests."""
+    margin = run.verdict.slo_margin
+    return run.verdict.outcome is not Outcome.INFEASIBLE and run.measurement.completed > 0 and (margin or 0.0) <= 0

@@ -13,6 +13,8 @@ CONSTRAINTS = ("start", "slo", "preemption")
 
 _MARGIN_CAP = 2.0
 _NOT_SHOWN_FEASIBLE = 0.05
+_BEHIND = 0.99
+"""Of the best: who lost a race against it may be as good, but must not be told so."""
 _KEPT = (-1.0, -0.05, -0.02)
 """It started, and nothing says that it breaks anything at a load of its own."""
 
@@ -51,7 +53,7 @@ def _behind(record: TrialRecord) -> Told | None:
         return None
     expected = capacity.saturation * best.rate / best.saturation
     lost_at = best.rate if capacity.failed is None else capacity.failed
-    return Told(min(lost_at, expected, best.rate), _KEPT, imputed=False)
+    return Told(min(lost_at, expected, _BEHIND * best.rate), _KEPT, imputed=False)
 
 
 def _measured(record: TrialRecord) -> Told | None:

@@ -214,7 +214,8 @@ class _Trial:
             self._measured_s += (run.samples.drained_ns - run.samples.started_ns) / 1e9
             self._levels.append(Level(run.measurement, run.verdict))
             assignment = self._assignment
-            self._runner.emit(LevelMeasured(assignment.trial, assignment.group.name, run.measurement, run.verdict))
+            verdict = run.verdict if load.kind is assignment.load.kind else None
+            self._runner.emit(LevelMeasured(assignment.trial, assignment.group.name, run.measurement, verdict))
 
         return on_level
 
