@@ -42,7 +42,7 @@ SPECIFIC: tuple[Pattern, ...] = (
             r"\(?(?P<needed>[\d.]+) ?GiB\)? KV cache is needed, which is larger than the available KV cache memory "
             r"\((?P<available>-?[\d.]+) ?GiB\)(?:[^\n]*?estimated maximum model length is (?P<longest>\d+))?"
         ),
-        "A request of max-model-len {length} needs {needed} GiB of KV cache and there are {available} GiB.",
+        "A request of max-model-len {length} needs more KV cache than there is: {needed} GiB against {available} GiB.",
         _GIVE_MEMORY, lessons.longest_length,
     ),
     Pattern(
