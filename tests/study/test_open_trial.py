@@ -118,3 +118,15 @@ def test_stopped_in_the_middle_the_trial_is_interrupted(machine: Machine) -> Non
 
 def test_the_stand_in_is_what_was_measured(searched: TrialRecord) -> None:
     assert "tuner.sim" in shlex.join(searched.launch.command)
+
+
+@pytest.mark.parametrize(
+    ("role", "outcome"), [(Role.SEARCH, TrialOutcome.REFUSED), (Role.CONFIRM, TrialOutcome.INFRASTRUCTURE)]
+)
+def test_a_refusal_is_the_candidates_unless_it_has_started_before(
+    machine: Machine, role: Role, outcome: TrialOutcome
+) -> None:
+    tiny = Candidate.of({"max-num-seqs": 4, "kv-cache-memory-bytes": 2**20})
+    record = machine.run(5 if role is Role.SEARCH else 6, role, candidate=tiny, estimate=1.0)
+    assert record.outcome is outcome
+    assert record.cause is not None and record.cause.kind == "kv-too-small"

@@ -224,10 +224,13 @@ class _Trial:
 
     def _outcome(self) -> TrialOutcome:
         if self._cause is not None:
-            # A refusal on a machine that our own leftovers occupy says nothing of the candidate.
-            if self._cause.fault is not Fault.CANDIDATE or self._dirty:
+            # A refusal on a machine that our own leftovers occupy says nothing of the candidate; nor does one of a
+            # candidate that has started before: since then it is the machine that changed.
+            refused = self._ready_ns is None
+            changed = refused and self._assignment.role in (Role.CONFIRM, Role.CHECK)
+            if self._cause.fault is not Fault.CANDIDATE or self._dirty or changed:
                 return TrialOutcome.INFRASTRUCTURE
-            return TrialOutcome.REFUSED if self._ready_ns is None else TrialOutcome.DIED
+            return TrialOutcome.REFUSED if refused else TrialOutcome.DIED
         if not self._levels:
             return TrialOutcome.INFRASTRUCTURE
         if self._answer is not None:
