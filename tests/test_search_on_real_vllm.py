@@ -1,4 +1,5 @@
-"""The main job on a real server: default, a refused start, a preempted one and a winner; then its start script."""
+"""The main job on a real server, in an open loop: default, a refused start, a preempted one and a claimed winner; then
+its start script."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from tuner.measurement import LoadKind
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision, StudyResult
 from tuner.study.store import Store
@@ -51,11 +53,11 @@ def search(tiny_model: str, vllm_command: tuple[str, ...], tmp_path_factory: pyt
     words = [
         sys.executable, "-m", "tuner.cli.app", "search", "--model", tiny_model, "--vllm", " ".join(vllm_command),
         "--space", str(root / "scarce.yaml"), "--workload", "random:32-96,32-64", "--slo", "p99 ttft <= 10s",
-        "--levels", "16,48", "--level-seconds", "9", "--warm-up-seconds", "2", "--trials", "3", "--confirm", "0",
+        "--probe-seconds", "1", "--warm-up-seconds", "2", "--trials", "3", "--confirm", "2",
         "--studies", str(root / "studies"), "--study", "real",
         "--", "--enforce-eager", "--load-format", "dummy", "--dtype", "float32",
     ]  # fmt: skip
-    ended = subprocess.run(words, capture_output=True, text=True, timeout=500)
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
     store = Store(root / "studies" / "real")
     return Search(store.folder, ended.stdout, ended.stderr, store.records(), store.result())
@@ -84,6 +86,19 @@ def test_scarce_memory_preempts_and_the_winner_does_not(search: Search) -> None:
     assert winner.preemptions == 0
     assert winner.candidate.as_dict()["kv-cache-memory-bytes"] == 201326592
     assert search.result.decision is Decision.WINNER
+
+
+def test_what_is_promised_was_held_in_a_fresh_start_on_three_traces_of_its_own(search: Search) -> None:
+    winner = search.result.winner
+    assert winner is not None
+    assert winner.fresh
+    (claimed,) = (r for r in search.records if r.trial in winner.trials)
+    assert claimed.role is Role.CONFIRM
+    assert claimed.claim is not None
+    assert claimed.claim.rate == pytest.approx(winner.qps)
+    held = [level.measurement for level in claimed.levels if level.measurement.load.kind is LoadKind.OPEN][-3:]
+    assert [m.load.level for m in held] == pytest.approx([winner.qps] * 3)
+    assert [(m.aborted, m.failed_total, m.server.preemptions) for m in held] == [(None, 0, 0)] * 3
 
 
 def test_every_trial_left_its_record_its_log_and_its_tables(search: Search) -> None:
