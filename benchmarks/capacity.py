@@ -98,7 +98,7 @@ def claimed(task: tuple[Regime, int]) -> tuple[float | None, float]:
     found = search_capacity(bench.probe, bench.saturate)
     if found.rate is None:
         return None, 0.0
-    made = claim(bench.probe, found.rate)
+    made = claim(bench.probe, found.rate, queue_s=regime.slo_s)
     return made.rate, made.seconds
 
 

@@ -96,8 +96,9 @@ def test_what_is_promised_was_held_in_a_fresh_start_on_three_traces_of_its_own(s
     assert claimed.role is Role.CONFIRM
     assert claimed.claim is not None
     assert claimed.claim.rate == pytest.approx(winner.qps)
+    assert (claimed.claim.loaded or 0) > winner.qps
     held = [level.measurement for level in claimed.levels if level.measurement.load.kind is LoadKind.OPEN][-3:]
-    assert [m.load.level for m in held] == pytest.approx([winner.qps] * 3)
+    assert [m.load.level for m in held] == pytest.approx([claimed.claim.loaded] * 3)
     assert [(m.aborted, m.failed_total, m.server.preemptions) for m in held] == [(None, 0, 0)] * 3
 
 

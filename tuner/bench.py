@@ -20,7 +20,7 @@ from tuner.load.drive import Progress, Samples, drive_closed, drive_open
 from tuner.load.prompts import Prompts
 from tuner.load.stream import Target
 from tuner.measurement import Load, LoadKind, Measurement, measure
-from tuner.slo import Slo
+from tuner.slo import Slo, longest_wait_s
 from tuner.study.ladder import INTERRUPTED, SUPPLY, LadderLostError, LevelRun, run_ladder
 from tuner.study.open_probe import InterruptedLoadError, InvalidLoadError, OpenProbe
 from tuner.telemetry.sampler import Sampler
@@ -92,7 +92,7 @@ class Bench:
 
     def claim(self, estimate: float, rules: Rules) -> Claim:
         """Three fresh traces below the estimate. Raises InvalidLoadError."""
-        return claim(self._probe(), estimate, rules)
+        return claim(self._probe(), estimate, rules, longest_wait_s(self.slos))
 
     def _warm_up(self) -> tuple[int, Saturation]:
         """Concurrency that fills the server without a queue many times its answers' length, and its throughput."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -49,3 +50,8 @@ def parse_slo(text: str) -> Slo:
         )
     limit_ms = float(match[3]) * (1000 if match[4].lower() == "s" else 1)
     return Slo(Metric(match[2].lower()), round(float(match[1]) / 100, 6), limit_ms)
+
+
+def longest_wait_s(slos: Sequence[Slo]) -> float:
+    """Seconds that a request may wait for its turn by the tightest of these limits; 0 where none is about waiting."""
+    return min((slo.limit_ms / 1000 for slo in slos if slo.metric in (Metric.TTFT, Metric.E2E)), default=0.0)

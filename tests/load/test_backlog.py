@@ -27,7 +27,7 @@ def queue(load: float, seconds: float, seed: int) -> list[Progress]:
 
 
 def stopped_at(load: float, seed: int, seconds: float = 60.0) -> float | None:
-    backlog = Backlog()
+    backlog = Backlog(seconds)
     return next((p.elapsed_s for p in queue(load, seconds, seed) if backlog.grows(p)), None)
 
 
@@ -42,6 +42,11 @@ def test_half_a_load_is_hardly_ever_called_a_growing_backlog() -> None:
 
 
 def test_nothing_is_said_before_ten_seconds_or_of_nothing() -> None:
-    backlog = Backlog()
+    backlog = Backlog(10.0)
     assert not backlog.grows(Progress())
     assert not any(backlog.grows(p) for p in queue(3.0, 9.9, 0))
+
+
+def test_a_long_level_gives_a_burst_a_quarter_of_its_time_to_pass() -> None:
+    backlog = Backlog(300.0)
+    assert not any(backlog.grows(p) for p in queue(3.0, 74.0, 0))

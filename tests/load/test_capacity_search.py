@@ -146,6 +146,19 @@ def test_a_claim_is_held_on_three_fresh_traces() -> None:
     ]  # fmt: skip
 
 
+def test_more_is_loaded_than_promised_by_what_a_growing_queue_could_hide() -> None:
+    server = Known(100.0)
+    claimed = claim(server.probe, 99.5, queue_s=1.2)
+    assert claimed.rate == pytest.approx(99.5 * 0.97)
+    assert claimed.loaded == pytest.approx(99.5 * 0.97 / 0.99)
+    assert {rate for rate, *_ in server.probed} == {99.5 / 0.99, claimed.loaded}
+
+
+def test_a_limit_that_is_long_for_its_trace_costs_a_twentieth_at_most() -> None:
+    claimed = claim(Known(100.0).probe, 90.0, queue_s=60.0)
+    assert claimed.loaded == pytest.approx(90.0 / 0.95)
+
+
 def test_the_traces_of_a_claim_hold_2500_requests_within_reason() -> None:
     assert Rules().claim_seconds_at(100) == 120
     assert Rules().claim_seconds_at(10) == 250

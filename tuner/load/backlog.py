@@ -12,6 +12,9 @@ from tuner.load.drive import Progress
 
 GROWS = "the backlog grows without end"
 FEWEST_S = 10.0
+FEWEST_SHARE = 0.25
+"""Of a level's time, where that is more than FEWEST_S: what a burst left is gone again in a long level."""
+
 RECENT = 20
 SURE = 3.0
 """Standard errors that a slope must lie above zero. Neighbouring points are not independent, hence not 2."""
@@ -26,8 +29,12 @@ LEAST_GROWTH = 5.0
 
 @dataclass(slots=True)
 class Backlog:
-    """Fed with every `Progress` of an open-loop level; the rule is GuideLLM's (slopes of both, with a margin)."""
+    """Fed with every `Progress` of an open-loop level of `level_s` seconds.
 
+    The rule is GuideLLM's (slopes of both, with a margin).
+    """
+
+    level_s: float
     _next_s: float = 0.0
     _at_s: list[float] = field(default_factory=list)
     _in_flight: list[float] = field(default_factory=list)
@@ -41,7 +48,7 @@ class Backlog:
         self._at_s.append(progress.elapsed_s)
         self._in_flight.append(progress.in_flight)
         self._ttft_ms.append(float(np.mean(recent)))
-        if progress.elapsed_s < FEWEST_S:
+        if progress.elapsed_s < max(FEWEST_S, FEWEST_SHARE * self.level_s):
             return False
         at_s = np.asarray(self._at_s)
         return all(_grows(at_s, np.asarray(values)) for values in (self._in_flight, self._ttft_ms))

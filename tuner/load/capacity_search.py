@@ -79,6 +79,7 @@ class Rules:
     claim_back_off: float = 0.97
     claim_steps_at_once: float = 1.5
     claim_attempts: int = 12
+    most_hidden: float = 0.05
 
     def saturate_seconds(self, answer_s: float) -> float:
         """Long enough to see past the first wave of answers, within reason."""
@@ -250,29 +251,37 @@ class _Steps:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """`rate` held every objective on every fresh trace; None when no attempt did. `seconds` of load were spent."""
+    """`rate` is promised, None when no attempt held; `loaded` requests/s held every objective on every fresh trace.
+
+    `seconds` of load were spent.
+    """
 
     rate: float | None
     probes: tuple[ProbeResult, ...]
     seconds: float
+    loaded: float | None = None
 
 
-def claim(probe: Probe, estimate: float, rules: Rules | None = None) -> Claim:
+def claim(probe: Probe, estimate: float, rules: Rules | None = None, queue_s: float = 0.0) -> Claim:
     """From the estimate down by 3 %, until three fresh traces all pass. Each attempt has its own.
 
     The estimate reads high, and a load that is far too high is rejected early: walking down to the truth costs little.
     The earlier in its trace a load was rejected, the longer the step, up to `rules.claim_steps_at_once`.
+
+    `queue_s` is what the tightest limit lets a request wait, in seconds. In a trace of T seconds a queue that grows for
+    ever, by a load a share of queue_s / T too high, has just come to that wait: so much more is loaded than promised.
     """
     rules = rules or Rules()
     rate = estimate
     probes: list[ProbeResult] = []
     for attempt in range(rules.claim_attempts):
         seconds = rules.claim_seconds_at(rate)
+        loaded = rate / (1 - min(queue_s / seconds, rules.most_hidden))
         for number in range(rules.claim_traces):
-            probes.append(probe(rate, seconds, f"claim-{attempt}-{number}", Stop.AT_REJECTION))
+            probes.append(probe(loaded, seconds, f"claim-{attempt}-{number}", Stop.AT_REJECTION))
             if not probes[-1].passed:
                 break
         else:
-            return Claim(rate, tuple(probes), sum(p.seconds for p in probes))
+            return Claim(rate, tuple(probes), sum(p.seconds for p in probes), loaded)
         rate *= rules.claim_back_off ** min(max(seconds / probes[-1].seconds, 1.0), rules.claim_steps_at_once)
     return Claim(None, tuple(probes), sum(p.seconds for p in probes))

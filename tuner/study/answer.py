@@ -37,8 +37,13 @@ class OpenAnswer:
     claim: Claim | None = None
     client_faults: list[str] = field(default_factory=list)
 
-    def find(self, probe: Probe, saturate: Saturate, rules: Rules, estimate: float | None) -> None:
-        """A claim from `estimate` downwards, or, where that is None, the search that races against the incumbent."""
+    def find(
+        self, probe: Probe, saturate: Saturate, rules: Rules, estimate: float | None, queue_s: float = 0.0
+    ) -> None:
+        """A claim from `estimate` downwards, or, where that is None, the search that races against the incumbent.
+
+        `queue_s` as in capacity_search.claim.
+        """
 
         def offered(rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
             """A rate that the client cannot offer is no rate to promise."""
@@ -51,13 +56,13 @@ class OpenAnswer:
         if estimate is None:
             self.capacity = search_capacity(offered, saturate, self.incumbent, rules)
         else:
-            self.claim = claim(offered, estimate, rules)
+            self.claim = claim(offered, estimate, rules, queue_s)
 
     @property
     def held(self) -> float | None:
-        """The highest rate that passed, in requests per second."""
+        """The highest rate that was loaded and passed, in requests per second."""
         if self.claim is not None:
-            return self.claim.rate
+            return self.claim.loaded
         return None if self.capacity is None else self.capacity.passed
 
     def best(self, levels: Sequence[Level]) -> int | None:

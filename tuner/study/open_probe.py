@@ -95,7 +95,7 @@ class OpenProbe:
         requests = self._requests(trace, len(due))
         recording = self._sampler.start()
         slos = self._slos if stop is Stop.AT_REJECTION else ()
-        level_watch, backlog = LevelWatch(slos, recording, self._should_stop, len(due)), Backlog()
+        level_watch, backlog = LevelWatch(slos, recording, self._should_stop, len(due)), Backlog(seconds)
 
         def watch(progress: Progress) -> str | None:
             return level_watch(progress) or (GROWS if backlog.grows(progress) else None)

@@ -20,6 +20,7 @@ from tuner.server.diagnosis import Cause, Fault
 from tuner.server.ending import StopReport
 from tuner.server.facts import StartFacts
 from tuner.server.running import RunningServer, ServerDidNotStart, running, start_limit
+from tuner.slo import longest_wait_s
 from tuner.study.answer import OpenAnswer
 from tuner.study.events import Event, LevelMeasured, PhaseChanged
 from tuner.study.ladder import INTERRUPTED, LadderLostError, LevelRun, run_ladder, warm_up
@@ -182,7 +183,8 @@ class _Trial:
         if self._answer is None:  # the check of the GPU groups: the closed loop is all that they share
             saturate(load.open.rules.saturation_s)
         else:
-            self._answer.find(probe, saturate, load.open.rules, self._assignment.estimate)
+            wait_s = longest_wait_s(runner.plan.slos)
+            self._answer.find(probe, saturate, load.open.rules, self._assignment.estimate, wait_s)
 
     def _hung(self, target: Target, prompts: Prompts) -> Cause | None:
         """An engine that stands still leaves /health at 200, and what was measured looks like a slow candidate."""
