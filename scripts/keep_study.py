@@ -3,8 +3,9 @@
 usage: scripts/keep_study.py .cache/example/example studies/example
 
 Kept: plan, environment, result, records, the Optuna study, and the telemetry of winner and default. Not kept: server
-logs, single requests, vLLM's cache. Paths below the working directory become relative to it, and the host's name and
-the rest of the kernel's version are left out. start.sh, stop.sh and report.html are then built from the copy alone.
+logs, single requests, vLLM's cache. Paths below the working directory become relative to it, of a model elsewhere the
+last two names stay, and the host's name and the rest of the kernel's version are left out. start.sh, stop.sh and
+report.html are then built from the copy alone.
 """
 
 from __future__ import annotations
@@ -29,11 +30,17 @@ def keep(source: Path, target: Path) -> None:
     study = read_study(source)
     if study.result is None or not study.result.complete or study.winner is None:
         sys.exit(f"{source} has no winner yet: go on with `tuner resume`")
+    model = Path(study.plan.model)
+    elsewhere = [(model.parent, model.parent.name)] if model.is_absolute() else []
+    folders = [(source.parent, "studies"), (Path(sys.prefix), ".venv"), (Path.cwd(), "."), *elsewhere]
     shutil.rmtree(target, ignore_errors=True)
     for path in (*source.glob("*.json"), *source.glob("trials/*/record.json")):
         kept = target / path.relative_to(source)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(_without_folders(path.read_text(encoding="utf-8"), source), encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        for folder, instead in folders:
+            text = text.replace(f"{folder}/", f"{instead}/".removeprefix("./"))
+        kept.write_text(text, encoding="utf-8")
     shutil.copy(source / "study.db", target)
     for figures in filter(None, (study.winner, study.default)):
         for record in study.starts_of(figures.candidate):
@@ -46,12 +53,6 @@ def keep(source: Path, target: Path) -> None:
     write_scripts(target)
     write_report(target)
     _check(target)
-
-
-def _without_folders(text: str, source: Path) -> str:
-    for folder, instead in ((source.parent, "studies"), (Path(sys.prefix), ".venv"), (Path.cwd(), ".")):
-        text = text.replace(f"{folder}/", f"{instead}/".removeprefix("./"))
-    return text
 
 
 def _check(target: Path) -> None:

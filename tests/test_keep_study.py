@@ -16,10 +16,12 @@ from tuner import jsonfile
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "keep_study.py"
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> Study:
+ELSEWHERE = Path("/srv/secret/models/tiny")
+
+
+def make(tmp_path: Path, model_folder: Path = ELSEWHERE) -> Study:
     """A study that was made in `tmp_path`, with the files of a night that the report does without."""
-    model, cache = str(tmp_path / "models" / "tiny"), str(tmp_path / "runs" / "example" / "vllm_cache")
+    model, cache = str(model_folder), str(tmp_path / "runs" / "example" / "vllm_cache")
     base = dataclasses.replace(PLAN.base, model=model, env=(("VLLM_CACHE_ROOT", cache),))
     plan = dataclasses.replace(PLAN, study="example", model=model, base=base)
     study = build_study(
@@ -37,7 +39,9 @@ def keep(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
-def test_a_kept_study_has_everything_but_logs_single_requests_and_the_machine(made: Study, tmp_path: Path) -> None:
+@pytest.mark.parametrize("below", [True, False], ids=["model below the working directory", "model elsewhere"])
+def test_a_kept_study_has_everything_but_logs_single_requests_and_the_machine(below: bool, tmp_path: Path) -> None:
+    made = make(tmp_path, tmp_path / "models" / "tiny" if below else ELSEWHERE)
     (tmp_path / "studies" / "example").mkdir(parents=True)
     (tmp_path / "studies" / "example" / "stale").touch()
     ended = keep(tmp_path)
@@ -52,12 +56,14 @@ def test_a_kept_study_has_everything_but_logs_single_requests_and_the_machine(ma
     for path in files:
         content = (kept / path).read_bytes()
         assert str(tmp_path).encode() not in content, path
+        assert b"/srv/secret" not in content, path
         assert ENVIRONMENT.host.encode() not in content, path
     assert "serve models/tiny" in " ".join((kept / "start.sh").read_text().split())
     assert "models/tiny" in (kept / "report.html").read_text()
 
 
-def test_an_unfinished_study_is_not_kept(made: Study, tmp_path: Path) -> None:
+def test_an_unfinished_study_is_not_kept(tmp_path: Path) -> None:
+    made = make(tmp_path)
     assert made.result is not None
     jsonfile.dump(made.folder / "result.json", dataclasses.replace(made.result, complete=False))
     ended = keep(tmp_path)
@@ -66,7 +72,8 @@ def test_an_unfinished_study_is_not_kept(made: Study, tmp_path: Path) -> None:
     assert not (tmp_path / "studies").exists()
 
 
-def test_a_machine_that_is_still_named_is_told(made: Study, tmp_path: Path) -> None:
+def test_a_machine_that_is_still_named_is_told(tmp_path: Path) -> None:
+    made = make(tmp_path)
     replace_record(made, dataclasses.replace(made.records[0], notes=(f"see {Path.home()}/notes",)))
     ended = keep(tmp_path)
     assert ended.returncode == 1
