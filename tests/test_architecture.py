@@ -36,7 +36,6 @@ OUTPUTS = ("report", "deploy")
 EDGES = ("config", "cli")
 THIRD_PARTY_ROOMS = {
     "optuna": ("study/search.py",),
-    "plotly": ("report/figures.py",),
     "pynvml": ("telemetry/gpu.py",),
     "aiohttp": ("load/", "sim/"),
     "typer": ("cli/",),

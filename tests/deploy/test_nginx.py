@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import json
+import os
 import shutil
 import socket
 import subprocess
@@ -11,13 +13,19 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from tests.deploy.conftest import with_launch
 from tuner.deploy.nginx import LISTEN, nginx_conf
 from tuner.deploy.recorded import Recorded
+from tuner.deploy.start import write_pair
+from tuner.launch import LaunchSpec
+from tuner.telemetry.prometheus import scrape
 
 CHUNKS = 5
 PAUSE_S = 0.1
@@ -62,6 +70,30 @@ def neighbouring_ports(count: int) -> int:
     raise AssertionError("no free ports")
 
 
+@contextmanager
+def nginx_before(recorded: Recorded, first: int, folder: Path) -> Iterator[int]:
+    """An nginx with our configuration before two servers on the ports from `first` on; yields its port, the third."""
+    ours = nginx_conf(recorded, replicas=2, first_port=first).replace(LISTEN, f"127.0.0.1:{first + 2}")
+    (folder / "vllm.conf").write_text(ours)
+    temporary = "\n".join(
+        f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    whole = folder / "nginx.conf"
+    whole.write_text(
+        f"daemon off; pid {folder}/pid; error_log {folder}/error.log;\nevents {{}}\n"
+        f"http {{ access_log off; {temporary}\n include {folder}/vllm.conf; }}\n"
+    )
+    program = shutil.which("nginx") or "/usr/sbin/nginx"
+    subprocess.run([program, "-t", "-q", "-c", str(whole), "-e", str(folder / "error.log")], check=True)
+    with subprocess.Popen([program, "-c", str(whole), "-e", str(folder / "error.log")]) as nginx:
+        try:
+            _wait_for(first + 2)
+            yield first + 2
+        finally:
+            nginx.terminate()
+            nginx.wait(timeout=10)
+
+
 @pytest.fixture
 def front(recorded: Recorded, tmp_path: Path) -> Iterator[int]:
     """The port of an nginx with our configuration before two streaming servers."""
@@ -69,28 +101,13 @@ def front(recorded: Recorded, tmp_path: Path) -> Iterator[int]:
     servers = [ThreadingHTTPServer(("127.0.0.1", first + i), Streamer) for i in range(2)]
     for server in servers:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-    ours = nginx_conf(recorded, replicas=2, first_port=first).replace(LISTEN, f"127.0.0.1:{first + 2}")
-    (tmp_path / "vllm.conf").write_text(ours)
-    temporary = "\n".join(
-        f"{name}_temp_path {tmp_path}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    whole = tmp_path / "nginx.conf"
-    whole.write_text(
-        f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error.log;\nevents {{}}\n"
-        f"http {{ access_log off; {temporary}\n include {tmp_path}/vllm.conf; }}\n"
-    )
-    program = shutil.which("nginx") or "/usr/sbin/nginx"
-    subprocess.run([program, "-t", "-q", "-c", str(whole), "-e", str(tmp_path / "error.log")], check=True)
-    with subprocess.Popen([program, "-c", str(whole), "-e", str(tmp_path / "error.log")]) as nginx:
-        try:
-            _wait_for(first + 2)
-            yield first + 2
-        finally:
-            nginx.terminate()
-            nginx.wait(timeout=10)
-            for server in servers:
-                server.shutdown()
-                server.server_close()
+    try:
+        with nginx_before(recorded, first, tmp_path) as port:
+            yield port
+    finally:
+        for server in servers:
+            server.shutdown()
+            server.server_close()
 
 
 def _wait_for(port: int) -> None:
@@ -104,28 +121,84 @@ def _wait_for(port: int) -> None:
     raise AssertionError("nginx does not listen")
 
 
-def ask(port: int) -> tuple[str, float, float]:
-    """The server that answered, seconds to the first chunk and to the last."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+class Answer(NamedTuple):
+    """Lines with data, and the seconds after which the first one and the last one came."""
+
+    data: list[bytes]
+    first_s: float
+    last_s: float
+
+
+def ask(port: int, path: str = "/v1/chat/completions", body: bytes = b"{}") -> Answer:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     began = time.monotonic()
-    connection.request("POST", "/v1/chat/completions", body=b"{}")
+    connection.request("POST", path, body=body, headers={"Content-Type": "application/json"})
     response = connection.getresponse()
     first_line = response.readline()
-    first = time.monotonic() - began
-    rest = response.read()
+    first_s = time.monotonic() - began
+    lines = [first_line, *response.read().splitlines()]
     connection.close()
-    assert response.status == 200
-    assert rest.count(b"data:") == CHUNKS - 1
-    return first_line.split()[1].decode(), first, time.monotonic() - began
+    assert response.status == 200, lines
+    return Answer([line for line in lines if line.startswith(b"data:")], first_s, time.monotonic() - began)
 
 
 def test_streams_pass_unbuffered_and_both_replicas_answer(front: int) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, [front] * 8))
-    assert sorted(Counter(server for server, _, _ in answers).values()) == [4, 4]
-    assert all(last - first > PAUSE_S * (CHUNKS - 2) for _, first, last in answers)
+    assert all(len(answer.data) == CHUNKS for answer in answers)
+    assert sorted(Counter(answer.data[0].split()[1] for answer in answers).values()) == [4, 4]
+    assert all(answer.last_s - answer.first_s > PAUSE_S * (CHUNKS - 2) for answer in answers)
 
 
 def test_there_is_an_upstream_for_each_gpu_group(recorded: Recorded) -> None:
     assert nginx_conf(recorded).count("    server 127.0.0.1:") == len(recorded.plan.groups) == 2
     assert nginx_conf(recorded, replicas=5).count("    server 127.0.0.1:") == 5
+
+
+TOKENS = 400
+REPLICA = (
+    "--load-format", "dummy", "--enforce-eager", "--dtype", "float32", "--max-model-len", "512",
+    "--max-num-seqs", "4", "--kv-cache-memory-bytes", "256M", "--shutdown-timeout", "10",
+)  # fmt: skip
+REPLICA_ENV = (
+    ("HF_HUB_OFFLINE", "1"),
+    ("OMP_NUM_THREADS", "1"),
+    ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
+    ("VLLM_NO_USAGE_STATS", "1"),
+)
+
+
+@pytest.fixture
+def replicas(local: Recorded, vllm_command: tuple[str, ...], tiny_model: str, tmp_path: Path) -> Iterator[int]:
+    """The first of two neighbouring ports on which our start.sh has started a real vLLM; the third is free."""
+    first = neighbouring_ports(3)
+    launch = LaunchSpec((), vllm_command, (tiny_model, *REPLICA), REPLICA_ENV)
+    start, stop = write_pair(tmp_path, with_launch(local, launch=launch))
+    environments = [{**os.environ, "PORT": str(first + i), "START_TIMEOUT": "400"} for i in range(2)]
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            starts = list(pool.map(lambda env: run_script(start, env), environments))
+        assert [one.returncode for one in starts] == [0, 0], [one.stderr for one in starts]
+        yield first
+    finally:
+        stops = [run_script(stop, env) for env in environments]
+        assert [one.returncode for one in stops] == [0, 0], [one.stdout for one in stops]
+
+
+def run_script(script: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([script], env=env, capture_output=True, text=True)
+
+
+@pytest.mark.real_vllm
+def test_two_real_replicas_share_streams_that_pass_unbuffered(
+    replicas: int, local: Recorded, tiny_model: str, tmp_path: Path
+) -> None:
+    asked = {"model": tiny_model, "prompt": "hello", "max_tokens": TOKENS, "ignore_eos": True, "stream": True}
+    with nginx_before(local, replicas, tmp_path) as port, ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: ask(port, "/v1/completions", json.dumps(asked).encode()), range(4)))
+    for answer in answers:
+        assert answer.data[-1] == b"data: [DONE]"
+        # A buffered stream comes in one piece at its end, some seconds later.
+        assert answer.first_s < answer.last_s / 2
+    seen = [scrape(f"http://127.0.0.1:{replicas + i}/metrics") for i in range(2)]
+    assert [one.generation_tokens for one in seen if one is not None] == [2 * TOKENS, 2 * TOKENS]

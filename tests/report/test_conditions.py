@@ -24,6 +24,9 @@ def test_the_search_can_be_repeated_from_the_page(files: StudyFiles) -> None:
     assert words[:4] == ["tuner", "search", "--model", "Qwen/Qwen3-32B"]
     assert words[words.index("--slo") + 1] == "p99 ttft <= 500ms"
     assert words[words.index("--gpus") + 1] == "0,1"
+    assert words[words.index("--confirm") + 1] == "3"
+    assert words[words.index("--time-budget") + 1] == "28800s"
+    assert words[words.index("--warm-up-seconds") + 1] == "20"
     assert words[words.index("--vllm") + 1] == "python3 -m vllm.entrypoints.openai.api_server"
     assert words[words.index("--") :] == ["--", "--disable-uvicorn-access-log"]
 

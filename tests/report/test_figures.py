@@ -38,6 +38,11 @@ def test_plotly_accepts_every_figure(files: StudyFiles, words: Words) -> None:
     assert len(seen) == 6 + len(files.plan.parameters)
 
 
+def test_figures_need_no_more_than_the_bundle_that_the_page_carries(files: StudyFiles, words: Words) -> None:
+    traces = [trace for _, made in every_figure(files, words) for trace in json.loads(made)["data"]]
+    assert {trace["type"] for trace in traces} == {"scatter", "bar"}
+
+
 def test_every_start_is_drawn_once_and_only_measured_ones_have_a_place(files: StudyFiles, words: Words) -> None:
     rows = trial_rows(files)
     for made in (figures.best_so_far(rows, [], None, words), figures.qps_against_ttft(rows, (), None, words)):
@@ -46,6 +51,20 @@ def test_every_start_is_drawn_once_and_only_measured_ones_have_a_place(files: St
         floor = sum(len(t["x"]) for t in traces if t.get("yaxis") == "y2")
         refused = sum(row.outcome is TrialOutcome.REFUSED for row in rows)
         assert (placed, floor) == (len(rows) - refused, refused)
+
+
+def test_a_short_night_is_told_in_minutes_and_a_long_one_in_hours(files: StudyFiles, words: Words) -> None:
+    rows, phases = trial_rows(files), night.phase_rows(files)
+    early = [row for row in rows if row.ended_h < 0.5]
+    for made, end_h in (
+        (figures.best_so_far(rows, best_so_far(rows), None, words), rows[-1].ended_h),
+        (figures.timeline(phases, words), phases[-1].began_h),
+    ):
+        assert end_h > 2
+        assert json.loads(made)["layout"]["xaxis"]["title"]["text"] == "hours since the first start"
+    short = json.loads(figures.best_so_far(early, best_so_far(early), None, words))
+    assert short["layout"]["xaxis"]["title"]["text"] == "minutes since the first start"
+    assert max(short["data"][0]["x"]) == pytest.approx(60 * max(row.ended_h for row in early))
 
 
 def test_outcomes_differ_in_shape_as_well_as_in_colour() -> None:

@@ -96,7 +96,10 @@ def repeat_command(study: StudyFiles) -> str:
     words += ["--gpus", ",".join(gpus)] if gpus else []
     size = max((len(group.gpus) for group in plan.groups), default=0)
     words += ["--tensor-parallel-size", str(size)] if size > 1 else []
-    words += ["--trials", str(plan.starts), "--seed", str(plan.seed), "--study", f"{plan.study}-again"]
-    words += _load_flags(plan.load)
+    words += ["--trials", str(plan.starts), "--confirm", str(plan.confirm_starts)]
+    words += ["--time-budget", "none" if plan.time_budget_s is None else f"{plan.time_budget_s:.0f}s"]
+    words += ["--seed", str(plan.seed), "--study", f"{plan.study}-again"]
+    words += [*_load_flags(plan.load), "--warm-up-seconds", f"{plan.load.warm_up_s:g}"]
+    words += ["--start-limit-seconds", f"{plan.start_limit_s:g}"]
     words += ["--vllm", shlex.join(plan.base.command)] if plan.base.command != ("vllm", "serve") else []
     return " ".join(map(shell_word, [*words, *(("--", *plan.base.extra) if plan.base.extra else ())]))

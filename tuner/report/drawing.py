@@ -114,6 +114,7 @@ class Figure:
         if self.floor is not None:
             layout["yaxis"] = {**_axis(self.y, self._values("y")), "domain": [0, 0.86]}
             strip = {"tickvals": [0], "ticktext": [plain(self.floor)], "range": [-1, 1], "showgrid": False}
+            strip |= {"ticklabelstandoff": 8}  # a mark at 0 reaches beyond the axis
             layout["yaxis2"] = {**strip, "domain": [0.91, 1], "zeroline": False, "fixedrange": True, "automargin": True}
             layout["xaxis2"] = {"anchor": "y2", "visible": False, "fixedrange": True}
         return json.dumps({"data": self.traces, "layout": layout}, allow_nan=False)

@@ -1,4 +1,4 @@
-"""Named tuples → figures as plotly's JSON; the only importer of plotly.
+"""Named tuples → figures as plotly's JSON: scatter and bar traces alone, which is all that plotly-basic.min.js draws.
 
 Nothing is told by colour alone: every outcome has its own symbol, every candidate its own dash.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
-
-from plotly.offline import get_plotlyjs
 
 from tuner import formatting
 from tuner.candidate import Candidate, Value
@@ -44,24 +42,21 @@ PHASES = {
 }
 
 
-def plotly_js() -> str:
-    return str(get_plotlyjs())
-
-
 def best_so_far(rows: Sequence[TrialRow], best: Sequence[BestRow], winner: Candidate | None, words: Words) -> str:
-    figure = Figure(Axis(words("axis-hours")), Axis(words("axis-qps")), words("no-figures"), floor_shares_x=True)
+    end_h = max((row.ended_h for row in rows), default=0.0)
+    axis, scale = _time_axis(end_h, words)
+    figure = Figure(axis, Axis(words("axis-qps")), words("no-figures"), floor_shares_x=True)
     if best:
-        end = max(row.ended_h for row in rows)
-        steps = [Point(b.hours, b.qps) for b in best] + [Point(end, best[-1].qps)]
+        steps = [Point(b.hours * scale, b.qps) for b in best] + [Point(end_h * scale, best[-1].qps)]
         figure.line(steps, words("best-so-far"), WINNER, steps=True)
     for outcome, look in OUTCOMES.items():
         mine = [row for row in rows if row.outcome is outcome]
         name = f"{words(f'outcome-{outcome}')} ({len(mine)})"
-        if drawn := [Point(row.ended_h, row.qps, _about(row, words)) for row in mine if row.has_figures]:
+        if drawn := [Point(row.ended_h * scale, row.qps, _about(row, words)) for row in mine if row.has_figures]:
             figure.points(drawn, name, look)
-        if apart := [Point(row.ended_h, None, _about(row, words)) for row in mine if not row.has_figures]:
+        if apart := [Point(row.ended_h * scale, None, _about(row, words)) for row in mine if not row.has_figures]:
             figure.on_floor(apart, name, look)
-    _star(figure, [Point(r.ended_h, r.qps) for r in rows if r.candidate == winner and r.has_figures], words)
+    _star(figure, [Point(r.ended_h * scale, r.qps) for r in rows if r.candidate == winner and r.has_figures], words)
     return figure.json()
 
 
@@ -147,7 +142,8 @@ def slice_of(parameter: Parameter, rows: Sequence[SliceRow], winner: Value | Non
 
 def timeline(rows: Sequence[PhaseRow], words: Words) -> str:
     """A bar for every phase of every start, a row for each GPU group; idle time is the gap between bars."""
-    figure = Figure(Axis(words("axis-hours")), Axis("", "category"))
+    axis, scale = _time_axis(max((row.began_h + row.length_h for row in rows), default=0.0), words)
+    figure = Figure(axis, Axis("", "category"))
     for phase, (colour, width) in PHASES.items():
         mine = [row for row in rows if row.phase is phase]
         points = []
@@ -155,8 +151,9 @@ def timeline(rows: Sequence[PhaseRow], words: Words) -> str:
             outcome = f"<br>{plain(words(f'outcome-{row.outcome}'))}" if row.outcome else ""
             spent = f"{plain(words(f'phase-{phase}'))}, {formatting.duration(row.length_h * 3600)}"
             about = f"{plain(words('trial'))} {row.trial}: {spent}{outcome}"
-            points.append(Point(row.length_h, plain(row.group), about))
-        figure.bars(points, words(f"phase-{phase}"), colour, bases=[row.began_h for row in mine], width=width)
+            points.append(Point(row.length_h * scale, plain(row.group), about))
+        bases = [row.began_h * scale for row in mine]
+        figure.bars(points, words(f"phase-{phase}"), colour, bases=bases, width=width)
     return figure.json()
 
 
@@ -174,6 +171,11 @@ def telemetry(lines: Sequence[Line], unit: str, words: Words) -> str:
         points = [Point(s, v) for s, v in zip(line.series.seconds, line.series.values, strict=True)]
         figure.line(points, line.name, line.look, width=1.5)
     return figure.json()
+
+
+def _time_axis(end_h: float, words: Words) -> tuple[Axis, float]:
+    """The axis of a night that ends after `end_h` hours, and what an hour is on it: minutes where it is a short one."""
+    return (Axis(words("axis-hours")), 1) if end_h > 2 else (Axis(words("axis-minutes")), 60)
 
 
 def _star(figure: Figure, points: Sequence[Point], words: Words) -> None:

@@ -195,6 +195,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "needs-script": ("The figures need JavaScript; the tables do not.", "图表需要 JavaScript，表格不需要。"),
     # --- figures
     "axis-hours": ("hours since the first start", "自首次启动起的小时数"),
+    "axis-minutes": ("minutes since the first start", "自首次启动起的分钟数"),
     "axis-qps": ("QPS (req/s)", "QPS（req/s）"),
     "axis-p99": ("P99 TTFT (ms)", "P99 TTFT（ms）"),
     "axis-load": ("offered load", "负载"),
