@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tuner.candidate import Candidate
-from tuner.measurement import Measurement
+from tuner.measurement import LoadKind, Measurement
 from tuner.study.record import Role, TrialOutcome, TrialRecord, lowest
 from tuner.study.result import Decision, Figures
 
@@ -48,6 +48,21 @@ def searched(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | 
     """The candidate's figures from the trial that found it, whatever fresh starts there are."""
     found = [r for r in records if r.candidate == candidate and r.role not in SET_APART]
     return _counted(found, candidate, fresh=False)
+
+
+def compared(
+    records: Sequence[TrialRecord], baseline: Candidate, load: LoadKind
+) -> tuple[Figures | None, Figures | None]:
+    """Figures of the best finalist and of the default, of one kind; None where no start of theirs counts.
+
+    An estimate reads higher than a claim: until both are claimed, the two estimates are compared.
+    """
+    ranked = finalists(records)
+    default = figures(records, baseline)
+    winner = figures(records, ranked[0].candidate) if ranked else None
+    if load is LoadKind.OPEN and winner and default and winner.fresh is not default.fresh:
+        return searched(records, winner.candidate), searched(records, baseline)
+    return winner, default
 
 
 def _counted(runs: Sequence[TrialRecord], candidate: Candidate, *, fresh: bool) -> Figures | None:
