@@ -19,6 +19,7 @@ from tuner.study.events import (
     TrialStarted,
 )
 from tuner.study.plan import LoadPolicy, StudyPlan
+from tuner.study.plateau import RISE
 from tuner.study.record import Role, TrialOutcome, TrialRecord, asked
 from tuner.study.result import StudyResult
 from tuner.verdict import Outcome, Verdict
@@ -142,6 +143,8 @@ def plan_lines(plan: StudyPlan, vllm_version: str, sampler: str) -> str:
     lines += [f"left out  {d.flag}: {d.why}" for d in plan.dropped]
     lines.append(f"default   {describe(plan.baseline)}")
     lines.append(f"starts    {plan.starts} + {plan.confirm_starts} to confirm, {_time(plan)}")
+    if plan.patience is not None:
+        lines.append(f"patience  the search ends after {plan.patience} starts without {formatting.share(RISE)} more QPS")
     return "\n".join(lines)
 
 

@@ -97,6 +97,7 @@ def repeat_command(study: StudyFiles) -> str:
     size = max((len(group.gpus) for group in plan.groups), default=0)
     words += ["--tensor-parallel-size", str(size)] if size > 1 else []
     words += ["--trials", str(plan.starts), "--seed", str(plan.seed), "--study", f"{plan.study}-again"]
+    words += ["--patience", str(plan.patience)] if plan.patience is not None else []
     words += _load_flags(plan.load)
     words += ["--vllm", shlex.join(plan.base.command)] if plan.base.command != ("vllm", "serve") else []
     return " ".join(map(shell_word, [*words, *(("--", *plan.base.extra) if plan.base.extra else ())]))

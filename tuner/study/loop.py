@@ -20,6 +20,7 @@ from tuner.study import confirm
 from tuner.study.answer import incumbent
 from tuner.study.events import Event, Notice, StudyFinished, TrialFinished, TrialStarted
 from tuner.study.plan import LoadPolicy, StudyPlan
+from tuner.study.plateau import RISE, starts_without_rise
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision, StudyResult
 from tuner.study.search import Proposal, Search, SpaceExhaustedError
@@ -145,6 +146,11 @@ class Loop:
 
     def _another_start(self, in_flight: int) -> bool:
         if self.stop.is_set() or self._searched + in_flight >= self.plan.starts:
+            return False
+        patience = self.plan.patience
+        if patience is not None and starts_without_rise(self._records) >= patience:
+            if not in_flight:  # one in flight may still bring the rise, and the search goes on
+                self.emit(Notice(f"the search ends here: {patience} starts without {formatting.share(RISE)} more QPS"))
             return False
         self._need_room_on_disk()
         budget = self.plan.time_budget_s
