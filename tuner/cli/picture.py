@@ -12,7 +12,7 @@ from tuner.report.tables import FINDS
 from tuner.study import confirm
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialRecord
-from tuner.study.result import Figures, StudyResult
+from tuner.study.result import Figures, Lack, StudyResult
 
 LAST = 5
 """Outcomes that are shown."""
@@ -82,6 +82,11 @@ class Picture:
     def default(self) -> Figures | None:
         """The default within the limits, else as it was seen."""
         return self._kept_default or confirm.seen(self.records, self.plan.baseline)
+
+    @property
+    def default_lack(self) -> Lack | None:
+        """Why the default has no figures that count; None where it has, or none of its starts is over yet."""
+        return None if self.default_keeps else confirm.lack(self.records, self.plan.baseline)
 
     @property
     def default_keeps(self) -> bool:

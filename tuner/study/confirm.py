@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tuner.candidate import Candidate
 from tuner.measurement import LoadKind, Measurement
 from tuner.study.record import Role, TrialOutcome, TrialRecord, lowest
-from tuner.study.result import Decision, Figures
+from tuner.study.result import Decision, Figures, Lack
 
 CLAIM_ACCURACY = 0.03
 """Spread (one standard deviation) of claims on the axis of the load: 2.3 to 3.4 % (docs/measuring.md)."""
@@ -48,6 +48,23 @@ def searched(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | 
     """The candidate's figures from the trial that found it, whatever fresh starts there are."""
     found = [r for r in records if r.candidate == candidate and r.role not in SET_APART]
     return _counted(found, candidate, fresh=False)
+
+
+def lack(records: Sequence[TrialRecord], candidate: Candidate) -> Lack | None:
+    """Why `figures` has none of it; None where it has, and where no start of it is over yet."""
+    found = [r for r in records if r.candidate == candidate and r.role not in SET_APART]
+    runs = fresh_runs(records, candidate) or ([] if any(r.qps is not None for r in found) else found)
+    match next((r.outcome for r in reversed(runs) if r.qps is None), None):
+        case None:
+            return None
+        case TrialOutcome.INFEASIBLE:
+            return Lack.BREAKS_LIMITS
+        case TrialOutcome.REFUSED:
+            return Lack.DOES_NOT_START
+        case TrialOutcome.DIED:
+            return Lack.DIES_UNDER_LOAD
+        case _:
+            return Lack.NOT_MEASURED
 
 
 def compared(

@@ -10,7 +10,14 @@ from tuner.measurement import Measurement
 from tuner.study import confirm
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
-from tuner.study.result import Decision, Figures
+from tuner.study.result import Decision, Figures, Lack
+
+LACKS = {
+    Lack.BREAKS_LIMITS: "breaks the limits",
+    Lack.DOES_NOT_START: "does not start",
+    Lack.DIES_UNDER_LOAD: "dies under load",
+    Lack.NOT_MEASURED: "could not be measured",
+}
 
 
 def sentence(
@@ -32,20 +39,24 @@ def sentence(
         assert shown is not None
         return f"Keep the default: nothing beat its {formatting.qps(shown.qps)} by more than the noise; {tail}."
     assert winner is not None
-    gain = _gain(winner, default) if plan.load.open is None else _sustained(winner, default, plan.load.open.arrivals)
+    than = f"where the default {LACKS[confirm.lack(records, plan.baseline) or Lack.NOT_MEASURED]}"
+    if plan.load.open is None:
+        gain = _gain(winner, default, than)
+    else:
+        gain = _sustained(winner, default, than, plan.load.open.arrivals)
     starts = "1 fresh start" if len(winner.trials) == 1 else f"{len(winner.trials)} fresh starts"
     sure = f"confirmed in {starts}" if winner.fresh else "not confirmed by a fresh start yet"
     return f"{gain} at P99 TTFT {formatting.ms(winner.p99_ttft_ms)} ({limits}), no preemption, {sure}; {tail}."
 
 
-def _gain(winner: Figures, default: Figures | None) -> str:
+def _gain(winner: Figures, default: Figures | None, than: str) -> str:
+    """`than` is said where there are no figures of the default to compare with."""
     if default is None:
-        return f"{formatting.qps(winner.qps)} where the default breaks the limits"
+        return f"{formatting.qps(winner.qps)} {than}"
     return f"{formatting.change(winner.qps, default.qps)} QPS over the default"
 
 
-def _sustained(winner: Figures, default: Figures | None, arrivals: Arrivals) -> str:
-    than = "where the default breaks the limits"
+def _sustained(winner: Figures, default: Figures | None, than: str, arrivals: Arrivals) -> str:
     if default is not None:
         than = f"{formatting.change(winner.qps, default.qps)} over the default"
     sure = f", ± {formatting.share(confirm.CLAIM_ACCURACY)}" if winner.fresh else ""
