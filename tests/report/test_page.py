@@ -204,6 +204,7 @@ def test_every_word_is_used_and_both_languages_have_the_same_fields() -> None:
     sources = "".join(path.read_text(encoding="utf-8") for path in paths)
     families = (
         "outcome-",
+        "lack-",
         "phase-",
         "role-",
         "channel-",

@@ -17,7 +17,8 @@ from tuner.study.result import Decision
 
 def found(*figures: float | None, role: Role = Role.SEARCH) -> list[TrialRecord]:
     """A record for each QPS; None is a start that broke a limit."""
-    return [record(i, Candidate(), (level(q or 50.0, p99_ms=300 if q else 900),), role=role) for i, q in enumerate(figures)]  # fmt: skip
+    levels = [level(50.0, p99_ms=900) if q is None else level(q) for q in figures]
+    return [record(i, Candidate(), (made,), role=role) for i, made in enumerate(levels)]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,14 @@ def found(*figures: float | None, role: Role = Role.SEARCH) -> list[TrialRecord]
         ((None, None, None), 0),
         ((None, None, 10.0, None), 1),
     ],
-    ids=["nothing", "less than 1 % is no rise", "1 % is", "small rises add up", "no best yet", "counted from the first"],
+    ids=[
+        "nothing",
+        "less than 1 % is no rise",
+        "1 % is",
+        "small rises add up",
+        "no best yet",
+        "counted from the first",
+    ],
 )
 def test_starts_are_counted_since_the_last_rise(figures: tuple[float | None, ...], without: int) -> None:
     assert starts_without_rise(found(*figures)) == without
@@ -51,7 +59,7 @@ def test_what_the_machine_spoilt_and_what_only_confirms_says_nothing_of_a_platea
 def flat(assignment: Assignment) -> TrialRecord:
     """Every candidate is as good as the first seed; only the default is slower."""
     made = landscape(replace(assignment, candidate=assignment.candidate.of({"max-num-seqs": 128})))
-    slower = made if assignment.role is not Role.DEFAULT else replace(made, levels=(level(20.0),))
+    slower = made if assignment.candidate.values else replace(made, levels=(level(20.0),))
     return replace(slower, candidate=assignment.candidate)
 
 

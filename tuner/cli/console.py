@@ -146,7 +146,9 @@ def plan_lines(plan: StudyPlan, vllm_version: str, sampler: str) -> str:
     lines.append(f"default   {describe(plan.baseline)}")
     lines.append(f"starts    {plan.starts} + {plan.confirm_starts} to confirm, {_time(plan)}")
     if plan.patience is not None:
-        lines.append(f"patience  the search ends after {plan.patience} starts without {formatting.share(RISE)} more QPS")
+        lines.append(
+            f"patience  the search ends after {plan.patience} starts without {formatting.share(RISE)} more QPS"
+        )
     return "\n".join(lines)
 
 

@@ -27,6 +27,7 @@ from tuner.study.events import Event, LevelMeasured, Notice, PhaseChanged, Study
 from tuner.study.plan import LoadPolicy, StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.result import Figures, StudyResult
+from tuner.study.sentence import LACKS
 
 DRAWN_PER_SECOND = 1.0
 """The load comes from this process: drawing must not take the interpreter from it more often than needed."""

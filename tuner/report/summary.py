@@ -34,7 +34,7 @@ def sentence(study: StudyFiles, words: Words) -> str:
         return words("sentence-nothing", limits=limits, tail=tail)
     sure = words("sure-fresh", n=len(winner.trials)) if winner.fresh else words("sure-not")
     said = {"ttft": formatting.ms(winner.p99_ttft_ms), "limits": limits, "sure": sure, "tail": tail}
-    said["lack"] = words(f"default-{confirm.lack(study.records, study.plan.baseline) or Lack.NOT_MEASURED}")
+    said["lack"] = words(f"lack-{confirm.lack(study.records, study.plan.baseline) or Lack.NOT_MEASURED}")
     if (search := study.plan.load.open) is not None:
         accuracy = f", ± {formatting.share(confirm.CLAIM_ACCURACY)}" if winner.fresh else ""
         said |= {"qps": formatting.significant(winner.qps), "accuracy": accuracy, "arrivals": str(search.arrivals)}

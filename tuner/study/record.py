@@ -101,6 +101,11 @@ class TrialRecord:
         return self.outcome not in (TrialOutcome.INTERRUPTED, TrialOutcome.INFRASTRUCTURE)
 
     @property
+    def got_ready(self) -> bool:
+        """Whether its server answered before anything was asked of it."""
+        return self.phases.warm_up_s is not None
+
+    @property
     def best_level(self) -> Measurement | None:
         return None if self.best is None else self.levels[self.best].measurement
 

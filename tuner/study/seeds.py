@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from tuner.candidate import Candidate, Value
 from tuner.environment import Gpu
 from tuner.space.parameter import Parameter
+from tuner.study.compiled import neighbours
 from tuner.study.memory import KV_BYTES, UTILIZATION, fullest
 from tuner.study.plan import StudyPlan
 
@@ -35,7 +36,7 @@ def seeds(plan: StudyPlan, defaults: Mapping[str, Value], gpus: tuple[Gpu, ...] 
         for variant in variants
         if all(flag in start or flag in variant for flag in ranges)
     ]
-    return list(dict.fromkeys(found))
+    return neighbours(dict.fromkeys(found))  # the second of two with the same compiled code starts sooner
 
 
 def _within(ranges: Mapping[str, Parameter], values: Mapping[str, float]) -> dict[str, Value]:
