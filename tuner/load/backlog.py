@@ -12,6 +12,9 @@ from tuner.load.drive import Progress
 
 GROWS = "the backlog grows without end"
 FEWEST_S = 10.0
+FEWEST_POINTS = 10
+"""Where the first request comes late, or this process was stopped for a while, time alone makes no slope."""
+
 RECENT = 20
 SURE = 3.0
 """Standard errors that a slope must lie above zero. Neighbouring points are not independent, hence not 2."""
@@ -41,7 +44,7 @@ class Backlog:
         self._at_s.append(progress.elapsed_s)
         self._in_flight.append(progress.in_flight)
         self._ttft_ms.append(float(np.mean(recent)))
-        if progress.elapsed_s < FEWEST_S:
+        if progress.elapsed_s < FEWEST_S or len(self._at_s) < FEWEST_POINTS:
             return False
         at_s = np.asarray(self._at_s)
         return all(_grows(at_s, np.asarray(values)) for values in (self._in_flight, self._ttft_ms))
