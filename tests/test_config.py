@@ -88,6 +88,7 @@ def test_a_flag_of_the_persons_own_is_not_searched(model: Path, vllm: str, tmp_p
         ({"load": "half-open"}, 2),
         ({"load": "open", "levels": "10,30"}, 2),
         ({"probe_seconds": 0.5}, 2),
+        ({"patience": 0}, 2),
         ({"probe_seconds": float("nan")}, 2),
         ({"burstiness": 0.0}, 2),
         ({"burstiness": float("inf")}, 2),
@@ -178,6 +179,14 @@ def test_a_plan_of_before_open_loop_is_a_ladder(model: Path, vllm: str, tmp_path
     text = jsonfile.dumps(plan).replace(',\n  "open": null', "")
     assert '"open"' not in text
     assert jsonfile.loads(text, StudyPlan).load == LoadPolicy((4, 8), 60.0, 15.0)
+
+
+def test_a_plan_of_before_early_stop_never_stops_early(model: Path, vllm: str, tmp_path: Path) -> None:
+    plan, _ = planned(SearchOptions(model=str(model), vllm=vllm, patience=30), tmp_path)
+    assert plan.patience == 30
+    text = jsonfile.dumps(plan).replace(' "patience": 30,\n', "")
+    assert '"patience"' not in text
+    assert jsonfile.loads(text, StudyPlan) == replace(plan, patience=None)
 
 
 @pytest.mark.parametrize(("sequences", "clients"), [(8, 10), (64, 80), (1024, 320), (None, 320)])

@@ -66,6 +66,7 @@ class SearchOptions:
     trials: int = 60
     confirm: int = 4
     time_budget: str = "8h"
+    patience: int | None = None
     study: str | None = None
     studies: Path = Path("studies")
     vllm: str = "vllm serve"
@@ -133,6 +134,7 @@ def plan_study(
         seed=options.seed,
         storage=options.storage or f"sqlite:///{folder / 'study.db'}",
         created_at=now.isoformat(timespec="seconds"),
+        patience=options.patience,
     )
     used = [gpu for gpu in machine.gpus if gpu.index in indices]
     return plan, describe(vllm.version, model, used, machine.driver)
@@ -275,6 +277,7 @@ def _check_counts(options: SearchOptions) -> None:
         ("--start-limit-seconds", options.start_limit_seconds, 1),
         ("--seed", options.seed, 0),
         ("--workers", 1 if options.workers is None else options.workers, 1),
+        ("--patience", 1 if options.patience is None else options.patience, 1),
     )
     for name, value, least in numbers:
         if not math.isfinite(value) or value < least:

@@ -7,11 +7,12 @@ from tests.cli.support import short_search, tuner
 
 
 def test_plan_shows_everything_and_leaves_nothing(tiny_model: str, tmp_path: Path) -> None:
-    ended = tuner("plan", *short_search(tiny_model, tmp_path / "studies", "planned"))
+    ended = tuner("plan", *short_search(tiny_model, tmp_path / "studies", "planned"), "--patience", "30")
     assert ended.returncode == 0, ended.stderr
     words = {line.split()[0] for line in ended.stdout.splitlines() if line and not line.startswith(" ")}
     assert {"study", "model", "vLLM", "limits", "workload", "load", "searched", "default", "starts", "first"} <= words
     assert "max-num-seqs" in ended.stdout
+    assert "patience  the search ends after 30 starts without 1 % more QPS" in ended.stdout
     assert "asking" in ended.stderr
     assert not (tmp_path / "studies").exists()
 

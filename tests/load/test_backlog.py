@@ -41,6 +41,12 @@ def test_half_a_load_is_hardly_ever_called_a_growing_backlog() -> None:
     assert sum(stopped_at(0.5, seed, 30.0) is not None for seed in range(20)) <= 1
 
 
+def test_a_few_points_make_no_slope_though_the_first_request_came_after_ten_seconds() -> None:
+    backlog = Backlog()
+    late = [Progress(12.0 + i, 0, 5 * i, 0, [100.0], [50.0 * i]) for i in range(9)]
+    assert not any(backlog.grows(p) for p in late)
+
+
 def test_nothing_is_said_before_ten_seconds_or_of_nothing() -> None:
     backlog = Backlog(10.0)
     assert not backlog.grows(Progress())

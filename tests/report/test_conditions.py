@@ -19,7 +19,7 @@ from tuner.report.words import Words
 
 def test_the_search_can_be_repeated_from_the_page(files: StudyFiles) -> None:
     base = dataclasses.replace(files.plan.base, command=("python3", "-m", "vllm.entrypoints.openai.api_server"))
-    plan = dataclasses.replace(files.plan, base=base)
+    plan = dataclasses.replace(files.plan, base=base, patience=30)
     words = shlex.split(repeat_command(dataclasses.replace(files, plan=plan)))
     assert words[:4] == ["tuner", "search", "--model", "Qwen/Qwen3-32B"]
     assert words[words.index("--slo") + 1] == "p99 ttft <= 500ms"
@@ -27,6 +27,7 @@ def test_the_search_can_be_repeated_from_the_page(files: StudyFiles) -> None:
     assert words[words.index("--confirm") + 1] == "3"
     assert words[words.index("--time-budget") + 1] == "28800s"
     assert words[words.index("--warm-up-seconds") + 1] == "20"
+    assert words[words.index("--patience") + 1] == "30"
     assert words[words.index("--vllm") + 1] == "python3 -m vllm.entrypoints.openai.api_server"
     assert words[words.index("--") :] == ["--", "--disable-uvicorn-access-log"]
 

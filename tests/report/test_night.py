@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tuner.report.night import POINTS, Phase, phase_rows, phase_shares, telemetry
+from tuner.report.night import POINTS, Phase, phase_rows, phase_shares, start_times, telemetry
 from tuner.report.tables import StudyFiles
+from tuner.report.words import Language, Words
+from tuner.study.record import Phases
 
 
 def test_phases_of_a_group_follow_each_other_without_overlap(files: StudyFiles) -> None:
@@ -25,6 +28,16 @@ def test_phases_of_a_group_follow_each_other_without_overlap(files: StudyFiles) 
 def test_shares_add_up_to_the_whole_night(files: StudyFiles) -> None:
     assert sum(phase_shares(phase_rows(files)).values()) == pytest.approx(1)
     assert phase_shares([]) == {}
+
+
+def test_starts_with_and_without_compiling_are_told_apart_in_both_languages(files: StudyFiles) -> None:
+    first = files.records[0]
+    takes = [replace(first, trial=n, phases=Phases(s, 5, 60, 1)) for n, s in enumerate((50.0, 21.0, 23.0))]
+    study = replace(files, records=tuple(takes))
+    said = start_times(study, Words(Language.ENGLISH))
+    assert said == "50 s where vLLM compiled (median of 1); 22 s with the code in its compile cache (median of 2)"
+    assert all(time in start_times(study, Words(Language.CHINESE)) for time in ("50 s", "22 s"))
+    assert start_times(replace(files, records=()), Words(Language.ENGLISH)) == ""
 
 
 def write(path: Path, **columns: list[object]) -> Path:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.report.conftest import HOSTILE
 from tests.report.studies import Study, build_study
+from tests.study.builders import REFUSAL
 from tuner import jsonfile
 from tuner.measurement import CautionKind
 from tuner.report import words as words_module
@@ -134,9 +135,21 @@ def test_a_default_that_broke_the_limits_is_shown_and_named(files: StudyFiles) -
     broke = dataclasses.replace(files.result, default=None, default_seen=files.default)
     levels = next(r.levels for r in files.records if r.outcome is TrialOutcome.INFEASIBLE)
     start = dataclasses.replace(files.records[0], levels=levels, best=None, outcome=TrialOutcome.INFEASIBLE)
-    records = (start, *files.records[1:])
+    records = (start, *(r for r in files.records[1:] if r.candidate != files.plan.baseline))
     text = Page(report(dataclasses.replace(files, result=broke, records=records))).text
-    assert f"The default broke the limits ({levels[0].verdict.reasons[0]}" in text
+    assert f"The default breaks the limits ({levels[0].verdict.reasons[0]}" in text
+
+
+def test_a_default_whose_server_died_broke_no_limit(files: StudyFiles) -> None:
+    """Page and sentence, in both languages."""
+    assert files.result is not None
+    lost = dataclasses.replace(files.result, default=None, default_seen=files.default)
+    died = dataclasses.replace(files.records[0], best=None, outcome=TrialOutcome.DIED, cause=REFUSAL)
+    records = (died, *(r for r in files.records[1:] if r.candidate != files.plan.baseline))
+    study = dataclasses.replace(files, result=lost, records=records)
+    assert f"The default dies under load ({REFUSAL.explanation})" in Page(report(study)).text
+    assert "默认配置在负载下崩溃" in sentence(study, Words(Language.CHINESE))
+    assert "不满足限制" not in sentence(study, Words(Language.CHINESE))
 
 
 def test_cost_is_shown_only_with_a_price(files: StudyFiles) -> None:
@@ -191,6 +204,7 @@ def test_every_word_is_used_and_both_languages_have_the_same_fields() -> None:
     sources = "".join(path.read_text(encoding="utf-8") for path in paths)
     families = (
         "outcome-",
+        "lack-",
         "phase-",
         "role-",
         "channel-",

@@ -10,7 +10,7 @@ from tuner.candidate import Candidate
 from tuner.load.capacity_search import Claim
 from tuner.study import confirm
 from tuner.study.record import Role, TrialOutcome, TrialRecord
-from tuner.study.result import Decision, Figures
+from tuner.study.result import Decision, Figures, Lack
 
 DEFAULT, OTHER = Candidate(), Candidate.of({"max-num-seqs": 64})
 
@@ -58,6 +58,35 @@ def test_the_default_is_shown_beside_the_winner_even_when_it_broke_the_limits() 
     assert confirm.figures([broken], DEFAULT) is None
     shown = confirm.seen([broken], DEFAULT)
     assert shown is not None and shown.qps == 50.0
+
+
+@pytest.mark.parametrize(
+    ("outcome", "why"),
+    [
+        (TrialOutcome.INFEASIBLE, Lack.BREAKS_LIMITS),
+        (TrialOutcome.REFUSED, Lack.DOES_NOT_START),
+        (TrialOutcome.DIED, Lack.DIES_UNDER_LOAD),
+        (TrialOutcome.INVALID, Lack.NOT_MEASURED),
+        (TrialOutcome.UNDECIDED, Lack.NOT_MEASURED),
+        (TrialOutcome.INFRASTRUCTURE, Lack.NOT_MEASURED),
+    ],
+)
+def test_a_default_without_figures_says_what_its_start_came_to(outcome: TrialOutcome, why: Lack) -> None:
+    assert confirm.lack([record(0, DEFAULT, role=Role.DEFAULT, outcome=outcome)], DEFAULT) is why
+
+
+def test_a_candidate_with_figures_or_without_a_start_lacks_nothing() -> None:
+    spoilt = record(0, DEFAULT, role=Role.DEFAULT, outcome=TrialOutcome.INFRASTRUCTURE)
+    measured = record(1, DEFAULT, (level(50.0),), role=Role.DEFAULT)
+    assert confirm.lack([spoilt, measured], DEFAULT) is None
+    assert confirm.lack([spoilt, measured], OTHER) is None
+
+
+def test_a_fresh_start_that_fails_says_why_though_others_were_well() -> None:
+    well = [record(n, OTHER, (level(100.0),), role=role) for n, role in ((3, Role.SEARCH), (9, Role.CONFIRM))]
+    broke = record(8, OTHER, (level(120.0, preemptions=2),), role=Role.CONFIRM)
+    assert confirm.figures([*well, broke], OTHER) is None
+    assert confirm.lack([*well, broke], OTHER) is Lack.BREAKS_LIMITS
 
 
 def test_preemptions_that_nobody_observed_stay_unobserved() -> None:

@@ -201,6 +201,25 @@ def test_a_disk_that_is_nearly_full_ends_the_night_before_the_next_start(
     assert night.store.records() == ()
 
 
+def test_one_slow_start_does_not_end_the_search_early(tmp_path: Path) -> None:
+    """Time is planned with the median start: the first one, which read the model from a cold disk, took ten minutes."""
+    clock = ScriptedClock()
+
+    def run_trial(assignment: Assignment) -> TrialRecord:
+        made = landscape(assignment)
+        start_s = 600.0 if assignment.trial == 0 else 20.0
+        made = replace(made, phases=replace(made.phases, start_s=start_s))
+        clock.sleep(made.phases.spent_s)
+        return made
+
+    night = Night(replace(plan(tmp_path / "s", starts=25), time_budget_s=3000.0), run_trial)
+    night.loop.clock = clock
+    result = night.loop.run()
+    searched = sum(r.role is not Role.CONFIRM for r in night.store.records())
+    assert searched == 25, "at ten minutes a start there would have been time for half of them"
+    assert result.elapsed_s <= 3000
+
+
 def test_a_time_budget_leaves_room_for_confirmation(tmp_path: Path) -> None:
     clock = ScriptedClock()
 

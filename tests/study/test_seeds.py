@@ -8,9 +8,12 @@ import pytest
 from tests.study.builders import plan
 from tests.study.test_memory import DEFAULTS, H100, planned
 from tuner.candidate import Candidate
+from tuner.environment import Gpu
 from tuner.load.workload import workload
+from tuner.space.defaults import vllm_defaults
 from tuner.space.files import read_space
 from tuner.space.parameter import Kind, Parameter
+from tuner.study.compiled import compile_key
 from tuner.study.plan import MOST_CLIENTS, LoadPolicy, OpenSearch, StudyPlan
 from tuner.study.seeds import seeds
 
@@ -51,6 +54,39 @@ def test_there_are_at_most_five_and_no_two_alike(name: str, tmp_path: Path) -> N
     assert 3 <= len(found) <= 5
     assert len(set(found)) == len(found)
     assert all(isinstance(c, Candidate) for c in found)
+
+
+def sizes(candidates: list[Candidate]) -> list[tuple[object, object]]:
+    return [(c.as_dict()["max-num-seqs"], c.as_dict()["max-num-batched-tokens"]) for c in candidates]
+
+
+def with_throughput_mode(made: StudyPlan) -> StudyPlan:
+    return replace(made, base=replace(made.base, flags=(*made.base.flags, "performance-mode")))
+
+
+def test_the_throughput_mode_is_tried_as_the_sizes_that_it_doubles_where_vllm_has_it(tmp_path: Path) -> None:
+    made = plan(tmp_path / "s")
+    on_a_4090 = vllm_defaults("0.32.0", (Gpu(0, "NVIDIA GeForce RTX 4090", 24.0, "GPU-0"),))
+    assert (512, 4096) not in sizes(seeds(made, on_a_4090))
+    assert sizes(seeds(with_throughput_mode(made), on_a_4090))[0] == (512, 4096)
+    assert set(seeds(made, on_a_4090)) < set(seeds(with_throughput_mode(made), on_a_4090))
+
+
+def test_a_large_budget_is_larger_than_vllms_own(tmp_path: Path) -> None:
+    made = plan(tmp_path / "s")
+    assert (128, 8192) in sizes(seeds(made, vllm_defaults("0.32.0", ())))
+    large = sizes(seeds(made, DEFAULTS))
+    assert (1024, 16384) in large and (1024, 8192) not in large, "8192 is the default of an H100"
+    both = sizes(seeds(with_throughput_mode(made), DEFAULTS))
+    assert both == large, "up to 1024 sequences the mode and the large budget are the same there"
+
+
+def test_seeds_that_run_the_same_compiled_code_come_one_after_the_other(tmp_path: Path) -> None:
+    made = with_threshold(with_throughput_mode(replace(planned(tmp_path), workload=workload("random:1000-3000,500"))))
+    keys = [compile_key(c) for c in seeds(made, DEFAULTS, H100)]
+    assert len(set(keys)) == len(keys) - 1, "with and without the cap on long prompts"
+    at = keys.index(next(key for key in keys if keys.count(key) == 2))
+    assert keys[at] == keys[at + 1]
 
 
 def test_an_open_loop_that_has_no_levels_has_its_seed_all_the_same(tmp_path: Path) -> None:

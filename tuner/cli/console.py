@@ -9,6 +9,7 @@ from typing import Self, TextIO
 from tuner import formatting
 from tuner.candidate import Candidate
 from tuner.measurement import LoadKind, Measurement
+from tuner.study import confirm
 from tuner.study.events import (
     Event,
     LevelMeasured,
@@ -19,8 +20,10 @@ from tuner.study.events import (
     TrialStarted,
 )
 from tuner.study.plan import LoadPolicy, StudyPlan
+from tuner.study.plateau import RISE
 from tuner.study.record import Role, TrialOutcome, TrialRecord, asked
-from tuner.study.result import StudyResult
+from tuner.study.result import Lack, StudyResult
+from tuner.study.sentence import LACKS
 from tuner.verdict import Outcome, Verdict
 
 
@@ -142,6 +145,10 @@ def plan_lines(plan: StudyPlan, vllm_version: str, sampler: str) -> str:
     lines += [f"left out  {d.flag}: {d.why}" for d in plan.dropped]
     lines.append(f"default   {describe(plan.baseline)}")
     lines.append(f"starts    {plan.starts} + {plan.confirm_starts} to confirm, {_time(plan)}")
+    if plan.patience is not None:
+        lines.append(
+            f"patience  the search ends after {plan.patience} starts without {formatting.share(RISE)} more QPS"
+        )
     return "\n".join(lines)
 
 
@@ -153,15 +160,18 @@ def _time(plan: StudyPlan) -> str:
     return f"at most about {formatting.duration(search_s + confirm_s)} with 90 s a start{limit}"
 
 
-def result_lines(result: StudyResult, records: tuple[TrialRecord, ...], paths: dict[str, str]) -> str:
+def result_lines(
+    result: StudyResult, records: tuple[TrialRecord, ...], baseline: Candidate, paths: dict[str, str]
+) -> str:
     """What the study ends with: winner beside default, refused starts by cause, and where the files are."""
     lines = [result.sentence, ""]
     shown_default = result.default or result.default_seen
+    lack = LACKS[confirm.lack(records, baseline) or Lack.NOT_MEASURED]
     for name, figures in (("winner", result.winner), ("default", shown_default)):
         if figures is None:
-            lines.append(f"{name:<8}  was not measured" if name == "default" else f"{name:<8}  none kept the limits")
+            lines.append(f"{name:<8}  {lack if name == 'default' else 'none kept the limits'}")
             continue
-        broke = "" if name == "winner" or result.default else "  (breaks the limits)"
+        broke = "" if name == "winner" or result.default else f"  ({lack})"
         spread = f" ({figures.qps_low:.3g}–{figures.qps_high:.3g})" if len(figures.trials) > 1 else ""
         lines.append(
             f"{name:<8}  {formatting.qps(figures.qps)}{spread}  P99 TTFT {formatting.ms(figures.p99_ttft_ms)}  "

@@ -54,6 +54,9 @@ def search_options(
     trials: Annotated[int, typer.Option(help="Starts that search.")] = 60,
     confirm: Annotated[int, typer.Option(help="Starts that confirm winner and default at the end.")] = 4,
     time_budget: Annotated[str, typer.Option(help="8h, 90m, 1h30m, or none. Confirmation is inside it.")] = "8h",
+    patience: Annotated[
+        int | None, typer.Option(help="End the search after so many starts without 1 % more QPS. Default: never.")
+    ] = None,
     study: Annotated[str | None, typer.Option(help="Name; the same name goes on with an earlier study.")] = None,
     studies: Studies = STUDIES,
     vllm: Vllm = VLLM,
@@ -79,7 +82,7 @@ def search_options(
     _only_after_dashes(context.args)
     return SearchOptions(
         model=model, gpus=gpus, slos=tuple(slo or DEFAULT_SLOS), workload=workload, space=space, trials=trials,
-        confirm=confirm, time_budget=time_budget, study=study, studies=studies, vllm=vllm,
+        confirm=confirm, time_budget=time_budget, patience=patience, study=study, studies=studies, vllm=vllm,
         tensor_parallel_size=tensor_parallel_size, workers=workers, seed=seed, storage=storage, load=load,
         probe_seconds=probe_seconds, burstiness=burstiness, levels=levels,
         level_seconds=level_seconds, warm_up_seconds=warm_up_seconds, start_limit_seconds=start_limit_seconds,

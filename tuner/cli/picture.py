@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from tuner.candidate import Candidate
 from tuner.cli.folders import State
 from tuner.measurement import Measurement
-from tuner.report.tables import FINDS, spent_s
+from tuner.report.tables import FINDS
 from tuner.study import confirm
 from tuner.study.plan import StudyPlan
-from tuner.study.record import Role, TrialOutcome, TrialRecord
-from tuner.study.result import Figures, StudyResult
+from tuner.study.record import Role, TrialRecord
+from tuner.study.result import Figures, Lack, StudyResult
 
 LAST = 5
 """Outcomes that are shown."""
@@ -67,7 +67,7 @@ class Picture:
 
     @property
     def done(self) -> int:
-        return sum(counts(r) and r.role is not Role.CHECK for r in self.records)
+        return sum(r.counts and r.role is not Role.CHECK for r in self.records)
 
     @property
     def best(self) -> Figures | None:
@@ -82,6 +82,11 @@ class Picture:
     def default(self) -> Figures | None:
         """The default within the limits, else as it was seen."""
         return self._kept_default or confirm.seen(self.records, self.plan.baseline)
+
+    @property
+    def default_lack(self) -> Lack | None:
+        """Why the default has no figures that count; None where it has, or none of its starts is over yet."""
+        return None if self.default_keeps else confirm.lack(self.records, self.plan.baseline)
 
     @property
     def default_keeps(self) -> bool:
@@ -106,21 +111,16 @@ class Picture:
         return by_pace_s if budget is None else min(by_pace_s, max(0.0, budget - self.elapsed_s))
 
     def _left_by_pace_s(self) -> float:
-        spent = [spent_s(r) for r in self.records if counts(r)]
+        spent = [r.phases.spent_s for r in self.records if r.counts]
         mean_s = sum(spent) / len(spent) if spent else self.plan.load.longest_s + START_S
-        confirmed = sum(r.role is Role.CONFIRM and counts(r) for r in self.records)
-        searched = sum(r.role in FINDS and counts(r) for r in self.records)
+        confirmed = sum(r.role is Role.CONFIRM and r.counts for r in self.records)
+        searched = sum(r.role in FINDS and r.counts for r in self.records)
         search_s = mean_s * max(0, self.plan.starts - searched) / len(self.plan.groups)
         # A claim of an open loop takes far longer than the starts that it follows.
         confirm_s = mean_s if self.plan.load.open is None else self.plan.load.confirm_s + START_S
         return search_s + confirm_s * max(0, self.plan.confirm_starts - confirmed)
 
 
-def counts(record: TrialRecord) -> bool:
-    """Whether a start counts against the plan: those that the machine or a person spoilt are done again."""
-    return record.outcome not in (TrialOutcome.INTERRUPTED, TrialOutcome.INFRASTRUCTURE)
-
-
 def spent_before_s(plan: StudyPlan, records: Sequence[TrialRecord]) -> float:
     """What finished trials took, as the loop adds it to its time when it goes on."""
-    return sum(spent_s(r) for r in records) / len(plan.groups)
+    return sum(r.phases.spent_s for r in records) / len(plan.groups)

@@ -27,6 +27,7 @@ from tuner.study.events import Event, LevelMeasured, Notice, PhaseChanged, Study
 from tuner.study.plan import LoadPolicy, StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.result import Figures, StudyResult
+from tuner.study.sentence import LACKS
 
 DRAWN_PER_SECOND = 1.0
 """The load comes from this process: drawing must not take the interpreter from it more often than needed."""
@@ -241,9 +242,9 @@ def _best(p: Picture) -> list[RenderableType]:
         sure = f"  confirmed {len(best.trials)}×" if best.fresh else ""
         lines.append(_line((title, "bold"), _figures(best), (gain, "bold green"), sure))
         lines.append(_line(" " * 13, (describe(best.candidate), "dim")))
-    broke = "" if p.default_keeps or default is None else "  breaks the limits"
-    seen = _figures(default) if default else "not measured yet"
-    lines.append(_line(("default      ", "bold"), seen, (broke, "yellow")))
+    lack = LACKS[p.default_lack] if p.default_lack else ""
+    seen = f"{_figures(default)}  " if default else "" if lack else "not measured yet"
+    lines.append(_line(("default      ", "bold"), seen, (lack, "yellow")))
     return [*lines, Text()]
 
 

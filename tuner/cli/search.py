@@ -130,7 +130,7 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
     with progress(plan, environment.vllm_version, store.records(), look) as shown, _signals_set(stop, shown):
         runner = TrialRunner(plan, store, clock, gpu_adapter(), shown.show, stop)
         result = Loop(plan, store, search, runner.run, shown.show, clock, stop, write_outputs).run()
-    print(printable(result_lines(result, store.records(), paths)))
+    print(printable(result_lines(result, store.records(), plan.baseline, paths)))
     if stop.is_set():
         raise InterruptedSearchError(
             f"interrupted after {result.starts} starts; the best so far is written",

@@ -14,6 +14,8 @@ GROWS = "the backlog grows without end"
 FEWEST_S = 10.0
 FEWEST_SHARE = 0.25
 """Of a level's time, where that is more than FEWEST_S: what a burst left is gone again in a long level."""
+FEWEST_POINTS = 10
+"""Where the first request comes late, or this process was stopped for a while, time alone makes no slope."""
 
 RECENT = 20
 SURE = 3.0
@@ -48,7 +50,7 @@ class Backlog:
         self._at_s.append(progress.elapsed_s)
         self._in_flight.append(progress.in_flight)
         self._ttft_ms.append(float(np.mean(recent)))
-        if progress.elapsed_s < max(FEWEST_S, FEWEST_SHARE * self.level_s):
+        if progress.elapsed_s < max(FEWEST_S, FEWEST_SHARE * self.level_s) or len(self._at_s) < FEWEST_POINTS:
             return False
         at_s = np.asarray(self._at_s)
         return all(_grows(at_s, np.asarray(values)) for values in (self._in_flight, self._ttft_ms))

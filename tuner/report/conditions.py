@@ -101,5 +101,6 @@ def repeat_command(study: StudyFiles) -> str:
     words += ["--seed", str(plan.seed), "--study", f"{plan.study}-again"]
     words += [*_load_flags(plan.load), "--warm-up-seconds", f"{plan.load.warm_up_s:g}"]
     words += ["--start-limit-seconds", f"{plan.start_limit_s:g}"]
+    words += ["--patience", str(plan.patience)] if plan.patience is not None else []
     words += ["--vllm", shlex.join(plan.base.command)] if plan.base.command != ("vllm", "serve") else []
     return " ".join(map(shell_word, [*words, *(("--", *plan.base.extra) if plan.base.extra else ())]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from tuner import formatting
 from tuner.report.tables import StudyFiles, began
+from tuner.report.words import Words
+from tuner.study.compiled import Cache, start_times_s
 from tuner.study.record import TrialOutcome
 
 POINTS = 600
@@ -64,6 +68,17 @@ def phase_shares(rows: Sequence[PhaseRow]) -> dict[Phase, float]:
     """Share of the night that all groups together spent in each phase."""
     total = sum(row.length_h for row in rows)
     return {p: sum(r.length_h for r in rows if r.phase is p) / total for p in Phase} if total else {}
+
+
+def start_times(study: StudyFiles, words: Words) -> str:
+    """Median time until a server was ready, by what vLLM's compile cache held; empty before the first."""
+    times = start_times_s(study.records)
+    texts = [
+        words(key, time=formatting.duration(statistics.median(seconds)), n=len(seconds))
+        for cache, key in ((Cache.COLD, "start-cold"), (Cache.WARM, "start-warm"), (None, "start-other"))
+        if (seconds := times.get(cache))
+    ]
+    return "; ".join(texts)
 
 
 class Channel(NamedTuple):

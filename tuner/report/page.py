@@ -24,6 +24,7 @@ from tuner.report.refusals import refused_rows
 from tuner.report.tables import StudyFiles, TrialRow, best_so_far, level_rows, read_study, trial_rows
 from tuner.report.words import Language, Words
 from tuner.slo import Metric
+from tuner.study import confirm
 
 
 class Drawing(NamedTuple):
@@ -103,6 +104,8 @@ def _top(study: StudyFiles, words: Words, gpu_price: float | None) -> dict[str, 
     first = winner or default
     second = default if winner is not None and not study.default_won else None
     launched = study.quoted(study.winner)
+    lacking = study.result is not None and study.result.default is None
+    lack = confirm.lack(study.records, study.plan.baseline) if lacking else None
     version = study.environment.tuner_version if study.environment else formatting.NOT_OBSERVED
     return {
         "study": study,
@@ -114,7 +117,7 @@ def _top(study: StudyFiles, words: Words, gpu_price: float | None) -> dict[str, 
         "summary": summary.summary_rows(first, second, words, gpu_price) if first else [],
         "first_name": words("default") if study.default_won or winner is None else words("winner"),
         "second_name": words("default") if second else "",
-        "default_broke": study.result is not None and study.result.default is None and default is not None,
+        "default_lack": words(f"lack-{lack}") if lack is not None and default is not None else "",
         "default_reasons": summary.default_reasons(study) or formatting.NOT_OBSERVED,
         "cautions": summary.caution_rows(study, words),
         "environment": conditions.environment_rows(study, words),
@@ -150,6 +153,7 @@ def _body(study: StudyFiles, rows: Sequence[TrialRow], words: Words) -> dict[str
         **_parameters(study, winner, words),
         "refused": refused_rows(study.records),
         "night": night_drawing,
+        "start_times": night.start_times(study, words),
         "flat_rem": 8 + 2 * len(study.plan.groups),
         "shares": ", ".join(f"{words(f'phase-{p}')} {formatting.share(s)}" for p, s in spent.items()),
     }

@@ -13,7 +13,7 @@ from tuner.report.quote import flags_of, visible_gpus
 from tuner.report.tables import StudyFiles, shown_level
 from tuner.report.words import Language, Words
 from tuner.study import confirm
-from tuner.study.result import Decision, Figures, StudyResult
+from tuner.study.result import Decision, Figures, Lack, StudyResult
 
 
 def sentence(study: StudyFiles, words: Words) -> str:
@@ -34,6 +34,7 @@ def sentence(study: StudyFiles, words: Words) -> str:
         return words("sentence-nothing", limits=limits, tail=tail)
     sure = words("sure-fresh", n=len(winner.trials)) if winner.fresh else words("sure-not")
     said = {"ttft": formatting.ms(winner.p99_ttft_ms), "limits": limits, "sure": sure, "tail": tail}
+    said["lack"] = words(f"lack-{confirm.lack(study.records, study.plan.baseline) or Lack.NOT_MEASURED}")
     if (search := study.plan.load.open) is not None:
         accuracy = f", ± {formatting.share(confirm.CLAIM_ACCURACY)}" if winner.fresh else ""
         said |= {"qps": formatting.significant(winner.qps), "accuracy": accuracy, "arrivals": str(search.arrivals)}
@@ -204,6 +205,6 @@ def default_reasons(study: StudyFiles) -> str:
         reason
         for record in study.starts_of(study.plan.baseline)
         if record.best is None and (level := shown_level(record)) is not None
-        for reason in level.verdict.reasons
+        for reason in ((record.cause.explanation,) if record.cause else level.verdict.reasons)
     ]
     return "; ".join(map(formatting.one_line, dict.fromkeys(reasons)))

@@ -147,7 +147,7 @@ def trial_rows(study: StudyFiles) -> list[TrialRow]:
                 candidate=record.candidate,
                 group=record.group,
                 began_h=begin_h,
-                ended_h=begin_h + spent_s(record) / 3600,
+                ended_h=begin_h + record.phases.spent_s / 3600,
                 load=str(measured.load) if measured else None,
                 qps=record.qps if record.qps is not None else measured.qps if measured else None,
                 p99_ttft_ms=measured.ttft_ms.p99 if measured and measured.ttft_ms else None,
@@ -163,11 +163,6 @@ def trial_rows(study: StudyFiles) -> list[TrialRow]:
 
 def began(record: TrialRecord) -> datetime:
     return datetime.fromisoformat(record.started_at)
-
-
-def spent_s(record: TrialRecord) -> float:
-    phases = record.phases
-    return sum(s for s in (phases.start_s, phases.warm_up_s, phases.measure_s, phases.stop_s) if s is not None)
 
 
 def shown_level(record: TrialRecord) -> Level | None:

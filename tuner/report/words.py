@@ -49,16 +49,16 @@ TABLE: dict[str, tuple[str, str]] = {
         "QPS 比默认配置 {gain}，P99 TTFT {ttft}（{limits}），{sure}；{tail}。",
     ),
     "sentence-only": (
-        "{qps} where the default breaks the limits, at P99 TTFT {ttft} ({limits}), {sure}; {tail}.",
-        "{qps}（默认配置不满足限制），P99 TTFT {ttft}（{limits}），{sure}；{tail}。",
+        "{qps} where the default {lack}, at P99 TTFT {ttft} ({limits}), {sure}; {tail}.",
+        "{qps}（默认配置{lack}），P99 TTFT {ttft}（{limits}），{sure}；{tail}。",
     ),
     "sentence-open-winner": (
         "Sustains {qps} QPS{accuracy} ({arrivals}), {gain} over the default at P99 TTFT {ttft} ({limits}), {sure}; {tail}.",
         "可持续 {qps} QPS{accuracy}（{arrivals} 到达），比默认配置 {gain}，P99 TTFT {ttft}（{limits}），{sure}；{tail}。",
     ),
     "sentence-open-only": (
-        "Sustains {qps} QPS{accuracy} ({arrivals}), where the default breaks the limits, at P99 TTFT {ttft} ({limits}), {sure}; {tail}.",
-        "可持续 {qps} QPS{accuracy}（{arrivals} 到达；默认配置不满足限制），P99 TTFT {ttft}（{limits}），{sure}；{tail}。",
+        "Sustains {qps} QPS{accuracy} ({arrivals}), where the default {lack}, at P99 TTFT {ttft} ({limits}), {sure}; {tail}.",
+        "可持续 {qps} QPS{accuracy}（{arrivals} 到达；默认配置{lack}），P99 TTFT {ttft}（{limits}），{sure}；{tail}。",
     ),
     "sentence-keep": (
         "Keep the default: nothing beat its {qps} by more than the noise; {tail}.",
@@ -86,10 +86,14 @@ TABLE: dict[str, tuple[str, str]] = {
     "default": ("default", "默认"),
     "change": ("change", "变化"),
     "vllm-default": ("vLLM's default configuration", "vLLM 默认配置"),
-    "broke-limits": (
-        "The default broke the limits ({reasons}); these are figures of it all the same.",
-        "默认配置不满足限制（{reasons}），此处仍列出其测量值。",
+    "default-lacks": (
+        "The default {lack} ({reasons}); these are figures of it all the same.",
+        "默认配置{lack}（{reasons}），此处仍列出其测量值。",
     ),
+    "lack-breaks-limits": ("breaks the limits", "不满足限制"),
+    "lack-does-not-start": ("does not start", "无法启动"),
+    "lack-dies-under-load": ("dies under load", "在负载下崩溃"),
+    "lack-not-measured": ("could not be measured", "未能测得有效结果"),
     # --- rows of the comparison
     "row-qps": ("QPS", "QPS"),
     "row-qps-range": ("QPS over its starts", "各次启动的 QPS 范围"),
@@ -180,6 +184,13 @@ TABLE: dict[str, tuple[str, str]] = {
     "hint": ("hint", "提示"),
     "night-title": ("The night", "时间线"),
     "night-note": ("Share of the time of all GPU groups: {shares}.", "所有 GPU 组的时间占比：{shares}。"),
+    "night-starts": ("Time until a server was ready: {times}.", "服务就绪用时：{times}。"),
+    "start-cold": ("{time} where vLLM compiled (median of {n})", "vLLM 需编译时 {time}（{n} 次的中位数）"),
+    "start-warm": (
+        "{time} with the code in its compile cache (median of {n})",
+        "命中编译缓存时 {time}（{n} 次的中位数）",
+    ),
+    "start-other": ("{time} (median of {n})", "{time}（{n} 次的中位数）"),
     "trials-title": ("Every start", "全部启动"),
     "trials-show": ("Show the table of {n} starts", "显示 {n} 次启动的表格"),
     "environment-title": ("Measured on, and how to repeat it", "测量环境与复现方法"),

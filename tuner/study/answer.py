@@ -20,8 +20,9 @@ from tuner.load.capacity_search import (
     search_capacity,
 )
 from tuner.measurement import Load, LoadKind
+from tuner.study import confirm
 from tuner.study.open_probe import InvalidLoadError
-from tuner.study.record import Level, TrialOutcome
+from tuner.study.record import Level, TrialOutcome, TrialRecord
 from tuner.verdict import Outcome
 
 
@@ -88,6 +89,14 @@ class OpenAnswer:
         if outcome is not TrialOutcome.BEHIND or self.capacity is None or self.incumbent is None:
             return self.client_faults
         return [*self.client_faults, _behind(self.capacity, self.incumbent)]
+
+
+def incumbent(records: Sequence[TrialRecord]) -> Incumbent | None:
+    """The best of the search so far, as the capacity search races against it; None before anything was feasible."""
+    feasible = [r for r in records if r.role not in confirm.SET_APART and r.qps is not None]
+    found = [r.capacity for r in feasible if r.capacity is not None]
+    known = [Incumbent(c.rate, c.saturation, c.answer_s) for c in found if c.rate is not None]
+    return max(known, key=lambda best: best.rate, default=None)
 
 
 def _is_kept(level: Level) -> bool:

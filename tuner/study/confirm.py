@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tuner.candidate import Candidate
-from tuner.measurement import Measurement
+from tuner.measurement import LoadKind, Measurement
 from tuner.study.record import Role, TrialOutcome, TrialRecord, lowest
-from tuner.study.result import Decision, Figures
+from tuner.study.result import Decision, Figures, Lack
 
 CLAIM_ACCURACY = 0.03
 """Spread (one standard deviation) of claims on the axis of the load: 2.3 to 3.4 % (docs/measuring.md)."""
@@ -48,6 +48,38 @@ def searched(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | 
     """The candidate's figures from the trial that found it, whatever fresh starts there are."""
     found = [r for r in records if r.candidate == candidate and r.role not in SET_APART]
     return _counted(found, candidate, fresh=False)
+
+
+def lack(records: Sequence[TrialRecord], candidate: Candidate) -> Lack | None:
+    """Why `figures` has none of it; None where it has, and where no start of it is over yet."""
+    found = [r for r in records if r.candidate == candidate and r.role not in SET_APART]
+    runs = fresh_runs(records, candidate) or ([] if any(r.qps is not None for r in found) else found)
+    match next((r.outcome for r in reversed(runs) if r.qps is None), None):
+        case None:
+            return None
+        case TrialOutcome.INFEASIBLE:
+            return Lack.BREAKS_LIMITS
+        case TrialOutcome.REFUSED:
+            return Lack.DOES_NOT_START
+        case TrialOutcome.DIED:
+            return Lack.DIES_UNDER_LOAD
+        case _:
+            return Lack.NOT_MEASURED
+
+
+def compared(
+    records: Sequence[TrialRecord], baseline: Candidate, load: LoadKind
+) -> tuple[Figures | None, Figures | None]:
+    """Figures of the best finalist and of the default, of one kind; None where no start of theirs counts.
+
+    An estimate reads higher than a claim: until both are claimed, the two estimates are compared.
+    """
+    ranked = finalists(records)
+    default = figures(records, baseline)
+    winner = figures(records, ranked[0].candidate) if ranked else None
+    if load is LoadKind.OPEN and winner and default and winner.fresh is not default.fresh:
+        return searched(records, winner.candidate), searched(records, baseline)
+    return winner, default
 
 
 def _counted(runs: Sequence[TrialRecord], candidate: Candidate, *, fresh: bool) -> Figures | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 
@@ -13,16 +13,19 @@ from tuner import formatting
 from tuner.candidate import Candidate
 from tuner.clock import Clock
 from tuner.errors import EnvironmentFaultError
-from tuner.load.arrivals import Arrivals
 from tuner.load.capacity_search import Incumbent
 from tuner.measurement import LoadKind, Measurement
 from tuner.placement import GpuGroup
 from tuner.study import confirm
+from tuner.study.answer import incumbent
+from tuner.study.compiled import Cache, expected_start_s
 from tuner.study.events import Event, Notice, StudyFinished, TrialFinished, TrialStarted
 from tuner.study.plan import LoadPolicy, StudyPlan
+from tuner.study.plateau import RISE, starts_without_rise
 from tuner.study.record import Role, TrialOutcome, TrialRecord
-from tuner.study.result import Decision, Figures, StudyResult
+from tuner.study.result import Decision, StudyResult
 from tuner.study.search import Proposal, Search, SpaceExhaustedError
+from tuner.study.sentence import disturbance, sentence
 from tuner.study.store import Store
 
 ATTEMPTS = 3
@@ -31,6 +34,9 @@ ATTEMPTS = 3
 FAULTS_IN_A_ROW = 3
 """As many starts that the machine spoilt, one after the other, end the night: the rest would fare no better."""
 
+
+UNKNOWN_START_S = 60.0
+"""What a start is taken to need before any was seen."""
 
 LEAST_DISK_BYTES = 2**30
 """Less free disk than this, and a log or a compile cache may fill it in the middle of a trial."""
@@ -79,7 +85,7 @@ class Loop:
 
     def run(self) -> StudyResult:
         self._records = list(self.store.records())
-        self._spent_before_s = sum(_seconds(r) for r in self._records) / len(self.plan.groups)
+        self._spent_before_s = sum(r.phases.spent_s for r in self._records) / len(self.plan.groups)
         self._began_ns = self.clock.now_ns()
         self.search.restore(self._records)
         with ThreadPoolExecutor(len(self.plan.groups)) as pool:
@@ -140,10 +146,15 @@ class Loop:
     @property
     def _searched(self) -> int:
         """Starts that count against the plan: interrupted ones and those the machine spoilt are done again."""
-        return sum(r.search_trial is not None and _counts(r) for r in self._records)
+        return sum(r.search_trial is not None and r.counts for r in self._records)
 
     def _another_start(self, in_flight: int) -> bool:
         if self.stop.is_set() or self._searched + in_flight >= self.plan.starts:
+            return False
+        patience = self.plan.patience
+        if patience is not None and starts_without_rise(self._records) >= patience:
+            if not in_flight:  # one in flight may still bring the rise, and the search goes on
+                self.emit(Notice(f"the search ends here: {patience} starts without {formatting.share(RISE)} more QPS"))
             return False
         self._need_room_on_disk()
         budget = self.plan.time_budget_s
@@ -151,25 +162,31 @@ class Loop:
             return True
         # At most half for the claims, or a short budget would search nothing that could be claimed.
         claims_s = min(self._expected_claim_s * self.plan.confirm_starts, budget / 2)
-        in_time = self._elapsed_s + self._expected_s + claims_s <= budget or not self._records
+        # What searches has to compile. Of 70 proposals (two studies of 40 starts, default space) one had the sizes of
+        # an earlier start and four were within 5 % of them: to hold back cold ones for warm ones would gain nothing.
+        in_time = self._elapsed_s + self._expected_s(Cache.COLD) + claims_s <= budget or not self._records
         if not in_time and not in_flight:
             self.emit(Notice("the search ends here: what is left of --time-budget is for confirming starts"))
         return in_time
 
-    @property
-    def _expected_s(self) -> float:
-        """Seconds that the next start is likely to take: as the longest of those that were measured to their end."""
-        searched = (_seconds(r) for r in self._records if r.levels and r.role is not Role.CONFIRM)
-        return max(searched, default=60.0 + self.plan.load.longest_s)
+    def _expected_s(self, cache: Cache) -> float:
+        """Seconds that a start of the search is likely to take: ready as in the median, under load as the longest."""
+        searched = (r.phases for r in self._records if r.levels and r.role is not Role.CONFIRM)
+        load_s = max((phases.spent_s - (phases.start_s or 0.0) for phases in searched), default=None)
+        return self._start_s(cache) + (self.plan.load.longest_s if load_s is None else load_s)
+
+    def _start_s(self, cache: Cache) -> float:
+        seconds = expected_start_s(self._records, cache)
+        return UNKNOWN_START_S if seconds is None else seconds
 
     @property
     def _expected_claim_s(self) -> float:
         """Seconds that a confirming start is likely to take: in an open loop far longer than one that searches."""
         if self.plan.load.open is None:
-            return self._expected_s
+            return self._expected_s(Cache.WARM)  # winner and default have started before
         best = incumbent(self._records)
-        starts_s = max((r.phases.start_s or 0.0 for r in self._records if r.levels), default=60.0)
-        return starts_s + self.plan.load.warm_up_s + self.plan.load.open.claim_s(best.rate if best else math.inf)
+        load_s = self.plan.load.warm_up_s + self.plan.load.open.claim_s(best.rate if best else math.inf)
+        return self._start_s(Cache.WARM) + load_s
 
     @property
     def _elapsed_s(self) -> float:
@@ -219,7 +236,7 @@ class Loop:
         best = max((r.qps for r in self._records if r.qps is not None), default=0.0)
         self._records.append(record)
         if record.search_trial is not None:
-            if _counts(record) or record.attempt >= ATTEMPTS:
+            if record.counts or record.attempt >= ATTEMPTS:
                 self.search.tell(record)
             else:
                 self.search.again(record.search_trial)
@@ -268,15 +285,15 @@ class Loop:
         budget = self.plan.time_budget_s
         if budget is None or self._elapsed_s + self._expected_claim_s <= budget:
             return True
-        return len({r.candidate.id for r in self._records if r.role is Role.CONFIRM and _counts(r)}) < 2
+        return len({r.candidate.id for r in self._records if r.role is Role.CONFIRM and r.counts}) < 2
 
     @property
     def _done(self) -> int:
-        return sum(_counts(r) for r in self._records)
+        return sum(r.counts for r in self._records)
 
     def _next_to_confirm(self) -> tuple[Candidate, TrialRecord] | None:
         """A candidate, and the start of the search that found what it can do; None where nothing is to be done."""
-        confirmed = sum(r.role is Role.CONFIRM and _counts(r) for r in self._records)
+        confirmed = sum(r.role is Role.CONFIRM and r.counts for r in self._records)
         ranked = confirm.finalists(self._records)
         if confirmed >= self.plan.confirm_starts or not ranked:
             return None
@@ -310,13 +327,7 @@ class Loop:
 
     def _result(self, *, complete: bool) -> StudyResult:
         records = self._records
-        ranked = confirm.finalists(records)
-        default = confirm.figures(records, self.plan.baseline)
-        winner = confirm.figures(records, ranked[0].candidate) if ranked else None
-        if self.plan.load.open is not None and winner and default and winner.fresh is not default.fresh:
-            # An estimate reads higher than a claim: until both are claimed, the two estimates are compared.
-            default = confirm.searched(records, self.plan.baseline)
-            winner = confirm.searched(records, winner.candidate)
+        winner, default = confirm.compared(records, self.plan.baseline, self.plan.load.kind)
         decision = confirm.decide(winner, default)
         refused = sum(r.outcome in (TrialOutcome.REFUSED, TrialOutcome.DIED) for r in records)
         return StudyResult(
@@ -341,75 +352,7 @@ class Loop:
 _numbering = threading.Lock()
 
 
-def incumbent(records: Sequence[TrialRecord]) -> Incumbent | None:
-    """The best of the search so far, as the capacity search races against it; None before anything was feasible."""
-    feasible = [r for r in records if r.role not in confirm.SET_APART and r.qps is not None]
-    found = [r.capacity for r in feasible if r.capacity is not None]
-    known = [Incumbent(c.rate, c.saturation, c.answer_s) for c in found if c.rate is not None]
-    return max(known, key=lambda best: best.rate, default=None)
-
-
 def _in_closed_loop(record: TrialRecord) -> Measurement | None:
     """The level that the check of the groups repeats: the one that counts, or what saturated the server."""
     closed = [level.measurement for level in record.levels if level.measurement.load.kind is LoadKind.CLOSED]
     return record.best_level if record.best_level in closed else next(iter(closed), None)
-
-
-def _counts(record: TrialRecord) -> bool:
-    return record.outcome not in (TrialOutcome.INTERRUPTED, TrialOutcome.INFRASTRUCTURE)
-
-
-def _seconds(record: TrialRecord) -> float:
-    phases = record.phases
-    return sum(s or 0.0 for s in (phases.start_s, phases.warm_up_s, phases.measure_s, phases.stop_s))
-
-
-def disturbance(alone: Measurement, together: Sequence[TrialRecord]) -> str:
-    """What running side by side costs, in words."""
-    side_by_side = [r.levels[0].measurement.qps for r in together if r.levels]
-    slowest = min((qps for qps in side_by_side if qps is not None), default=None)
-    if slowest is None or alone.qps is None:
-        return "whether GPU groups disturb each other could not be measured; finalists are measured alone all the same"
-    return (
-        f"GPU groups side by side: {formatting.change(slowest, alone.qps)} QPS on the slowest of {len(together)} "
-        f"against one alone; finalists are measured alone"
-    )
-
-
-def sentence(
-    plan: StudyPlan,
-    decision: Decision,
-    winner: Figures | None,
-    default: Figures | None,
-    records: Sequence[TrialRecord],
-    elapsed_s: float,
-) -> str:
-    """The study in one sentence: what won, by how much, against which limits, and how sure that is."""
-    refused = sum(r.outcome in (TrialOutcome.REFUSED, TrialOutcome.DIED) for r in records)
-    tail = f"{len(records)} starts, {formatting.duration(elapsed_s)}, {refused} refused"
-    limits = ", ".join(map(str, plan.slos))
-    if decision is Decision.NOTHING_FEASIBLE or (winner is None and default is None):
-        return f"No candidate kept {limits} without preemption; {tail}."
-    if decision is Decision.KEEP_DEFAULT:
-        shown = default or winner
-        assert shown is not None
-        return f"Keep the default: nothing beat its {formatting.qps(shown.qps)} by more than the noise; {tail}."
-    assert winner is not None
-    gain = _gain(winner, default) if plan.load.open is None else _sustained(winner, default, plan.load.open.arrivals)
-    starts = "1 fresh start" if len(winner.trials) == 1 else f"{len(winner.trials)} fresh starts"
-    sure = f"confirmed in {starts}" if winner.fresh else "not confirmed by a fresh start yet"
-    return f"{gain} at P99 TTFT {formatting.ms(winner.p99_ttft_ms)} ({limits}), no preemption, {sure}; {tail}."
-
-
-def _gain(winner: Figures, default: Figures | None) -> str:
-    if default is None:
-        return f"{formatting.qps(winner.qps)} where the default breaks the limits"
-    return f"{formatting.change(winner.qps, default.qps)} QPS over the default"
-
-
-def _sustained(winner: Figures, default: Figures | None, arrivals: Arrivals) -> str:
-    than = "where the default breaks the limits"
-    if default is not None:
-        than = f"{formatting.change(winner.qps, default.qps)} over the default"
-    sure = f", ± {formatting.share(confirm.CLAIM_ACCURACY)}" if winner.fresh else ""
-    return f"Sustains {formatting.significant(winner.qps)} QPS{sure} ({arrivals}), {than}"

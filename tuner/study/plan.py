@@ -86,7 +86,8 @@ class StudyPlan:
     """`starts` counts every start of a server that searches, `confirm_starts` those that confirm at the end.
 
     `given` holds the values of the flags that the person's own words set, as far as the argument rules need them.
-    `start_limit_s` is how long a server may take to be ready; `time_budget_s` None is no limit.
+    `start_limit_s` is how long a server may take to be ready; `time_budget_s` None is no limit. The search ends early
+    after `patience` of its own starts without a gain (plateau.py); None, and in plans that do not tell: never.
     """
 
     study: str
@@ -106,6 +107,7 @@ class StudyPlan:
     seed: int
     storage: str
     created_at: str
+    patience: int | None = None
     schema: int = 1
 
     @property

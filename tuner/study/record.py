@@ -57,6 +57,10 @@ class Phases:
     measure_s: float | None = None
     stop_s: float | None = None
 
+    @property
+    def spent_s(self) -> float:
+        return sum(s for s in (self.start_s, self.warm_up_s, self.measure_s, self.stop_s) if s is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class TrialRecord:
@@ -90,6 +94,16 @@ class TrialRecord:
     incumbent: Incumbent | None = None
     claim: Claim | None = None
     schema: int = SCHEMA
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts against the plan: what the machine or a person spoilt is done again."""
+        return self.outcome not in (TrialOutcome.INTERRUPTED, TrialOutcome.INFRASTRUCTURE)
+
+    @property
+    def got_ready(self) -> bool:
+        """Whether its server answered before anything was asked of it."""
+        return self.phases.warm_up_s is not None
 
     @property
     def best_level(self) -> Measurement | None:

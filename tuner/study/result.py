@@ -14,6 +14,15 @@ class Decision(StrEnum):
     NOTHING_FEASIBLE = "nothing-feasible"
 
 
+class Lack(StrEnum):
+    """Why a candidate has no figures that count: what its starts came to."""
+
+    BREAKS_LIMITS = "breaks-limits"
+    DOES_NOT_START = "does-not-start"
+    DIES_UNDER_LOAD = "dies-under-load"
+    NOT_MEASURED = "not-measured"
+
+
 @dataclass(frozen=True, slots=True)
 class Figures:
     """A candidate's figures over the starts named in `trials`: QPS mean and range, P99 TTFT of the worst start.

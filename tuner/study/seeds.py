@@ -8,34 +8,51 @@ from collections.abc import Mapping
 from tuner.candidate import Candidate, Value
 from tuner.environment import Gpu
 from tuner.space.parameter import Parameter
+from tuner.study.compiled import neighbours
 from tuner.study.memory import KV_BYTES, UTILIZATION, fullest
 from tuner.study.plan import StudyPlan
 
 THRESHOLD = "long-prefill-token-threshold"
+SEQUENCES, TOKENS = "max-num-seqs", "max-num-batched-tokens"
+LARGE_BUDGET = 8192
+"""Tokens; a GPU for which vLLM chooses as many gets twice its default."""
 
 
 def seeds(plan: StudyPlan, defaults: Mapping[str, Value], gpus: tuple[Gpu, ...] = ()) -> list[Candidate]:
-    """At most five: a large token budget; as many sequences as the largest KV cache holds mean requests of the
-    workload; as many as the load has, with all the KV memory; many sequences with a cap on long prompts; a conservative
-    point. `gpus` are those of the servers, none on a CPU."""
+    """At most six: what vLLM's throughput mode sets; a large token budget; as many sequences as the largest KV cache
+    holds mean requests of the workload; as many as the load has, with all the KV memory; many sequences with a cap on
+    long prompts; a conservative point. `gpus` are those of the servers, none on a CPU."""
     ranges = {p.flag: p for p in plan.parameters}
     given = {**dict(plan.space.always), **dict(plan.given)}
     start = {f: p.decode(p.encode(defaults[f])) for f, p in ranges.items() if f in defaults}
     start |= {f: v for f, v in plan.baseline.values if f in ranges}
-    many: dict[str, float] = {"max-num-seqs": plan.load.most_concurrent, "max-num-batched-tokens": 4096}
-    variants: list[Mapping[str, float]] = [{"max-num-batched-tokens": 8192}, {**many, KV_BYTES: math.inf}]
+    many: dict[str, float] = {SEQUENCES: plan.load.most_concurrent, TOKENS: 4096}
+    loads_own = {**many, KV_BYTES: math.inf}
     if full := fullest(plan, gpus, defaults):
         many = full
-        variants.insert(1, full)
+    variants: list[Mapping[str, float]] = [_throughput_mode(plan, defaults), _large_budget(defaults), full, loads_own]
     if (threshold := ranges.get(THRESHOLD)) is not None:
         variants.append({**many, THRESHOLD: float(threshold.decode(sum(threshold.axis) / 2))})
-    variants.append({"max-num-seqs": 64, "max-num-batched-tokens": 2048, UTILIZATION: 0.85})
+    variants.append({SEQUENCES: 64, TOKENS: 2048, UTILIZATION: 0.85})
     found = [
-        plan.space.candidate({**start, **_within(ranges, variant)}, given)
+        plan.space.candidate({**start, **sets}, given)
         for variant in variants
-        if all(flag in start or flag in variant for flag in ranges)
+        if (sets := _within(ranges, variant)) and all(flag in start or flag in sets for flag in ranges)
     ]
-    return list(dict.fromkeys(found))
+    return neighbours(dict.fromkeys(found))  # the second of two with the same compiled code starts sooner
+
+
+def _throughput_mode(plan: StudyPlan, defaults: Mapping[str, Value]) -> dict[str, float]:
+    """`--performance-mode throughput` in the searched flags: it doubles the two sizes that nobody set, and does nothing
+    else (vllm/engine/arg_utils.py, 0.32). Empty on a vLLM without the flag (before 0.17)."""
+    if "performance-mode" not in plan.base.flags:
+        return {}
+    unset = (flag for flag in (SEQUENCES, TOKENS) if flag not in dict(plan.baseline.values))
+    return {flag: 2 * float(defaults[flag]) for flag in unset if flag in defaults}
+
+
+def _large_budget(defaults: Mapping[str, Value]) -> dict[str, float]:
+    return {TOKENS: max(LARGE_BUDGET, 2 * float(defaults.get(TOKENS, 0)))}
 
 
 def _within(ranges: Mapping[str, Parameter], values: Mapping[str, float]) -> dict[str, Value]:
