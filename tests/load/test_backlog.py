@@ -42,7 +42,7 @@ def test_half_a_load_is_hardly_ever_called_a_growing_backlog() -> None:
 
 
 def test_a_few_points_make_no_slope_though_the_first_request_came_after_ten_seconds() -> None:
-    backlog = Backlog()
+    backlog = Backlog(20.0)
     late = [Progress(12.0 + i, 0, 5 * i, 0, [100.0], [50.0 * i]) for i in range(9)]
     assert not any(backlog.grows(p) for p in late)
 

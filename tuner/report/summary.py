@@ -36,7 +36,7 @@ def sentence(study: StudyFiles, words: Words) -> str:
     said = {"ttft": formatting.ms(winner.p99_ttft_ms), "limits": limits, "sure": sure, "tail": tail}
     said["lack"] = words(f"lack-{confirm.lack(study.records, study.plan.baseline) or Lack.NOT_MEASURED}")
     if (search := study.plan.load.open) is not None:
-        accuracy = f", ± {formatting.share(confirm.CLAIM_ACCURACY)}" if winner.fresh else ""
+        accuracy = f", ± {formatting.share(confirm.accuracy(winner.qps, search))}" if winner.fresh else ""
         said |= {"qps": formatting.significant(winner.qps), "accuracy": accuracy, "arrivals": str(search.arrivals)}
         gain = formatting.change(winner.qps, default.qps if default else None)
         return words("sentence-open-only" if default is None else "sentence-open-winner", gain=gain, **said)

@@ -6,21 +6,30 @@ figures that are quoted come only from starts that had no part in choosing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from tuner.candidate import Candidate
 from tuner.measurement import LoadKind, Measurement
+from tuner.study.plan import OpenSearch
 from tuner.study.record import Role, TrialOutcome, TrialRecord, lowest
 from tuner.study.result import Decision, Figures, Lack
 
-CLAIM_ACCURACY = 0.03
-"""Spread (one standard deviation) of claims on the axis of the load: 2.3 to 3.4 % (docs/measuring.md)."""
+CLAIM_SPREAD = 1.5
+BEST_ACCURACY = 0.03
+"""Spread (one standard deviation) of claims on the axis of the load: 1 to 1.6 / √n for traces of n requests, 2.3 to 3.4 %
+at the usual 2,500 and more (docs/measuring.md)."""
 
 SET_APART = (Role.CONFIRM, Role.CHECK)
 """Starts that take no part in choosing."""
 
 _REFUTED = (TrialOutcome.INFEASIBLE, TrialOutcome.REFUSED, TrialOutcome.DIED)
 """A start that says the candidate is not to be trusted; an invalid or undecided one says nothing and is done again."""
+
+
+def accuracy(rate: float, search: OpenSearch) -> float:
+    """How far a claim of `rate` requests/s may be off, as a share of it: short traces say less."""
+    return max(BEST_ACCURACY, CLAIM_SPREAD / math.sqrt(rate * search.rules.claim_seconds_at(rate)))
 
 
 def finalists(records: Sequence[TrialRecord]) -> list[TrialRecord]:

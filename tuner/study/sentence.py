@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tuner import formatting
-from tuner.load.arrivals import Arrivals
 from tuner.measurement import Measurement
 from tuner.study import confirm
-from tuner.study.plan import StudyPlan
+from tuner.study.plan import OpenSearch, StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.result import Decision, Figures, Lack
 
@@ -43,7 +42,7 @@ def sentence(
     if plan.load.open is None:
         gain = _gain(winner, default, than)
     else:
-        gain = _sustained(winner, default, than, plan.load.open.arrivals)
+        gain = _sustained(winner, default, than, plan.load.open)
     starts = "1 fresh start" if len(winner.trials) == 1 else f"{len(winner.trials)} fresh starts"
     sure = f"confirmed in {starts}" if winner.fresh else "not confirmed by a fresh start yet"
     return f"{gain} at P99 TTFT {formatting.ms(winner.p99_ttft_ms)} ({limits}), no preemption, {sure}; {tail}."
@@ -56,11 +55,11 @@ def _gain(winner: Figures, default: Figures | None, than: str) -> str:
     return f"{formatting.change(winner.qps, default.qps)} QPS over the default"
 
 
-def _sustained(winner: Figures, default: Figures | None, than: str, arrivals: Arrivals) -> str:
+def _sustained(winner: Figures, default: Figures | None, than: str, search: OpenSearch) -> str:
     if default is not None:
         than = f"{formatting.change(winner.qps, default.qps)} over the default"
-    sure = f", ± {formatting.share(confirm.CLAIM_ACCURACY)}" if winner.fresh else ""
-    return f"Sustains {formatting.significant(winner.qps)} QPS{sure} ({arrivals}), {than}"
+    sure = f", ± {formatting.share(confirm.accuracy(winner.qps, search))}" if winner.fresh else ""
+    return f"Sustains {formatting.significant(winner.qps)} QPS{sure} ({search.arrivals}), {than}"
 
 
 def disturbance(alone: Measurement, together: Sequence[TrialRecord]) -> str:
