@@ -17,8 +17,8 @@ from tuner.study.result import Decision, Figures, Lack
 
 CLAIM_SPREAD = 1.5
 BEST_ACCURACY = 0.03
-"""Spread (one standard deviation) of claims on the axis of the load: 1 to 1.6 / √n for traces of n requests, 2.3 to 3.4 %
-at the usual 2,500 and more (docs/measuring.md)."""
+"""Spread (one standard deviation) of claims on the axis of the load: 1 to 1.6 / √n for traces of n requests, at the
+usual 2,500 and more 2.3 to 3.4 % (docs/measuring.md)."""
 
 SET_APART = (Role.CONFIRM, Role.CHECK)
 """Starts that take no part in choosing."""

@@ -39,10 +39,8 @@ def sentence(
         return f"Keep the default: nothing beat its {formatting.qps(shown.qps)} by more than the noise; {tail}."
     assert winner is not None
     than = f"where the default {LACKS[confirm.lack(records, plan.baseline) or Lack.NOT_MEASURED]}"
-    if plan.load.open is None:
-        gain = _gain(winner, default, than)
-    else:
-        gain = _sustained(winner, default, than, plan.load.open)
+    search = plan.load.open
+    gain = _gain(winner, default, than) if search is None else _sustained(winner, default, than, search)
     starts = "1 fresh start" if len(winner.trials) == 1 else f"{len(winner.trials)} fresh starts"
     sure = f"confirmed in {starts}" if winner.fresh else "not confirmed by a fresh start yet"
     return f"{gain} at P99 TTFT {formatting.ms(winner.p99_ttft_ms)} ({limits}), no preemption, {sure}; {tail}."
