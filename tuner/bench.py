@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tuner.load.arrivals import Arrivals, schedule
+from tuner.load.arrivals import Arrivals, arriving
 from tuner.load.capacity_search import (
     SEARCH_TRACE,
     Capacity,
@@ -63,9 +63,15 @@ class Bench:
 
     def at_rate(self, rate: float, seconds: float) -> None:
         """One open-loop level of `rate` requests/s. Measured once more where the client was the bottleneck."""
-        due = schedule(rate, self.warm_up_s, seed=self.seed, trace="warm-up", arrivals=self.arrivals)
-        requests = self.prompts.requests("warm-up", len(due))
-        self._checked(drive_open(self.target, requests, due, self.warm_up_s, watch=self._watch))
+        requests, due = arriving(
+            lambda count: self.prompts.requests("warm-up", count),
+            rate, self.warm_up_s, seed=self.seed, trace="warm-up", arrivals=self.arrivals,
+        )  # fmt: skip
+        samples = drive_open(self.target, requests, due, self.warm_up_s, watch=self._watch)
+        if samples.server_lost:
+            raise LadderLostError(())
+        if samples.aborted == INTERRUPTED:
+            raise InterruptedLoadError
         try:
             self._probe()(rate, seconds, SEARCH_TRACE, Stop.AT_END)
         except InvalidLoadError:

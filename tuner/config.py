@@ -16,7 +16,7 @@ from tuner.candidate import Value
 from tuner.environment import Environment, Gpu, describe
 from tuner.errors import UsageError
 from tuner.launch import LaunchBase, mentioned_flags
-from tuner.load.arrivals import ArrivalKind, Arrivals
+from tuner.load.arrivals import chosen_arrivals
 from tuner.load.capacity_search import Rules
 from tuner.load.workload import Workload, workload
 from tuner.measurement import LoadKind
@@ -34,8 +34,6 @@ SECRET_FLAGS = {"api-key": "VLLM_API_KEY", "hf-token": "HF_TOKEN"}
 
 DEFAULT_SLOS = ("p99 ttft <= 500ms",)
 LADDER = (10, 30, 64, 128, 200, 256)
-MOST_BURSTY, MOST_EVEN = 0.05, 1000.0
-"""Gamma shapes: at 0.05 two gaps of three are under a hundredth of the mean gap, at 1000 they are all but equal."""
 
 
 class ChangedEnvironment(StrEnum):
@@ -77,7 +75,7 @@ class SearchOptions:
     levels: str | None = None
     level_seconds: float = 60.0
     probe_seconds: float | None = None
-    burstiness: float = 1.0
+    burstiness: float | None = None
     warm_up_seconds: float = 15.0
     start_limit_seconds: float = 1800.0
     changed_environment: ChangedEnvironment = ChangedEnvironment.REFUSED
@@ -219,13 +217,13 @@ def split_secrets(extra: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]
     return tuple(words), secrets
 
 
-def _load(options: SearchOptions) -> LoadPolicy:
+def _load(options: SearchOptions, load: Workload) -> LoadPolicy:
     """Open loop unless the ladder is asked for; probes set the other lengths in the proportions that were tested."""
     kind = options.load or (LoadKind.OPEN if options.levels is None else LoadKind.CLOSED)
     if kind not in tuple(LoadKind):
         raise UsageError(f"--load {kind!r}", hint="open (requests arrive by chance) or closed (a ladder of --levels)")
     if kind == LoadKind.CLOSED:
-        if options.burstiness != 1:
+        if options.burstiness is not None:
             raise UsageError("--burstiness is of an open loop", hint="a closed loop sends when an answer has come")
         levels = LADDER if options.levels is None else parse_levels(options.levels)
         return LoadPolicy(levels, options.level_seconds, options.warm_up_seconds)
@@ -233,11 +231,7 @@ def _load(options: SearchOptions) -> LoadPolicy:
         raise UsageError(
             "--levels are a closed loop's, --load is open", hint="leave --levels out, or say --load closed"
         )
-    if not MOST_EVEN >= options.burstiness >= MOST_BURSTY:
-        raise UsageError(
-            f"--burstiness {options.burstiness:g}",
-            hint=f"{MOST_BURSTY:g} to {MOST_EVEN:g}: 1 is Poisson, less comes in clumps, more comes evenly",
-        )
+    arrivals = chosen_arrivals(options.burstiness, load)
     usual = Rules()
     probe_s = usual.probe_s if options.probe_seconds is None else options.probe_seconds
     scale = probe_s / usual.probe_s
@@ -250,8 +244,6 @@ def _load(options: SearchOptions) -> LoadPolicy:
         claim_requests=usual.claim_requests * scale,
         longest_claim_s=usual.longest_claim_s * scale,
     )
-    poisson = options.burstiness == 1
-    arrivals = Arrivals() if poisson else Arrivals(ArrivalKind.GAMMA, options.burstiness)
     return LoadPolicy((), 0.0, options.warm_up_seconds, OpenSearch(rules, arrivals))
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
-from tests.load.scripted_server import answer, serving
+from tests.load.scripted_server import Reset, answer, serving
+from tests.load.test_recorded import timed
 from tests.study.test_ladder import metrics
+from tuner.load.arrivals import chosen_arrivals
 from tuner.load.capacity_search import Ended, Rules, Saturation, Stop, search_capacity
 from tuner.load.prompts import Prompts
 from tuner.load.stream import Target
@@ -22,15 +27,24 @@ LATE = answer(5, 2.5, 0.005)
 """Half a second over a limit of 2 s: more than a busy machine adds of its own."""
 
 
-def probe_of(url: str, metrics_url: str, model: str, limit: str, runs: list[LevelRun], stop: bool = False) -> OpenProbe:
+def probe_of(
+    url: str,
+    metrics_url: str,
+    model: str,
+    limit: str,
+    runs: list[LevelRun],
+    stop: bool = False,
+    text: str = "random:10,5",
+) -> OpenProbe:
     return OpenProbe(
         Target(url, "m"),
-        Prompts.for_model(workload("random:10,5"), model, 0, None),
+        Prompts.for_model(workload(text), model, 0, None),
         (parse_slo(limit),),
         Sampler(metrics_url, interval_s=0.1),
         seed=0,
         should_stop=lambda: stop,
         on_level=runs.append,
+        arrivals=chosen_arrivals(None, workload(text)),
     )
 
 
@@ -96,3 +110,18 @@ def test_stopped_in_a_probe_it_says_so(tiny_model: str) -> None:
         probe = probe_of(server.url, url, tiny_model, "p99 ttft <= 2s", [], stop=True)
         with pytest.raises(InterruptedLoadError):
             probe(50.0, 20.0, "search", Stop.AT_END)
+def test_recorded_traffic_is_sent_in_its_order_with_its_own_gaps(tiny_model: str, tmp_path: Path) -> None:
+    """Gaps of 1, 2, 3, … at a mean of a twentieth of a second, whatever the recording's own pace."""
+    times = [i * (i + 1) / 2 * 60 for i in range(41)]
+    text = timed(tmp_path / "own.jsonl", *times)
+    runs: list[LevelRun] = []
+    with serving(FAST) as server, metrics(lambda: 0) as url:
+        made = probe_of(server.url, url, tiny_model, "p99 ttft <= 60s", runs, text=text)
+        made(20.0, 2.0, "search", Stop.AT_END)
+        words = [str(served.body["messages"]) for served in server.served]
+    # Forty, or, where this machine held the client up and the load was offered again, the last forty.
+    assert sorted(int(re.findall(r"p(\d+)", word)[0]) for word in words[-40:]) == list(range(40))
+    due_s = [(r.due_ns - runs[-1].samples.requests[0].due_ns) / 1e9 for r in runs[-1].samples.requests]
+    assert due_s == pytest.approx([i * (i + 1) / (39 * 40) * 39 / 20 for i in range(40)], abs=1e-6)
+
+

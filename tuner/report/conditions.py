@@ -9,7 +9,7 @@ from tuner import formatting
 from tuner.report.quote import shell_word
 from tuner.report.tables import StudyFiles
 from tuner.report.words import Words
-from tuner.study.plan import LoadPolicy
+from tuner.study.plan import LoadPolicy, StudyPlan
 
 
 class FactRow(NamedTuple):
@@ -57,7 +57,7 @@ def _load(load: LoadPolicy, words: Words) -> str:
     rules = load.open.rules
     return words(
         "env-open-loop",
-        arrivals=load.open.arrivals,
+        arrivals=words.arrivals(str(load.open.arrivals)),
         time=formatting.duration(rules.probe_s),
         traces=rules.claim_traces,
         claim=formatting.duration(rules.claim_s),
@@ -65,12 +65,13 @@ def _load(load: LoadPolicy, words: Words) -> str:
     )
 
 
-def _load_flags(load: LoadPolicy) -> list[str]:
+def _load_flags(plan: StudyPlan) -> list[str]:
+    load = plan.load
     if load.open is None:
         return ["--levels", ",".join(map(str, load.levels)), "--level-seconds", f"{load.level_s:g}"]
     seconds = ["--probe-seconds", f"{load.open.rules.probe_s:g}"]
-    burstiness = load.open.arrivals.burstiness
-    return seconds if burstiness == 1 else [*seconds, "--burstiness", f"{burstiness:g}"]
+    burstiness = load.open.arrivals.asked_for(plan.workload)
+    return seconds if burstiness is None else [*seconds, "--burstiness", f"{burstiness:g}"]
 
 
 def _shares(study: StudyFiles, words: Words) -> list[str]:
@@ -90,13 +91,22 @@ def _shares(study: StudyFiles, words: Words) -> list[str]:
 def repeat_command(study: StudyFiles) -> str:
     """The `tuner search` that plans this study again, under another name."""
     plan = study.plan
-    words = ["tuner", "search", "--model", plan.model, "--workload", plan.workload.name, "--space", plan.space.name]
+    words = [
+        "tuner",
+        "search",
+        "--model",
+        plan.model,
+        "--workload",
+        plan.workload.file or plan.workload.name,
+        "--space",
+        plan.space.name,
+    ]
     words += [word for slo in plan.slos for word in ("--slo", str(slo))]
     gpus = [str(gpu) for group in plan.groups for gpu in group.gpus]
     words += ["--gpus", ",".join(gpus)] if gpus else []
     size = max((len(group.gpus) for group in plan.groups), default=0)
     words += ["--tensor-parallel-size", str(size)] if size > 1 else []
     words += ["--trials", str(plan.starts), "--seed", str(plan.seed), "--study", f"{plan.study}-again"]
-    words += _load_flags(plan.load)
+    words += _load_flags(plan)
     words += ["--vllm", shlex.join(plan.base.command)] if plan.base.command != ("vllm", "serve") else []
     return " ".join(map(shell_word, [*words, *(("--", *plan.base.extra) if plan.base.extra else ())]))

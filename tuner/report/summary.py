@@ -36,7 +36,11 @@ def sentence(study: StudyFiles, words: Words) -> str:
     said = {"ttft": formatting.ms(winner.p99_ttft_ms), "limits": limits, "sure": sure, "tail": tail}
     if (search := study.plan.load.open) is not None:
         accuracy = f", ± {formatting.share(confirm.CLAIM_ACCURACY)}" if winner.fresh else ""
-        said |= {"qps": formatting.significant(winner.qps), "accuracy": accuracy, "arrivals": str(search.arrivals)}
+        said |= {
+            "qps": formatting.significant(winner.qps),
+            "accuracy": accuracy,
+            "arrivals": words.arrivals(str(search.arrivals)),
+        }
         gain = formatting.change(winner.qps, default.qps if default else None)
         return words("sentence-open-only" if default is None else "sentence-open-winner", gain=gain, **said)
     if default is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from tuner.load.arrivals import Arrivals, schedule
+from tuner.load.arrivals import Arrivals, arriving
 from tuner.load.backlog import GROWS, Backlog
 from tuner.load.capacity_search import ProbeResult, Saturation, Stop
 from tuner.load.drive import Progress, Samples, drive_closed, drive_open
@@ -91,8 +91,10 @@ class OpenProbe:
 
     def _level(self, rate: float, seconds: float, trace: str, stop: Stop) -> LevelRun:
         self._wait_until_idle()
-        due = schedule(rate, seconds, seed=self._seed, trace=trace, arrivals=self._arrivals)
-        requests = self._requests(trace, len(due))
+        requests, due = arriving(
+            lambda count: self._requests(trace, count),
+            rate, seconds, seed=self._seed, trace=trace, arrivals=self._arrivals,
+        )  # fmt: skip
         recording = self._sampler.start()
         slos = self._slos if stop is Stop.AT_REJECTION else ()
         level_watch, backlog = LevelWatch(slos, recording, self._should_stop, len(due)), Backlog()
