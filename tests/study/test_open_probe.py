@@ -77,6 +77,23 @@ def test_saturation_is_littles_law(tiny_model: str) -> None:
     assert found.rate == pytest.approx(8 / found.answer_s, rel=0.3)
 
 
+def test_answers_that_take_longer_than_the_closed_loop_tell_its_pace_too(tiny_model: str) -> None:
+    """Answers of a second, where the loop sends for less than half of one: not 0 a second, and no guess."""
+    runs: list[LevelRun] = []
+    with serving(answer(5, 1.0, 0.0)) as server, metrics(lambda: 0) as url:
+        found = probe_of(server.url, url, tiny_model, "p99 ttft <= 60s", runs).saturate(0.4, 8, 100)
+    (run,) = runs
+    assert run.measurement.qps == 0 and run.measurement.completed > 0
+    assert found.rate == run.measurement.completed / ((run.samples.drained_ns - run.samples.started_ns) / 1e9)
+    assert found.answer_s >= 1
+
+
+def test_without_an_answer_the_closed_loop_tells_how_long_it_waited(tiny_model: str) -> None:
+    with serving([Reset(0.2)]) as server, metrics(lambda: 0) as url:
+        found = probe_of(server.url, url, tiny_model, "p99 ttft <= 60s", []).saturate(0.1, 4, 100)
+    assert found.rate == 0 and found.answer_s >= 0.2
+
+
 def test_the_closed_loop_is_a_level_like_any_other_and_no_limit_ends_it(tiny_model: str) -> None:
     runs: list[LevelRun] = []
     with serving(LATE) as server, metrics(lambda: 0) as url:

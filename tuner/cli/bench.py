@@ -31,6 +31,7 @@ from tuner.load.requests_log import RequestLog
 from tuner.load.workload import Workload, workload
 from tuner.measurement import LoadKind, Measurement
 from tuner.slo import parse_slo
+from tuner.study.answer import untried
 from tuner.study.ladder import LadderLostError, LevelRun
 from tuner.study.open_probe import InterruptedLoadError, InvalidLoadError
 from tuner.study.record import Level
@@ -177,6 +178,11 @@ class _Command:
             bench.ladder(self._levels, options.seconds or LEVEL_SECONDS)
             return self._of_levels()
         self._capacity = capacity = bench.capacity(self._rules)
+        if capacity.ended is Ended.UNTRIED:
+            raise NothingFeasibleError(
+                untried(capacity),
+                hint="see which requests failed; measure longer with --seconds, or shorten the workload",
+            )
         if capacity.rate is None:
             raise NothingFeasibleError(
                 f"no rate kept {self._limits}; the lowest tried was {formatting.qps(capacity.failed)}",

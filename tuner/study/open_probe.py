@@ -82,7 +82,11 @@ class OpenProbe:
         recording = self._sampler.start()
         samples = drive_closed(self._target, prepared, concurrency, seconds, watch=self._interrupted)
         seen = self._finished(samples, recording, Load(LoadKind.CLOSED, concurrency)).measurement
-        return Saturation(seen.qps or 0.0, seen.e2e_ms.mean / 1000 if seen.e2e_ms else seconds)
+        waited_s = (samples.drained_ns - samples.started_ns) / 1e9
+        if seen.e2e_ms is None:
+            return Saturation(0.0, waited_s)
+        # Where answers take longer than `seconds`, none ends in its time; those that come later tell the pace too.
+        return Saturation(seen.qps or seen.completed / waited_s, seen.e2e_ms.mean / 1000)
 
     def _requests(self, key: str, count: int) -> list[Request]:
         """The same lengths whenever a key is asked for, and never the same words: the prefix cache knows those."""
