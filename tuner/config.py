@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -20,6 +19,7 @@ from tuner.load.arrivals import chosen_arrivals
 from tuner.load.capacity_search import Rules
 from tuner.load.workload import Workload, workload
 from tuner.measurement import LoadKind
+from tuner.model import UnknownModelError, read_config
 from tuner.placement import groups_of, parse_gpus
 from tuner.slo import parse_slo
 from tuner.space.files import read_space
@@ -90,7 +90,7 @@ def plan_study(
     slos = tuple(dict.fromkeys(parse_slo(text) for text in options.slos))
     load = workload(options.workload)
     space = read_space(options.space)
-    policy = _load(options)
+    policy = _load(options, load)
     _check_counts(options)
     budget_s = parse_duration(options.time_budget)
     indices = parse_gpus(options.gpus, [gpu.index for gpu in machine.gpus])
@@ -294,15 +294,12 @@ def _length(model: str, load: Workload, given: dict[str, Value]) -> int:
 
 
 def _model_length(model: str) -> int | None:
-    path = Path(model) / "config.json"
-    if not path.is_file():
+    if not (Path(model) / "config.json").is_file():
         return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{path}: {error}", hint="the model's config.json must be JSON") from error
-    text = config.get("text_config", config) if isinstance(config, dict) else {}
-    length = text.get("max_position_embeddings") if isinstance(text, dict) else None
+        length = read_config(Path(model)).get("max_position_embeddings")
+    except UnknownModelError as error:
+        raise UsageError(str(error), hint="the model's config.json must be a JSON object") from error
     return length if isinstance(length, int) else None
 
 

@@ -113,20 +113,6 @@ def test_a_rate_on_the_same_trace_has_the_same_lengths_and_new_words(tiny_model:
     assert len(words) > 20 and len(set(words)) == len(words)
 
 
-def test_the_search_runs_on_a_real_server(tiny_model: str) -> None:
-    """A limit that no rate keeps: the search ends where it must, with every probe rejected."""
-    with serving(LATE) as server, metrics(lambda: 0) as url:
-        probe = probe_of(server.url, url, tiny_model, "p99 ttft <= 2s", [])
-        rules = Rules(probe_s=1.0, longest_probe_s=1.0, saturation_s=1.0, most_probes=2)
-        found = search_capacity(probe, lambda seconds: Saturation(50.0, 0.07), rules=rules)
-    assert found.ended is Ended.NEVER_PASSED
-
-
-def test_stopped_in_a_probe_it_says_so(tiny_model: str) -> None:
-    with serving(FAST) as server, metrics(lambda: 0) as url:
-        probe = probe_of(server.url, url, tiny_model, "p99 ttft <= 2s", [], stop=True)
-        with pytest.raises(InterruptedLoadError):
-            probe(50.0, 20.0, "search", Stop.AT_END)
 def test_recorded_traffic_is_sent_in_its_order_with_its_own_gaps(tiny_model: str, tmp_path: Path) -> None:
     """Gaps of 1, 2, 3, … at a mean of a twentieth of a second, whatever the recording's own pace."""
     times = [i * (i + 1) / 2 * 60 for i in range(41)]
@@ -142,3 +128,17 @@ def test_recorded_traffic_is_sent_in_its_order_with_its_own_gaps(tiny_model: str
     assert due_s == pytest.approx([i * (i + 1) / (39 * 40) * 39 / 20 for i in range(40)], abs=1e-6)
 
 
+def test_the_search_runs_on_a_real_server(tiny_model: str) -> None:
+    """A limit that no rate keeps: the search ends where it must, with every probe rejected."""
+    with serving(LATE) as server, metrics(lambda: 0) as url:
+        probe = probe_of(server.url, url, tiny_model, "p99 ttft <= 2s", [])
+        rules = Rules(probe_s=1.0, longest_probe_s=1.0, saturation_s=1.0, most_probes=2)
+        found = search_capacity(probe, lambda seconds: Saturation(50.0, 0.07), rules=rules)
+    assert found.ended is Ended.NEVER_PASSED
+
+
+def test_stopped_in_a_probe_it_says_so(tiny_model: str) -> None:
+    with serving(FAST) as server, metrics(lambda: 0) as url:
+        probe = probe_of(server.url, url, tiny_model, "p99 ttft <= 2s", [], stop=True)
+        with pytest.raises(InterruptedLoadError):
+            probe(50.0, 20.0, "search", Stop.AT_END)

@@ -119,8 +119,8 @@ class _Command:
         self._workload = _workload(options)
         self._levels = None if options.levels is None else parse_levels(options.levels)
         _check_numbers(options)
-        self._rules = _rules(options.seconds)
         self._arrivals = chosen_arrivals(options.burstiness, self._workload)
+        self._rules = _rules(options.seconds)
         self._console = Console()
         self._runs: list[Level] = []
         self._capacity: Capacity | None = None

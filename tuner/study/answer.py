@@ -23,7 +23,7 @@ from tuner.load.stream import Failure
 from tuner.measurement import Load, LoadKind
 from tuner.study.open_probe import InvalidLoadError
 from tuner.study.record import Level, TrialOutcome
-from tuner.verdict import Outcome
+from tuner.verdict import passes
 
 
 @dataclass(slots=True)
@@ -93,7 +93,8 @@ class OpenAnswer:
 
 
 def _is_kept(level: Level) -> bool:
-    """Whether a level kept everything that was asked, as far as could be observed.
+    """A candidate is held to no preemption, so that nothing is promised where none could be seen."""
+    return passes(level.measurement, level.verdict) and level.measurement.server.preemptions is not None
 
 
 def untried(capacity: Capacity) -> str:

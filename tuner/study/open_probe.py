@@ -15,7 +15,7 @@ from tuner.measurement import Load, LoadKind, measure
 from tuner.slo import Slo
 from tuner.study.ladder import IDLE_LIMIT_S, INTERRUPTED, LadderLostError, LevelRun, LevelWatch
 from tuner.telemetry.sampler import Recording, Sampler
-from tuner.verdict import Outcome, Verdict, judge
+from tuner.verdict import Outcome, Verdict, judge, passes
 
 
 class InvalidLoadError(Exception):
@@ -65,8 +65,7 @@ class OpenProbe:
                 cut = run.measurement.aborted is not None
                 return ProbeResult(
                     rate=rate,
-                    # Undecided is a level without a violation that had too few requests, or no preemption counter.
-                    passed=not cut and _passed(run),
+                    passed=passes(run.measurement, run.verdict),
                     log_ratio=None if cut else run.verdict.slo_margin,
                     seconds=spent_s,
                 )
@@ -126,9 +125,3 @@ class OpenProbe:
 
     def _interrupted(self, progress: Progress) -> str | None:
         return INTERRUPTED if self._should_stop() else None
-
-
-def _passed(run: LevelRun) -> bool:
-    """An undecided level passes by all it has, if it has anything: at low rates no time brings a hundred requests."""
-    margin = run.verdict.slo_margin
-    return run.verdict.outcome is not Outcome.INFEASIBLE and run.measurement.completed > 0 and (margin or 0.0) <= 0
