@@ -9,13 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.load.test_recorded import timed
 from tests.space.test_flags import HELP
 from tuner import jsonfile
+from tuner.cli.console import plan_lines
 from tuner.config import LADDER, Machine, SearchOptions, given_values, parse_duration, plan_study, split_secrets
 from tuner.environment import Environment
 from tuner.errors import TunerError, UsageError
 from tuner.load.arrivals import Arrivals
 from tuner.load.capacity_search import Rules
+from tuner.report.conditions import environment_rows, repeat_command
+from tuner.report.tables import StudyFiles
+from tuner.report.words import Language, Words
 from tuner.study.plan import LoadPolicy, OpenSearch, StudyPlan
 
 NOW = datetime(2026, 11, 21, 22, 0, tzinfo=UTC)
@@ -166,6 +171,31 @@ def test_the_length_of_a_probe_sets_those_of_the_others(model: Path, vllm: str, 
     assert (rules.probe_s, rules.saturation_s) == (twice, 2 * usual.saturation_s)
     assert (rules.longest_probe_s, rules.claim_s) == (2 * usual.longest_probe_s, 2 * usual.claim_s)
     assert str(plan.load.open.arrivals) == "gamma, shape 0.5"
+
+
+@pytest.mark.parametrize("burstiness", [None, 1.0, 0.5])
+def test_traffic_with_times_of_its_own_is_replayed_and_the_plan_and_the_page_say_so(
+    burstiness: float | None, model: Path, vllm: str, tmp_path: Path
+) -> None:
+    own = timed(tmp_path / "own.jsonl", 0, 1, 5)
+    plan, _ = planned(SearchOptions(model=str(model), vllm=vllm, workload=own, burstiness=burstiness), tmp_path)
+    assert jsonfile.loads(jsonfile.dumps(plan), StudyPlan) == plan
+    says = {None: "arrivals as recorded", 1.0: "Poisson arrivals", 0.5: "gamma, shape 0.5 arrivals"}[burstiness]
+    assert f"open loop: {says}, " in plan_lines(plan, "0.32.0", "GP")
+    page = StudyFiles(tmp_path, plan, None, None, ())
+    assert (
+        f"open loop, {says}: "
+        in {row.label: row.text for row in environment_rows(page, Words(Language.ENGLISH))}["load levels"]
+    )
+    words = repeat_command(page).split()
+    assert words[words.index("--workload") + 1] == own
+    assert ("--burstiness" in words) is (burstiness is not None)
+
+
+def test_times_out_of_order_are_told_before_vllm_is_asked_for_anything(model: Path, tmp_path: Path) -> None:
+    own = timed(tmp_path / "own.jsonl", 5, 1)
+    with pytest.raises(UsageError, match="line 2 arrived before"):
+        planned(SearchOptions(model=str(model), vllm="/nowhere/vllm serve", workload=own), tmp_path)
 
 
 @pytest.mark.parametrize("change", [{}, {"levels": "4,8"}, {"burstiness": 2.0}])

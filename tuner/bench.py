@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tuner.load.arrivals import Arrivals, schedule
+from tuner.load.arrivals import Arrivals, arriving
 from tuner.load.capacity_search import (
     SEARCH_TRACE,
     Capacity,
@@ -16,21 +16,20 @@ from tuner.load.capacity_search import (
     claim,
     search_capacity,
 )
-from tuner.load.drive import Progress, Samples, drive_closed, drive_open
+from tuner.load.drive import Progress, drive_open
 from tuner.load.prompts import Prompts
 from tuner.load.stream import Target
-from tuner.measurement import Load, LoadKind, Measurement, measure
+from tuner.measurement import Measurement
 from tuner.slo import Slo, longest_wait_s
-from tuner.study.ladder import INTERRUPTED, SUPPLY, LadderLostError, LevelRun, run_ladder
+from tuner.study.ladder import INTERRUPTED, LadderLostError, LevelRun, Pace, run_ladder, warm_up
 from tuner.study.open_probe import InterruptedLoadError, InvalidLoadError, OpenProbe
 from tuner.telemetry.sampler import Sampler
-from tuner.verdict import Outcome, Verdict
+from tuner.verdict import Verdict, passes
 
 CONCURRENCIES = (16, 64, 256)
 """Tried in turn by the warm-up of a search, until more of it brings no more throughput: the closed probe's load."""
 
 RISE = 1.1
-WAVES = 4
 
 
 def kept(measurement: Measurement, verdict: Verdict) -> bool:
@@ -38,9 +37,7 @@ def kept(measurement: Measurement, verdict: Verdict) -> bool:
 
     A level of too few requests has kept nothing, however good they were.
     """
-    if verdict.outcome is not Outcome.UNDECIDED:
-        return verdict.outcome is Outcome.FEASIBLE
-    return measurement.aborted is None and verdict.missing_requests == 0
+    return passes(measurement, verdict) and verdict.missing_requests == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +60,15 @@ class Bench:
 
     def at_rate(self, rate: float, seconds: float) -> None:
         """One open-loop level of `rate` requests/s. Measured once more where the client was the bottleneck."""
-        due = schedule(rate, self.warm_up_s, seed=self.seed, trace="warm-up", arrivals=self.arrivals)
-        requests = self.prompts.requests("warm-up", len(due))
-        self._checked(drive_open(self.target, requests, due, self.warm_up_s, watch=self._watch))
+        requests, due = arriving(
+            lambda count: self.prompts.requests("warm-up", count),
+            rate, self.warm_up_s, seed=self.seed, trace="warm-up", arrivals=self.arrivals,
+        )  # fmt: skip
+        samples = drive_open(self.target, requests, due, self.warm_up_s, watch=self._watch)
+        if samples.server_lost:
+            raise LadderLostError(())
+        if samples.aborted == INTERRUPTED:
+            raise InterruptedLoadError
         try:
             self._probe()(rate, seconds, SEARCH_TRACE, Stop.AT_END)
         except InvalidLoadError:
@@ -82,11 +85,11 @@ class Bench:
 
     def capacity(self, rules: Rules) -> Capacity:
         """The highest rate that keeps the limits. Raises InvalidLoadError when the client could not offer the load."""
-        concurrency, warm = self._warm_up()
+        concurrency, pace = self._warm_up()
         probe = self._probe()
 
         def saturate(seconds: float) -> Saturation:
-            return probe.saturate(seconds, concurrency, round(SUPPLY * warm.rate * seconds) + 2 * concurrency)
+            return probe.saturate(seconds, concurrency, pace.requests(seconds, concurrency))
 
         return search_capacity(probe, saturate, rules=rules)
 
@@ -94,19 +97,18 @@ class Bench:
         """Three fresh traces below the estimate. Raises InvalidLoadError."""
         return claim(self._probe(), estimate, rules, longest_wait_s(self.slos))
 
-    def _warm_up(self) -> tuple[int, Saturation]:
-        """Concurrency that fills the server without a queue many times its answers' length, and its throughput."""
-        best = (CONCURRENCIES[0], Saturation(0.0, 0.0))
+    def _warm_up(self) -> tuple[int, Pace]:
+        """Concurrency that fills the server without a queue many times its answers' length, and its pace there."""
+        best: tuple[int, Pace] | None = None
         seconds = self.warm_up_s / len(CONCURRENCIES)
         for concurrency in CONCURRENCIES:
-            supply = round(SUPPLY * best[1].rate * seconds) + WAVES * concurrency
-            requests = self.prompts.requests(f"warm-up-{concurrency}", supply)
-            samples = self._checked(drive_closed(self.target, requests, concurrency, seconds, watch=self._watch))
-            seen = measure(samples, None, Load(LoadKind.CLOSED, concurrency))
-            now = Saturation(seen.completed / max((samples.drained_ns - samples.started_ns) / 1e9, 1e-3), 0.0)
-            if now.rate < RISE * best[1].rate:
+            pace = warm_up(self.target, self.prompts, concurrency, seconds, self.should_stop)
+            if self.should_stop():
+                raise InterruptedLoadError
+            if best is not None and pace.qps < RISE * best[1].qps:
                 break
-            best = (concurrency, now)
+            best = (concurrency, pace)
+        assert best is not None
         return best
 
     def _probe(self) -> OpenProbe:
@@ -117,10 +119,3 @@ class Bench:
 
     def _watch(self, progress: Progress) -> str | None:
         return INTERRUPTED if self.should_stop() else None
-
-    def _checked(self, samples: Samples) -> Samples:
-        if samples.server_lost:
-            raise LadderLostError(())
-        if samples.aborted == INTERRUPTED:
-            raise InterruptedLoadError
-        return samples

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -16,10 +15,11 @@ from tuner.candidate import Value
 from tuner.environment import Environment, Gpu, describe
 from tuner.errors import UsageError
 from tuner.launch import LaunchBase, mentioned_flags
-from tuner.load.arrivals import ArrivalKind, Arrivals
+from tuner.load.arrivals import chosen_arrivals
 from tuner.load.capacity_search import Rules
 from tuner.load.workload import Workload, workload
 from tuner.measurement import LoadKind
+from tuner.model import UnknownModelError, read_config
 from tuner.placement import groups_of, parse_gpus
 from tuner.slo import parse_slo
 from tuner.space.files import read_space
@@ -34,8 +34,6 @@ SECRET_FLAGS = {"api-key": "VLLM_API_KEY", "hf-token": "HF_TOKEN"}
 
 DEFAULT_SLOS = ("p99 ttft <= 500ms",)
 LADDER = (10, 30, 64, 128, 200, 256)
-MOST_BURSTY, MOST_EVEN = 0.05, 1000.0
-"""Gamma shapes: at 0.05 two gaps of three are under a hundredth of the mean gap, at 1000 they are all but equal."""
 
 
 class ChangedEnvironment(StrEnum):
@@ -78,7 +76,7 @@ class SearchOptions:
     levels: str | None = None
     level_seconds: float = 60.0
     probe_seconds: float | None = None
-    burstiness: float = 1.0
+    burstiness: float | None = None
     warm_up_seconds: float = 15.0
     start_limit_seconds: float = 1800.0
     changed_environment: ChangedEnvironment = ChangedEnvironment.REFUSED
@@ -93,7 +91,7 @@ def plan_study(
     slos = tuple(dict.fromkeys(parse_slo(text) for text in options.slos))
     load = workload(options.workload)
     space = read_space(options.space)
-    policy = _load(options)
+    policy = _load(options, load)
     _check_counts(options)
     budget_s = parse_duration(options.time_budget)
     indices = parse_gpus(options.gpus, [gpu.index for gpu in machine.gpus])
@@ -221,13 +219,13 @@ def split_secrets(extra: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]
     return tuple(words), secrets
 
 
-def _load(options: SearchOptions) -> LoadPolicy:
+def _load(options: SearchOptions, load: Workload) -> LoadPolicy:
     """Open loop unless the ladder is asked for; probes set the other lengths in the proportions that were tested."""
     kind = options.load or (LoadKind.OPEN if options.levels is None else LoadKind.CLOSED)
     if kind not in tuple(LoadKind):
         raise UsageError(f"--load {kind!r}", hint="open (requests arrive by chance) or closed (a ladder of --levels)")
     if kind == LoadKind.CLOSED:
-        if options.burstiness != 1:
+        if options.burstiness is not None:
             raise UsageError("--burstiness is of an open loop", hint="a closed loop sends when an answer has come")
         levels = LADDER if options.levels is None else parse_levels(options.levels)
         return LoadPolicy(levels, options.level_seconds, options.warm_up_seconds)
@@ -235,11 +233,7 @@ def _load(options: SearchOptions) -> LoadPolicy:
         raise UsageError(
             "--levels are a closed loop's, --load is open", hint="leave --levels out, or say --load closed"
         )
-    if not MOST_EVEN >= options.burstiness >= MOST_BURSTY:
-        raise UsageError(
-            f"--burstiness {options.burstiness:g}",
-            hint=f"{MOST_BURSTY:g} to {MOST_EVEN:g}: 1 is Poisson, less comes in clumps, more comes evenly",
-        )
+    arrivals = chosen_arrivals(options.burstiness, load)
     usual = Rules()
     probe_s = usual.probe_s if options.probe_seconds is None else options.probe_seconds
     scale = probe_s / usual.probe_s
@@ -252,8 +246,6 @@ def _load(options: SearchOptions) -> LoadPolicy:
         claim_requests=usual.claim_requests * scale,
         longest_claim_s=usual.longest_claim_s * scale,
     )
-    poisson = options.burstiness == 1
-    arrivals = Arrivals() if poisson else Arrivals(ArrivalKind.GAMMA, options.burstiness)
     return LoadPolicy((), 0.0, options.warm_up_seconds, OpenSearch(rules, arrivals))
 
 
@@ -305,15 +297,12 @@ def _length(model: str, load: Workload, given: dict[str, Value]) -> int:
 
 
 def _model_length(model: str) -> int | None:
-    path = Path(model) / "config.json"
-    if not path.is_file():
+    if not (Path(model) / "config.json").is_file():
         return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{path}: {error}", hint="the model's config.json must be JSON") from error
-    text = config.get("text_config", config) if isinstance(config, dict) else {}
-    length = text.get("max_position_embeddings") if isinstance(text, dict) else None
+        length = read_config(Path(model)).get("max_position_embeddings")
+    except UnknownModelError as error:
+        raise UsageError(str(error), hint="the model's config.json must be a JSON object") from error
     return length if isinstance(length, int) else None
 
 

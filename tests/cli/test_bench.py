@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.support import TUNER, tuner
 from tests.load.scripted_server import ScriptedServer, answer, serving
+from tests.load.test_recorded import timed
 from tests.sim.conftest import Serve, Server, serve
 from tuner.cli.self_check import check_client, sentence
 from tuner.cli.tables import Form
@@ -186,6 +187,25 @@ def test_bad_input_is_told_before_anything_is_loaded(words: tuple[str, ...], cod
     assert said in refused(ended, code)
     assert ended.stdout == ""
     assert "sk-secret" not in ended.stderr
+
+
+def test_traffic_with_times_of_its_own_is_replayed_and_bench_says_so(stand_in: Server, tmp_path: Path) -> None:
+    own = timed(tmp_path / "own.jsonl", *(i * i for i in range(30)))
+    short = ("--slo", "p99 ttft <= 60s", "--warm-up-seconds", "0.2", "--seconds", "2", "--workload", own)
+    ended = tuner("bench", "--url", url(stand_in), *short, "--rate", "60", "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert "workload own.jsonl, arrivals as recorded" in ended.stderr
+    assert json.loads(ended.stdout)["arrivals"] == "arrivals as recorded"
+    assert json.loads(ended.stdout)["levels"][-1]["measurement"]["sent"] == 120
+
+
+@pytest.mark.parametrize(("times", "said"), [((5, 1), "line 2 arrived before"), ((1, None), "line 2 has no arrival")])
+def test_times_that_cannot_be_replayed_end_with_2_before_anything_is_loaded(
+    times: tuple[object, ...], said: str, tmp_path: Path
+) -> None:
+    own = timed(tmp_path / "own.jsonl", *times)
+    for words in (("bench", "--rate", "4"), ("search", "--model", "Qwen/Qwen3-8B", "--vllm", "/nowhere/vllm serve")):
+        assert said in refused(tuner(*words, "--workload", own), 2)
 
 
 @pytest.mark.parametrize(

@@ -62,9 +62,13 @@ ACTS: Mapping[str, Act] = {
     "SIGTERM server": _signal_server(signal.SIGTERM),
     "freeze server": _signal_server(signal.SIGSTOP),
     "kill -9 engine": _kill_engine,
+    "metrics gone": _signal_server(signal.SIGUSR1),
     "memory held by others": _hold_memory,
     "SQLite locked for a moment": _lock_database,
 }
+
+WORKS_WITH: Mapping[str, str] = {"metrics gone": "metrics-gone"}
+"""What the stand-in must be told at its start for an act to work on it later."""
 
 BEFORE_START = ("memory held by others",)
 """Done to a machine on which the server is yet to start."""

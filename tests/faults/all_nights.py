@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.faults import struck
+from tests.faults.moments import OPEN_LOOP
 from tests.faults.night import Night, Seen
 from tests.faults.struck import Nights, Struck
 from tests.faults.table import FILE_ROWS, SERVER_ROWS, TUNER_ROWS, Row, TunerRow
@@ -38,11 +40,11 @@ def run_night(name: str, root: Path, model: str) -> NightSeen | StudySeen:
     if servers:
         night = Night(folder, model, servers, confirming=name.endswith("confirming"))
         night.run()
-        struck = list(night.seen.values())
-        others = tuple(s for s in night.every if s not in struck)
+        spoilt = list(night.seen.values())
+        others = tuple(s for s in night.every if s not in spoilt)
         return NightSeen(night.seen, others, night.result, repr(night.ended_by) if night.ended_by else None)
-    study = Nights(folder, model)
     rows = [row for row in (*TUNER_ROWS, *FILE_ROWS) if row.night == name]
+    study = Nights(folder, model, struck.OPEN_LOOP if rows[0].moment in OPEN_LOOP else struck.CLOSED_LOOP)
     if name == "damaged files":
         study.damage(rows)
     elif name.startswith(("disk", "trial folder")):

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from tuner import verdict
-from tuner.load import drive
+from tuner.load import capacity_search, drive
+from tuner.load.capacity_search import SEARCH_TRACE, ProbeResult, Rules, Saturation, Stop
 from tuner.server import ending, running, start
 from tuner.server.running import RunningServer
-from tuner.study import ladder, search, trial
+from tuner.study import ladder, open_probe, search, trial
 from tuner.study.events import Event, PhaseChanged, TrialStarted
+from tuner.study.open_probe import OpenProbe
 from tuner.study.record import Role, TrialRecord
 from tuner.study.store import Store
 from tuner.telemetry import prometheus, sampler
@@ -32,7 +34,22 @@ class Moment(StrEnum):
     DRAINING = "draining"
     STOPPING = "stopping"
     CONFIRMING = "confirming"
+    SATURATING = "saturating"
+    RACING = "racing"
+    STEPPING = "stepping"
+    CLAIMING = "claiming"
     WRITING = "writing"
+
+
+OPEN_LOOP = (Moment.SATURATING, Moment.RACING, Moment.STEPPING, Moment.CLAIMING)
+
+OPEN_RULES = Rules(
+    saturation_s=0.6, probe_s=0.6, longest_probe_s=4.0, most_probes=2, hopeless=0.0,
+    claim_s=0.6, claim_requests=20.0, longest_claim_s=4.0, claim_traces=2, claim_attempts=2,
+)  # fmt: skip
+"""Short, and with no candidate too slow for its race: which one is faster is not what these nights are about."""
+
+DRAIN_S = 3.5
 
 
 @dataclass
@@ -46,6 +63,7 @@ class Hooks:
     store_folder: Path
     folder: Path = Path()
     role: Role = Role.SEARCH
+    probing: Moment = Moment.SATURATING
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         closed, save = drive.drive_closed, Store.save_record
@@ -63,7 +81,7 @@ class Hooks:
                     self.strike(Moment.DRAINING, self.folder)
                 return watch(progress) if watch is not None else None
 
-            return closed(*args, **{"drain_s": 3.5, **options, "watch": look})
+            return closed(*args, **{"drain_s": DRAIN_S, **options, "watch": look})
 
         def save_record(store: Store, record: TrialRecord) -> None:
             self.strike(Moment.WRITING, self.folder)
@@ -85,6 +103,34 @@ class Hooks:
         patch.setattr(trial, "running", running_server)
         patch.setattr(ladder, "drive_closed", drive_closed)
         patch.setattr(Store, "save_record", save_record)
+        self._install_open_loop(patch)
+
+    def _install_open_loop(self, patch: pytest.MonkeyPatch) -> None:
+        at_rate, saturate = OpenProbe.__call__, OpenProbe.saturate
+
+        def probe(made: OpenProbe, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
+            searching = Moment.RACING if stop is Stop.AT_REJECTION else Moment.STEPPING
+            self.probing = searching if trace == SEARCH_TRACE else Moment.CLAIMING
+            return at_rate(made, rate, seconds, trace, stop)
+
+        def fill(made: OpenProbe, seconds: float, concurrency: int, requests: int) -> Saturation:
+            self.probing = Moment.SATURATING
+            return saturate(made, seconds, concurrency, requests)
+
+        def watched(drive_load: Callable[..., drive.Samples]) -> Callable[..., drive.Samples]:
+            def driven(*args: Any, watch: drive.Watch, **options: Any) -> drive.Samples:
+                def look(progress: drive.Progress) -> str | None:
+                    self.strike(self.probing, self.folder)
+                    return watch(progress)
+
+                return drive_load(*args, **{"drain_s": DRAIN_S, **options, "watch": look})
+
+            return driven
+
+        patch.setattr(OpenProbe, "__call__", probe)
+        patch.setattr(OpenProbe, "saturate", fill)
+        patch.setattr(open_probe, "drive_closed", watched(drive.drive_closed))
+        patch.setattr(open_probe, "drive_open", watched(drive.drive_open))
 
     def see(self, event: Event) -> None:
         match event:
@@ -101,6 +147,7 @@ def short_limits(patch: pytest.MonkeyPatch) -> None:
     """What is minutes in a night is seconds here; nothing else differs."""
     patch.setattr(verdict, "FEWEST_REQUESTS", 5)
     patch.setattr(ladder, "FEWEST_REQUESTS", 5)
+    patch.setattr(capacity_search, "FEWEST_REQUESTS", 20)
     patch.setattr(trial, "HUNG_S", 2.0)
     patch.setattr(running, "_START_SLACK_S", 6.0)
     patch.setattr(running, "_START_FACTOR", 1.0)

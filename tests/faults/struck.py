@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import optuna
 from optuna.trial import TrialState
@@ -27,10 +28,21 @@ NAME = "struck"
 
 SPACE = """
 parameters:
-  max-num-seqs: {int: [4, 64]}
+  max-num-seqs: {int: [%d, %d]}
 baseline:
   max-num-seqs: 1
 """
+
+
+class Words(NamedTuple):
+    """What a study is searched with beside what all have in common."""
+
+    sequences: tuple[int, int]
+    load: tuple[str, ...]
+
+
+CLOSED_LOOP = Words((4, 64), ("--slo", "p99 ttft <= 10s", "--levels", "4", "--level-seconds", "1"))
+OPEN_LOOP = Words((2, 4), ("--slo", "p99 ttft <= 60s"))
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,7 @@ class Nights:
 
     folder: Path
     model: str
+    words: Words = CLOSED_LOOP
     seen: dict[TunerRow, Struck] = field(default_factory=dict)
     code: int | None = None
     said: str = ""
@@ -64,13 +77,13 @@ class Nights:
         self._files()
         self._words = [
             "search", "--model", self.model, "--vllm", " ".join(COMMAND), "--space", str(self.folder / "space.yaml"),
-            "--workload", "random:8,6", "--slo", "p99 ttft <= 10s", "--levels", "4", "--level-seconds", "1",
-            "--warm-up-seconds", "0.3", "--trials", str(self.starts), "--confirm", "2", "--study", NAME,
+            "--workload", "random:8,6", *self.words.load, "--warm-up-seconds", "0.3",
+            "--trials", str(self.starts), "--confirm", "2", "--study", NAME,
             "--studies", str(self.folder), "--", "--max-model-len", "2048",
         ]  # fmt: skip
 
     def _files(self) -> None:
-        (self.folder / "space.yaml").write_text(SPACE)
+        (self.folder / "space.yaml").write_text(SPACE % self.words.sequences)
 
     def tuner(self, strike: str) -> subprocess.CompletedProcess[str]:
         """The first one searches, all others resume with nothing said again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
-from tests.faults.moments import Moment
+from tests.faults.moments import OPEN_LOOP, Moment
 
 
 class Told(StrEnum):
@@ -33,6 +33,8 @@ class Row(NamedTuple):
     @property
     def night(self) -> str:
         """The study that this fault strikes one start of."""
+        if self.moment in OPEN_LOOP:
+            return f"servers in an open loop, {'confirming' if self.moment is Moment.CLAIMING else 'searching'}"
         return f"servers, {self.moment}"
 
 
@@ -42,6 +44,7 @@ def name_of(fault: str, moment: Moment) -> str:
 
 _S, _W, _M, _D = Moment.STARTING, Moment.WARMING_UP, Moment.MEASURING, Moment.DRAINING
 _STOP, _C, _WRITE = Moment.STOPPING, Moment.CONFIRMING, Moment.WRITING
+_SATURATING, _RACING, _STEPPING, _CLAIMING = OPEN_LOOP
 _AGAIN, _VIOLATED, _MEASURED, _UNAFFECTED, _NOTHING = (
     Told.AGAIN, Told.VIOLATED, Told.MEASURED, Told.UNAFFECTED, Told.NOTHING,
 )  # fmt: skip
@@ -104,6 +107,13 @@ SERVER_ROWS: tuple[Row, ...] = (
     Row("kill -9 engine", _C, _NOTHING, "engine-died"),
     Row("SIGTERM server", _C, _NOTHING, "terminated"),
     Row("freeze server", _C, _NOTHING, "hung"),
+    # ── open loop: the closed loop before it, the race against the best, the steps to the answer, a claim ───────────
+    Row("kill -9 server", _SATURATING, _AGAIN, "killed"),
+    Row("kill -9 server", _RACING, _AGAIN, "killed"),
+    Row("kill -9 server", _STEPPING, _AGAIN, "killed"),
+    Row("metrics gone", _STEPPING, _MEASURED),
+    Row("kill -9 server", _CLAIMING, _NOTHING, "killed"),
+    Row("freeze server", _CLAIMING, _NOTHING, "hung"),
     # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────
     Row("SQLite locked for a moment", _WRITE, _UNAFFECTED),
 )
@@ -135,6 +145,8 @@ class TunerRow(NamedTuple):
     def night(self) -> str:
         if self.fault.startswith(("torn", "garbled")):
             return "damaged files"
+        if self.moment in OPEN_LOOP:
+            return "tuner in an open loop"
         return self.fault
 
 
@@ -144,6 +156,8 @@ TUNER_ROWS: tuple[TunerRow, ...] = (
     *(TunerRow("kill -9 tuner", moment, Ends.KILLED) for moment in _LOADED),
     *(TunerRow("SIGTERM tuner", moment, Ends.RESUMABLE, "tuner resume") for moment in _LOADED),
     *(TunerRow("SIGINT tuner", moment, Ends.RESUMABLE, "tuner resume") for moment in _LOADED),
+    TunerRow("SIGINT tuner", _CLAIMING, Ends.RESUMABLE, "tuner resume"),
+    TunerRow("kill -9 tuner", _CLAIMING, Ends.KILLED),
 )
 
 FILE_ROWS: tuple[TunerRow, ...] = (

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.moments import Hooks, Moment, short_limits
+from tests.faults.moments import OPEN_RULES, Hooks, Moment, short_limits
 from tuner.cli import app, console, search
 from tuner.report import page
 from tuner.server import marker, proctable
@@ -46,6 +46,7 @@ def main() -> None:
     patch.setattr(console.Console, "show", see)
     if fault != "disk nearly full":
         patch.setattr(loop, "LEAST_DISK_BYTES", 0)
+    patch.setattr("tuner.config.Rules", lambda: OPEN_RULES)
     # Asking the stand-in for its flags takes two seconds a time, and is tested elsewhere.
     patch.setattr(search, "installed_vllm", lambda command, cache: installed())
     patch.setattr("tuner.config.installed_vllm", lambda command, cache: installed())

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.load.arrivals import ArrivalKind, Arrivals, recorded_schedule, schedule
+from tuner.errors import UsageError
+from tuner.load.arrivals import ArrivalKind, Arrivals, arriving, chosen_arrivals, recorded_schedule, schedule
 from tuner.load.prompts import Request
+from tuner.load.workload import Workload, workload
 
 
 @given(st.floats(0.01, 3000), st.floats(0.1, 20), st.integers(0, 2**40))
@@ -18,7 +21,7 @@ def test_arrivals_ascend_and_stay_within_the_time(rate: float, seconds: float, s
     assert list(due) == sorted(due)
 
 
-@pytest.mark.parametrize("kind", ArrivalKind)
+@pytest.mark.parametrize("kind", [kind for kind in ArrivalKind if kind is not ArrivalKind.RECORDED])
 def test_the_gaps_of_a_trace_only_scale_with_the_rate(kind: ArrivalKind) -> None:
     slow = np.array(schedule(5, 100, seed=3, trace="a", arrivals=Arrivals(kind, 0.5)))
     fast = np.array(schedule(10, 50, seed=3, trace="a", arrivals=Arrivals(kind, 0.5)))
@@ -54,6 +57,63 @@ def test_rate_and_burstiness_are_as_asked(arrivals: Arrivals, cv: float) -> None
     assert gaps.std() / gaps.mean() == pytest.approx(cv, abs=0.05)
 
 
-def test_recorded_times_are_kept_from_the_first_one_on() -> None:
-    requests = [Request((("user", "x"),), 1, 1, arrival_s=at) for at in (100.0, 100.5, 103.0, 180.0)]
-    assert recorded_schedule(requests, 60) == (0.0, 0.5, 3.0)
+def came(*times: float) -> list[Request]:
+    return [Request((("user", "x"),), 1, 1, arrival_s=at) for at in times]
+
+
+def test_recorded_gaps_are_kept_and_their_mean_is_one_over_the_rate() -> None:
+    assert recorded_schedule(came(100.0, 100.5, 103.0, 112.0), 0.5) == (0.0, 0.25, 1.5, 6.0)
+    assert recorded_schedule(came(7.0), 3.0) == (0.0,)
+    assert recorded_schedule(came(7.0, 7.0, 7.0), 2.0) == (0.0, 0.5, 1.0), "no gap is longer than another"
+
+
+@given(
+    st.lists(st.floats(0, 1e4), min_size=2, max_size=50).filter(lambda gaps: sum(gaps) > 1e-3),
+    st.floats(0.01, 3000),
+)
+def test_a_recording_scales_to_any_rate_with_the_same_relative_gaps(gaps: list[float], rate: float) -> None:
+    due = np.array(recorded_schedule(came(*np.cumsum([0.0, *gaps])), rate))
+    assert np.diff(due).mean() == pytest.approx(1 / rate)
+    assert list(due) == sorted(due)
+    shares = np.array(gaps) / sum(gaps)
+    assert np.diff(due) / due[-1] == pytest.approx(shares, abs=1e-9)
+
+
+@given(st.floats(0.05, 500), st.floats(0.1, 10))
+def test_a_level_of_recorded_traffic_ends_within_its_time(rate: float, seconds: float) -> None:
+    def draw(count: int) -> list[Request]:
+        return came(*np.cumsum(np.arange(count)))
+
+    arrivals = Arrivals(ArrivalKind.RECORDED)
+    requests, due = arriving(draw, rate, seconds, seed=0, trace="search", arrivals=arrivals)
+    assert len(requests) == len(due) >= 1
+    assert all(0 <= at < seconds for at in due)
+    assert len(due) == pytest.approx(rate * seconds, abs=1)
+
+
+TIMED = replace(workload("random:8,4"), timed=True)
+
+
+@pytest.mark.parametrize(
+    ("burstiness", "traffic", "arrivals"),
+    [
+        (None, workload("random:8,4"), "Poisson arrivals"),
+        (1.0, workload("random:8,4"), "Poisson arrivals"),
+        (0.5, workload("random:8,4"), "gamma, shape 0.5 arrivals"),
+        (None, TIMED, "arrivals as recorded"),
+        (1.0, TIMED, "Poisson arrivals"),
+        (0.5, TIMED, "gamma, shape 0.5 arrivals"),
+    ],
+)
+def test_recorded_times_are_kept_unless_a_burstiness_is_asked_for(
+    burstiness: float | None, traffic: Workload, arrivals: str
+) -> None:
+    chosen = chosen_arrivals(burstiness, traffic)
+    assert chosen.phrase == arrivals
+    assert chosen_arrivals(chosen.asked_for(traffic), traffic) == chosen
+
+
+@pytest.mark.parametrize("burstiness", [0.0, 0.04, 1001.0, float("nan"), float("inf")])
+def test_a_burstiness_that_is_no_traffic_is_refused(burstiness: float) -> None:
+    with pytest.raises(UsageError, match="--burstiness"):
+        chosen_arrivals(burstiness, TIMED)

@@ -114,9 +114,25 @@ def test_where_the_time_of_an_answer_is_known_one_closed_loop_is_enough() -> Non
     assert found.seconds == 36 + 24 * len(server.probed)
 
 
-def test_a_server_that_completes_nothing_has_no_capacity() -> None:
-    found = search_capacity(Known(1).probe, lambda seconds: Saturation(0.0, 0.0))
-    assert (found.ended, found.rate) == (Ended.NEVER_PASSED, None)
+@pytest.mark.parametrize("incumbent", [None, Incumbent(10.0, 12.5)])
+def test_a_closed_loop_without_an_answer_is_tried_for_the_longest_time_and_then_nothing_is_known(
+    incumbent: Incumbent | None,
+) -> None:
+    server, tried = Known(1), list[float]()
+
+    def silent(seconds: float) -> Saturation:
+        tried.append(seconds)
+        return Saturation(0.0, seconds + 120.0)
+
+    found = search_capacity(server.probe, silent, incumbent)
+    assert (found.ended, found.rate, server.probed) == (Ended.UNTRIED, None, [])
+    assert tried == [15.0, 120.0] and found.seconds == 135.0
+
+
+def test_a_server_too_slow_for_five_requests_a_probe_is_untried_and_has_not_failed() -> None:
+    server = Known(0.02)
+    found = search_capacity(server.probe, server.saturate)
+    assert (found.ended, found.rate, server.probed) == (Ended.UNTRIED, None, [])
 
 
 def test_a_limit_that_no_load_keeps_ends_with_never_passed() -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from tests.study.builders import level
 from tests.study.open_server import OpenServer, open_level
-from tuner.load.capacity_search import Capacity, Ended, Incumbent, ProbeResult, Rules, Stop
+from tuner.load.capacity_search import Capacity, Ended, Incumbent, ProbeResult, Rules, Saturation, Stop
+from tuner.load.stream import Failure
 from tuner.study.answer import OpenAnswer
 from tuner.study.open_probe import InvalidLoadError
 from tuner.study.record import Level, TrialOutcome
@@ -103,6 +104,28 @@ def test_few_requests_pass_by_all_they_show_and_nothing_else_does() -> None:
     none = undecided(open_level(0.5), preemptions=0, completed=0)
     assert answer.outcome([few]) is TrialOutcome.FEASIBLE
     assert [answer.outcome([made]) for made in (blind, late, none)] == [TrialOutcome.UNDECIDED] * 3
+
+
+@pytest.mark.parametrize(
+    ("failed", "outcome"),
+    [
+        ((), TrialOutcome.UNDECIDED),
+        (((str(Failure.TIMEOUT), 320),), TrialOutcome.UNDECIDED),
+        ((("http-500", 320),), TrialOutcome.INFEASIBLE),
+    ],
+)
+@pytest.mark.parametrize("incumbent", [None, Incumbent(10.0, 12.5)])
+def test_without_an_answer_in_the_longest_closed_loop_nothing_is_decided_unless_requests_failed(
+    failed: tuple[tuple[str, int], ...], outcome: TrialOutcome, incumbent: Incumbent | None
+) -> None:
+    answer = OpenAnswer(incumbent)
+    answer.find(OpenServer(1.0).probe, lambda seconds: Saturation(0.0, seconds), Rules(), None)
+    closed = level(0.0, concurrency=320)
+    closed = replace(closed, measurement=replace(closed.measurement, completed=0, failed=failed))
+    assert answer.outcome([closed]) is outcome
+    assert answer.best([closed]) is None
+    (note,) = answer.notes(outcome)
+    assert note.startswith("no rate was tried: in ")
 
 
 def test_load_that_did_not_come_to_its_end_decides_nothing() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
-from tests.load.scripted_server import answer, serving
+from tests.load.scripted_server import Reset, answer, serving
+from tests.load.test_recorded import timed
 from tests.study.test_ladder import metrics
+from tuner.load.arrivals import chosen_arrivals
 from tuner.load.capacity_search import Ended, Rules, Saturation, Stop, search_capacity
 from tuner.load.prompts import Prompts
 from tuner.load.stream import Target
@@ -22,15 +27,24 @@ LATE = answer(5, 2.5, 0.005)
 """Half a second over a limit of 2 s: more than a busy machine adds of its own."""
 
 
-def probe_of(url: str, metrics_url: str, model: str, limit: str, runs: list[LevelRun], stop: bool = False) -> OpenProbe:
+def probe_of(
+    url: str,
+    metrics_url: str,
+    model: str,
+    limit: str,
+    runs: list[LevelRun],
+    stop: bool = False,
+    text: str = "random:10,5",
+) -> OpenProbe:
     return OpenProbe(
         Target(url, "m"),
-        Prompts.for_model(workload("random:10,5"), model, 0, None),
+        Prompts.for_model(workload(text), model, 0, None),
         (parse_slo(limit),),
         Sampler(metrics_url, interval_s=0.1),
         seed=0,
         should_stop=lambda: stop,
         on_level=runs.append,
+        arrivals=chosen_arrivals(None, workload(text)),
     )
 
 
@@ -63,6 +77,23 @@ def test_saturation_is_littles_law(tiny_model: str) -> None:
     assert found.rate == pytest.approx(8 / found.answer_s, rel=0.3)
 
 
+def test_answers_that_take_longer_than_the_closed_loop_tell_its_pace_too(tiny_model: str) -> None:
+    """Answers of a second, where the loop sends for less than half of one: not 0 a second, and no guess."""
+    runs: list[LevelRun] = []
+    with serving(answer(5, 1.0, 0.0)) as server, metrics(lambda: 0) as url:
+        found = probe_of(server.url, url, tiny_model, "p99 ttft <= 60s", runs).saturate(0.4, 8, 100)
+    (run,) = runs
+    assert run.measurement.qps == 0 and run.measurement.completed > 0
+    assert found.rate == run.measurement.completed / ((run.samples.drained_ns - run.samples.started_ns) / 1e9)
+    assert found.answer_s >= 1
+
+
+def test_without_an_answer_the_closed_loop_tells_how_long_it_waited(tiny_model: str) -> None:
+    with serving([Reset(0.2)]) as server, metrics(lambda: 0) as url:
+        found = probe_of(server.url, url, tiny_model, "p99 ttft <= 60s", []).saturate(0.1, 4, 100)
+    assert found.rate == 0 and found.answer_s >= 0.2
+
+
 def test_the_closed_loop_is_a_level_like_any_other_and_no_limit_ends_it(tiny_model: str) -> None:
     runs: list[LevelRun] = []
     with serving(LATE) as server, metrics(lambda: 0) as url:
@@ -80,6 +111,21 @@ def test_a_rate_on_the_same_trace_has_the_same_lengths_and_new_words(tiny_model:
         probe(22.0, 1.0, "search", Stop.AT_END)
         words = [str(served.body["messages"]) for served in server.served]
     assert len(words) > 20 and len(set(words)) == len(words)
+
+
+def test_recorded_traffic_is_sent_in_its_order_with_its_own_gaps(tiny_model: str, tmp_path: Path) -> None:
+    """Gaps of 1, 2, 3, … at a mean of a twentieth of a second, whatever the recording's own pace."""
+    times = [i * (i + 1) / 2 * 60 for i in range(41)]
+    text = timed(tmp_path / "own.jsonl", *times)
+    runs: list[LevelRun] = []
+    with serving(FAST) as server, metrics(lambda: 0) as url:
+        made = probe_of(server.url, url, tiny_model, "p99 ttft <= 60s", runs, text=text)
+        made(20.0, 2.0, "search", Stop.AT_END)
+        words = [str(served.body["messages"]) for served in server.served]
+    # Forty, or, where this machine held the client up and the load was offered again, the last forty.
+    assert sorted(int(re.findall(r"p(\d+)", word)[0]) for word in words[-40:]) == list(range(40))
+    due_s = [(r.due_ns - runs[-1].samples.requests[0].due_ns) / 1e9 for r in runs[-1].samples.requests]
+    assert due_s == pytest.approx([i * (i + 1) / (39 * 40) * 39 / 20 for i in range(40)], abs=1e-6)
 
 
 def test_the_search_runs_on_a_real_server(tiny_model: str) -> None:

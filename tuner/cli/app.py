@@ -126,7 +126,10 @@ def bench(
     seconds: Annotated[float | None, typer.Option(help="Of a level (60), of a probe (30) or of a check (5).")] = None,
     warm_up_seconds: Annotated[float, typer.Option(help="Load before the first level, not counted.")] = 15.0,
     seed: Annotated[int, typer.Option(help="Of the prompts and of the arrivals.")] = 0,
-    burstiness: Annotated[float, typer.Option(help="Gamma shape of the arrivals: below 1 they clump.")] = 1.0,
+    burstiness: Annotated[
+        float | None,
+        typer.Option(help="Gamma shape of the arrivals, below 1 they clump. Default: as recorded, else 1."),
+    ] = None,
     natural_stops: Annotated[
         bool, typer.Option("--natural-stops", help="Let answers end on their own, where ignore_eos is unknown.")
     ] = False,

@@ -23,7 +23,7 @@ from tuner.errors import (
     TunerError,
     UsageError,
 )
-from tuner.load.arrivals import ArrivalKind, Arrivals
+from tuner.load.arrivals import chosen_arrivals
 from tuner.load.capacity_search import Capacity, Claim, Ended, Rules
 from tuner.load.endpoint import Endpoint, check_answer, check_fit, find_endpoint, tokenizer_source
 from tuner.load.prompts import Prompts
@@ -31,6 +31,7 @@ from tuner.load.requests_log import RequestLog
 from tuner.load.workload import Workload, workload
 from tuner.measurement import LoadKind, Measurement
 from tuner.slo import parse_slo
+from tuner.study.answer import untried
 from tuner.study.ladder import LadderLostError, LevelRun
 from tuner.study.open_probe import InterruptedLoadError, InvalidLoadError
 from tuner.study.record import Level
@@ -70,7 +71,7 @@ class BenchOptions:
     seconds: float | None = None
     warm_up_seconds: float = 15.0
     seed: int = 0
-    burstiness: float = 1.0
+    burstiness: float | None = None
     stops: Stops = Stops.EXACT
     claiming: Claiming = Claiming.SKIPPED
     out: Path | None = None
@@ -80,8 +81,9 @@ class BenchOptions:
 class BenchResult:
     """`sentence` is the answer. `kept` says for each of `levels` whether it kept every limit.
 
-    `preemptions_observed` is False where the server's /metrics does not count them: the limits were then kept as far as
-    a client can see. `capacity` and `claim` are None where none was searched.
+    `arrivals` are those of an open loop, in words. `preemptions_observed` is False where the server's /metrics does not
+    count them: the limits were then kept as far as a client can see. `capacity` and `claim` are None where none was
+    searched.
     """
 
     schema: int
@@ -91,7 +93,7 @@ class BenchResult:
     stops: Stops
     slos: tuple[str, ...]
     seed: int
-    burstiness: float
+    arrivals: str
     sentence: str
     preemptions_observed: bool
     kept: tuple[bool, ...]
@@ -117,6 +119,7 @@ class _Command:
         self._workload = _workload(options)
         self._levels = None if options.levels is None else parse_levels(options.levels)
         _check_numbers(options)
+        self._arrivals = chosen_arrivals(options.burstiness, self._workload)
         self._rules = _rules(options.seconds)
         self._console = Console()
         self._runs: list[Level] = []
@@ -136,12 +139,15 @@ class _Command:
             raise EnvironmentFaultError(
                 "the server is busy with requests of others", hint="keep them away: they would count as its load"
             )
-        self._console.say(f"{endpoint.target.model} at {endpoint.target.base_url}, workload {self._workload.name}")
+        load = self._arrivals.phrase if self._levels is None else "closed loop"
+        self._console.say(
+            f"{endpoint.target.model} at {endpoint.target.base_url}, workload {self._workload.name}, {load}"
+        )
         error: TunerError | None = None
         with _interruptible() as stop:
             bench = Bench(
                 endpoint.target, prompts, self._slos, sampler, stop, self._level_log(folder), options.warm_up_seconds,
-                options.seed, _arrivals(options.burstiness),
+                options.seed, self._arrivals,
             )  # fmt: skip
             try:
                 sentence = self._load(bench)
@@ -172,6 +178,11 @@ class _Command:
             bench.ladder(self._levels, options.seconds or LEVEL_SECONDS)
             return self._of_levels()
         self._capacity = capacity = bench.capacity(self._rules)
+        if capacity.ended is Ended.UNTRIED:
+            raise NothingFeasibleError(
+                untried(capacity),
+                hint="see which requests failed; measure longer with --seconds, or shorten the workload",
+            )
         if capacity.rate is None:
             raise NothingFeasibleError(
                 f"no rate kept {self._limits}; the lowest tried was {formatting.qps(capacity.failed)}",
@@ -228,7 +239,7 @@ class _Command:
             stops=options.stops,
             slos=tuple(map(str, self._slos)),
             seed=options.seed,
-            burstiness=options.burstiness,
+            arrivals=str(self._arrivals),
             sentence=sentence,
             preemptions_observed=any(lv.measurement.server.preemptions is not None for lv in self._runs),
             kept=tuple(kept(level.measurement, level.verdict) for level in self._runs),
@@ -321,10 +332,6 @@ def _workload(options: BenchOptions) -> Workload:
     return replace(workload(options.workload), natural_stops=options.stops is Stops.NATURAL)
 
 
-def _arrivals(burstiness: float) -> Arrivals:
-    return Arrivals() if burstiness == 1.0 else Arrivals(ArrivalKind.GAMMA, burstiness)
-
-
 def _rules(seconds: float | None) -> Rules:
     """`seconds` are those of a probe; the claim stays at its two minutes unless more was asked for."""
     rules = Rules()
@@ -343,13 +350,12 @@ def _check_numbers(options: BenchOptions) -> None:
         raise UsageError("--rate and --levels exclude each other", hint="one open-loop rate, or a closed-loop ladder")
     if options.claiming is Claiming.TESTED and (options.rate is not None or options.levels is not None):
         raise UsageError("--claim belongs to the search", hint="leave out --rate and --levels")
-    if options.levels is not None and options.burstiness != 1.0:
+    if options.levels is not None and options.burstiness is not None:
         raise UsageError("--burstiness has no meaning in a closed loop", hint="leave it out, or give --rate")
     for name, value, least in (
         ("--rate", options.rate, 0.001),
         ("--seconds", options.seconds, 1),
         ("--warm-up-seconds", options.warm_up_seconds, 0.1),
-        ("--burstiness", options.burstiness, 0.01),
         ("--seed", options.seed, 0),
     ):
         if value is not None and not (math.isfinite(value) and value >= least):

@@ -123,7 +123,7 @@ def load_words(load: LoadPolicy) -> str:
         return f"{levels} concurrent requests, {formatting.duration(load.level_s)} each"
     rules = load.open.rules
     return (
-        f"{load.open.arrivals} arrivals, {formatting.duration(rules.probe_s)} a rate; "
+        f"{load.open.arrivals.phrase}, {formatting.duration(rules.probe_s)} a rate; "
         f"claims {rules.claim_traces} × {formatting.duration(rules.claim_s)} or longer"
     )
 

@@ -69,8 +69,9 @@ def search_options(
     ] = None,
     probe_seconds: Annotated[float | None, typer.Option(help="Time at each rate; claims get longer with it.")] = None,
     burstiness: Annotated[
-        float, typer.Option(help="Gamma shape of the arrivals: 1 is Poisson, below it clumps.")
-    ] = 1.0,
+        float | None,
+        typer.Option(help="Gamma shape of the arrivals: 1 is Poisson, below it clumps. Default: as recorded, else 1."),
+    ] = None,
     levels: Annotated[str | None, typer.Option(help="Closed: concurrencies. Default: 10,30,64,128,200,256.")] = None,
     level_seconds: Annotated[float, typer.Option(help="Closed: time at each level.")] = 60.0,
     warm_up_seconds: Annotated[float, typer.Option(help="Load before the first measurement, not counted.")] = 15.0,

@@ -47,7 +47,10 @@ class Probe(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Saturation:
-    """What a closed loop that keeps the server full completes: requests per second, and the mean time of an answer."""
+    """What a closed loop that keeps the server full completes: requests per second, and the mean time of an answer.
+
+    Where no answer came, the rate is 0 and `answer_s` how long was waited for one.
+    """
 
     rate: float
     answer_s: float
@@ -112,13 +115,15 @@ class Ended(StrEnum):
     RACE_LOST = "race-lost"
     NEVER_PASSED = "never-passed"
     NEVER_FAILED = "never-failed"
+    UNTRIED = "untried"
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
     """`rate` is the estimate; `passed` and `failed` the highest and lowest rate probed with that outcome.
 
-    A candidate that was ended early has no estimate: `failed` then bounds it from above, where a race was run.
+    A candidate that was ended early has no estimate: `failed` then bounds it from above, where a race was run. One
+    whose closed loop completed too little for any rate to be tried is untried: nothing is known of it.
     """
 
     ended: Ended
@@ -139,7 +144,7 @@ def search_capacity(
     steps = _Steps(probe, saturate, rules, incumbent)
     saturation = steps.saturation.rate
     if saturation <= 0:
-        return steps.ended(Ended.NEVER_PASSED)
+        return steps.ended(Ended.UNTRIED)
     if incumbent is None:
         return steps.search(rules.cold_share * saturation, widen=2.0)
     share = incumbent.rate / incumbent.saturation
@@ -159,7 +164,7 @@ def warm_capacity(probe: Probe, saturate: Saturate, incumbent: Incumbent, rules:
     """An estimate for every candidate, losers included: the step search without screen and race."""
     steps = _Steps(probe, saturate, rules or Rules(), incumbent)
     if steps.saturation.rate <= 0:
-        return steps.ended(Ended.NEVER_PASSED)
+        return steps.ended(Ended.UNTRIED)
     return steps.search(steps.saturation.rate * incumbent.rate / incumbent.saturation, widen=1.0)
 
 
@@ -198,7 +203,7 @@ class _Steps:
             else:
                 return self.ended(Ended.FOUND)
         if self._passed() is None:
-            return self.ended(Ended.NEVER_PASSED)
+            return self.ended(Ended.NEVER_PASSED if self._probes else Ended.UNTRIED)
         return self.ended(Ended.NEVER_FAILED if self._failed() is None else Ended.FOUND)
 
     def ended(self, ended: Ended) -> Capacity:

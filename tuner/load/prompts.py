@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +17,8 @@ from urllib.request import Request as HttpRequest
 from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer
 
-from tuner.errors import EnvironmentFaultError
+from tuner.errors import EnvironmentFaultError, UsageError
+from tuner.load.capacity_search import SEARCH_TRACE
 from tuner.load.recorded import DEFAULT_OUTPUT_TOKENS, Entry, read_recording
 from tuner.load.workload import BodyValue, Share, Workload
 
@@ -33,7 +34,8 @@ class Request:
     """One chat completion: `messages` are (role, content); `prompt_tokens` counts their words without the template.
 
     `max_tokens` is what the answer must have, exactly, unless the workload stops naturally. `extra_body` are further
-    fields of the request body. `arrival_s` is set only for recorded traffic with its own times.
+    fields of the request body. `arrival_s` is when it came, in seconds on the recording's clock, which goes on where
+    the traffic begins again; None where the traffic has no times of its own.
     """
 
     messages: tuple[tuple[str, str], ...]
@@ -162,7 +164,12 @@ class Prompts:
         """`base_url` of a running server is asked for token counts only where this machine has no tokenizer.json."""
         counter = token_counter(model, base_url)
         if workload.file is not None:
-            entries, _ = read_recording(Path(workload.file))
+            entries, sha256 = read_recording(Path(workload.file))
+            if sha256 != workload.file_sha256:
+                raise UsageError(
+                    f"{workload.file} is not what it was when the study was planned",
+                    hint="put the old file back, or choose another name with --study",
+                )
             return cls(workload, Recorded(workload, entries, counter, seed))
         return cls(workload, Synthetic(workload, vocabulary(counter, model), seed))
 
@@ -210,6 +217,9 @@ class Synthetic:
 class Recorded:
     """Recorded requests, in an order drawn for each key, or in their own where they have arrival times.
 
+    Traffic with times begins anew where it ends, a mean gap later. The search's trace begins with the first request,
+    each other key at a place of its own behind it: fresh traffic is not the same requests at the same moments.
+
     The same texts come again at every level, so each level has a `cache_salt` of its own (vLLM 0.9 and later): the
     prefix cache answers what the traffic itself shares within a level, and nothing from the level before.
     """
@@ -218,35 +228,58 @@ class Recorded:
         self._workload = workload
         self._entries = tuple(entries)
         self._seed = seed
-        self._timed = all(entry.arrival_s is not None for entry in entries)
+        self._cycle_s = _cycle_s(entries)
         self._prompt_tokens = counter.count(["".join(text for _, text in entry.messages) for entry in entries])
-        answers = counter.count([entry.answer or "" for entry in entries])
-        self._max_tokens = [
-            entry.max_tokens or (DEFAULT_OUTPUT_TOKENS if entry.answer is None else max(1, tokens))
-            for entry, tokens in zip(entries, answers, strict=True)
-        ]
+        self._max_tokens = _max_tokens(entries, counter)
 
     def requests(self, key: str | int, count: int, repeat: int = 0) -> list[Request]:
+        salted = f"{key}/{repeat}"
+        if self._cycle_s is not None:
+            start, cycle_s = self._start(key), self._cycle_s
+            return [self._timed(salted, place, start + place, cycle_s) for place in range(count)]
         order: list[int] = []
         for turn in range(-(-count // len(self._entries))):
             again = list(range(len(self._entries)))
-            if not self._timed:
-                random.Random(f"{self._seed}/{key}/{turn}").shuffle(again)
+            random.Random(f"{self._seed}/{key}/{turn}").shuffle(again)
             order += again
-        return [self._request(f"{key}/{repeat}", place, index) for place, index in enumerate(order[:count])]
+        return [self._request(salted, place, index) for place, index in enumerate(order[:count])]
+
+    def _start(self, key: str | int) -> int:
+        if key == SEARCH_TRACE:
+            return 0
+        return random.Random(f"{self._seed}/{key}/start").randrange(1, len(self._entries))
+
+    def _timed(self, key: str, place: int, running: int, cycle_s: float) -> Request:
+        turn, index = divmod(running, len(self._entries))
+        at_s = turn * cycle_s + (self._entries[index].arrival_s or 0.0)
+        return replace(self._request(key, place, index), arrival_s=at_s)
 
     def _request(self, key: str, place: int, index: int) -> Request:
         entry, turn = self._entries[index], place // len(self._entries)
         salt = hashlib.sha256(f"{self._seed}/{key}/{turn}".encode()).hexdigest()[:16]
-        span_s = (self._entries[-1].arrival_s or 0.0) - (self._entries[0].arrival_s or 0.0)
         return Request(
             messages=entry.messages,
             prompt_tokens=self._prompt_tokens[index],
             max_tokens=self._max_tokens[index],
             extra_body={"cache_salt": salt, **extra_body(self._workload, self._workload.shares[0])},
             natural_stop=self._workload.natural_stops,
-            arrival_s=None if entry.arrival_s is None else entry.arrival_s + turn * span_s,
         )
+
+
+def _max_tokens(entries: Sequence[Entry], counter: TokenCounter) -> list[int]:
+    # Only answers that are needed and there: a server asked to count an empty text may refuse.
+    answers = [entry.answer for entry in entries if entry.max_tokens is None and entry.answer]
+    counted = dict(zip(answers, counter.count(answers), strict=True))
+    return [
+        entry.max_tokens or (DEFAULT_OUTPUT_TOKENS if entry.answer is None else max(1, counted.get(entry.answer, 0)))
+        for entry in entries
+    ]
+
+
+def _cycle_s(entries: Sequence[Entry]) -> float | None:
+    """Seconds from one beginning of the traffic to the next; None where it has no times."""
+    last_s = entries[-1].arrival_s
+    return None if last_s is None else last_s * len(entries) / (len(entries) - 1)
 
 
 def extra_body(workload: Workload, share: Share) -> dict[str, BodyValue | Mapping[str, BodyValue]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import Enum
 from pathlib import Path
 
 from tuner.errors import UsageError
@@ -17,11 +19,22 @@ DEFAULT_OUTPUT_TOKENS = 256
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _OUTPUT_KEYS = ("max_tokens", "max_completion_tokens", "output_tokens", "output_len")
 _TIME_KEYS = ("arrival_s", "arrival_time", "timestamp")
+LATEST_S = 1e15
+"""Beyond what any clock counts, in milliseconds too; above it a float no longer tells one gap from the next."""
+
+_TIMES_HINT = (
+    "seconds (12.5) or ISO 8601 (2026-11-25T08:00:00.250+00:00), all in one form, in every request or in none, and "
+    "none before the one above it"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One recorded request. `answer` is what was answered then: its length is asked for where `max_tokens` is None."""
+    """One recorded request. `answer` is what was answered then: its length is asked for where `max_tokens` is None.
+
+    `arrival_s` are seconds since the file's first request, None in traffic without times: all entries of a file have
+    one, ascending, or none has.
+    """
 
     messages: tuple[tuple[str, str], ...]
     max_tokens: int | None = None
@@ -46,10 +59,14 @@ def read_recording(path: Path) -> tuple[tuple[Entry, ...], str]:
         raise UsageError(
             f"cannot read the workload {path}: {error}", hint="give a UTF-8 .json or .jsonl file"
         ) from error
-    entries = tuple(entry for where, raw in _rows(path, text) if (entry := _entry(raw, where)) is not None)
-    if not entries:
+    rows = [(where, raw, entry) for where, raw in _rows(path, text) if (entry := _entry(raw, where)) is not None]
+    if not rows:
         raise UsageError(f"{path} has no request in it", hint='a line looks like {"prompt": "…", "max_tokens": 100}')
-    return _ordered(entries), hashlib.sha256(data).hexdigest()
+    entries = tuple(entry for _, _, entry in rows)
+    times = _arrivals_s(path, [(where, _time(raw)) for where, raw, _ in rows])
+    if times is not None:
+        entries = tuple(replace(entry, arrival_s=at) for entry, at in zip(entries, times, strict=True))
+    return entries, hashlib.sha256(data).hexdigest()
 
 
 def _rows(path: Path, text: str) -> Iterator[tuple[str, object]]:
@@ -70,6 +87,54 @@ def _rows(path: Path, text: str) -> Iterator[tuple[str, object]]:
         ) from error
 
 
+def _time(raw: object) -> object:
+    """The row's arrival time as it stands there, None where it has none."""
+    return next((raw[key] for key in _TIME_KEYS if raw.get(key) is not None), None) if isinstance(raw, dict) else None
+
+
+def _arrivals_s(path: Path, times: Sequence[tuple[str, object]]) -> list[float] | None:
+    """Seconds since the first request; None where no row has a time. Raises UsageError that names the line."""
+    without = [where for where, time in times if time is None]
+    if len(without) == len(times):
+        return None
+    if without:
+        raise UsageError(f"{without[0]} has no arrival time, and others have one", hint=_TIMES_HINT)
+    read = [_seconds(time, where) for where, time in times]
+    form, first_s = read[0]
+    before_s = first_s
+    for (where, time), (its_form, at_s) in zip(times, read, strict=True):
+        if its_form is not form:
+            raise UsageError(f"{where} has an arrival time of another form than the first: {time!r}", hint=_TIMES_HINT)
+        if at_s < before_s:
+            raise UsageError(f"{where} arrived before the request above it: {time!r}", hint=_TIMES_HINT)
+        before_s = at_s
+    if before_s == first_s:
+        raise UsageError(f"the arrival times in {path} are all the same", hint="leave them out, or record finer ones")
+    return [at_s - first_s for _, at_s in read]
+
+
+class _TimeForm(Enum):
+    """Times of one form only can be compared."""
+
+    SECONDS = "seconds"
+    LOCAL = "without offset"
+    ABSOLUTE = "with offset"
+
+
+def _seconds(time: object, where: str) -> tuple[_TimeForm, float]:
+    if isinstance(time, str):
+        try:
+            moment = datetime.fromisoformat(time)
+        except ValueError:
+            raise UsageError(f"{where} has an arrival time of {time!r}", hint=_TIMES_HINT) from None
+        form = _TimeForm.LOCAL if moment.tzinfo is None else _TimeForm.ABSOLUTE
+        # Any zone does for times without an offset, as long as it keeps their distances: UTC has no summer time.
+        return form, (moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment).timestamp()
+    if isinstance(time, int | float) and not isinstance(time, bool) and 0 <= time < LATEST_S:
+        return _TimeForm.SECONDS, float(time)
+    raise UsageError(f"{where} has an arrival time of {str(time)[:40]}", hint=_TIMES_HINT)
+
+
 def _entry(raw: object, where: str) -> Entry | None:
     """None for a conversation without a question, of which ShareGPT has some."""
     if not isinstance(raw, dict):
@@ -77,13 +142,6 @@ def _entry(raw: object, where: str) -> Entry | None:
     max_tokens = next((raw[key] for key in _OUTPUT_KEYS if raw.get(key) is not None), None)
     if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
         raise _wrong(where, f"has a max_tokens of {max_tokens!r}")
-    arrival = next((raw[key] for key in _TIME_KEYS if raw.get(key) is not None), None)
-    if arrival is not None and (isinstance(arrival, bool) or not isinstance(arrival, int | float)):
-        raise _wrong(where, f"has an arrival time of {arrival!r}")
-    try:
-        arrival_s = None if arrival is None else float(arrival)
-    except OverflowError:
-        raise _wrong(where, "has an arrival time that is no time") from None
     if "conversations" in raw or "messages" in raw:
         turns = _turns(raw.get("conversations") or raw.get("messages"), where)
         asked = next((i for i, (role, _) in enumerate(turns) if role == "assistant"), len(turns))
@@ -93,11 +151,11 @@ def _entry(raw: object, where: str) -> Entry | None:
         if not any(role == "user" for role, _ in turns[:asked]):
             return None
         answer = turns[asked][1] if asked < len(turns) else None
-        return Entry(turns[:asked], max_tokens, answer, arrival_s)
+        return Entry(turns[:asked], max_tokens, answer)
     prompt = raw.get("prompt")
     if not isinstance(prompt, str) or not prompt or not _is_text(prompt):
         raise _wrong(where, "has neither prompt nor messages nor conversations")
-    return Entry((("user", prompt),), max_tokens, None, arrival_s)
+    return Entry((("user", prompt),), max_tokens)
 
 
 def _turns(raw: object, where: str) -> tuple[tuple[str, str], ...]:
@@ -120,12 +178,6 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _ordered(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
-    if all(entry.arrival_s is not None for entry in entries):
-        return tuple(sorted(entries, key=lambda entry: entry.arrival_s or 0.0))
-    return entries
 
 
 def _wrong(where: str, what: str) -> UsageError:

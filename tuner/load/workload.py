@@ -44,8 +44,8 @@ class Workload:
     """Prompt lengths count the words we write; the chat template's own tokens come on top.
 
     `file` is the path of recorded traffic, `file_sha256` its content when the study was planned; the lengths in
-    `shares` are then estimates from bytes. `temperature` None leaves sampling to the model. `extra_body` goes into
-    every request.
+    `shares` are then estimates from bytes, and `timed` says whether its requests have arrival times. `temperature` None
+    leaves sampling to the model. `extra_body` goes into every request.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Workload:
     natural_stops: bool = False
     file: str | None = None
     file_sha256: str | None = None
+    timed: bool = False
     temperature: float | None = None
     extra_body: tuple[tuple[str, BodyValue], ...] = ()
 
@@ -167,9 +168,9 @@ def _recorded(text: str) -> Workload:
         _spread([-(-entry.prompt_bytes // BYTES_PER_TOKEN) for entry in entries]),
         _spread([_estimated_output(entry) for entry in entries]),
     )
-    return Workload(
-        Path(text).name, f"recorded traffic: {len(entries)} requests", (share,), file=text, file_sha256=sha256
-    )
+    timed = entries[0].arrival_s is not None
+    source = f"recorded traffic: {len(entries)} requests" + (" with their arrival times" if timed else "")
+    return Workload(Path(text).name, source, (share,), file=text, file_sha256=sha256, timed=timed)
 
 
 def _estimated_output(entry: Entry) -> int:

@@ -9,7 +9,7 @@ from tuner import formatting
 from tuner.report.quote import shell_word
 from tuner.report.tables import StudyFiles
 from tuner.report.words import Words
-from tuner.study.plan import LoadPolicy
+from tuner.study.plan import LoadPolicy, StudyPlan
 
 
 class FactRow(NamedTuple):
@@ -57,7 +57,7 @@ def _load(load: LoadPolicy, words: Words) -> str:
     rules = load.open.rules
     return words(
         "env-open-loop",
-        arrivals=load.open.arrivals,
+        arrivals=words.arrivals(str(load.open.arrivals)),
         time=formatting.duration(rules.probe_s),
         traces=rules.claim_traces,
         claim=formatting.duration(rules.claim_s),
@@ -65,12 +65,13 @@ def _load(load: LoadPolicy, words: Words) -> str:
     )
 
 
-def _load_flags(load: LoadPolicy) -> list[str]:
+def _load_flags(plan: StudyPlan) -> list[str]:
+    load = plan.load
     if load.open is None:
         return ["--levels", ",".join(map(str, load.levels)), "--level-seconds", f"{load.level_s:g}"]
     seconds = ["--probe-seconds", f"{load.open.rules.probe_s:g}"]
-    burstiness = load.open.arrivals.burstiness
-    return seconds if burstiness == 1 else [*seconds, "--burstiness", f"{burstiness:g}"]
+    burstiness = load.open.arrivals.asked_for(plan.workload)
+    return seconds if burstiness is None else [*seconds, "--burstiness", f"{burstiness:g}"]
 
 
 def _shares(study: StudyFiles, words: Words) -> list[str]:
@@ -90,7 +91,16 @@ def _shares(study: StudyFiles, words: Words) -> list[str]:
 def repeat_command(study: StudyFiles) -> str:
     """The `tuner search` that plans this study again, under another name."""
     plan = study.plan
-    words = ["tuner", "search", "--model", plan.model, "--workload", plan.workload.name, "--space", plan.space.name]
+    words = [
+        "tuner",
+        "search",
+        "--model",
+        plan.model,
+        "--workload",
+        plan.workload.file or plan.workload.name,
+        "--space",
+        plan.space.name,
+    ]
     words += [word for slo in plan.slos for word in ("--slo", str(slo))]
     gpus = [str(gpu) for group in plan.groups for gpu in group.gpus]
     words += ["--gpus", ",".join(gpus)] if gpus else []
@@ -99,7 +109,7 @@ def repeat_command(study: StudyFiles) -> str:
     words += ["--trials", str(plan.starts), "--confirm", str(plan.confirm_starts)]
     words += ["--time-budget", "none" if plan.time_budget_s is None else f"{plan.time_budget_s:.0f}s"]
     words += ["--seed", str(plan.seed), "--study", f"{plan.study}-again"]
-    words += [*_load_flags(plan.load), "--warm-up-seconds", f"{plan.load.warm_up_s:g}"]
+    words += [*_load_flags(plan), "--warm-up-seconds", f"{plan.load.warm_up_s:g}"]
     words += ["--start-limit-seconds", f"{plan.start_limit_s:g}"]
     words += ["--patience", str(plan.patience)] if plan.patience is not None else []
     words += ["--vllm", shlex.join(plan.base.command)] if plan.base.command != ("vllm", "serve") else []

@@ -37,7 +37,11 @@ def sentence(study: StudyFiles, words: Words) -> str:
     said["lack"] = words(f"lack-{confirm.lack(study.records, study.plan.baseline) or Lack.NOT_MEASURED}")
     if (search := study.plan.load.open) is not None:
         accuracy = f", ± {formatting.share(confirm.accuracy(winner.qps, search))}" if winner.fresh else ""
-        said |= {"qps": formatting.significant(winner.qps), "accuracy": accuracy, "arrivals": str(search.arrivals)}
+        said |= {
+            "qps": formatting.significant(winner.qps),
+            "accuracy": accuracy,
+            "arrivals": words.arrivals(str(search.arrivals)),
+        }
         gain = formatting.change(winner.qps, default.qps if default else None)
         return words("sentence-open-only" if default is None else "sentence-open-winner", gain=gain, **said)
     if default is None:

@@ -30,6 +30,11 @@ class Words:
         keys = {"concurrent": "load-closed", "requests/s": "load-open"}
         return self(keys[unit], n=number) if unit in keys else text
 
+    def arrivals(self, text: str) -> str:
+        """Arrivals as `load.arrivals.Arrivals` writes them ("Poisson"), in this language."""
+        recorded = text == "arrivals as recorded"
+        return self("arrivals-recorded") if recorded else self("arrivals-drawn", kind=text)
+
 
 class _Texts(dict[str, object]):
     def __init__(self, values: Mapping[str, object]) -> None:
@@ -54,11 +59,11 @@ TABLE: dict[str, tuple[str, str]] = {
     ),
     "sentence-open-winner": (
         "Sustains {qps} QPS{accuracy} ({arrivals}), {gain} over the default at P99 TTFT {ttft} ({limits}), {sure}; {tail}.",
-        "可持续 {qps} QPS{accuracy}（{arrivals} 到达），比默认配置 {gain}，P99 TTFT {ttft}（{limits}），{sure}；{tail}。",
+        "可持续 {qps} QPS{accuracy}（{arrivals}），比默认配置 {gain}，P99 TTFT {ttft}（{limits}），{sure}；{tail}。",
     ),
     "sentence-open-only": (
         "Sustains {qps} QPS{accuracy} ({arrivals}), where the default {lack}, at P99 TTFT {ttft} ({limits}), {sure}; {tail}.",
-        "可持续 {qps} QPS{accuracy}（{arrivals} 到达；默认配置{lack}），P99 TTFT {ttft}（{limits}），{sure}；{tail}。",
+        "可持续 {qps} QPS{accuracy}（{arrivals}；默认配置{lack}），P99 TTFT {ttft}（{limits}），{sure}；{tail}。",
     ),
     "sentence-keep": (
         "Keep the default: nothing beat its {qps} by more than the noise; {tail}.",
@@ -359,9 +364,11 @@ TABLE: dict[str, tuple[str, str]] = {
         "{levels} concurrent, {time} each after {warm_up} of warm-up",
         "并发 {levels}，每级 {time}，预热 {warm_up}",
     ),
+    "arrivals-drawn": ("{kind} arrivals", "{kind} 到达"),
+    "arrivals-recorded": ("arrivals as recorded", "按记录的时间到达"),
     "env-open-loop": (
-        "open loop, {arrivals} arrivals: rates searched with {time} each, claims of {traces} × {claim} or longer, after {warm_up} of warm-up",
-        "开环，{arrivals} 到达：搜索时每个速率 {time}，确认为 {traces} × 至少 {claim}，预热 {warm_up}",
+        "open loop, {arrivals}: rates searched with {time} each, claims of {traces} × {claim} or longer, after {warm_up} of warm-up",
+        "开环，{arrivals}：搜索时每个速率 {time}，确认为 {traces} × 至少 {claim}，预热 {warm_up}",
     ),
     "env-space": ("search space", "搜索空间"),
     "env-seed": ("seed", "随机种子"),

@@ -133,7 +133,8 @@ class Api:
         late = self._faults.get("metrics-late")
         if late is not None:
             await asyncio.sleep(late.number)
-        if self._faults.get("metrics-missing") or not self._log_stats:
+        gone = self._faults.get("metrics-gone") and self._faults.signalled
+        if gone or self._faults.get("metrics-missing") or not self._log_stats:
             return web.json_response({"detail": "Not Found"}, status=404)
         text = self._metrics.older_text() if self._faults.get("metrics-old") else self._metrics.text()
         return web.Response(text=text, headers={"Content-Type": "text/plain; version=1.0.0; charset=utf-8"})

@@ -27,6 +27,7 @@ FAULTS: Mapping[str, tuple[str, str]] = {
     "ignore-sigterm": ("", "SIGTERM does nothing"),
     "hung-engine": ("20", "no token comes after ARG requests; /health stays 200"),
     "metrics-missing": ("", "/metrics is 404"),
+    "metrics-gone": ("", "/metrics is 404 from SIGUSR1 on"),
     "metrics-late": ("5", "/metrics answers after ARG wall seconds"),
     "metrics-old": ("", "/metrics with the names of vLLM 0.10"),
     "error-chunk": ("10", "every ARG-th stream ends with an error chunk inside its 200"),
@@ -90,11 +91,12 @@ def count_start(state_dir: Path | None) -> int:
 
 
 class ActiveFaults:
-    """The faults of this start, and how many requests there were until now."""
+    """The faults of this start, how many requests there were until now, and whether somebody gave the sign."""
 
     def __init__(self, faults: Iterable[Fault], start: int) -> None:
         self._faults = {fault.name: fault for fault in faults if fault.start in (None, start)}
         self.requests = 0
+        self.signalled = False
 
     def get(self, name: str) -> Fault | None:
         return self._faults.get(name)

@@ -289,6 +289,8 @@ class Server:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, stop)
         loop.add_signal_handler(signal.SIGINT, stop)
+        if self._faults.get("metrics-gone"):
+            loop.add_signal_handler(signal.SIGUSR1, setattr, self._faults, "signalled", True)
 
     def _strike(self) -> None:
         """After each request: the faults that end a process under load."""

@@ -19,11 +19,12 @@ from tuner.load.capacity_search import (
     claim,
     search_capacity,
 )
+from tuner.load.stream import Failure
 from tuner.measurement import Load, LoadKind
 from tuner.study import confirm
 from tuner.study.open_probe import InvalidLoadError
 from tuner.study.record import Level, TrialOutcome, TrialRecord
-from tuner.verdict import Outcome
+from tuner.verdict import passes
 
 
 @dataclass(slots=True)
@@ -82,10 +83,16 @@ class OpenAnswer:
             return TrialOutcome.INVALID
         if self.held is not None or (self.capacity is None and self.claim is None):
             return TrialOutcome.UNDECIDED
+        if self.capacity is not None and self.capacity.ended is Ended.UNTRIED:
+            # Answers that took longer than anybody waited decide nothing; requests that failed outright do.
+            failed = any(kind != Failure.TIMEOUT for level in levels for kind, _ in level.measurement.failed)
+            return TrialOutcome.INFEASIBLE if failed else TrialOutcome.UNDECIDED
         lost = self.capacity is not None and self.capacity.ended in (Ended.HOPELESS, Ended.RACE_LOST)
         return TrialOutcome.BEHIND if lost else TrialOutcome.INFEASIBLE
 
     def notes(self, outcome: TrialOutcome) -> list[str]:
+        if self.capacity is not None and self.capacity.ended is Ended.UNTRIED:
+            return [*self.client_faults, untried(self.capacity)]
         if outcome is not TrialOutcome.BEHIND or self.capacity is None or self.incumbent is None:
             return self.client_faults
         return [*self.client_faults, _behind(self.capacity, self.incumbent)]
@@ -100,13 +107,15 @@ def incumbent(records: Sequence[TrialRecord]) -> Incumbent | None:
 
 
 def _is_kept(level: Level) -> bool:
-    """Whether a level kept everything that was asked, as far as could be observed.
+    """A candidate is held to no preemption, so that nothing is promised where none could be seen."""
+    return passes(level.measurement, level.verdict) and level.measurement.server.preemptions is not None
 
-    Too few requests for a P99 are no objection: at a fraction of a request per second no time brings enough of them.
-    """
-    few = level.verdict.outcome is Outcome.UNDECIDED and level.measurement.server.preemptions is not None
-    kept = level.measurement.completed > 0 and (level.verdict.slo_margin or 0.0) <= 0
-    return level.verdict.outcome is Outcome.FEASIBLE or (few and kept and level.measurement.aborted is None)
+
+def untried(capacity: Capacity) -> str:
+    return (
+        f"no rate was tried: in {formatting.duration(capacity.seconds)} a closed loop gave "
+        f"{formatting.qps(capacity.saturation)}, too little for a probe to tell anything"
+    )
 
 
 def _behind(capacity: Capacity, best: Incumbent) -> str:

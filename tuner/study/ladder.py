@@ -110,7 +110,7 @@ def warm_up(
     deadline = time.monotonic() + seconds
     for attempt in itertools.count():
         left_s = max(0.1, deadline - time.monotonic())
-        requests = prompts.requests(f"warm-up-{attempt}", WARM_UP_WAVES * concurrency)
+        requests = prompts.requests(f"warm-up-{concurrency}-{attempt}", WARM_UP_WAVES * concurrency)
         samples = drive_closed(
             target, requests, concurrency, left_s, watch=lambda _: INTERRUPTED if should_stop() else None
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from tuner.load.arrivals import Arrivals, schedule
+from tuner.load.arrivals import Arrivals, arriving
 from tuner.load.backlog import GROWS, Backlog
 from tuner.load.capacity_search import ProbeResult, Saturation, Stop
 from tuner.load.drive import Progress, Samples, drive_closed, drive_open
@@ -15,7 +15,7 @@ from tuner.measurement import Load, LoadKind, measure
 from tuner.slo import Slo
 from tuner.study.ladder import IDLE_LIMIT_S, INTERRUPTED, LadderLostError, LevelRun, LevelWatch
 from tuner.telemetry.sampler import Recording, Sampler
-from tuner.verdict import Outcome, Verdict, judge
+from tuner.verdict import Outcome, Verdict, judge, passes
 
 
 class InvalidLoadError(Exception):
@@ -65,8 +65,7 @@ class OpenProbe:
                 cut = run.measurement.aborted is not None
                 return ProbeResult(
                     rate=rate,
-                    # Undecided is a level without a violation that had too few requests, or no preemption counter.
-                    passed=not cut and _passed(run),
+                    passed=passes(run.measurement, run.verdict),
                     log_ratio=None if cut else run.verdict.slo_margin,
                     seconds=spent_s,
                 )
@@ -82,7 +81,11 @@ class OpenProbe:
         recording = self._sampler.start()
         samples = drive_closed(self._target, prepared, concurrency, seconds, watch=self._interrupted)
         seen = self._finished(samples, recording, Load(LoadKind.CLOSED, concurrency)).measurement
-        return Saturation(seen.qps or 0.0, seen.e2e_ms.mean / 1000 if seen.e2e_ms else seconds)
+        waited_s = (samples.drained_ns - samples.started_ns) / 1e9
+        if seen.e2e_ms is None:
+            return Saturation(0.0, waited_s)
+        # Where answers take longer than `seconds`, none ends in its time; those that come later tell the pace too.
+        return Saturation(seen.qps or seen.completed / waited_s, seen.e2e_ms.mean / 1000)
 
     def _requests(self, key: str, count: int) -> list[Request]:
         """The same lengths whenever a key is asked for, and never the same words: the prefix cache knows those."""
@@ -91,8 +94,10 @@ class OpenProbe:
 
     def _level(self, rate: float, seconds: float, trace: str, stop: Stop) -> LevelRun:
         self._wait_until_idle()
-        due = schedule(rate, seconds, seed=self._seed, trace=trace, arrivals=self._arrivals)
-        requests = self._requests(trace, len(due))
+        requests, due = arriving(
+            lambda count: self._requests(trace, count),
+            rate, seconds, seed=self._seed, trace=trace, arrivals=self._arrivals,
+        )  # fmt: skip
         recording = self._sampler.start()
         slos = self._slos if stop is Stop.AT_REJECTION else ()
         level_watch, backlog = LevelWatch(slos, recording, self._should_stop, len(due)), Backlog(seconds)
@@ -120,9 +125,3 @@ class OpenProbe:
 
     def _interrupted(self, progress: Progress) -> str | None:
         return INTERRUPTED if self._should_stop() else None
-
-
-def _passed(run: LevelRun) -> bool:
-    """An undecided level passes by all it has, if it has anything: at low rates no time brings a hundred requests."""
-    margin = run.verdict.slo_margin
-    return run.verdict.outcome is not Outcome.INFEASIBLE and run.measurement.completed > 0 and (margin or 0.0) <= 0
