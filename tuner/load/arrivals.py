@@ -83,15 +83,16 @@ def schedule(
 ) -> tuple[float, ...]:
     """Seconds from the start at which requests are due, ascending, all before `seconds`.
 
-    The gaps of one (seed, trace) are the same numbers at every rate, scaled: two candidates, or two rates, see the same
-    bursts (common random numbers). Their mean is 1 / `rate` exactly, whatever chance says: of n requests by chance come
-    1 / √n more or less, and a promise at 44 requests/s was once held on six traces that offered 42.8 on average.
-    `rate` in requests per second may be any positive number.
+    The gaps of one (seed, trace) are the same numbers at every rate, scaled by 1 / rate: two candidates, or two rates,
+    see the same bursts (common random numbers). `rate` in requests per second may be any positive number.
     """
-    count = math.ceil(rate * seconds) + 1
-    gaps = _unit_gaps(count, seed, trace, arrivals or Arrivals())
-    due = np.cumsum(gaps) * (count / gaps.sum()) / rate
-    return tuple(due[due < seconds].tolist())
+    expected = rate * seconds
+    count = math.ceil(expected + 10 * math.sqrt(expected) + 10)
+    while True:
+        due = np.cumsum(_unit_gaps(count, seed, trace, arrivals or Arrivals())) / rate
+        if due[-1] >= seconds:
+            return tuple(due[due < seconds].tolist())
+        count *= 2
 
 
 def recorded_schedule(requests: Sequence[Request], rate: float) -> tuple[float, ...]:
