@@ -94,7 +94,7 @@ def test_every_level_and_the_warm_up_have_prompts_of_their_own(tiny_model: str) 
     with serving(FAST) as server, metrics(lambda: 0) as url:
         Ladder().climb(server, url, tiny_model, (4, 8), level_s=0.8)
     prompts = [str(served.body["messages"]) for served in server.served]
-    assert len(set(prompts)) == len(prompts) > 200
+    assert len(set(prompts)) == len(prompts) > 50
 
 
 def test_a_broken_limit_ends_the_ladder_early(tiny_model: str) -> None:
