@@ -147,6 +147,7 @@ def _body(study: StudyFiles, rows: Sequence[TrialRow], words: Words) -> dict[str
         "telemetry": _telemetry(study, words),
         **_parameters(study, winner, words),
         "refused": refused_rows(study.records),
+        "learnt": study.result.learnt if study.result else (),
         "night": night_drawing,
         "flat_rem": 8 + 2 * len(study.plan.groups),
         "shares": ", ".join(f"{words(f'phase-{p}')} {formatting.share(s)}" for p, s in spent.items()),
