@@ -84,6 +84,9 @@ class VirtualMachine:
             search_trial=assignment.search_trial,
         )
 
+    def would_start(self, candidate: Candidate) -> bool:
+        return isinstance(self._start(candidate), Started)
+
     def true_qps(self, candidate: Candidate) -> float:
         """The highest feasible QPS without noise; 0 where nothing starts or keeps the limits."""
         started = self._start(candidate)

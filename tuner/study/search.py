@@ -131,7 +131,7 @@ class Search:
             last = answered == REPEATS_BEFORE_RANDOM
             if last and (numbers := self._anything_else()) is not None:
                 self._study.enqueue_trial(numbers)
-            trial = self._study.ask()
+            trial = self._next()
             candidate = self._candidate(trial)
             role = Role(trial.user_attrs.get("role", Role.SEARCH))
             repeat = candidate.id in self._known or any(c == candidate for _, c in self._asked.values())
@@ -184,6 +184,12 @@ class Search:
     def _against(self, candidate: Candidate) -> Rule | None:
         values = self._around.values(candidate)
         return next((r for r in self._rules if r.withdrawn_by is None and r.rules_out(values)), None)
+
+    def _next(self) -> Trial:
+        with warnings.catch_warnings():
+            # Optuna's GP divides 0 by 0 where no other point comes near the best one it sees, and goes on from that.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return self._study.ask()
 
     def _anything_else(self) -> dict[str, float] | None:
         """A random point that nothing is known of and no rule is against; None where the space has hardly any left."""
