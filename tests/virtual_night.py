@@ -12,7 +12,8 @@ from tuner.candidate import Candidate
 from tuner.launch import launch
 from tuner.load.workload import Workload
 from tuner.measurement import ClientLoad, Load, LoadKind, Measurement, ServerLoad, distribution
-from tuner.server.diagnosis import Cause, Fault
+from tuner.server.diagnosis import Cause, Phase, diagnose
+from tuner.server.facts import StartFacts
 from tuner.sim import (
     ClosedLoop,
     EngineArguments,
@@ -78,9 +79,13 @@ class VirtualMachine:
             levels=tuple(levels),
             best=best,
             cause=_cause(started) if isinstance(started, Refused) else None,
+            facts=_facts(started) if isinstance(started, Started) else None,
             attempt=assignment.attempt,
             search_trial=assignment.search_trial,
         )
+
+    def would_start(self, candidate: Candidate) -> bool:
+        return isinstance(self._start(candidate), Started)
 
     def true_qps(self, candidate: Candidate) -> float:
         """The highest feasible QPS without noise; 0 where nothing starts or keeps the limits."""
@@ -138,4 +143,15 @@ def _shapes(workload: Workload, seed: int) -> list[Shape]:
 
 
 def _cause(refused: Refused) -> Cause:
-    return Cause(str(refused.cause.value), Fault.CANDIDATE, refused.message, refused.message, "see the message")
+    return diagnose(f"{refused.error}: {refused.message}", exit_code=1, phase=Phase.STARTING)
+
+
+def _facts(started: Started) -> StartFacts:
+    """What vLLM's log says of the start's memory, rounded as vLLM does."""
+    memory = started.memory
+    return StartFacts(
+        kv_tokens=started.kv_tokens,
+        kv_memory_gib=round(memory.kv_cache / 2**30, 2),
+        weights_gib=round(memory.weights / 2**30, 2),
+        max_model_len=started.config.max_model_len,
+    )

@@ -46,6 +46,14 @@ VARIED_KEYS = ("block_configs", "attn_type_list", "compress_ratios", "index_head
 WEIGHT_KEYS = ("kv_lora_rank", "n_shared_experts", "shared_expert_intermediate_size", "first_k_dense_replace")
 """Keys of architectures whose parameters the shape does not count: their weights are known from files alone."""
 
+SURELY_SHORT = 0.9
+"""Of a request's tokens. A cache that holds no more by the arithmetic surely cannot hold it: what is left of a GPU's
+memory differs by some MiB from start to start."""
+
+UNUSABLE_SHARE = 0.02
+"""Of a GPU's memory as NVML counts it, at most, that the driver keeps from CUDA: 1.5 % of a 24 or 32 GB card, less of a
+larger one. A share of the memory is one of what CUDA has."""
+
 OTHER_PARTS = ("vision_config", "audio_config")
 
 MEMORY_FLAGS = (
@@ -195,6 +203,19 @@ def calibrated(memory: ModelMemory, first: FirstStart, gpu_bytes: int | None) ->
         weights = int(first.weights_gib * GIB)
     rest = int(gpu_bytes * first.utilization) - weights - math.ceil(first.kv_tokens * per_token)
     return replace(known, weights_bytes=weights, weights_from=WeightsFrom.LOG, overhead_bytes=Span(rest, rest))
+
+
+def least_for(memory: ModelMemory, first: FirstStart, gpu_bytes: int | None, tokens: float) -> float | None:
+    """The setting of `first`'s kind (kv-cache-memory-bytes or gpu-memory-utilization) below which a request of so many
+    tokens surely does not fit; `memory` is calibrated by `first`. In shares of the memory it holds for servers that eat
+    at least as much of it as that start did. None: `gpu_bytes` is not known."""
+    needed = SURELY_SHORT * tokens * memory.kv_bytes_per_token
+    if first.utilization is None:
+        return needed
+    if gpu_bytes is None:
+        return None
+    spare = first.kv_tokens * memory.kv_bytes_per_token - needed
+    return first.utilization - spare / (gpu_bytes * (1 - UNUSABLE_SHARE))
 
 
 def _room(memory: ModelMemory, kv_bytes: Span) -> Room:

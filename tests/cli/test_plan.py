@@ -3,7 +3,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.cli.support import short_search, tuner
+import pytest
+
+from tests.cli.support import STAND_IN, short_search, tuner
+from tests.study.builders import REFUSAL, record
+from tuner.candidate import Candidate
+from tuner.cli.plan import show_plan
+from tuner.cli.search import cache_folder, this_machine
+from tuner.cli.tables import Form
+from tuner.clock import RealClock
+from tuner.config import SearchOptions, plan_study
+from tuner.study.record import TrialOutcome
+from tuner.study.store import Store
 
 
 def test_plan_shows_everything_and_leaves_nothing(tiny_model: str, tmp_path: Path) -> None:
@@ -25,3 +36,18 @@ def test_plan_as_json_is_the_plan_that_would_be_saved(tiny_model: str, tmp_path:
     assert plan["starts"] == 2
     assert plan["base"]["extra"] == ["--kv-cache-dtype", "fp8"]
     assert "s3cret" not in ended.stdout + ended.stderr
+
+
+def test_plan_of_a_study_that_was_begun_says_what_its_refused_starts_taught(
+    tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = SearchOptions(tiny_model, space="demo", vllm=STAND_IN, study="begun", studies=tmp_path)
+    made, environment = plan_study(options, this_machine(), RealClock().wall(), cache_folder(), lambda _: None)
+    store = Store(tmp_path / "begun")
+    store.create()
+    store.save_plan(made, environment)
+    little = Candidate.of({p.flag: p.decode(p.axis[0]) for p in made.parameters})
+    store.save_record(record(3, little, outcome=TrialOutcome.REFUSED, cause=REFUSAL))
+    show_plan(options, Form.TEXT)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("learnt")]
+    assert lines == ["learnt    not started any more: kv-cache-memory-bytes ≤ 12,582,912 (kv-too-small, trial 0003)"]

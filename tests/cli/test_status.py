@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.load.builders import HOST, level, request
 from tests.load.builders import telemetry as telemetry_of
+from tuner.cli.console import result_lines
 from tuner.cli.status import last_level
 from tuner.load.requests_log import RequestLog
 from tuner.measurement import LoadKind
+from tuner.study.learnt import Limit, Rule
+from tuner.study.result import Decision, StudyResult
 from tuner.telemetry.prometheus import Scrape
 from tuner.telemetry.sampler import Row, TelemetryLog
 
@@ -29,3 +33,14 @@ def test_the_last_level_of_a_running_trial_is_the_one_that_came_last_and_not_the
 
 def test_a_trial_that_measured_nothing_yet_has_no_last_level(tmp_path: Path) -> None:
     assert last_level(tmp_path) is None
+
+
+def test_the_last_words_of_a_search_say_what_was_learnt_and_spared() -> None:
+    learnt = (Rule(4, "oom", (Limit("max-num-seqs", ">=", 512),), spared=3), Rule(9, "oom", ()))
+    result = StudyResult(
+        "s", Decision.KEEP_DEFAULT, None, None, None, 12, 2, 60.0, True, "Keep the default.", "2026-11-25", learnt
+    )
+    lines = result_lines(result, (), {}).splitlines()
+    assert "learnt    what is not started any more; 3 starts spared so far" in lines
+    assert "          3 × max-num-seqs ≥ 512 (oom, trial 0004)" in lines
+    assert not [line for line in result_lines(replace(result, learnt=()), (), {}).splitlines() if "learnt" in line]

@@ -29,6 +29,7 @@ from tuner.server import marker, proctable, start
 from tuner.server.ports import fresh_port
 from tuner.sim import held_bytes
 from tuner.slo import parse_slo
+from tuner.space.defaults import vllm_defaults
 from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Space
 from tuner.study import trial
@@ -182,7 +183,7 @@ class Night:
     def _run(self, plan: StudyPlan) -> None:
         stop, clock = threading.Event(), RealClock()
         runner = TrialRunner(plan, self.store, clock, SimGpu(self.folder / "gpu"), self._emit, stop)
-        search = Search(plan, (), {})
+        search = Search(plan, (), vllm_defaults("0.32.0", ()))
         try:
             self.result = Loop(plan, self.store, search, runner.run, self._emit, clock, stop).run()
         except Exception as error:  # each row's test shows it

@@ -18,6 +18,7 @@ from tuner.errors import EnvironmentFaultError
 from tuner.placement import GpuGroup
 from tuner.server import leftovers
 from tuner.sim.gpu_memory import hold
+from tuner.space.defaults import vllm_defaults
 from tuner.study.events import Event, Notice, PhaseChanged
 from tuner.study.loop import Loop
 from tuner.study.plan import StudyPlan
@@ -32,7 +33,7 @@ GONE_BYTES = 24 * 2**30
 def night(plan: StudyPlan, store: Store, emit: Callable[[Event], None]) -> StudyResult:
     stop, clock = threading.Event(), RealClock()
     runner = TrialRunner(plan, store, clock, SimGpu(store.folder / "gpu"), emit, stop)
-    return Loop(plan, store, Search(plan, (), {}), runner.run, emit, clock, stop).run()
+    return Loop(plan, store, Search(plan, (), vllm_defaults("0.32.0", ())), runner.run, emit, clock, stop).run()
 
 
 @pytest.mark.parametrize("row", MEMORY_ROWS, ids=lambda row: row.name)

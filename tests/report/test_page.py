@@ -23,6 +23,7 @@ from tuner.report.summary import sentence
 from tuner.report.tables import StudyFiles, read_study
 from tuner.report.why import Limit
 from tuner.report.words import TABLE, Language, Words
+from tuner.study import learnt
 from tuner.study.record import Role, TrialOutcome
 
 REPORT = Path(words_module.__file__).parent
@@ -237,3 +238,34 @@ def test_the_report_is_written_from_json_alone(tmp_path: Path) -> None:
     (study.folder / "study.db").write_bytes(b"not a database")
     assert jsonfile.dumps(study.plan)
     write_report(study.folder)
+
+
+LEARNT = (
+    learnt.Rule(7, "memory-wanted", (learnt.Limit("gpu-memory-utilization", ">", 0.953),), spared=4),
+    learnt.Rule(0, "kv-capacity", (learnt.Limit("kv-cache-memory-bytes", "<", 25_165_824),)),
+    learnt.Rule(
+        12,
+        "oom",
+        (learnt.Limit("max-num-seqs", ">=", 512), learnt.Limit("max-num-batched-tokens", ">=", 8192)),
+        withdrawn_by=31,
+    ),
+)
+
+
+def test_every_rule_learnt_stands_with_the_start_that_taught_it_and_what_it_spared(files: StudyFiles) -> None:
+    assert files.result is not None
+    with_rules = dataclasses.replace(files, result=dataclasses.replace(files.result, learnt=LEARNT))
+    page = Page(report(with_rules))
+    assert "learnt" in {attributes.get("id") for _, attributes in page.tags}
+    for said in ("gpu-memory-utilization > 0.953", "trial 7", "4 were spared a start", "max-num-seqs ≥ 512"):
+        assert said in page.text
+    assert "kv-cache-memory-bytes < 25,165,824" in page.text
+    assert "would not hold one request" in page.text
+    assert "withdrawn: trial 31 started" in page.text
+    chinese = Page(report(with_rules, language="zh"))
+    assert "学到的规则" in chinese.text and "已撤销：第 31 次启动成功" in chinese.text
+    assert "withdrawn" not in chinese.text
+
+
+def test_a_study_that_learnt_nothing_has_no_table_of_rules(files: StudyFiles) -> None:
+    assert "learnt" not in {attributes.get("id") for _, attributes in Page(report(files)).tags}

@@ -10,6 +10,7 @@ from tests.study.builders import MACHINE, landscape, plan
 from tuner.clock import ScriptedClock
 from tuner.environment import describe
 from tuner.errors import EnvironmentFaultError
+from tuner.server.diagnosis import Bound
 from tuner.space.defaults import vllm_defaults
 from tuner.study.events import Event, Notice, TrialStarted
 from tuner.study.loop import Assignment, Loop
@@ -233,3 +234,21 @@ def test_a_time_budget_leaves_room_for_confirmation(tmp_path: Path) -> None:
     result = night.loop.run()
     assert result.elapsed_s <= 480
     assert result.winner is not None and result.winner.fresh
+
+
+def test_what_refused_starts_taught_is_said_once_and_stands_in_the_result(tmp_path: Path) -> None:
+    def run_trial(assignment: Assignment) -> TrialRecord:
+        made = landscape(assignment)
+        bound = Bound("gpu-memory-utilization", "<=", 0.93)
+        return replace(made, cause=made.cause and replace(made.cause, kind="memory-wanted", bounds=(bound,)))
+
+    night = Night(plan(tmp_path / "s", starts=12, confirm_starts=0), run_trial)
+    result = night.loop.run()
+    said = [e.text for e in night.events if isinstance(e, Notice) and e.text.startswith("not started any more: ")]
+    spared = [rule for rule in result.learnt if rule.spared]
+    assert spared
+    assert sorted(said) == sorted(f"not started any more: {rule}" for rule in spared)
+    refused = [r.trial for r in night.store.records() if r.outcome is TrialOutcome.REFUSED]
+    assert [rule.trial for rule in result.learnt] == refused[:1]
+    assert len(refused) == 1
+    assert night.store.result().learnt == result.learnt

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
 
 from tests.study.builders import REFUSAL, level, plan, record
 from tuner.candidate import Candidate
+from tuner.server.diagnosis import Bound, Cause
 from tuner.space.defaults import vllm_defaults
+from tuner.study.learnt import Rule
 from tuner.study.record import Role, TrialOutcome, TrialRecord
-from tuner.study.search import Proposal, Search
+from tuner.study.search import REPEATS_BEFORE_RANDOM, Proposal, Search
 from tuner.study.seeds import seeds
 
 DEFAULTS = vllm_defaults("0.32.0", ())
@@ -22,6 +26,11 @@ def search(folder: Path) -> Search:
 
 def answered(proposal: Proposal, trial: int, qps: float) -> TrialRecord:
     return record(trial, proposal.candidate, (level(qps),), role=proposal.role, search_trial=proposal.number)
+
+
+def refused(proposal: Proposal, trial: int, cause: Cause) -> TrialRecord:
+    made = record(trial, proposal.candidate, role=proposal.role, search_trial=proposal.number)
+    return replace(made, outcome=TrialOutcome.REFUSED, cause=cause)
 
 
 def test_the_default_configuration_comes_first_without_any_flag(tmp_path: Path) -> None:
@@ -84,3 +93,94 @@ def test_a_record_written_before_the_kill_is_told_on_the_way_back(tmp_path: Path
 def test_the_servers_do_not_inherit_the_samplers_thread_limit(tmp_path: Path) -> None:
     search(tmp_path / "s").ask()
     assert "OMP_NUM_THREADS" not in os.environ
+
+
+SCARCE = replace(REFUSAL, kind="memory-wanted", bounds=(Bound("max-num-batched-tokens", "<=", 2048),))
+"""Made up: rules out two thirds of the space and every seed but the conservative one, and not the default."""
+
+
+def taught(folder: Path) -> tuple[Search, list[TrialRecord]]:
+    """A search whose first seed was refused for SCARCE."""
+    asked = search(folder)
+    records = [answered(asked.ask(), 0, 10.0)]
+    asked.tell(records[0])
+    seed = asked.ask()
+    records.append(refused(seed, 1, SCARCE))
+    asked.tell(records[1])
+    return asked, records
+
+
+def ruled_out(folder: Path) -> list[optuna.trial.FrozenTrial]:
+    study = optuna.load_study(study_name="s", storage=plan(folder).storage)
+    return [t for t in study.trials if "ruled_out" in t.user_attrs]
+
+
+def test_what_a_rule_forbids_is_not_started_seeds_included(tmp_path: Path) -> None:
+    asked, _ = taught(tmp_path / "s")
+    for trial in range(2, 8):
+        proposal = asked.ask()
+        assert float(proposal.candidate.as_dict()["max-num-batched-tokens"]) <= 2048
+        asked.tell(answered(proposal, trial, 10.0))
+    (rule,) = asked.learnt
+    assert (rule.trial, rule.cause) == (1, "memory-wanted")
+    assert rule.spared == len(ruled_out(tmp_path / "s")) > 3
+    assert {t.user_attrs["role"] for t in ruled_out(tmp_path / "s")} >= {Role.SEED}
+
+
+def test_a_spared_start_is_told_as_a_broken_constraint_and_marked_as_not_measured(tmp_path: Path) -> None:
+    asked, _ = taught(tmp_path / "s")
+    proposal = asked.ask()
+    assert [rule.trial for rule in proposal.first_spared] == [1]
+    spared = ruled_out(tmp_path / "s")
+    assert spared
+    for trial in spared:
+        assert trial.state is optuna.trial.TrialState.COMPLETE
+        assert trial.constraints["start"] > 0
+        assert trial.user_attrs["imputed"] is True
+        assert "trial 0001" in trial.user_attrs["ruled_out"]
+        assert "trial" not in trial.user_attrs  # no start, no record
+    assert optuna.load_study(study_name="s", storage=plan(tmp_path / "s").storage).best_trial.number == 0
+
+
+def test_the_person_is_told_of_a_rule_once(tmp_path: Path) -> None:
+    asked, _ = taught(tmp_path / "s")
+    told: list[Rule] = []
+    for trial in range(2, 8):
+        proposal = asked.ask()
+        told += proposal.first_spared
+        asked.tell(answered(proposal, trial, 10.0))
+    assert len(told) == 1
+
+
+def test_the_default_is_started_whatever_the_rules_say(tmp_path: Path) -> None:
+    asked = search(tmp_path / "s")
+    interrupted = asked.ask()
+    asked.tell(refused(asked.ask(), 1, replace(SCARCE, bounds=(Bound("gpu-memory-utilization", "<=", 0.5),))))
+    asked.again(interrupted.number)
+    proposal = asked.ask()
+    assert proposal.role is Role.DEFAULT
+    assert asked.learnt[0].rules_out({"gpu-memory-utilization": 0.92})
+
+
+def test_rules_and_what_they_spared_survive_a_restart(tmp_path: Path) -> None:
+    first, records = taught(tmp_path / "s")
+    proposal = first.ask()
+    records.append(answered(proposal, 2, 10.0))
+    first.tell(records[2])
+    second = search(tmp_path / "s")
+    second.restore(records)
+    assert second.learnt == first.learnt
+    assert second.learnt[0].spared > 0
+    assert second.ask().first_spared == ()
+    spared = {json.dumps(t.user_attrs["flags"]) for t in ruled_out(tmp_path / "s")}
+    assert len(spared) == len(ruled_out(tmp_path / "s"))
+
+
+def test_rules_against_all_that_is_left_are_put_to_the_test(tmp_path: Path) -> None:
+    asked = search(tmp_path / "s")
+    asked.tell(refused(asked.ask(), 0, replace(SCARCE, bounds=(Bound("gpu-memory-utilization", "<=", 0.5),))))
+    proposal = asked.ask()
+    assert asked.learnt[0].spared == REPEATS_BEFORE_RANDOM
+    asked.tell(answered(proposal, 1, 10.0))
+    assert asked.learnt[0].withdrawn_by == 1
+    assert asked.ask().first_spared == ()

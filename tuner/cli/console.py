@@ -19,6 +19,7 @@ from tuner.study.events import (
     TrialFinished,
     TrialStarted,
 )
+from tuner.study.learnt import Rule
 from tuner.study.plan import LoadPolicy, StudyPlan
 from tuner.study.plateau import RISE
 from tuner.study.record import Role, TrialOutcome, TrialRecord, asked
@@ -184,5 +185,21 @@ def result_lines(
         cause = of_kind[0].cause
         assert cause is not None
         lines.append(f"          {len(of_kind)} × {kind}: {cause.explanation}")
+    lines += learnt_lines(result.learnt)
     lines += ["", *(f"{name:<8}  {path}" for name, path in paths.items())]
     return "\n".join(lines)
+
+
+def learnt_lines(rules: tuple[Rule, ...]) -> list[str]:
+    """What the search does not start any more, with the trial that taught it; no line where nothing was learnt."""
+    if not rules:
+        return []
+    spared = sum(rule.spared for rule in rules)
+    head = f"learnt    what is not started any more; {spared} {'start' if spared == 1 else 'starts'} spared so far"
+    return [head, *(f"          {_spared(rule)}{rule}" for rule in rules)]
+
+
+def _spared(rule: Rule) -> str:
+    if rule.withdrawn_by is not None:
+        return f"withdrawn, trial {rule.withdrawn_by:04d} started: "
+    return f"{rule.spared} × " if rule.spared else ""

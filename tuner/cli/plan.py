@@ -18,7 +18,8 @@ from tuner.launch import launch
 from tuner.model import UnknownModelError
 from tuner.report.quote import shell_line
 from tuner.space.defaults import vllm_defaults
-from tuner.study.memory import kv_table
+from tuner.study.learnt import rules
+from tuner.study.memory import kv_floor, kv_table
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
 from tuner.study.search import sampler_name
@@ -33,7 +34,9 @@ def show_plan(options: SearchOptions, form: Form) -> None:
         print_json(plan)
     else:
         Console(sys.stdout).say(plan_lines(plan, environment.vllm_version, sampler_name()))
-        Console(sys.stdout).say("\n".join([*_first_starts(plan, environment), *_kv_cache(plan, environment, options)]))
+        earlier = _earlier_starts(plan, environment, options)
+        lines = [*_first_starts(plan, environment), *_kv_cache(plan, environment, earlier)]
+        Console(sys.stdout).say("\n".join([*lines, *_learnt(plan, environment, earlier)]))
     if plan.study in study_names(options.studies):
         progress.say(f"study {plan.study} exists already: `tuner search` would go on with it, as it was planned then")
 
@@ -46,13 +49,21 @@ def _first_starts(plan: StudyPlan, environment: Environment) -> list[str]:
     return [*lines, f"first     {one_line(shell_line(first))}"]
 
 
-def _kv_cache(plan: StudyPlan, environment: Environment, options: SearchOptions) -> list[str]:
+def _kv_cache(plan: StudyPlan, environment: Environment, earlier: tuple[TrialRecord, ...]) -> list[str]:
     defaults = vllm_defaults(environment.vllm_version, environment.gpus)
     try:
-        table = kv_table(plan, environment.gpus, defaults, _earlier_starts(plan, environment, options))
+        table = kv_table(plan, environment.gpus, defaults, earlier)
     except UnknownModelError as error:
         return [f"KV cache  not known: {error}"]
     return kv_lines(table, plan)
+
+
+def _learnt(plan: StudyPlan, environment: Environment, earlier: tuple[TrialRecord, ...]) -> list[str]:
+    """What starts of the study of that name taught. How many starts that spared is in `tuner status` and the report."""
+    defaults = vllm_defaults(environment.vllm_version, environment.gpus)
+    floor = kv_floor(plan, environment.gpus, defaults, earlier)
+    found = [rule for rule in rules(plan, defaults, earlier, floor) if rule.withdrawn_by is None]
+    return [f"{'learnt' if i == 0 else '':<8}  not started any more: {rule}" for i, rule in enumerate(found)]
 
 
 def _earlier_starts(plan: StudyPlan, environment: Environment, options: SearchOptions) -> tuple[TrialRecord, ...]:

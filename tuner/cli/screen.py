@@ -152,7 +152,7 @@ class Drawn:
         p, width = self.picture, options.max_width
         roomy = options.max_height >= _LINES_BESIDE_GROUPS + 2 * len(p.groups)
         groups = _groups(p, width, Room.TWO_LINES if roomy else Room.ONE_LINE) if p.state is State.RUNNING else ()
-        yield Group(*_head(p, width), Text(), *groups, *_best(p), *_last(p))
+        yield Group(*_head(p, width), Text(), *groups, *_best(p), *_last(p), *_learnt(p))
 
 
 class Room(Enum):
@@ -246,6 +246,15 @@ def _best(p: Picture) -> list[RenderableType]:
     seen = f"{_figures(default)}  " if default else "" if lack else "not measured yet"
     lines.append(_line(("default      ", "bold"), seen, (lack, "yellow")))
     return [*lines, Text()]
+
+
+def _learnt(p: Picture) -> list[RenderableType]:
+    """One line: `tuner status --json` and the report hold the rules."""
+    rules = p.result.learnt if p.result else ()
+    if not rules:
+        return []
+    spared = sum(rule.spared for rule in rules)
+    return [Text(), _line((f"rules learnt of refused starts: {len(rules)}, starts spared by them: {spared}", "dim"))]
 
 
 def _figures(f: Figures) -> str:

@@ -111,7 +111,7 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
     _end_leftovers(store, console)
     console.say(plan_lines(plan, environment.vllm_version, sampler_name()))
     defaults = vllm_defaults(environment.vllm_version, environment.gpus)
-    search = Search(plan, seeds(plan, defaults, environment.gpus), defaults)
+    search = Search(plan, seeds(plan, defaults, environment.gpus), defaults, environment.gpus)
     stop = threading.Event()
     paths: dict[str, str] = {}
 

@@ -22,6 +22,7 @@ from tuner.load.quantiles import order_statistic
 from tuner.measurement import Load, LoadKind
 from tuner.report.tables import StudyFiles, read_study
 from tuner.server import marker, proctable
+from tuner.study.learnt import Rule
 from tuner.study.plan import StudyPlan
 from tuner.study.result import Figures
 
@@ -183,6 +184,7 @@ class _Summary:
     default_keeps_limits: bool
     last: tuple[_Outcome, ...]
     sentence: str | None
+    learnt: tuple[Rule, ...]
     schema: int = 1
 
 
@@ -201,4 +203,5 @@ def _summary(p: Picture) -> _Summary:
         default_keeps_limits=p.default_keeps,
         last=tuple(_Outcome(r.trial, str(r.role), str(r.outcome), outcome_line(r)) for r in p.last),
         sentence=p.result.sentence if p.result else None,
+        learnt=p.result.learnt if p.result else (),
     )

@@ -152,6 +152,7 @@ def _body(study: StudyFiles, rows: Sequence[TrialRow], words: Words) -> dict[str
         "telemetry": _telemetry(study, words),
         **_parameters(study, winner, words),
         "refused": refused_rows(study.records),
+        "learnt": study.result.learnt if study.result else (),
         "night": night_drawing,
         "start_times": night.start_times(study, words),
         "flat_rem": 8 + 2 * len(study.plan.groups),

@@ -117,6 +117,8 @@ class Loop:
                     self.emit(Notice("every candidate of this space was started: the search ends early"))
                     exhausted = True
                     break
+                for rule in proposal.first_spared:
+                    self.emit(Notice(f"not started any more: {rule}"))
                 group = next(g for g in self._healthy_groups if g not in busy.values())
                 busy[pool.submit(self._one, proposal, group, self._searched + len(busy) + 1)] = group
             if not busy:
@@ -342,6 +344,7 @@ class Loop:
             complete=complete,
             sentence=sentence(self.plan, decision, winner, default, records, self._elapsed_s),
             updated_at=self.clock.wall().isoformat(timespec="seconds"),
+            learnt=self.search.learnt,
         )
 
     def _save(self, result: StudyResult) -> None:

@@ -16,6 +16,7 @@ from tuner.capacity import (
     at_kv_bytes,
     at_utilization,
     calibrated,
+    least_for,
     model_memory,
 )
 from tuner.environment import Gpu
@@ -25,7 +26,7 @@ from tuner.space.parameter import Parameter
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
 
-UTILIZATION, KV_BYTES = "gpu-memory-utilization", "kv-cache-memory-bytes"
+UTILIZATION, KV_BYTES, LENGTH = "gpu-memory-utilization", "kv-cache-memory-bytes", "max-model-len"
 UTILIZATIONS = (0.80, 0.85, 0.90, 0.92, 0.95, 0.97)
 LIKELY_TO_START = 0.95
 """Above it, what vLLM does not count (fragmentation, graphs of many sizes) refuses many starts (search.md 2)."""
@@ -46,6 +47,16 @@ class KvTable:
     why_empty: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class KvFloor:
+    """With less than `least` of `flag`, no server of the study holds one request of its max-model-len, by the log of
+    `trial`; in shares of the GPU's memory only where it eats at least as much of that as the trial did."""
+
+    flag: str
+    least: float
+    trial: int
+
+
 def kv_table(
     plan: StudyPlan, gpus: tuple[Gpu, ...], defaults: Mapping[str, Value], records: Iterable[TrialRecord] = ()
 ) -> KvTable:
@@ -54,7 +65,7 @@ def kv_table(
         raise UnknownModelError(f"{plan.model} is not a folder on this disk, so that its config.json cannot be read")
     same = {**defaults, **dict(plan.space.fixed), **dict(plan.base.fixed), **dict(plan.given)}
     memory = model_memory(Path(plan.model), _flags(plan, gpus, same))
-    gpu_bytes = int(min(gpu.memory_gib for gpu in gpus) * GIB) if gpus else None
+    gpu_bytes = _gpu_bytes(gpus)
     trial = None
     for record in records:
         if (first := _first_start(plan, record, defaults)) is not None:
@@ -69,6 +80,46 @@ def kv_table(
     rows = tuple((v, room) for v, room in rooms if room is not None)
     why = None if rows else "the weights' bytes: no weight files in the folder, and config.json does not tell them"
     return KvTable(flag, rows, memory, trial, why)
+
+
+def kv_floor(
+    plan: StudyPlan, gpus: tuple[Gpu, ...], defaults: Mapping[str, Value], records: Iterable[TrialRecord]
+) -> KvFloor | None:
+    """None before a start's log makes the arithmetic exact, where it does not model everything, and where the whole
+    range of the searched flag lies above."""
+    records = tuple(records)
+    try:
+        table = kv_table(plan, gpus, defaults, records)
+    except UnknownModelError:
+        return None
+    record = next((r for r in records if r.trial == table.calibrated_by), None)
+    parameter = next((p for p in plan.parameters if p.flag == table.flag), None)
+    if record is None or parameter is None or table.memory.not_modelled:
+        return None
+    first, tokens = _first_start(plan, record, defaults), _shortest_length(plan, record)
+    if first is None or tokens is None or (first.utilization is None) != (table.flag == KV_BYTES):
+        return None
+    least = least_for(table.memory, first, _gpu_bytes(gpus), tokens)
+    lowest = min(map(float, parameter.choices)) if parameter.choices else parameter.low
+    return KvFloor(table.flag, least, record.trial) if least is not None and least > lowest else None
+
+
+def _shortest_length(plan: StudyPlan, record: TrialRecord) -> float | None:
+    """The least max-model-len of the study's candidates, in tokens; that of `record` where vLLM chooses it for all."""
+    for parameter in plan.parameters:
+        if parameter.flag == LENGTH:
+            numbers = [c for c in parameter.choices if isinstance(c, (int, float))]
+            known = len(numbers) == len(parameter.choices)
+            return min(numbers, default=parameter.low) if known else None
+    same = {**dict(plan.base.fixed), **dict(plan.space.fixed), **dict(plan.given)}
+    if LENGTH not in same and LENGTH not in mentioned_flags(plan.base.extra):
+        return None if record.facts is None else record.facts.max_model_len
+    length = same.get(LENGTH)
+    return length if isinstance(length, (int, float)) and length > 0 else None
+
+
+def _gpu_bytes(gpus: tuple[Gpu, ...]) -> int | None:
+    return int(min(gpu.memory_gib for gpu in gpus) * GIB) if gpus else None
 
 
 def _settings(plan: StudyPlan, same: Mapping[str, Value]) -> tuple[str, tuple[float, ...]]:

@@ -36,14 +36,19 @@ def told(record: TrialRecord, nearest: Told | None) -> Told | None:
     """
     match record.outcome:
         case TrialOutcome.REFUSED | TrialOutcome.DIED:
-            like = nearest or Told(0.0, (1.0, 0.0, -0.02), imputed=True)
-            return Told(like.value, (1.0, *like.constraints[1:]), imputed=True)
+            return not_started(nearest)
         case TrialOutcome.BEHIND:
             return _behind(record)
         case TrialOutcome.FEASIBLE | TrialOutcome.INFEASIBLE | TrialOutcome.UNDECIDED if record.levels:
             return _measured(record)
         case _:
             return None
+
+
+def not_started(nearest: Told | None) -> Told:
+    """What a start that is refused is told as, and one that would be: no figure of it was measured."""
+    like = nearest or Told(0.0, (1.0, 0.0, -0.02), imputed=True)
+    return Told(like.value, (1.0, *like.constraints[1:]), imputed=True)
 
 
 def _behind(record: TrialRecord) -> Told | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tuner.candidate import Candidate
+from tuner.study.learnt import Rule
 
 
 class Decision(StrEnum):
@@ -44,7 +45,8 @@ class Figures:
 @dataclass(frozen=True, slots=True)
 class StudyResult:
     """`winner` and `default` are None where no start of theirs kept the limits; `default_seen` still shows the
-    default's best level against the limits when it broke them. `complete` is False while trials are still to come."""
+    default's best level against the limits when it broke them. `complete` is False while trials are still to come.
+    `learnt` are the rules of the search, the withdrawn ones among them; nothing that they spared was measured."""
 
     study: str
     decision: Decision
@@ -57,3 +59,4 @@ class StudyResult:
     complete: bool
     sentence: str
     updated_at: str
+    learnt: tuple[Rule, ...] = ()

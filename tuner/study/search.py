@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import random
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import optuna
@@ -17,9 +19,12 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import Trial, TrialState
 
 from tuner.candidate import Candidate, Value
+from tuner.environment import Gpu
 from tuner.errors import EnvironmentFaultError
 from tuner.space.parameter import Kind, Parameter
-from tuner.study.outcome import CONSTRAINTS, Told, told
+from tuner.study.learnt import Rule, Surroundings, rules
+from tuner.study.memory import kv_floor
+from tuner.study.outcome import CONSTRAINTS, Told, not_started, told
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialRecord
 
@@ -27,7 +32,10 @@ STARTUP_TRIALS = 10
 """Trials before the model proposes, the enqueued ones included (search.md section 4)."""
 
 REPEATS_BEFORE_RANDOM = 8
-"""A sampler that keeps proposing what is known already is answered from memory this often, then bypassed."""
+"""A sampler that keeps proposing what is known already, or ruled out, is answered this often, then bypassed."""
+
+RANDOM_DRAWS = 300
+"""Points that are looked at, without a start, for one that is neither known nor ruled out."""
 
 
 class SamplerName(StrEnum):
@@ -42,11 +50,12 @@ def sampler_name() -> SamplerName:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """`number` is Optuna's trial number."""
+    """`number` is Optuna's trial number; `first_spared` are rules that spared their first start just before."""
 
     number: int
     role: Role
     candidate: Candidate
+    first_spared: tuple[Rule, ...] = ()
 
 
 @contextmanager
@@ -62,10 +71,21 @@ def _storage_errors() -> Iterator[None]:
 
 
 class Search:
-    """One Optuna study. Not thread-safe: one coordinator asks and tells, whatever number of servers it keeps busy."""
+    """One Optuna study. Not thread-safe: one coordinator asks and tells, whatever number of servers it keeps busy.
 
-    def __init__(self, plan: StudyPlan, seeds: Iterable[Candidate], defaults: dict[str, Value]) -> None:
+    `defaults` are vLLM's own values; `gpus` those of the servers, none on a CPU.
+    """
+
+    def __init__(
+        self, plan: StudyPlan, seeds: Iterable[Candidate], defaults: dict[str, Value], gpus: tuple[Gpu, ...] = ()
+    ) -> None:
         self._plan = plan
+        self._defaults = defaults
+        self._gpus = gpus
+        self._around = Surroundings.of(plan, defaults)
+        self._records: dict[int, TrialRecord] = {}
+        self._rules: tuple[Rule, ...] = ()
+        self._spared: Counter[str] = Counter()
         self._parameters = plan.parameters
         self._given = {**dict(plan.space.always), **dict(plan.given)}
         self._known: dict[str, Told | None] = {}
@@ -82,6 +102,7 @@ class Search:
     def restore(self, records: Iterable[TrialRecord]) -> None:
         """Takes up a study that was left: what was finished is told, what was interrupted is queued again."""
         by_number = {r.search_trial: r for r in records if r.search_trial is not None}
+        self._records = {r.trial: r for r in by_number.values()}
         for frozen in self._study.get_trials(deepcopy=False):
             trial = Trial(self._study, frozen._trial_id)
             record = by_number.get(frozen.number)
@@ -94,26 +115,40 @@ class Search:
                     self.again(frozen.number)
             elif record is not None:
                 self._remember(self._axis_point(frozen.params), record)
+            elif (rule := frozen.user_attrs.get("ruled_out")) and frozen.state is TrialState.COMPLETE:
+                assert frozen.value is not None
+                self._spared[rule] += 1
+                start, slo, preemption = (frozen.constraints[name] for name in CONSTRAINTS)
+                candidate = Candidate.of(frozen.user_attrs["flags"])
+                self._known[candidate.id] = Told(frozen.value, (start, slo, preemption), imputed=True)
+        self._learn()
 
     @_storage_errors()
     def ask(self) -> Proposal:
-        """The next candidate to start, never one that was started before."""
-        for attempt in range(REPEATS_BEFORE_RANDOM * 2):
-            if attempt == REPEATS_BEFORE_RANDOM:
-                self._study.sampler = optuna.samplers.RandomSampler(seed=self._plan.seed + len(self._study.trials))
-            trial = self._study.ask()
+        """The next candidate to start, never one that was started before, nor one that a rule learnt rules out."""
+        first_spared: list[Rule] = []
+        for answered in range(REPEATS_BEFORE_RANDOM + 1):
+            last = answered == REPEATS_BEFORE_RANDOM
+            if last and (numbers := self._anything_else()) is not None:
+                self._study.enqueue_trial(numbers)
+            trial = self._next()
             candidate = self._candidate(trial)
             role = Role(trial.user_attrs.get("role", Role.SEARCH))
             repeat = candidate.id in self._known or any(c == candidate for _, c in self._asked.values())
             if repeat and not trial.user_attrs.get("again"):
                 self._tell(trial, self._known.get(candidate.id))
                 continue
-            if attempt >= REPEATS_BEFORE_RANDOM:
-                self._study.sampler = _sampler(self._plan.seed + len(self._study.trials))
+            # Where all that is left is ruled out, the rules are put to the test: that a start is refused costs little.
+            rule = None if last or role is Role.DEFAULT else self._against(candidate)
+            if rule is not None:
+                if not self._spared[str(rule)]:
+                    first_spared.append(rule)
+                self._spare(trial, role, candidate, rule)
+                continue
             self._asked[trial.number] = (trial, candidate)
             trial.set_user_attr("role", role)
             trial.set_user_attr("flags", dict(candidate.values))
-            return Proposal(trial.number, role, candidate)
+            return Proposal(trial.number, role, candidate, tuple(first_spared))
         raise SpaceExhaustedError
 
     @_storage_errors()
@@ -125,6 +160,8 @@ class Search:
         trial.set_user_attr("outcome", record.outcome)
         trial.set_user_attr("trial", record.trial)
         self._tell(trial, answer)
+        self._records[record.trial] = record
+        self._learn()
 
     @_storage_errors()
     def again(self, number: int) -> None:
@@ -133,6 +170,48 @@ class Search:
         attributes = {"role": trial.user_attrs.get("role", Role.SEARCH), "again": True}
         self._study.enqueue_trial(trial.params, user_attrs=attributes)
         self._study.tell(trial, state=TrialState.FAIL)
+
+    @property
+    def learnt(self) -> tuple[Rule, ...]:
+        """What refused starts and the first start's log have taught so far, and what each rule spared."""
+        return tuple(replace(rule, spared=self._spared[str(rule)]) for rule in self._rules)
+
+    def _learn(self) -> None:
+        records = sorted(self._records.values(), key=lambda r: r.trial)
+        floor = kv_floor(self._plan, self._gpus, self._defaults, records)
+        self._rules = rules(self._plan, self._defaults, records, floor)
+
+    def _against(self, candidate: Candidate) -> Rule | None:
+        values = self._around.values(candidate)
+        return next((r for r in self._rules if r.withdrawn_by is None and r.rules_out(values)), None)
+
+    def _next(self) -> Trial:
+        with warnings.catch_warnings():
+            # Optuna's GP divides 0 by 0 where no other point comes near the best one it sees, and goes on from that.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return self._study.ask()
+
+    def _anything_else(self) -> dict[str, float] | None:
+        """A random point that nothing is known of and no rule is against; None where the space has hardly any left."""
+        draw = random.Random(self._plan.seed + len(self._study.trials))
+        for _ in range(RANDOM_DRAWS):
+            numbers = {p.flag: _random_number(p, draw) for p in self._parameters}
+            values = {p.flag: p.decode(numbers[p.flag]) for p in self._parameters}
+            candidate = self._plan.space.candidate(values, self._given)
+            asked = any(c == candidate for _, c in self._asked.values())
+            if candidate.id not in self._known and not asked and self._against(candidate) is None:
+                return numbers
+        return None
+
+    def _spare(self, trial: Trial, role: Role, candidate: Candidate, rule: Rule) -> None:
+        """Answered like a refused start, but for the start."""
+        self._spared[str(rule)] += 1
+        answer = not_started(self._nearest(self._axis_point(trial.params)))
+        self._known[candidate.id] = answer
+        trial.set_user_attr("role", role)
+        trial.set_user_attr("flags", dict(candidate.values))
+        trial.set_user_attr("ruled_out", str(rule))
+        self._tell(trial, answer)
 
     def _enqueue(self, candidate: Candidate, role: Role, defaults: dict[str, Value]) -> None:
         values = {**defaults, **candidate.as_dict()}
@@ -222,6 +301,15 @@ def _number_for(parameter: Parameter, value: Value | None) -> float:
         return math.sqrt(low * high) if parameter.kind is Kind.LOG_INT else (low + high) / 2
     number = parameter.encode(value)
     return int(number) if parameter.kind in (Kind.CHOICE, Kind.FLAG) else number
+
+
+def _random_number(parameter: Parameter, draw: random.Random) -> float:
+    low, high = parameter.axis
+    if parameter.kind in (Kind.CHOICE, Kind.FLAG):
+        return draw.randint(int(low), int(high))
+    if parameter.kind is Kind.LOG_INT:
+        return min(max(math.exp(draw.uniform(math.log(low), math.log(high))), low), high)
+    return draw.uniform(low, high)
 
 
 def _unit(parameter: Parameter, number: float) -> float:

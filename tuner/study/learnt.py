@@ -1,0 +1,279 @@
+"""Rules that refused starts taught: which candidates vLLM would refuse for a reason that is known already. Pure.
+
+A rule is a corner of the space: limits on flags that a candidate must all be beyond. It comes from one refused start
+and holds for what asks at least as much as that start did, in the same way:
+
+- Out of memory: at least as many sequences, tokens a step, tokens a request and as much memory, all else equal. (vLLM
+  profiles a step of max-num-batched-tokens and gives the KV cache what is left, so that a larger step can leave a
+  little more room for CUDA graphs. Where a start shows that, it withdraws the rule.)
+- KV cache too small: at most as much memory, and at least as many sequences and tokens a step, which eat of it.
+- A bound of vLLM's own message, where it holds: a length that the KV cache cannot hold is one for at most that KV
+  cache; memory that others hold is missing whatever else is asked for.
+
+Nothing is learnt from the machine's faults, from time limits, from deaths under load (chance has a part in them) and
+from causes that nobody knows. A start that a rule would have ruled out and that succeeded withdraws it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from tuner.candidate import Candidate, Value
+from tuner.server.cause import Bound, Fault
+from tuner.study.memory import KV_BYTES, LENGTH, UTILIZATION, KvFloor
+from tuner.study.plan import StudyPlan
+from tuner.study.record import TrialOutcome, TrialRecord
+
+CAPACITY = "kv-capacity"
+"""In place of a cause: the arithmetic of tuner/capacity.py, made exact by the log of a start that succeeded."""
+
+SEQUENCES, STEP_TOKENS = "max-num-seqs", "max-num-batched-tokens"
+_CAPTURED, _CHUNKED = "max-cudagraph-capture-size", "enable-chunked-prefill"
+
+_COMPARE: Mapping[str, Callable[[float, float], bool]] = {
+    "<": operator.lt, "<=": operator.le, ">=": operator.ge, ">": operator.gt,
+}  # fmt: skip
+_SIGNS = {"<": "<", "<=": "≤", "==": "=", ">=": "≥", ">": ">"}
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """`flag` `relation` `value`; `relation` is one of < <= == >= >. Only numbers have an order."""
+
+    flag: str
+    relation: str
+    value: Value
+
+    def holds(self, value: Value | None) -> bool:
+        """None, a flag that is not given and has no known default, is beyond no limit."""
+        if self.relation == "==":
+            return value == self.value
+        mine, limit = _number(value), _number(self.value)
+        return mine is not None and limit is not None and _COMPARE[self.relation](mine, limit)
+
+    def implies(self, other: Limit) -> bool:
+        """Whether every value beyond this limit is beyond `other` too."""
+        if self.flag != other.flag:
+            return False
+        if self.relation == "==":
+            return other.holds(self.value)
+        same_way = self.relation[0] == other.relation[0]
+        return same_way and (other.holds(self.value) or self == other)
+
+    def __str__(self) -> str:
+        return f"{self.flag} {_SIGNS[self.relation]} {_text(self.value)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What the search does not start any more. `trial` taught it, `cause` is that start's kind of cause, or CAPACITY.
+
+    `limits` are those on searched flags. `withdrawn_by` is a start that succeeded beyond them all, None as long as the
+    rule holds. `spared` counts the candidates that were not started for it.
+    """
+
+    trial: int
+    cause: str
+    limits: tuple[Limit, ...]
+    withdrawn_by: int | None = None
+    spared: int = 0
+
+    def rules_out(self, values: Mapping[str, Value]) -> bool:
+        return all(limit.holds(values.get(limit.flag)) for limit in self.limits)
+
+    def within(self, other: Rule) -> bool:
+        """Whether `other` rules out everything that this rule does."""
+        return all(any(mine.implies(limit) for mine in self.limits) for limit in other.limits)
+
+    @property
+    def words(self) -> str:
+        return ", ".join(map(str, self.limits))
+
+    def __str__(self) -> str:
+        return f"{self.words} ({self.cause}, trial {self.trial:04d})"
+
+
+class Others(Enum):
+    """Flags that a context does not name: equal to the teaching start's, or of no influence."""
+
+    EQUAL = "equal"
+    ANY = "any"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Where a refusal repeats itself: `axes` are flags, each with the direction away from the start that was refused.
+
+    With `Others.ANY` the refusal teaches through the bounds in its message only. `beside_kv_bytes` are the axes that
+    have no influence where kv-cache-memory-bytes is given.
+    """
+
+    axes: Mapping[str, str] = field(default_factory=dict)
+    others: Others = Others.ANY
+    beside_kv_bytes: frozenset[str] = frozenset()
+
+
+_EATERS = {SEQUENCES: ">=", STEP_TOKENS: ">=", LENGTH: ">=", _CAPTURED: ">="}
+_OUT_OF_MEMORY = Context(
+    {UTILIZATION: ">=", KV_BYTES: ">=", **_EATERS}, Others.EQUAL, beside_kv_bytes=frozenset({UTILIZATION})
+)
+_TOO_LITTLE_KV = Context(
+    {UTILIZATION: "<=", KV_BYTES: "<=", **_EATERS},
+    Others.EQUAL,
+    beside_kv_bytes=frozenset({UTILIZATION, SEQUENCES, STEP_TOKENS, _CAPTURED}),
+)
+_ALWAYS = Context()
+
+CONTEXTS: Mapping[str, Context] = {
+    "oom": _OUT_OF_MEMORY,
+    "oom-warm-up": _OUT_OF_MEMORY,
+    "oom-weights": _OUT_OF_MEMORY,
+    "kv-too-small": _TOO_LITTLE_KV,
+    "no-kv-memory": _TOO_LITTLE_KV,
+    "mamba-blocks": _TOO_LITTLE_KV,
+    "memory-wanted": _ALWAYS,
+    "host-memory-wanted": _ALWAYS,
+    "host-kv-memory": Context({SEQUENCES: ">=", STEP_TOKENS: ">="}),
+    "len-above-model": _ALWAYS,
+    "partial-prefills": _ALWAYS,
+    "too-few-gpus": _ALWAYS,
+    "batched-below-seqs": Context({STEP_TOKENS: "<="}),
+    "batched-below-len": Context({LENGTH: ">=", _CHUNKED: "=="}),
+    "active-above-seqs": Context({SEQUENCES: "<="}),
+    "threshold-above-len": Context({LENGTH: "<="}),
+}
+"""By kind of cause (server/patterns.py). A kind that is not here teaches nothing."""
+
+INERT = frozenset({
+    "long-prefill-token-threshold", "long-prefill-token-threshold-adaptive", "max-num-partial-prefills",
+    "max-long-partial-prefills", "max-num-active-seqs", "max-num-scheduled-tokens", "prefill-schedule-interval",
+    "scheduler-reserve-full-isl", "scheduling-policy", "watermark", "stream-interval",
+})  # fmt: skip
+"""Flags that the scheduler reads while it serves: they change nothing of a start's memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every candidate of a study has in common, and which flags tell them apart.
+
+    `same` are the values of flags that are not searched; `under` is what lies under a candidate's own values: vLLM's
+    defaults, the study's constant flags and the person's own.
+    """
+
+    searched: frozenset[str]
+    same: Mapping[str, Value]
+    under: Mapping[str, Value]
+
+    @classmethod
+    def of(cls, plan: StudyPlan, defaults: Mapping[str, Value]) -> Surroundings:
+        searched = frozenset(p.flag for p in plan.parameters)
+        under = {**defaults, **dict(plan.base.fixed), **dict(plan.given)}
+        same = {f: v for f, v in {**under, **dict(plan.space.fixed)}.items() if f not in searched}
+        return cls(searched, same, under)
+
+    def values(self, candidate: Candidate) -> dict[str, Value]:
+        return {**self.under, **candidate.as_dict()}
+
+    def is_like_the_others(self, values: Mapping[str, Value]) -> bool:
+        """False for a default configuration that lacks the constant flags of the other candidates."""
+        return all(values.get(flag) == value for flag, value in self.same.items())
+
+
+def rules(
+    plan: StudyPlan, defaults: Mapping[str, Value], records: Iterable[TrialRecord], floor: KvFloor | None = None
+) -> tuple[Rule, ...]:
+    """In the order of the trials that taught them, each only where it says more than those before it that hold.
+
+    `defaults` are vLLM's own values. `floor` is what the calibrated arithmetic rules out, None where it cannot say.
+    """
+    records = sorted(records, key=lambda r: r.trial)
+    around = Surroundings.of(plan, defaults)
+    started = [(r.trial, values) for r in records if r.levels or r.facts is not None
+               if around.is_like_the_others(values := around.values(r.candidate))]  # fmt: skip
+    found: list[Rule] = []
+    for record in records:
+        for rule in (*_taught(around, record), *_reckoned(around, record, floor)):
+            if not any(rule.within(known) for known in found if known.withdrawn_by is None):
+                against = next((trial for trial, values in started if rule.rules_out(values)), None)
+                found.append(replace(rule, withdrawn_by=against))
+    return tuple(found)
+
+
+def _taught(around: Surroundings, record: TrialRecord) -> Iterator[Rule]:
+    cause = record.cause
+    if record.outcome is not TrialOutcome.REFUSED or cause is None or cause.fault is not Fault.CANDIDATE:
+        return
+    context = CONTEXTS.get(cause.kind)
+    if context is None:
+        return
+    values = around.values(record.candidate)
+    idle = context.beside_kv_bytes if KV_BYTES in values else frozenset()
+    corner = _corner(context, around, values, idle)
+    # Of a flag that nobody gives, every candidate has the refused start's value: a bound on it tells nobody apart.
+    told = [b for b in cause.bounds if b.flag not in idle and b.flag in (around.searched | around.same.keys())]
+    corners = [_moved(corner, bound) for bound in told]
+    if context.others is Others.EQUAL and not corners:
+        corners = [corner]
+    for limits in corners:
+        if (rule := _rule(around, record.trial, cause.kind, limits)) is not None:
+            yield rule
+
+
+def _reckoned(around: Surroundings, record: TrialRecord, floor: KvFloor | None) -> Iterator[Rule]:
+    """The floor holds for what eats at least as much memory as the start that it was reckoned from."""
+    if floor is None or floor.trial != record.trial:
+        return
+    values = around.values(record.candidate)
+    idle = {LENGTH} | (_TOO_LITTLE_KV.beside_kv_bytes if KV_BYTES in values else frozenset())
+    corner = _corner(_TOO_LITTLE_KV, around, values, frozenset(idle))
+    rule = _rule(around, record.trial, CAPACITY, {**corner, floor.flag: Limit(floor.flag, "<", floor.least)})
+    if rule is not None:
+        yield rule
+
+
+def _rule(around: Surroundings, trial: int, cause: str, limits: Mapping[str, Limit | None]) -> Rule | None:
+    """None where a limit is not known, where none is on a searched flag (a rule against the whole study: vLLM says that
+    itself), and where what the other candidates have in common keeps them within."""
+    own: list[Limit] = []
+    for flag, limit in limits.items():
+        if limit is None or (flag not in around.searched and not limit.holds(around.same.get(flag))):
+            return None
+        if flag in around.searched:
+            own.append(limit)
+    return Rule(trial, cause, tuple(own)) if own else None
+
+
+def _corner(
+    context: Context, around: Surroundings, values: Mapping[str, Value], idle: frozenset[str]
+) -> dict[str, Limit | None]:
+    """The limits that the refused start itself sets, by flag; None where its value is not known."""
+    corner: dict[str, Limit | None] = {}
+    for flag in sorted((around.searched | around.same.keys()) - idle):
+        relation = context.axes.get(flag)
+        if relation is None and (context.others is Others.ANY or flag in INERT):
+            continue
+        value = values.get(flag)
+        corner[flag] = None if value is None else Limit(flag, relation or "==", value)
+    return corner
+
+
+def _moved(corner: Mapping[str, Limit | None], bound: Bound) -> dict[str, Limit | None]:
+    """The corner with the limit that a message names, where that rules out more than the start's own value."""
+    told = Limit(bound.flag, ">" if bound.relation == "<=" else "<", bound.limit)
+    own = corner.get(bound.flag)
+    return {**corner, bound.flag: told if own is None or own.implies(told) else own}
+
+
+def _number(value: Value | None) -> float | None:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _text(value: Value) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float) and not value.is_integer():
+        return f"{value:.3f}".rstrip("0") if abs(value) < 100 else f"{value:.0f}"
+    return f"{value:,.0f}" if isinstance(value, (int, float)) else value
