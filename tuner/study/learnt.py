@@ -147,6 +147,8 @@ CONTEXTS: Mapping[str, Context] = {
 }
 """By kind of cause (server/patterns.py). A kind that is not here teaches nothing."""
 
+TOO_LITTLE_KV = frozenset(kind for kind, context in CONTEXTS.items() if context is _TOO_LITTLE_KV)
+
 INERT = frozenset({
     "long-prefill-token-threshold", "long-prefill-token-threshold-adaptive", "max-num-partial-prefills",
     "max-long-partial-prefills", "max-num-active-seqs", "max-num-scheduled-tokens", "prefill-schedule-interval",
