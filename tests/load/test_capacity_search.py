@@ -81,6 +81,24 @@ def test_a_better_candidate_is_stepped_up_to_its_capacity(gain: float) -> None:
     assert found.rate == pytest.approx(10 * gain, rel=0.002)
 
 
+def test_far_below_the_limit_the_way_up_is_short() -> None:
+    """The incumbent sustains 6 of 12.5, the candidate 10 of as many: nobody foresees its share."""
+    server = Known(10.0)
+    found = search_capacity(server.probe, server.saturate, Incumbent(6.0, 12.5))
+    assert found.ended is Ended.FOUND
+    assert found.rate == pytest.approx(10, rel=0.002)
+    steps = math.log(10 / 6.12) / math.log(1 + Rules().step)
+    assert len(server.probed) < steps / 2
+
+
+@pytest.mark.parametrize(
+    ("log_ratio", "stride"),
+    [(None, 0.035), (0.0, 0.035), (-0.7, 0.035), (-1.4, 0.07), (-9.0, 0.14), (1.0, 0.035)],
+)
+def test_a_step_is_longer_the_further_the_tail_is_below_the_limit(log_ratio: float | None, stride: float) -> None:
+    assert Rules().stride(log_ratio) == pytest.approx(stride)
+
+
 def test_a_warm_search_estimates_losers_too() -> None:
     server = Known(7.0)
     assert warm_capacity(server.probe, server.saturate, Incumbent(10.0, 12.5)).rate == pytest.approx(7.0, rel=0.002)

@@ -69,6 +69,8 @@ class Rules:
     longest_probe_s: float = 120.0
     cold_share: float = 0.85
     step: float = 0.035
+    steepest: float = 20.0
+    longest_step: float = 0.14
     most_probes: int = 12
     answers_to_saturate: float = 3.0
     answers_to_probe: float = 2.0
@@ -91,6 +93,11 @@ class Rules:
     def seconds_at(self, rate: float, answer_s: float = 0.0) -> float:
         """Long enough for a P99 at low rates, and for the queue to fill where answers are long; within reason."""
         return min(max(self.probe_s, FEWEST_REQUESTS / rate, self.answers_to_probe * answer_s), self.longest_probe_s)
+
+    def stride(self, log_ratio: float | None) -> float:
+        """Share by which the rate is raised after a pass: `step`, and more where the tail is so far below the limit
+        that it would not reach it with d ln(P99) / d ln(rate) = `steepest`; at most `longest_step`."""
+        return max(self.step, min(-(log_ratio or 0.0) / self.steepest, self.longest_step))
 
     def claim_seconds_at(self, rate: float) -> float:
         """Enough requests: a trace of n reads a capacity with a spread of 1 to 2 / √n, whatever limits the server."""
@@ -152,11 +159,12 @@ def search_capacity(
     # An incumbent that preempts long before it is full has a small share; what has more memory may have the usual one.
     if saturation * max(share, rules.highest_share) < rules.hopeless * incumbent.rate:
         return steps.ended(Ended.HOPELESS)
-    if not steps.race(rules.race * incumbent.rate).passed:
+    raced = steps.race(rules.race * incumbent.rate)
+    if not raced.passed:
         return steps.ended(Ended.RACE_LOST)
     # Where the incumbent's share foresaw no win it is no guide, and the way up may be long.
     foreseen = expected >= incumbent.rate
-    beyond = rules.race * incumbent.rate * (1 + rules.step)
+    beyond = raced.rate * (1 + rules.stride(raced.log_ratio))
     return steps.search(max(expected, beyond), widen=1.0 if foreseen else 2.0)
 
 
@@ -189,14 +197,14 @@ class _Steps:
     def search(self, start: float, widen: float) -> Capacity:
         """Steps of `rules.step`, each `widen` times the last, until pass and fail enclose the answer; then closes in.
 
-        At most `rules.most_probes`.
+        Up from far below the limit they are longer. At most `rules.most_probes`.
         """
         rate, step = start, self._rules.step
         while len(self._probes) < self._rules.most_probes and rate * self._seconds_at(rate) >= FEWEST_TO_TELL:
-            self._run(rate, Stop.AT_END)
+            last = self._run(rate, Stop.AT_END)
             low, high = self._passed(), self._failed()
             if low is None or high is None:
-                rate = rate * (1 + step) if high is None else rate / (1 + step)
+                rate = rate * (1 + max(step, self._rules.stride(last.log_ratio))) if high is None else rate / (1 + step)
                 step *= widen
             elif high / low > 1 + 1.5 * self._rules.step:
                 rate = self._inside(low, high)
