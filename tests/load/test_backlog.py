@@ -27,7 +27,7 @@ def queue(load: float, seconds: float, seed: int) -> list[Progress]:
 
 
 def stopped_at(load: float, seed: int, seconds: float = 60.0) -> float | None:
-    backlog = Backlog(seconds)
+    backlog = Backlog(seconds, 0.0)
     return next((p.elapsed_s for p in queue(load, seconds, seed) if backlog.grows(p)), None)
 
 
@@ -42,17 +42,23 @@ def test_half_a_load_is_hardly_ever_called_a_growing_backlog() -> None:
 
 
 def test_a_few_points_make_no_slope_though_the_first_request_came_after_ten_seconds() -> None:
-    backlog = Backlog(20.0)
+    backlog = Backlog(20.0, 0.0)
     late = [Progress(12.0 + i, 0, 5 * i, 0, [100.0], [50.0 * i]) for i in range(9)]
     assert not any(backlog.grows(p) for p in late)
 
 
 def test_nothing_is_said_before_ten_seconds_or_of_nothing() -> None:
-    backlog = Backlog(10.0)
+    backlog = Backlog(10.0, 0.0)
     assert not backlog.grows(Progress())
     assert not any(backlog.grows(p) for p in queue(3.0, 9.9, 0))
 
 
 def test_a_long_level_gives_a_burst_a_quarter_of_its_time_to_pass() -> None:
-    backlog = Backlog(300.0)
+    backlog = Backlog(300.0, 0.0)
     assert not any(backlog.grows(p) for p in queue(3.0, 74.0, 0))
+
+
+def test_a_wait_that_the_limit_tolerates_is_no_backlog_however_it_grows() -> None:
+    assert stopped_at(1.5, 0) is not None
+    backlog = Backlog(60.0, 1e6)
+    assert not any(backlog.grows(p) for p in queue(1.5, 60.0, 0))

@@ -33,10 +33,12 @@ LEAST_GROWTH = 5.0
 class Backlog:
     """Fed with every `Progress` of an open-loop level of `level_s` seconds.
 
-    The rule is GuideLLM's (slopes of both, with a margin).
+    The rule is GuideLLM's (slopes of both, with a margin). A mean wait below `tolerated_ms` is no backlog, however it
+    grew: near its capacity a queue wanders for longer than a probe lasts, and neighbouring points look like a slope.
     """
 
     level_s: float
+    tolerated_ms: float
     _next_s: float = 0.0
     _at_s: list[float] = field(default_factory=list)
     _in_flight: list[float] = field(default_factory=list)
@@ -50,6 +52,8 @@ class Backlog:
         self._at_s.append(progress.elapsed_s)
         self._in_flight.append(progress.in_flight)
         self._ttft_ms.append(float(np.mean(recent)))
+        if self._ttft_ms[-1] < self.tolerated_ms:
+            return False
         if progress.elapsed_s < max(FEWEST_S, FEWEST_SHARE * self.level_s) or len(self._at_s) < FEWEST_POINTS:
             return False
         at_s = np.asarray(self._at_s)

@@ -12,10 +12,13 @@ from tuner.load.drive import Progress, Samples, drive_closed, drive_open
 from tuner.load.prompts import Prompts, Request
 from tuner.load.stream import Target
 from tuner.measurement import Load, LoadKind, measure
-from tuner.slo import Slo
+from tuner.slo import Slo, longest_wait_s
 from tuner.study.ladder import IDLE_LIMIT_S, INTERRUPTED, LadderLostError, LevelRun, LevelWatch
 from tuner.telemetry.sampler import Recording, Sampler
 from tuner.verdict import Outcome, Verdict, judge, passes
+
+TOLERATED = 0.5
+"""Of what the tightest limit lets a request wait: a queue is not called growing before its mean wait is beyond it."""
 
 
 class InvalidLoadError(Exception):
@@ -100,7 +103,10 @@ class OpenProbe:
         )  # fmt: skip
         recording = self._sampler.start()
         slos = self._slos if stop is Stop.AT_REJECTION else ()
-        level_watch, backlog = LevelWatch(slos, recording, self._should_stop, len(due)), Backlog(seconds)
+        level_watch, backlog = (
+            LevelWatch(slos, recording, self._should_stop, len(due)),
+            Backlog(seconds, TOLERATED * longest_wait_s(self._slos) * 1000),
+        )
 
         def watch(progress: Progress) -> str | None:
             return level_watch(progress) or (GROWS if backlog.grows(progress) else None)
