@@ -7,6 +7,7 @@ import pytest
 
 from tests.load.builders import HOST, level, request
 from tests.load.builders import telemetry as telemetry_of
+from tuner.candidate import Candidate
 from tuner.cli.console import result_lines
 from tuner.cli.status import last_level
 from tuner.load.requests_log import RequestLog
@@ -40,7 +41,11 @@ def test_the_last_words_of_a_search_say_what_was_learnt_and_spared() -> None:
     result = StudyResult(
         "s", Decision.KEEP_DEFAULT, None, None, None, 12, 2, 60.0, True, "Keep the default.", "2026-11-25", learnt
     )
-    lines = result_lines(result, (), {}).splitlines()
+    lines = result_lines(result, (), Candidate(()), {}).splitlines()
     assert "learnt    what is not started any more; 3 starts spared so far" in lines
     assert "          3 × max-num-seqs ≥ 512 (oom, trial 0004)" in lines
-    assert not [line for line in result_lines(replace(result, learnt=()), (), {}).splitlines() if "learnt" in line]
+    assert not [
+        line
+        for line in result_lines(replace(result, learnt=()), (), Candidate(()), {}).splitlines()
+        if "learnt" in line
+    ]
