@@ -140,9 +140,12 @@ LANDSCAPES = {
         ),
         Landscape(
             "refusals",
-            "Qwen3-8B on an RTX 4090 that a desktop shares: rare requests of 16,000 tokens must fit, most points do not",
+            "Qwen3-8B on an RTX 4090 beside a desktop: rare requests of 16,000 tokens must fit, and most points do not",
             "rtx4090", "Qwen/Qwen3-8B",
-            (Share(0.97, Lengths(200, 800), Lengths(100, 300)), Share(0.03, Lengths(8000, 15000), Lengths(100, 300))),
+            (
+                Share(0.97, Lengths(200, 800), Lengths(100, 300)),
+                Share(0.03, Lengths(8000, 15000), Lengths(100, 300)),
+            ),
             4000, max_model_len=16384, held_gib=1.4,
         ),
         Landscape(

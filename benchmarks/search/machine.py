@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from tuner.candidate import Candidate
 from tuner.clock import ScriptedClock
 from tuner.launch import launch
-from tuner.load.capacity_search import SEARCH_TRACE, Incumbent, ProbeResult, Rules, Saturation, Stop
+from tuner.load.capacity_search import SEARCH_TRACE, ProbeResult, Rules, Saturation, Stop
 from tuner.measurement import ClientLoad, Distribution, Load, LoadKind, Measurement, ServerLoad
 from tuner.server.diagnosis import Phase, diagnose
 from tuner.server.facts import StartFacts

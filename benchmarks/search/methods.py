@@ -134,8 +134,12 @@ class TpeFail:
             self._began = True
             return Candidate()
         self._trial = self._study.ask()
-        values = {p.flag: self._trial.suggest_categorical(p.flag, written(p)) for p in self._plan.parameters}
-        return Candidate.of({**dict(self._plan.space.fixed), **values})
+        values = dict(self._plan.space.fixed)
+        for parameter in self._plan.parameters:
+            value = self._trial.suggest_categorical(parameter.flag, written(parameter))
+            assert value is not None
+            values[parameter.flag] = value
+        return Candidate.of(values)
 
     def tell(self, seen: Seen) -> None:
         if self._trial is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import RegularGridInterpolator
 
 from tuner.candidate import Candidate, Value
 from tuner.load.arrivals import schedule
@@ -29,6 +29,9 @@ from tuner.study.plan import MOST_CLIENTS, StudyPlan
 from .landscapes import TEMPLATE_TOKENS, Landscape
 
 TABLES = Path(__file__).with_name("tables")
+CLOSED_S = 150.0
+"""Of the closed loop, of which the first third is left out: answers take up to a minute."""
+
 STEP, PRECISION = 1.06, 1.02
 """Pass and fail enclose a rate this closely, more closely where it is preemption or a backlog that fails; the surface
 between the nodes is the truth by definition."""
@@ -57,23 +60,28 @@ class Table:
     best: Candidate
 
     @cached_property
-    def _interpolators(self) -> tuple[RegularGridInterpolator, RegularGridInterpolator]:
-        points = tuple(np.log(axis) for axis in self.axes)
-        shape = tuple(len(axis) for axis in self.axes)
-        nothing = self.cells[:, 0].max() / 100  # a rate of 0 has no logarithm
-        logs = np.log(np.maximum(self.cells[:, (0, 1, 3)], (nothing, nothing, 1e-3)))
-        make = RegularGridInterpolator
-        return make(points, logs.reshape(*shape, 3)), make(points, self.cells[:, 2].reshape(shape))
+    def _logs(self) -> NDArray[np.float64]:
+        """Cells on the grid, all but kv_usage as logarithms; a rate of 0 has none, and gets a hundredth of the best."""
+        nothing = self.cells[:, 0].max() / 100
+        numbers = self.cells.copy()
+        numbers[:, (0, 1, 3)] = np.log(np.maximum(numbers[:, (0, 1, 3)], (nothing, nothing, 1e-3)))
+        return numbers.reshape(*(len(axis) for axis in self.axes), 4)
 
     def at(self, started: Started, longest_prompt: int) -> Point:
+        """Linear in the logarithms of coordinates and rates; outside the nodes as at the nearest."""
         config = started.config
         cap = min(config.long_prefill_token_threshold or longest_prompt, config.max_num_batched_tokens, longest_prompt)
         here = (config.max_num_seqs, config.max_num_batched_tokens, started.kv_tokens, cap)
-        x = [float(np.log(np.clip(value, a[0], a[-1]))) for value, a in zip(here, self.axes, strict=True)]
-        logs, usage = self._interpolators
-        rate, saturation, answer_s = np.exp(logs(x)[0])
+        numbers = self._logs
+        for value, axis in zip(here, self.axes, strict=True):
+            upper = min(bisect_right(axis, value), len(axis) - 1)
+            lower = max(upper - 1, 0)
+            width = math.log(axis[upper] / axis[lower]) or 1.0
+            share = min(max(math.log(value / axis[lower]) / width, 0.0), 1.0)
+            numbers = (1 - share) * numbers[lower] + share * numbers[upper]
+        rate, saturation, answer_s = np.exp(numbers[[0, 1, 3]])
         holds = rate > 0.03 * self.cells[:, 0].max()
-        return Point(float(rate) if holds else 0.0, float(saturation), float(usage(x)[0]), float(answer_s))
+        return Point(float(rate) if holds else 0.0, float(saturation), float(numbers[2]), float(answer_s))
 
     @classmethod
     def read(cls, name: str) -> Table:
@@ -187,7 +195,7 @@ class _Cell:
 
     def point(self, share: float) -> tuple[float, float, float, float]:
         """The numbers of a Point; the search starts at `share` of the saturation."""
-        closed = ClosedLoop(_shapes(self._landscape, 3000), self._clients, 45.0, 15.0)
+        closed = ClosedLoop(_shapes(self._landscape, 3000), self._clients, CLOSED_S, CLOSED_S / 3)
         level = simulate(self._started, self._hardware, self._landscape.shape, closed)
         self.fullest = level.peak_kv_usage
         answered = level.done_s > 0
@@ -268,4 +276,3 @@ def with_optimum(table: Table, landscape: Landscape, plan: StudyPlan) -> Table:
 
 def share_refused(landscape: Landscape, plan: StudyPlan) -> float:
     return sum(isinstance(start(landscape, flags), Refused) for flags in _sample(plan, 2000)) / 2000
-
