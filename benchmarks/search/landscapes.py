@@ -1,0 +1,157 @@
+"""The landscapes. A new one is one more entry of LANDSCAPES and `python -m benchmarks.search tabulate NAME`.
+
+The space is the product's default preset: max-num-seqs, max-num-batched-tokens, gpu-memory-utilization,
+long-prefill-token-threshold with its adaptive floor, and chunked prefill.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuner.environment import Gpu
+from tuner.launch import LaunchBase
+from tuner.load.workload import Lengths, Share, Workload
+from tuner.placement import GpuGroup
+from tuner.sim import Hardware, ModelShape, hardware_profile, load_model
+from tuner.sim.hardware import GIB
+from tuner.slo import parse_slo
+from tuner.space.files import read_space
+from tuner.study.plan import LoadPolicy, OpenSearch, StudyPlan
+
+VLLM = "0.32.0"
+TEMPLATE_TOKENS = 128
+WARM_UP_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Landscape:
+    """`max_model_len` is the person's own flag, for the default configuration too; None leaves it to vLLM and the
+    space. `held_gib` of each GPU is not to be had: what the driver keeps, and other programs."""
+
+    name: str
+    about: str
+    gpu: str
+    model: str
+    shares: tuple[Share, ...]
+    limit_ms: float
+    max_model_len: int | None = 4096
+    tensor_parallel: int = 1
+    held_gib: float = 0.5
+
+    @property
+    def hardware(self) -> Hardware:
+        return hardware_profile(self.gpu)
+
+    @property
+    def shape(self) -> ModelShape:
+        return load_model(self.model)
+
+    @property
+    def held_bytes(self) -> int:
+        return int(self.held_gib * GIB)
+
+    @property
+    def workload(self) -> Workload:
+        return Workload(self.name, "benchmarks/search", self.shares)
+
+    @property
+    def gpus(self) -> tuple[Gpu, ...]:
+        memory_gib = self.hardware.memory_bytes / GIB
+        return tuple(Gpu(i, self.gpu, memory_gib, f"GPU-{i}") for i in range(self.tensor_parallel))
+
+    def plan(self, folder: Path, starts: int, confirm_starts: int, seed: int) -> StudyPlan:
+        """The study that `tuner search` would plan; `folder` gets the model's config.json, which the seeds read."""
+        (folder / "config.json").write_text(json.dumps(_config(self.shape)))
+        own = {} if self.max_model_len is None else {"max-model-len": self.max_model_len}
+        whole = read_space("default").needs_at_least(self.workload.longest + TEMPLATE_TOKENS)
+        flags = [f for f in whole.flags if "partial-prefills" not in f]
+        space, dropped = whole.on(flags, VLLM, list(own))
+        fixed = () if self.tensor_parallel == 1 else (("tensor-parallel-size", self.tensor_parallel),)
+        return StudyPlan(
+            study=folder.name,
+            model=str(folder),
+            slos=(parse_slo(f"p99 ttft <= {self.limit_ms:.0f}ms"),),
+            workload=self.workload,
+            space=space,
+            dropped=dropped,
+            given=tuple(own.items()),
+            base=LaunchBase(("vllm", "serve"), str(folder), tuple(flags), fixed, _words(own), ()),
+            groups=(GpuGroup(tuple(range(self.tensor_parallel))),),
+            load=LoadPolicy((), 0.0, WARM_UP_S, OpenSearch()),
+            starts=starts,
+            confirm_starts=confirm_starts,
+            time_budget_s=None,
+            start_limit_s=1800,
+            seed=seed,
+            storage=f"sqlite:///{folder / 'study.db'}",
+            created_at="2026-11-25T00:00:00+00:00",
+        )
+
+
+def _words(own: dict[str, int]) -> tuple[str, ...]:
+    return tuple(word for flag, value in own.items() for word in (f"--{flag}", str(value)))
+
+
+def _config(shape: ModelShape) -> dict[str, object]:
+    """The config.json of a dense model."""
+    return {
+        "num_hidden_layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocab,
+        "max_position_embeddings": shape.max_positions,
+        "tie_word_embeddings": shape.tied_embeddings,
+    }
+
+
+def _one(prompt: tuple[int, int], output: tuple[int, int]) -> tuple[Share, ...]:
+    return (Share(1.0, Lengths(*prompt), Lengths(*output)),)
+
+
+LANDSCAPES = {
+    landscape.name: landscape
+    for landscape in (
+        Landscape(
+            "kv-tight",
+            "Qwen3-8B on an RTX 4090: the KV cache holds some 25 requests, and more preempt",
+            "rtx4090", "Qwen/Qwen3-8B", _one((400, 1200), (200, 400)), 2000,
+        ),
+        Landscape(
+            "ttft-bound",
+            "Llama-3.1-8B on an L40S, prompts of 500 to 1,500 tokens under a tight P99 TTFT",
+            "l40s", "meta-llama/Llama-3.1-8B-Instruct", _one((500, 1500), (50, 150)), 400,
+        ),
+        Landscape(
+            "default-is-right",
+            "Qwen3-8B on an H100, chat: vLLM's default has sequences, budget and memory to spare",
+            "h100", "Qwen/Qwen3-8B", _one((60, 260), (150, 256)), 1000,
+        ),
+        Landscape(
+            "long-and-short",
+            "Qwen3-8B on an H100: one request in ten has a prompt of thousands of tokens, the others are short",
+            "h100", "Qwen/Qwen3-8B",
+            (Share(0.9, Lengths(50, 200), Lengths(50, 150)), Share(0.1, Lengths(4000, 8000), Lengths(50, 150))),
+            500, max_model_len=9216,
+        ),
+        Landscape(
+            "refusals",
+            "Qwen3-8B on an RTX 4090 beside a desktop: rare requests of 16,000 tokens must fit, and most points do not",
+            "rtx4090", "Qwen/Qwen3-8B",
+            (
+                Share(0.97, Lengths(200, 800), Lengths(100, 300)),
+                Share(0.03, Lengths(8000, 15000), Lengths(100, 300)),
+            ),
+            4000, max_model_len=16384, held_gib=1.4,
+        ),
+        Landscape(
+            "tp4-pcie",
+            "Qwen3-32B on four RTX 5090 over PCIe without peer-to-peer: every token of a step is reduced over the bus",
+            "rtx5090", "Qwen/Qwen3-32B", _one((200, 1000), (100, 300)), 1500, tensor_parallel=4,
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,208 @@
+"""One start as the product makes it: its own search and claim over a made-up server whose capacity is in the table.
+
+Noise as it was measured (docs/measuring.md). All candidates of a night see the same search trace: its bias is common to
+them, and only what is left differs from start to start. What a real GPU adds between two starts of one configuration is
+not known yet; 1 % is the middle of what facts/measurement.md calculates with.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+
+from tuner.candidate import Candidate
+from tuner.clock import ScriptedClock
+from tuner.launch import launch
+from tuner.load.capacity_search import SEARCH_TRACE, ProbeResult, Rules, Saturation, Stop
+from tuner.measurement import ClientLoad, Distribution, Load, LoadKind, Measurement, ServerLoad
+from tuner.server.diagnosis import Phase, diagnose
+from tuner.server.facts import StartFacts
+from tuner.sim import Refused, Started
+from tuner.sim.hardware import GIB
+from tuner.study.answer import OpenAnswer
+from tuner.study.loop import Assignment
+from tuner.study.plan import StudyPlan
+from tuner.study.record import Level, Phases, TrialOutcome, TrialRecord
+from tuner.verdict import Outcome, Verdict
+
+from .landscapes import WARM_UP_S, Landscape
+from .table import Point, Table, longest_prompt, start
+
+START_SD = 0.010
+SEARCH_BIAS, SEARCH_BIAS_SD = 0.10, 0.05
+"""A short search probe reads high by 7 to 18 %, by the trace; the same for every candidate of a study."""
+
+REST_SD = 0.005
+"""sd of B/A on one trace is 0.2 to 1.0 %, of which each of the two starts has its share."""
+
+SATURATION_SD = 0.007
+CLAIM_SD = 0.030
+"""A trace of n requests reads a capacity with a spread of 1 to 2 / √n; a claim's has 2,500."""
+
+STEEPNESS = 10.0
+"""1 % of load is 10 % of P99."""
+
+REJECTED_IN = 0.03
+"""A load that is too high by this share is rejected at the end of its probe, by twice as much in half of it."""
+
+STOP_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one start told. `rate` None: refused, or nothing kept the limits; `kv_usage` None where it was refused."""
+
+    rate: float | None
+    kv_usage: float | None
+    saturation: float = 0.0
+
+    @property
+    def refused(self) -> bool:
+        return self.kv_usage is None
+
+
+@dataclass
+class Machine:
+    """`clock` runs on by what every start takes, compile cache included. `seed` fixes all noise but the optimizer's."""
+
+    landscape: Landscape
+    table: Table
+    plan: StudyPlan
+    seed: int
+    clock: ScriptedClock = field(default_factory=ScriptedClock)
+    refused_s: float = 0.0
+    _compiled: set[str] = field(default_factory=set)
+    _starts: int = 0
+
+    def truth(self, candidate: Candidate) -> float:
+        """Requests/s; 0 where nothing starts or nothing keeps the limits."""
+        found = start(self.landscape, candidate.as_dict())
+        return self.table.at(found, longest_prompt(self.landscape)).rate if isinstance(found, Started) else 0.0
+
+    def measure(self, candidate: Candidate) -> Seen:
+        """A start of a method that knows of no incumbent: searched cold, whatever it was that came before."""
+        found = self._start(candidate)
+        if isinstance(found, Refused):
+            return Seen(None, None)
+        server = self._server(found, fresh=0)
+        answer = OpenAnswer()
+        answer.find(server.probe, server.saturate, Rules(), None)
+        self._spend(found.start_s + WARM_UP_S + server.spent_s)
+        rate = answer.capacity.rate if answer.capacity else None
+        usage = min(1.0, server.point.kv_usage)
+        # Their figure without the bias that is our short probe's own.
+        return Seen(None if rate is None else rate / math.exp(server.bias), usage, server.point.saturation)
+
+    def run_trial(self, assignment: Assignment) -> TrialRecord:
+        """What study/trial.py would record."""
+        found = self._start(assignment.candidate)
+        if isinstance(found, Refused):
+            log = f"{found.error}: {found.message}"
+            cause = diagnose(log, exit_code=1, phase=Phase.STARTING, held_by_others_gib=None)
+            return self._record(assignment, TrialOutcome.REFUSED, Phases(found.after_s, stop_s=STOP_S), cause=cause)
+        assert assignment.load.open is not None
+        server = self._server(found, assignment.fresh)
+        answer = OpenAnswer(assignment.incumbent)
+        answer.find(server.probe, server.saturate, assignment.load.open.rules, assignment.estimate)
+        self._spend(found.start_s + WARM_UP_S + server.spent_s)
+        levels = tuple(server.levels)
+        return self._record(
+            assignment,
+            answer.outcome(levels),
+            Phases(found.start_s, WARM_UP_S, server.spent_s, STOP_S),
+            levels=levels,
+            best=answer.best(levels),
+            capacity=answer.capacity,
+            claim=answer.claim,
+            facts=_facts(found),
+        )
+
+    def _record(self, assignment: Assignment, outcome: TrialOutcome, phases: Phases, **rest: object) -> TrialRecord:
+        return TrialRecord(
+            trial=assignment.trial,
+            role=assignment.role,
+            candidate=assignment.candidate,
+            launch=launch(self.plan.base, assignment.candidate, assignment.group),
+            group=assignment.group.name,
+            outcome=outcome,
+            started_at=self.plan.created_at,
+            phases=phases,
+            attempt=assignment.attempt,
+            search_trial=assignment.search_trial,
+            incumbent=assignment.incumbent,
+            **rest,  # type: ignore[arg-type]
+        )
+
+    def _start(self, candidate: Candidate) -> Started | Refused:
+        self._starts += 1
+        found = start(self.landscape, candidate.as_dict(), self._compiled)
+        if isinstance(found, Refused):
+            self._spend(found.after_s)
+            self.refused_s += found.after_s + STOP_S
+        return found
+
+    def _spend(self, seconds: float) -> None:
+        self.clock.sleep(seconds + STOP_S)
+
+    def _server(self, found: Started, fresh: int) -> _Server:
+        point = self.table.at(found, longest_prompt(self.landscape))
+        return _Server(point, f"{self.landscape.name}/{self.seed}", self._starts, fresh)
+
+
+class _Server:
+    """One started server under load. `spent_s` are seconds of load."""
+
+    def __init__(self, point: Point, night: str, number: int, fresh: int) -> None:
+        self.point = point
+        self.levels: list[Level] = []
+        self.spent_s = 0.0
+        self.bias = random.Random(f"{night}/search").gauss(SEARCH_BIAS, SEARCH_BIAS_SD)
+        own = random.Random(f"{night}/start {number}")
+        self._start = own.gauss(0.0, START_SD)
+        self._rest = own.gauss(0.0, REST_SD)
+        self._closed = own.gauss(0.0, SATURATION_SD)
+        self._traffic = f"{night}/{fresh}"
+
+    def probe(self, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
+        noise = self.bias if trace == SEARCH_TRACE else random.Random(self._traffic + trace).gauss(0.0, CLAIM_SD)
+        capacity = max(self.point.rate, 1e-6) * math.exp(self._start + self._rest + noise)
+        excess = math.log(rate / capacity)
+        passed = excess <= 0
+        cut = not passed and stop is Stop.AT_REJECTION
+        spent = seconds * min(1.0, max(0.05, REJECTED_IN / excess)) if cut else seconds
+        self.spent_s += spent
+        usage = min(1.0, self.point.kv_usage * rate / max(self.point.rate, 1e-6))
+        self.levels.append(_level(Load(LoadKind.OPEN, rate), rate, STEEPNESS * excess, usage, seconds))
+        return ProbeResult(rate, passed, None if cut else STEEPNESS * excess, spent)
+
+    def saturate(self, seconds: float) -> Saturation:
+        self.spent_s += seconds
+        rate = self.point.saturation * math.exp(self._start + self._closed)
+        self.levels.append(_level(Load(LoadKind.CLOSED, 320), rate, 2.0, 1.0, seconds))
+        return Saturation(rate, self.point.answer_s)
+
+
+def _level(load: Load, qps: float, margin: float, kv_usage: float, seconds: float) -> Level:
+    """`margin` is ln(P99 / limit)."""
+    p99 = math.exp(min(margin, 5.0))
+    outcome = Outcome.FEASIBLE if margin <= 0 else Outcome.INFEASIBLE
+    count = max(1, round(qps * seconds))
+    measurement = Measurement(
+        load=load, seed=0, planned_s=seconds, window_s=seconds, sent=count, completed=count, failed=(), qps=qps,
+        output_tokens_per_s=None, prompt_tokens=0, output_tokens=0,
+        ttft_ms=Distribution(count, p99, p99, p99, p99, p99, p99, None, None), tpot_ms=None, itl_ms=None, e2e_ms=None,
+        server=ServerLoad(preemptions=0, kv_usage_peak=kv_usage), client=ClientLoad(0.0, 0.0, 0.0),
+    )  # fmt: skip
+    return Level(measurement, Verdict(outcome, () if margin <= 0 else ("the limit is broken",), margin))
+
+
+def _facts(found: Started) -> StartFacts:
+    memory = found.memory
+    return StartFacts(
+        kv_tokens=found.kv_tokens,
+        kv_memory_gib=round(memory.kv_cache / GIB, 2),
+        max_concurrency=found.max_concurrency,
+        weights_gib=round(memory.weights / GIB, 2),
+        max_model_len=found.config.max_model_len,
+    )

@@ -1,0 +1,221 @@
+"""How others choose the next start, under one interface; the product's own search is run whole, in run.py.
+
+| method | what it stands for |
+|---|---|
+| random | uniform over flags as a person would write them: lists of powers of two, nothing mended |
+| auto_tune | the order of vLLM's auto_tune.sh: the highest gpu-memory-utilization that starts at the largest corner of its grid, from 0.98 down to 0.90, then sequences × token budget, nested |
+| tpe-fail | those flags, TPE, a refused start told FAIL: auto-tuning-vllm, and vllm-optimizer but for its limits, which an open-loop rate has in it |
+| tpe-constraints | our encoding of the space, Optuna's default TPE, a refused start told as a broken constraint |
+| gp | facts/search.md section 4: our encoding, five seeds, GP with three constraints, neutral imputation of refusals |
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import optuna
+from optuna.samplers import BaseSampler, GPSampler, TPESampler
+from optuna.trial import Trial, TrialState
+
+from tuner.candidate import Candidate, Value
+from tuner.space.defaults import vllm_defaults
+from tuner.space.parameter import Kind, Parameter
+from tuner.study.plan import StudyPlan
+from tuner.study.seeds import seeds
+
+from .landscapes import VLLM, Landscape
+from .machine import Seen
+
+NAMES = ("random", "auto_tune", "tpe-fail", "tpe-constraints", "gp", "ours")
+
+
+class Method(Protocol):
+    def ask(self) -> Candidate | None:
+        """None: it has nothing more to try."""
+        ...
+
+    def tell(self, seen: Seen) -> None:
+        """What the candidate that was asked for last did."""
+        ...
+
+
+def method(name: str, landscape: Landscape, plan: StudyPlan, seed: int) -> Method:
+    match name:
+        case "random":
+            return RandomRaw(plan, seed)
+        case "auto_tune":
+            return AutoTune()
+        case "tpe-fail":
+            return TpeFail(plan, seed)
+        case "tpe-constraints":
+            return Encoded(plan, TPESampler(seed=seed), ())
+        case _:
+            defaults = vllm_defaults(VLLM, landscape.gpus)
+            enqueued = [_placed(plan, Candidate(), defaults)]
+            enqueued += [_placed(plan, c, defaults) for c in seeds(plan, defaults, landscape.gpus)]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                sampler = GPSampler(seed=seed, n_startup_trials=10, warn_independent_sampling=False)
+            return Encoded(plan, sampler, enqueued)
+
+
+def written(parameter: Parameter) -> tuple[Value, ...]:
+    """The values that a person would list."""
+    match parameter.kind:
+        case Kind.CHOICE:
+            return parameter.choices
+        case Kind.FLAG:
+            return (False, True)
+        case Kind.FLOAT:
+            low, high = parameter.axis
+            return tuple(v for v in (0.80, 0.85, 0.90, 0.92, 0.95, 0.97) if low <= v <= high)
+        case _:
+            low, high = (math.log2(end) for end in parameter.axis)
+            return tuple(2**power for power in range(math.ceil(low), math.floor(high) + 1))
+
+
+class RandomRaw:
+    def __init__(self, plan: StudyPlan, seed: int) -> None:
+        self._plan = plan
+        self._rng = random.Random(seed)
+
+    def ask(self) -> Candidate:
+        values = {p.flag: self._rng.choice(written(p)) for p in self._plan.parameters}
+        return Candidate.of({**dict(self._plan.space.fixed), **values})
+
+    def tell(self, seen: Seen) -> None:
+        pass
+
+
+class AutoTune:
+    """Grid as in facts/search.md section 3: 4 × 6. Below 0.90 the script gives up."""
+
+    SEQUENCES = (64, 128, 256, 512)
+    BUDGETS = (512, 1024, 2048, 4096, 8192, 16384)
+
+    def __init__(self) -> None:
+        self._utilization = 0.98
+        self._grid: Iterator[tuple[int, int]] | None = None
+
+    def ask(self) -> Candidate | None:
+        if self._grid is None:
+            found = (self.SEQUENCES[-1], self.BUDGETS[-1]) if self._utilization >= 0.90 else None
+        else:
+            found = next(self._grid, None)
+        if found is None:
+            return None
+        seqs, budget = found
+        values = {"max-num-seqs": seqs, "max-num-batched-tokens": budget, "gpu-memory-utilization": self._utilization}
+        return Candidate.of(values)
+
+    def tell(self, seen: Seen) -> None:
+        if self._grid is None and seen.refused:
+            self._utilization = round(self._utilization - 0.01, 2)
+        elif self._grid is None:
+            self._grid = iter([(s, b) for s in self.SEQUENCES for b in self.BUDGETS])
+
+
+class TpeFail:
+    """The default is started first, as auto-tuning-vllm's baseline is."""
+
+    def __init__(self, plan: StudyPlan, seed: int) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._plan = plan
+        self._study = optuna.create_study(direction="maximize", sampler=TPESampler(seed=seed))
+        self._trial: Trial | None = None
+        self._began = False
+
+    def ask(self) -> Candidate:
+        if not self._began:
+            self._began = True
+            return Candidate()
+        self._trial = self._study.ask()
+        values = dict(self._plan.space.fixed)
+        for parameter in self._plan.parameters:
+            value = self._trial.suggest_categorical(parameter.flag, written(parameter))
+            assert value is not None
+            values[parameter.flag] = value
+        return Candidate.of(values)
+
+    def tell(self, seen: Seen) -> None:
+        if self._trial is None:
+            return
+        if seen.refused:
+            self._study.tell(self._trial, state=TrialState.FAIL)
+        else:
+            self._study.tell(self._trial, seen.rate or 0.0)
+
+
+Told = tuple[float, tuple[float, float, float]]
+
+
+class Encoded:
+    """Numbers on our axes, mended where vLLM's argument rules would refuse them; a repeat is answered from memory."""
+
+    def __init__(self, plan: StudyPlan, sampler: BaseSampler, enqueued: Sequence[dict[str, float]]) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._plan = plan
+        self._neutral = isinstance(sampler, GPSampler)
+        self._study = optuna.create_study(direction="maximize", sampler=sampler)
+        for numbers in enqueued:
+            self._study.enqueue_trial(numbers)
+        self._known: dict[Candidate, Told] = {}
+        self._measured: list[tuple[list[float], Told]] = []
+        self._trial: Trial | None = None
+        self._candidate = Candidate()
+
+    def ask(self) -> Candidate:
+        for _ in range(20):
+            self._trial = self._study.ask()
+            values = {p.flag: p.decode(_suggest(self._trial, p)) for p in self._plan.parameters}
+            self._candidate = self._plan.space.candidate(values, dict(self._plan.given))
+            if self._candidate not in self._known:
+                break
+            self._tell(self._known[self._candidate])
+        return self._candidate
+
+    def tell(self, seen: Seen) -> None:
+        assert self._trial is not None
+        here = [self._trial.params[p.flag] / (p.axis[1] - p.axis[0]) for p in self._plan.parameters]
+        if seen.refused:
+            told = self._refused(here)
+        else:
+            told = (seen.rate or 0.0, (-1.0, -0.05 if seen.rate else 2.0, min(-0.02, (seen.kv_usage or 0.0) - 1.0)))
+            self._measured.append((here, told))
+        self._known[self._candidate] = told
+        self._tell(told)
+
+    def _refused(self, here: list[float]) -> Told:
+        if not self._measured:
+            return 0.0, (1.0, 0.0, -0.02)
+        if self._neutral:
+            value, constraints = min(self._measured, key=lambda m: math.dist(m[0], here))[1]
+        else:
+            value, constraints = min(told for _, told in self._measured)
+        return value, (1.0, *constraints[1:])
+
+    def _tell(self, told: Told) -> None:
+        assert self._trial is not None
+        for name, constraint in zip(("start", "slo", "preemption"), told[1], strict=True):
+            self._trial.set_constraint(name, constraint)
+        self._study.tell(self._trial, told[0])
+
+
+def _suggest(trial: Trial, parameter: Parameter) -> float:
+    low, high = parameter.axis
+    if parameter.kind in (Kind.CHOICE, Kind.FLAG):
+        return trial.suggest_int(parameter.flag, int(low), int(high))
+    return trial.suggest_float(parameter.flag, low, high, log=parameter.kind is Kind.LOG_INT)
+
+
+def _placed(plan: StudyPlan, candidate: Candidate, defaults: dict[str, Value]) -> dict[str, float]:
+    """Where a candidate lies on the axes."""
+    values = {**defaults, **candidate.as_dict()}
+    return {
+        p.flag: int(p.encode(values[p.flag])) if p.kind in (Kind.CHOICE, Kind.FLAG) else p.encode(values[p.flag])
+        for p in plan.parameters
+    }

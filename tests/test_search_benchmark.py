@@ -1,0 +1,26 @@
+"""benchmarks/search tells the truth of its landscapes: same seed, same night, and nothing beats the optimum."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+run = importlib.import_module("benchmarks.search.run")
+landscapes = importlib.import_module("benchmarks.search.landscapes").LANDSCAPES
+
+
+@pytest.mark.parametrize("name", list(landscapes))
+def test_no_start_of_a_night_beats_the_known_optimum(name: str) -> None:
+    night = run.night(name, "random", 0, 60)
+    assert 0 < night.at(60) <= 1.005
+
+
+def test_a_night_is_the_same_again() -> None:
+    assert run.night("refusals", "tpe-constraints", 3, 12) == run.night("refusals", "tpe-constraints", 3, 12)
+
+
+def test_a_start_that_is_refused_costs_time_and_sustains_nothing() -> None:
+    night = run.night("refusals", "random", 0, 30)
+    assert 0 < night.refused < night.done
+    assert 0 < night.refused_hours < night.gpu_hours
