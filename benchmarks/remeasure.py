@@ -64,14 +64,14 @@ def main() -> None:
     seconds = given.longer * opened.rules.claim_seconds_at(winner.qps)
     limits = ", ".join(map(str, study.plan.slos))
     print(f"{result.sentence}\n")
-    print(f"| turn | s | promised req/s | QPS | to the promise | P99 TTFT | over the limit | preemptions | {limits} |")
+    print(f"| turn | s | promised req/s | offered | QPS | P99 TTFT | over the limit | preemptions | {limits} |")
     print("|---" * 9 + "|")
     for turn in range(1, given.times + 1):
         run = once(given.study, study.plan, winner.qps, seconds, turn, given.port)
         seen, qps = run.measurement, run.measurement.qps or 0.0
         worst = max(seen.attainments, key=lambda attained: attained.violations)
         cells = (
-            str(turn), f"{seconds:.0f}", f"{winner.qps:.2f}", f"{qps:.2f}", f"{qps / winner.qps - 1:+.1%}",
+            str(turn), f"{seconds:.0f}", f"{winner.qps:.2f}", f"{seen.sent / seconds:.2f}", f"{qps:.2f}",
             formatting.ms(worst.value_ms), f"{worst.violations} of {worst.counted}", str(seen.server.preemptions),
             run.verdict.outcome,
         )  # fmt: skip
