@@ -9,6 +9,7 @@ from concurrent.futures import Future
 import pytest
 
 from tests.faults.all_nights import NightSeen, StudySeen
+from tests.faults.moments import OPEN_LOOP
 from tests.faults.struck import code_of, well_said
 from tests.faults.table import FILE_ROWS, SERVER_ROWS, TUNER_ROWS, Ends, Row, TunerRow
 from tuner.study.record import TrialOutcome
@@ -32,7 +33,9 @@ def test_a_fault_of_one_start_costs_that_start_alone(row: Row, nights: Nights) -
     assert seen.bystander_lives
     assert night.ended_by is None
     assert night.result is not None and night.result.complete
-    assert night.others and all(s.record.outcome is TrialOutcome.FEASIBLE for s in night.others)
+    assert night.others and all(s.record.cause is None for s in night.others)
+    # What a rate of an open loop comes to is the machine's business too: a busy one may not sustain what was claimed.
+    assert row.moment in OPEN_LOOP or all(s.record.outcome is TrialOutcome.FEASIBLE for s in night.others)
 
 
 @pytest.mark.parametrize("row", (*TUNER_ROWS, *FILE_ROWS), ids=lambda row: row.name)
