@@ -29,7 +29,7 @@ parameters:
   kv-cache-memory-bytes: {choice: [12582912, 201326592]}   # refused; ample
   max-num-seqs: {choice: [64]}
 baseline:
-  kv-cache-memory-bytes: 33554432   # 2,688 tokens: 48 requests of up to 160 do not fit
+  kv-cache-memory-bytes: 50331648   # 4,032 tokens: what fills the server does not fit, some twenty requests a second do
 env:
   VLLM_ENABLE_V1_MULTIPROCESSING: "0"
   OMP_NUM_THREADS: "1"

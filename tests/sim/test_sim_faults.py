@@ -55,6 +55,16 @@ def test_a_fault_strikes_only_its_start(serve: Serve) -> None:
     assert (first.call("/metrics")[0], second.call("/metrics")[0]) == (200, 404)
 
 
+def test_metrics_can_go_in_the_middle_at_a_signal(serve: Serve) -> None:
+    server = faulty(serve, "metrics-gone").ready()
+    before = server.call("/metrics")[0]
+    server.process.send_signal(signal.SIGUSR1)
+    deadline = time.monotonic() + 20
+    while server.call("/metrics")[0] == 200 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (before, server.call("/metrics")[0], server.call("/health")[0]) == (200, 404, 200)
+
+
 def test_a_hanging_start_never_gets_ready(serve: Serve) -> None:
     server = faulty(serve, "hang-before-ready")
     time.sleep(1.5)
