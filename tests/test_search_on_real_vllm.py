@@ -1,5 +1,4 @@
-"""The main job on a real server, in an open loop: default, a refused start, a preempted one and a claimed winner; then
-its start script."""
+"""The main job on a real server: default, a refused start, a preempted one and a winner; then its start script."""
 
 from __future__ import annotations
 
@@ -17,7 +16,6 @@ import httpx
 import psutil
 import pytest
 
-from tuner.measurement import LoadKind
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision, StudyResult
 from tuner.study.store import Store
@@ -29,7 +27,7 @@ parameters:
   kv-cache-memory-bytes: {choice: [12582912, 201326592]}   # refused; ample
   max-num-seqs: {choice: [64]}
 baseline:
-  kv-cache-memory-bytes: 50331648   # 4,032 tokens: what fills the server does not fit, some twenty requests a second do
+  kv-cache-memory-bytes: 33554432   # 2,688 tokens: 48 requests of up to 160 do not fit
 env:
   VLLM_ENABLE_V1_MULTIPROCESSING: "0"
   OMP_NUM_THREADS: "1"
@@ -53,11 +51,11 @@ def search(tiny_model: str, vllm_command: tuple[str, ...], tmp_path_factory: pyt
     words = [
         sys.executable, "-m", "tuner.cli.app", "search", "--model", tiny_model, "--vllm", " ".join(vllm_command),
         "--space", str(root / "scarce.yaml"), "--workload", "random:32-96,32-64", "--slo", "p99 ttft <= 10s",
-        "--probe-seconds", "1", "--warm-up-seconds", "2", "--trials", "3", "--confirm", "2",
+        "--levels", "16,48", "--level-seconds", "9", "--warm-up-seconds", "2", "--trials", "3", "--confirm", "0",
         "--studies", str(root / "studies"), "--study", "real",
         "--", "--enforce-eager", "--load-format", "dummy", "--dtype", "float32",
     ]  # fmt: skip
-    ended = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0, ended.stderr
     store = Store(root / "studies" / "real")
     return Search(store.folder, ended.stdout, ended.stderr, store.records(), store.result())
@@ -86,20 +84,6 @@ def test_scarce_memory_preempts_and_the_winner_does_not(search: Search) -> None:
     assert winner.preemptions == 0
     assert winner.candidate.as_dict()["kv-cache-memory-bytes"] == 201326592
     assert search.result.decision is Decision.WINNER
-
-
-def test_what_is_promised_was_held_in_a_fresh_start_on_three_traces_of_its_own(search: Search) -> None:
-    winner = search.result.winner
-    assert winner is not None
-    assert winner.fresh
-    (claimed,) = (r for r in search.records if r.trial in winner.trials)
-    assert claimed.role is Role.CONFIRM
-    assert claimed.claim is not None
-    assert claimed.claim.rate == pytest.approx(winner.qps)
-    assert (claimed.claim.loaded or 0) > winner.qps
-    held = [level.measurement for level in claimed.levels if level.measurement.load.kind is LoadKind.OPEN][-3:]
-    assert [m.load.level for m in held] == pytest.approx([claimed.claim.loaded] * 3)
-    assert [(m.aborted, m.failed_total, m.server.preemptions) for m in held] == [(None, 0, 0)] * 3
 
 
 def test_every_trial_left_its_record_its_log_and_its_tables(search: Search) -> None:
