@@ -18,8 +18,8 @@ from tuner.launch import launch
 from tuner.model import UnknownModelError
 from tuner.report.quote import shell_line
 from tuner.space.defaults import vllm_defaults
-from tuner.study.learnt import rules
-from tuner.study.memory import kv_floor, kv_table
+from tuner.study.learnt import known_rules
+from tuner.study.memory import kv_table
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
 from tuner.study.search import sampler_name
@@ -61,8 +61,8 @@ def _kv_cache(plan: StudyPlan, environment: Environment, earlier: tuple[TrialRec
 def _learnt(plan: StudyPlan, environment: Environment, earlier: tuple[TrialRecord, ...]) -> list[str]:
     """What starts of the study of that name taught. How many starts that spared is in `tuner status` and the report."""
     defaults = vllm_defaults(environment.vllm_version, environment.gpus)
-    floor = kv_floor(plan, environment.gpus, defaults, earlier)
-    found = [rule for rule in rules(plan, defaults, earlier, floor) if rule.withdrawn_by is None]
+    rules = known_rules(plan, environment.gpus, defaults, earlier)
+    found = [rule for rule in rules if rule.withdrawn_by is None]
     return [f"{'learnt' if i == 0 else '':<8}  not started any more: {rule}" for i, rule in enumerate(found)]
 
 

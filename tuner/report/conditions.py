@@ -91,16 +91,8 @@ def _shares(study: StudyFiles, words: Words) -> list[str]:
 def repeat_command(study: StudyFiles) -> str:
     """The `tuner search` that plans this study again, under another name."""
     plan = study.plan
-    words = [
-        "tuner",
-        "search",
-        "--model",
-        plan.model,
-        "--workload",
-        plan.workload.file or plan.workload.name,
-        "--space",
-        plan.space.name,
-    ]
+    words = ["tuner", "search", "--model", plan.model, "--workload", plan.workload.file or plan.workload.name]
+    words += ["--space", plan.space.name]
     words += [word for slo in plan.slos for word in ("--slo", str(slo))]
     gpus = [str(gpu) for group in plan.groups for gpu in group.gpus]
     words += ["--gpus", ",".join(gpus)] if gpus else []

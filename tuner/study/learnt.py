@@ -22,8 +22,9 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from tuner.candidate import Candidate, Value
+from tuner.environment import Gpu
 from tuner.server.cause import Bound, Fault
-from tuner.study.memory import KV_BYTES, LENGTH, UTILIZATION, KvFloor
+from tuner.study.memory import KV_BYTES, LENGTH, UTILIZATION, KvFloor, kv_floor
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
 
@@ -147,7 +148,7 @@ CONTEXTS: Mapping[str, Context] = {
 }
 """By kind of cause (server/patterns.py). A kind that is not here teaches nothing."""
 
-TOO_LITTLE_KV = frozenset(kind for kind, context in CONTEXTS.items() if context is _TOO_LITTLE_KV)
+_REFUSED_FOR_KV = frozenset(kind for kind, context in CONTEXTS.items() if context is _TOO_LITTLE_KV)
 
 INERT = frozenset({
     "long-prefill-token-threshold", "long-prefill-token-threshold-adaptive", "max-num-partial-prefills",
@@ -182,6 +183,18 @@ class Surroundings:
     def is_like_the_others(self, values: Mapping[str, Value]) -> bool:
         """False for a default configuration that lacks the constant flags of the other candidates."""
         return all(values.get(flag) == value for flag, value in self.same.items())
+
+
+def known_rules(
+    plan: StudyPlan, gpus: tuple[Gpu, ...], defaults: Mapping[str, Value], records: Iterable[TrialRecord]
+) -> tuple[Rule, ...]:
+    """The rules that a study goes by.
+
+    The KV arithmetic is believed once vLLM itself has refused a start for the same reason: one start is its price.
+    """
+    records = sorted(records, key=lambda r: r.trial)
+    refused = any(r.cause is not None and r.cause.kind in _REFUSED_FOR_KV for r in records)
+    return rules(plan, defaults, records, kv_floor(plan, gpus, defaults, records) if refused else None)
 
 
 def rules(

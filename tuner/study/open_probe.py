@@ -103,10 +103,8 @@ class OpenProbe:
         )  # fmt: skip
         recording = self._sampler.start()
         slos = self._slos if stop is Stop.AT_REJECTION else ()
-        level_watch, backlog = (
-            LevelWatch(slos, recording, self._should_stop, len(due)),
-            Backlog(seconds, TOLERATED * longest_wait_s(self._slos) * 1000),
-        )
+        level_watch = LevelWatch(slos, recording, self._should_stop, len(due))
+        backlog = Backlog(seconds, TOLERATED * longest_wait_s(self._slos) * 1000)
 
         def watch(progress: Progress) -> str | None:
             return level_watch(progress) or (GROWS if backlog.grows(progress) else None)

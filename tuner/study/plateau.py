@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tuner.study.confirm import SET_APART
 from tuner.study.record import Role, TrialRecord
 
 RISE = 0.01
@@ -18,7 +19,7 @@ def starts_without_rise(records: Iterable[TrialRecord]) -> int:
     """
     best, without = None, 0
     for record in records:
-        if not record.counts or record.role not in (Role.DEFAULT, Role.SEED, Role.SEARCH):
+        if not record.counts or record.role in SET_APART:
             continue
         if record.qps is not None and (best is None or record.qps >= best * (1 + RISE)):
             best, without = record.qps, 0

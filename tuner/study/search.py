@@ -22,8 +22,7 @@ from tuner.candidate import Candidate, Value
 from tuner.environment import Gpu
 from tuner.errors import EnvironmentFaultError
 from tuner.space.parameter import Kind, Parameter
-from tuner.study.learnt import TOO_LITTLE_KV, Rule, Surroundings, rules
-from tuner.study.memory import kv_floor
+from tuner.study.learnt import Rule, Surroundings, known_rules
 from tuner.study.outcome import CONSTRAINTS, Told, not_started, told
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialRecord
@@ -177,11 +176,7 @@ class Search:
         return tuple(replace(rule, spared=self._spared[str(rule)]) for rule in self._rules)
 
     def _learn(self) -> None:
-        records = sorted(self._records.values(), key=lambda r: r.trial)
-        # The arithmetic is believed once vLLM itself has refused a start for the same reason: one start is its price.
-        refused = any(r.cause is not None and r.cause.kind in TOO_LITTLE_KV for r in records)
-        floor = kv_floor(self._plan, self._gpus, self._defaults, records) if refused else None
-        self._rules = rules(self._plan, self._defaults, records, floor)
+        self._rules = known_rules(self._plan, self._gpus, self._defaults, self._records.values())
 
     def _against(self, candidate: Candidate) -> Rule | None:
         values = self._around.values(candidate)
