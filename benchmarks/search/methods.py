@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import optuna
@@ -30,6 +30,7 @@ from tuner.study.seeds import seeds
 from .landscapes import VLLM, Landscape
 from .machine import Seen
 
+UTILIZATIONS = (0.98, 0.97, 0.96, 0.95, 0.94, 0.93, 0.92, 0.91, 0.90)
 NAMES = ("random", "auto_tune", "tpe-fail", "tpe-constraints", "gp", "ours")
 
 
@@ -64,7 +65,7 @@ def method(name: str, landscape: Landscape, plan: StudyPlan, seed: int) -> Metho
 
 
 def written(parameter: Parameter) -> tuple[Value, ...]:
-    """The values that a person would list."""
+    """The values that a person would list: powers of two, and the ends."""
     match parameter.kind:
         case Kind.CHOICE:
             return parameter.choices
@@ -75,7 +76,8 @@ def written(parameter: Parameter) -> tuple[Value, ...]:
             return tuple(v for v in (0.80, 0.85, 0.90, 0.92, 0.95, 0.97) if low <= v <= high)
         case _:
             low, high = (math.log2(end) for end in parameter.axis)
-            return tuple(2**power for power in range(math.ceil(low), math.floor(high) + 1))
+            powers = [2**power for power in range(math.ceil(low), math.floor(high) + 1)]
+            return tuple(sorted({*powers, *(int(end) for end in parameter.axis)}))
 
 
 class RandomRaw:
@@ -92,31 +94,34 @@ class RandomRaw:
 
 
 class AutoTune:
-    """Grid as in facts/search.md section 3: 4 × 6. Below 0.90 the script gives up."""
+    """`memory` are the values of `memory_flag` from which it goes down until the largest corner of the grid starts;
+    below the last it gives up, as the script does below 0.90. The grid is facts/search.md section 3's, 4 × 6."""
 
-    SEQUENCES = (64, 128, 256, 512)
-    BUDGETS = (512, 1024, 2048, 4096, 8192, 16384)
-
-    def __init__(self) -> None:
-        self._utilization = 0.98
-        self._grid: Iterator[tuple[int, int]] | None = None
+    def __init__(
+        self,
+        memory_flag: str = "gpu-memory-utilization",
+        memory: Sequence[Value] = UTILIZATIONS,
+        sequences: Sequence[int] = (64, 128, 256, 512),
+        budgets: Sequence[int] = (512, 1024, 2048, 4096, 8192, 16384),
+    ) -> None:
+        self._memory_flag = memory_flag
+        self._memory = iter(memory)
+        self._fits: Value | None = None
+        self._largest = sequences[-1], budgets[-1]
+        self._grid = iter([(s, b) for s in sequences for b in budgets])
+        self._started = False
 
     def ask(self) -> Candidate | None:
-        if self._grid is None:
-            found = (self.SEQUENCES[-1], self.BUDGETS[-1]) if self._utilization >= 0.90 else None
-        else:
-            found = next(self._grid, None)
-        if found is None:
+        found = next(self._grid, None) if self._started else self._largest
+        if not self._started:
+            self._fits = next(self._memory, None)
+        if found is None or self._fits is None:
             return None
-        seqs, budget = found
-        values = {"max-num-seqs": seqs, "max-num-batched-tokens": budget, "gpu-memory-utilization": self._utilization}
+        values = {"max-num-seqs": found[0], "max-num-batched-tokens": found[1], self._memory_flag: self._fits}
         return Candidate.of(values)
 
     def tell(self, seen: Seen) -> None:
-        if self._grid is None and seen.refused:
-            self._utilization = round(self._utilization - 0.01, 2)
-        elif self._grid is None:
-            self._grid = iter([(s, b) for s in self.SEQUENCES for b in self.BUDGETS])
+        self._started = self._started or not seen.refused
 
 
 class TpeFail:
@@ -132,7 +137,7 @@ class TpeFail:
     def ask(self) -> Candidate:
         if not self._began:
             self._began = True
-            return Candidate()
+            return self._plan.baseline
         self._trial = self._study.ask()
         values = dict(self._plan.space.fixed)
         for parameter in self._plan.parameters:

@@ -134,7 +134,7 @@ def _ours(landscape: Landscape, name: str, seed: int, starts: int, folder: Path)
     store.create()
     store.save_plan(plan, describe(VLLM, plan.model, landscape.gpus, None))
     defaults = vllm_defaults(VLLM, landscape.gpus)
-    search = Search(plan, seeds(plan, defaults, landscape.gpus), defaults)
+    search = Search(plan, seeds(plan, defaults, landscape.gpus), defaults, landscape.gpus)
     searched: list[TrialOutcome] = []
 
     def run_trial(assignment):  # type: ignore[no-untyped-def]
