@@ -45,8 +45,9 @@ out as measured before W / T was taken off: a mean of .974 to .981 of the truth,
 STEEPNESS = 10.0
 """1 % of load is 10 % of P99."""
 
-REJECTED_IN = 0.03
-"""A load that is too high by this share is rejected at the end of its probe, by twice as much in half of it."""
+REJECTED_SD = 0.25
+"""A load that is a share x too high is rejected after about W / x s, where a request may wait W: in four regimes of
+benchmarks/capacity.py after 0.8 W / x at x = .05, 1.2 at .12 and 1.6 at .22, by the trace a quarter sooner or later."""
 
 STOP_S = 5.0
 
@@ -150,18 +151,20 @@ class Machine:
 
     def _server(self, found: Started, fresh: int) -> _Server:
         point = self.table.at(found, longest_prompt(self.landscape))
-        return _Server(point, f"{self.landscape.name}/{self.seed}", self._starts, fresh)
+        wait_s = longest_wait_s(self.plan.slos)
+        return _Server(point, wait_s, f"{self.landscape.name}/{self.seed}", self._starts, fresh)
 
 
 class _Server:
     """One started server under load. `spent_s` are seconds of load."""
 
-    def __init__(self, point: Point, night: str, number: int, fresh: int) -> None:
+    def __init__(self, point: Point, wait_s: float, night: str, number: int, fresh: int) -> None:
         self.point = point
+        self._wait_s = wait_s
         self.levels: list[Level] = []
         self.spent_s = 0.0
         self.bias = random.Random(f"{night}/search").gauss(SEARCH_BIAS, SEARCH_BIAS_SD)
-        own = random.Random(f"{night}/start {number}")
+        self._own = own = random.Random(f"{night}/start {number}")
         self._start = own.gauss(0.0, START_SD)
         self._rest = own.gauss(0.0, REST_SD)
         self._closed = own.gauss(0.0, SATURATION_SD)
@@ -173,11 +176,15 @@ class _Server:
         excess = math.log(rate / capacity)
         passed = excess <= 0
         cut = not passed and stop is Stop.AT_REJECTION
-        spent = seconds * min(1.0, max(0.05, REJECTED_IN / excess)) if cut else seconds
+        spent = min(seconds, self._rejected_s(1 - capacity / rate)) if cut else seconds
         self.spent_s += spent
         usage = min(1.0, self.point.kv_usage * rate / max(self.point.rate, 1e-6))
         self.levels.append(_level(Load(LoadKind.OPEN, rate), rate, STEEPNESS * excess, usage, seconds))
         return ProbeResult(rate, passed, None if cut else STEEPNESS * excess, spent)
+
+    def _rejected_s(self, too_high: float) -> float:
+        chance = math.exp(self._own.gauss(0.0, REJECTED_SD))
+        return self._wait_s * max(1.0, (0.6 + 5 * too_high) / too_high * chance)
 
     def _traffic_noise(self, trace: str) -> float:
         return random.Random(self._traffic + trace).gauss(CLAIM_BIAS, CLAIM_SD)

@@ -1,6 +1,6 @@
 """Ours, auto_tune's grid and TPE with FAIL on a real vLLM whose KV memory is tight, in the same wall-clock.
 
-    python -m benchmarks.search.real MODEL [--minutes 7] [--repetitions 3] [--folder .cache/against]
+    python -m benchmarks.search.real MODEL [--minutes 6] [--repetitions 3] [--folder .cache/against]
 
 MODEL as scripts/make_tiny_model.py makes it, vLLM's CPU build. Every start of every method is launched, warmed up and
 loaded by the same code on the same ladder; what differs is who chooses. Ours is `tuner search` as a person runs it,
@@ -76,7 +76,7 @@ def options(model: str, folder: Path, name: str, minutes: float, seed: int) -> S
     space = folder / "tight.yaml"
     space.write_text(SPACE)
     return SearchOptions(
-        model=model, space=str(space), workload="random:32-96,32-64", slos=("p99 ttft <= 1000ms",), levels="16,32,64",
+        model=model, space=str(space), workload="random:32-96,32-64", slos=("p99 ttft <= 1000ms",), levels="32,64",
         level_seconds=8.0, warm_up_seconds=3.0, trials=60, confirm=2, time_budget=f"{minutes * 60:.0f}s", seed=seed,
         studies=folder, study=name, extra=("--enforce-eager", "--load-format", "dummy", "--dtype", "float32"),
     )  # fmt: skip
@@ -160,7 +160,7 @@ def night(model: str, folder: Path, method: str, repetition: int, minutes: float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--minutes", type=float, default=7.0)
+    parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path(".cache/against"))
     given = parser.parse_args()

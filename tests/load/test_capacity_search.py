@@ -73,6 +73,22 @@ def test_a_candidate_that_is_no_better_loses_the_race_at_its_first_rejection() -
     assert [probed[3] for probed in server.probed] == [Stop.AT_REJECTION]
 
 
+@pytest.mark.parametrize(("too_high", "likely"), [(0.05, 0.95), (0.1, 0.9), (0.8, 0.5)])
+def test_the_moment_of_its_rejection_tells_how_far_behind_a_candidate_is(too_high: float, likely: float) -> None:
+    """A queue that grows by a share of every second has come to the limit's half second."""
+
+    def probe(rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
+        return ProbeResult(rate, False, None, 0.5 / too_high)
+
+    found = search_capacity(probe, lambda _: Saturation(12.5, 1.0), Incumbent(10.0, 12.5), queue_s=0.5)
+    assert found.likely == pytest.approx(10.2 * likely)
+
+
+def test_without_a_limit_on_waiting_a_rejection_tells_no_rate() -> None:
+    server = Known(10.0)
+    assert search_capacity(server.probe, server.saturate, Incumbent(10.0, 12.5)).likely is None
+
+
 @pytest.mark.parametrize("gain", [1.03, 1.06, 1.2])
 def test_a_better_candidate_is_stepped_up_to_its_capacity(gain: float) -> None:
     server = Known(10.0 * gain)

@@ -77,6 +77,20 @@ def test_the_default_is_kept_when_nothing_beats_it_by_more_than_the_noise(tmp_pa
     assert result.winner is not None and result.winner.candidate == plan(tmp_path / "s").baseline
 
 
+def test_the_figure_of_a_default_that_is_kept_comes_from_fresh_starts_too(tmp_path: Path) -> None:
+    def worse(assignment: Assignment) -> TrialRecord:
+        made = landscape(replace(assignment, candidate=assignment.candidate.of({"max-num-seqs": 64})))
+        slower = replace(made, candidate=assignment.candidate)
+        return landscape(assignment) if assignment.role in (Role.DEFAULT, Role.CONFIRM) else slower
+
+    night = Night(plan(tmp_path / "s", starts=8), worse)
+    result = night.loop.run()
+    assert result.decision is Decision.KEEP_DEFAULT
+    fresh = [r.trial for r in night.store.records() if r.role is Role.CONFIRM]
+    assert result.winner is not None and result.winner.trials == tuple(fresh)
+    assert "confirmed in 2 fresh starts" in result.sentence
+
+
 def test_a_spoilt_start_is_done_again_and_teaches_nothing(tmp_path: Path) -> None:
     spoilt: list[str] = []
 

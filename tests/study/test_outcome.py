@@ -58,19 +58,28 @@ def test_a_trial_that_failed_requests_never_passes_for_feasible() -> None:
 BEST = Incumbent(10.0, 12.5)
 
 
-def behind(saturation: float, lost_at: float | None) -> TrialRecord:
+def behind(saturation: float, lost_at: float | None, likely: float | None = None) -> TrialRecord:
     ended = Ended.HOPELESS if lost_at is None else Ended.RACE_LOST
     made = record(0, ONE, (level(saturation, p99_ms=4000),), outcome=TrialOutcome.BEHIND)
-    return replace(made, capacity=Capacity(ended, None, None, lost_at, saturation, 30.0), incumbent=BEST)
+    capacity = Capacity(ended, None, None, lost_at, saturation, 30.0, likely=likely)
+    return replace(made, capacity=capacity, incumbent=BEST)
 
 
 @pytest.mark.parametrize(
-    ("saturation", "lost_at", "value"), [(9.0, None, 7.2), (12.0, 10.2, 9.6), (14.0, 10.2, 9.9), (12.5, 9.8, 9.8)]
+    ("saturation", "lost_at", "likely", "value"),
+    [
+        (9.0, None, None, 7.2),
+        (12.0, 10.2, None, 9.6),
+        (14.0, 10.2, None, 9.9),
+        (12.5, 9.8, None, 9.8),
+        (12.5, 10.2, 9.1, 9.1),
+        (12.5, 10.2, 10.1, 9.9),
+    ],
 )
 def test_who_is_behind_is_told_as_a_point_that_was_measured_and_is_not_as_good_as_the_best(
-    saturation: float, lost_at: float | None, value: float
+    saturation: float, lost_at: float | None, likely: float | None, value: float
 ) -> None:
-    answer = told(behind(saturation, lost_at), None)
+    answer = told(behind(saturation, lost_at, likely), None)
     assert answer is not None
     assert answer.value == pytest.approx(value)
     assert all(c <= 0 for c in answer.constraints)

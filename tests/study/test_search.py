@@ -123,8 +123,21 @@ def test_what_a_rule_forbids_is_not_started_seeds_included(tmp_path: Path) -> No
         asked.tell(answered(proposal, trial, 10.0))
     (rule,) = asked.learnt
     assert (rule.trial, rule.cause) == (1, "memory-wanted")
-    assert rule.spared == len(ruled_out(tmp_path / "s")) > 3
+    assert rule.spared == len(ruled_out(tmp_path / "s")) > 1
     assert {t.user_attrs["role"] for t in ruled_out(tmp_path / "s")} >= {Role.SEED}
+
+
+def test_a_seed_beyond_a_bound_of_the_message_is_started_at_the_bound(tmp_path: Path) -> None:
+    asked = search(tmp_path)
+    proposals: list[Proposal] = []
+    for trial in range(9):
+        proposals.append(asked.ask())
+        tokens = float(proposals[-1].candidate.as_dict().get("max-num-batched-tokens", 0))
+        asked.tell(refused(proposals[-1], trial, SCARCE) if tokens > 2048 else answered(proposals[-1], trial, 10.0))
+    refused_seed = next(p.candidate.as_dict() for p in proposals if p.role is Role.SEED)
+    started = [p.candidate.as_dict() for p in proposals]
+    assert float(refused_seed["max-num-batched-tokens"]) > 2048
+    assert {**refused_seed, "max-num-batched-tokens": 2048} in started
 
 
 def test_a_spared_start_is_told_as_a_broken_constraint_and_marked_as_not_measured(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ that back, and proves what is left on longer, fresh traces.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -17,6 +17,9 @@ SEARCH_TRACE = "search"
 FEWEST_REQUESTS = 100
 FEWEST_TO_TELL = 5.0
 """Expected requests of a probe: at lower rates a search stops looking, since next to nothing would be promised."""
+
+_MOST_TOLD = 0.5
+"""Of an overload by the moment of rejection: the first requests of a level are never rejected at once."""
 
 
 class Stop(StrEnum):
@@ -129,8 +132,10 @@ class Ended(StrEnum):
 class Capacity:
     """`rate` is the estimate; `passed` and `failed` the highest and lowest rate probed with that outcome.
 
-    A candidate that was ended early has no estimate: `failed` then bounds it from above, where a race was run. One
-    whose closed loop completed too little for any rate to be tried is untried: nothing is known of it.
+    A candidate that was ended early has no estimate: `failed` then bounds it from above, where a race was run, and
+    `likely` is what the moment of its rejection says (None where nothing does): right to a few percent of those that
+    are up to a tenth slower, and in the right order beyond (docs/measuring.md); enough to tell a search where to look.
+    One whose closed loop completed too little for any rate to be tried is untried: nothing is known of it.
     """
 
     ended: Ended
@@ -141,12 +146,20 @@ class Capacity:
     seconds: float
     probes: tuple[ProbeResult, ...] = ()
     answer_s: float = 0.0
+    likely: float | None = None
 
 
 def search_capacity(
-    probe: Probe, saturate: Saturate, incumbent: Incumbent | None = None, rules: Rules | None = None
+    probe: Probe,
+    saturate: Saturate,
+    incumbent: Incumbent | None = None,
+    rules: Rules | None = None,
+    queue_s: float = 0.0,
 ) -> Capacity:
-    """With an incumbent, most candidates end after the closed probe or the race; without one the search starts cold."""
+    """With an incumbent, most candidates end after the closed probe or the race; without one the search starts cold.
+
+    `queue_s` is what the tightest limit lets a request wait, in seconds; 0 where no limit is about waiting.
+    """
     rules = rules or Rules()
     steps = _Steps(probe, saturate, rules, incumbent)
     saturation = steps.saturation.rate
@@ -161,11 +174,16 @@ def search_capacity(
         return steps.ended(Ended.HOPELESS)
     raced = steps.race(rules.race * incumbent.rate)
     if not raced.passed:
-        return steps.ended(Ended.RACE_LOST)
+        return replace(steps.ended(Ended.RACE_LOST), likely=_sustained_until_rejected(raced, queue_s))
     # Where the incumbent's share foresaw no win it is no guide, and the way up may be long.
     foreseen = expected >= incumbent.rate
     beyond = raced.rate * (1 + rules.stride(raced.log_ratio))
     return steps.search(max(expected, beyond), widen=1.0 if foreseen else 2.0)
+
+
+def _sustained_until_rejected(raced: ProbeResult, queue_s: float) -> float | None:
+    """A load that is a share x too high lets the wait grow by x a second, to the limit's W seconds in W / x."""
+    return None if queue_s <= 0 else raced.rate * max(1 - queue_s / raced.seconds, 1 - _MOST_TOLD)
 
 
 def warm_capacity(probe: Probe, saturate: Saturate, incumbent: Incumbent, rules: Rules | None = None) -> Capacity:

@@ -44,7 +44,7 @@ class OpenAnswer:
     ) -> None:
         """A claim from `estimate` downwards, or, where that is None, the search that races against the incumbent.
 
-        `queue_s` as in capacity_search.claim.
+        `queue_s` as in capacity_search.
         """
 
         def offered(rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
@@ -56,7 +56,7 @@ class OpenAnswer:
                 return ProbeResult(rate, False, None, seconds)
 
         if estimate is None:
-            self.capacity = search_capacity(offered, saturate, self.incumbent, rules)
+            self.capacity = search_capacity(offered, saturate, self.incumbent, rules, queue_s)
         else:
             self.claim = claim(offered, estimate, rules, queue_s)
 

@@ -97,6 +97,12 @@ class Rule:
         return f"{self.words} ({self.cause}, trial {self.trial:04d})"
 
 
+def bounds(rules: Iterable[Rule], values: Mapping[str, Value]) -> list[Limit]:
+    """What the rules say of one flag alone, whatever the others are, and `values` is beyond."""
+    alone = (rule.limits[0] for rule in rules if rule.withdrawn_by is None and len(rule.limits) == 1)
+    return [limit for limit in alone if limit.relation in ("<", ">") and limit.holds(values.get(limit.flag))]
+
+
 class Others(Enum):
     """Flags that a context does not name: equal to the teaching start's, or of no influence."""
 

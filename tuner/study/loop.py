@@ -277,17 +277,17 @@ class Loop:
         loop a claim each, from the estimate down, on arrivals that the two share and no other start has."""
         while not self.stop.is_set():
             todo = self._next_to_confirm()
-            if todo is None or not self._time_to_confirm():
+            if todo is None or not self._time_to_confirm(todo[0]):
                 return
             record = pool.submit(self._start, self._confirmation(*todo), self._done + 1).result()
             self._finished(record)
 
-    def _time_to_confirm(self) -> bool:
+    def _time_to_confirm(self, candidate: Candidate) -> bool:
         """Past the budget one start each of winner and default is still made: nothing can be said without them."""
         budget = self.plan.time_budget_s
         if budget is None or self._elapsed_s + self._expected_claim_s <= budget:
             return True
-        return len({r.candidate.id for r in self._records if r.role is Role.CONFIRM and r.counts}) < 2
+        return not any(r.candidate == candidate for r in self._records if r.role is Role.CONFIRM and r.counts)
 
     @property
     def _done(self) -> int:
@@ -302,11 +302,11 @@ class Loop:
         winner, default = ranked[0], self.plan.baseline
         searched = (r for r in self._records if r.role not in confirm.SET_APART)
         default_trial = next((r for r in searched if r.candidate == default and r.qps is not None), None)
-        if winner.candidate == default:
-            return None  # nothing beats the default: there is nothing to prove
         winner_runs = len(confirm.fresh_runs(self._records, winner.candidate))
         default_runs = len(confirm.fresh_runs(self._records, default))
         wanted = max(1, self.plan.confirm_starts // 2)
+        if winner.candidate == default:  # nothing beats it, and its figure is to be trusted all the same
+            return (default, winner) if default_runs < wanted else None
         default_wanted = wanted if default_trial is not None else 0
         if winner_runs < wanted and (winner_runs <= default_runs // 2 or default_runs >= default_wanted):
             return winner.candidate, winner

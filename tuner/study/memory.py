@@ -191,5 +191,5 @@ def fullest(plan: StudyPlan, gpus: tuple[Gpu, ...], defaults: Mapping[str, Value
     if not rows:
         return {}
     value, room = rows[-1]
-    sequences = room.sequences(plan.workload.mean).low
+    sequences = room.sequences_of_mean(plan.workload.mean)
     return {"max-num-seqs": sequences, table.flag: value} if sequences else {}

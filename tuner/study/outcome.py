@@ -52,13 +52,14 @@ def not_started(nearest: Told | None) -> Told:
 
 
 def _behind(record: TrialRecord) -> Told | None:
-    """What it may have at most: less than the best, at no fault. Told as a failure it would be proposed again."""
+    """What it is likely to sustain, and less than the best in any case, at no fault. Told as a failure it would be
+    proposed again; told as just behind the best, all of them would look alike to the model."""
     capacity, best = record.capacity, record.incumbent
     if capacity is None or best is None:
         return None
     expected = capacity.saturation * best.rate / best.saturation
-    lost_at = best.rate if capacity.failed is None else capacity.failed
-    return Told(min(lost_at, expected, _BEHIND * best.rate), _KEPT, imputed=False)
+    bounds = (expected, capacity.failed, capacity.likely, _BEHIND * best.rate)
+    return Told(min(bound for bound in bounds if bound is not None), _KEPT, imputed=False)
 
 
 def _measured(record: TrialRecord) -> Told | None:

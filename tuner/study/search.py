@@ -8,7 +8,7 @@ import os
 import random
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -22,16 +22,24 @@ from tuner.candidate import Candidate, Value
 from tuner.environment import Gpu
 from tuner.errors import EnvironmentFaultError
 from tuner.space.parameter import Kind, Parameter
-from tuner.study.learnt import Rule, Surroundings, known_rules
+from tuner.study.learnt import Limit, Rule, Surroundings, bounds, known_rules
 from tuner.study.outcome import CONSTRAINTS, Told, not_started, told
 from tuner.study.plan import StudyPlan
-from tuner.study.record import Role, TrialRecord
+from tuner.study.record import Role, TrialOutcome, TrialRecord
 
-STARTUP_TRIALS = 10
-"""Trials before the model proposes, the enqueued ones included (search.md section 4)."""
+STARTUP_TRIALS = 7
+"""Trials before the model proposes, the enqueued ones included: with all seeds none is random. Ten, as in search.md
+section 4, found less in twenty starts (docs/search.md)."""
 
 REPEATS_BEFORE_RANDOM = 8
 """A sampler that keeps proposing what is known already, or ruled out, is answered this often, then bypassed."""
+
+A_STEP_EVERY = 3
+"""Proposals after the first: the model's mean where nothing was tried is the mean of what was, so that it looks into
+corners once most of what was tried is good. Every third is a step away from the best instead (docs/search.md)."""
+
+STEP_SD = 0.12
+"""Of a step in one parameter, as a share of its range; about half of the parameters move."""
 
 RANDOM_DRAWS = 300
 """Points that are looked at, without a start, for one that is neither known nor ruled out."""
@@ -128,9 +136,9 @@ class Search:
         first_spared: list[Rule] = []
         for answered in range(REPEATS_BEFORE_RANDOM + 1):
             last = answered == REPEATS_BEFORE_RANDOM
-            if last and (numbers := self._anything_else()) is not None:
+            if (numbers := self._instead_of_the_model(answered)) is not None:
                 self._study.enqueue_trial(numbers)
-            trial = self._next()
+            trial = self._study.ask()
             candidate = self._candidate(trial)
             role = Role(trial.user_attrs.get("role", Role.SEARCH))
             repeat = candidate.id in self._known or any(c == candidate for _, c in self._asked.values())
@@ -161,6 +169,8 @@ class Search:
         self._tell(trial, answer)
         self._records[record.trial] = record
         self._learn()
+        if record.role is Role.SEED and record.outcome is TrialOutcome.REFUSED:
+            self._mend(record.candidate)
 
     @_storage_errors()
     def again(self, number: int) -> None:
@@ -182,17 +192,29 @@ class Search:
         values = self._around.values(candidate)
         return next((r for r in self._rules if r.withdrawn_by is None and r.rules_out(values)), None)
 
-    def _next(self) -> Trial:
-        with warnings.catch_warnings():
-            # Optuna's GP divides 0 by 0 where no other point comes near the best one it sees, and goes on from that.
-            warnings.simplefilter("ignore", RuntimeWarning)
-            return self._study.ask()
+    def _instead_of_the_model(self, answered: int) -> dict[str, float] | None:
+        """None: the model is to propose, or what is queued comes next. `answered` are its proposals that led nowhere."""
+        if answered == REPEATS_BEFORE_RANDOM:
+            return self._unknown(_random_number)
+        return self._a_step() if answered == 0 else None
 
-    def _anything_else(self) -> dict[str, float] | None:
-        """A random point that nothing is known of and no rule is against; None where the space has hardly any left."""
+    def _a_step(self) -> dict[str, float] | None:
+        """From the best so far, if it is its turn and nothing is queued."""
+        trials = self._study.get_trials(deepcopy=False)
+        feasible = (r for r in self._records.values() if r.qps is not None)
+        best = max(feasible, key=lambda r: r.qps or 0.0, default=None)
+        queued = any(t.state is TrialState.WAITING for t in trials)
+        if best is None or queued or len(trials) < STARTUP_TRIALS or len(trials) % A_STEP_EVERY:
+            return None
+        values = {**self._defaults, **best.candidate.as_dict()}
+        here = {p.flag: _number_for(p, values.get(p.flag)) for p in self._parameters}
+        return self._unknown(lambda p, draw: _moved(p, here[p.flag], draw) if draw.random() < 0.5 else here[p.flag])
+
+    def _unknown(self, number: Callable[[Parameter, random.Random], float]) -> dict[str, float] | None:
+        """A drawn point that nothing is known of and no rule is against; None where there are hardly any left."""
         draw = random.Random(self._plan.seed + len(self._study.trials))
         for _ in range(RANDOM_DRAWS):
-            numbers = {p.flag: _random_number(p, draw) for p in self._parameters}
+            numbers = {p.flag: number(p, draw) for p in self._parameters}
             values = {p.flag: p.decode(numbers[p.flag]) for p in self._parameters}
             candidate = self._plan.space.candidate(values, self._given)
             asked = any(c == candidate for _, c in self._asked.values())
@@ -209,6 +231,16 @@ class Search:
         trial.set_user_attr("flags", dict(candidate.values))
         trial.set_user_attr("ruled_out", str(rule))
         self._tell(trial, answer)
+        if role is Role.SEED:
+            self._mend(candidate)
+
+    def _mend(self, seed: Candidate) -> None:
+        """A seed that is beyond a bound of vLLM's own message is queued once more, at that bound."""
+        beyond = {limit.flag: limit for limit in bounds(self._rules, self._around.values(seed))}
+        moved = {p.flag: _up_to(p, beyond[p.flag]) for p in self._parameters if p.flag in beyond and not p.choices}
+        candidate = self._plan.space.candidate({**seed.as_dict(), **moved}, self._given)
+        if candidate.id not in self._known and self._against(candidate) is None:
+            self._enqueue(candidate, Role.SEED, self._defaults)
 
     def _enqueue(self, candidate: Candidate, role: Role, defaults: dict[str, Value]) -> None:
         values = {**defaults, **candidate.as_dict()}
@@ -216,7 +248,10 @@ class Search:
         self._study.enqueue_trial(numbers, user_attrs={"role": role})
 
     def _candidate(self, trial: Trial) -> Candidate:
-        values = {p.flag: p.decode(_suggest(trial, p)) for p in self._parameters}
+        with warnings.catch_warnings():
+            # Optuna's GP divides 0 by 0 where no other point comes near the best one it sees, and goes on from that.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            values = {p.flag: p.decode(_suggest(trial, p)) for p in self._parameters}
         if trial.user_attrs.get("role") == Role.DEFAULT:
             return self._plan.baseline
         return self._plan.space.candidate(values, self._given)
@@ -298,6 +333,24 @@ def _number_for(parameter: Parameter, value: Value | None) -> float:
         return math.sqrt(low * high) if parameter.kind is Kind.LOG_INT else (low + high) / 2
     number = parameter.encode(value)
     return int(number) if parameter.kind in (Kind.CHOICE, Kind.FLAG) else number
+
+
+def _up_to(parameter: Parameter, limit: Limit) -> Value:
+    """The value nearest to `limit` that is not beyond it."""
+    low, high = parameter.axis
+    at = parameter.encode(limit.value)
+    inwards = -1 if limit.relation == ">" else 1
+    steps = (parameter.decode(min(max(at + inwards * share * (high - low), low), high)) for share in (0.0, 0.01, 0.02))
+    return next((value for value in steps if not limit.holds(value)), parameter.decode(at))
+
+
+def _moved(parameter: Parameter, number: float, draw: random.Random) -> float:
+    low, high = parameter.axis
+    if parameter.kind in (Kind.CHOICE, Kind.FLAG):
+        return min(max(int(number) + draw.choice((-1, 1)), int(low)), int(high))
+    if parameter.kind is Kind.LOG_INT:
+        return min(max(number * math.exp(math.log(high / low) * draw.gauss(0.0, STEP_SD)), low), high)
+    return min(max(number + (high - low) * draw.gauss(0.0, STEP_SD), low), high)
 
 
 def _random_number(parameter: Parameter, draw: random.Random) -> float:

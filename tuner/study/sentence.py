@@ -36,14 +36,18 @@ def sentence(
     if decision is Decision.KEEP_DEFAULT:
         shown = default or winner
         assert shown is not None
-        return f"Keep the default: nothing beat its {formatting.qps(shown.qps)} by more than the noise; {tail}."
+        sure = f", {_starts(shown)}," if shown.fresh else ""
+        return f"Keep the default: nothing beat its {formatting.qps(shown.qps)}{sure} by more than the noise; {tail}."
     assert winner is not None
     than = f"where the default {LACKS[confirm.lack(records, plan.baseline) or Lack.NOT_MEASURED]}"
     search = plan.load.open
     gain = _gain(winner, default, than) if search is None else _sustained(winner, default, than, search)
-    starts = "1 fresh start" if len(winner.trials) == 1 else f"{len(winner.trials)} fresh starts"
-    sure = f"confirmed in {starts}" if winner.fresh else "not confirmed by a fresh start yet"
+    sure = _starts(winner) if winner.fresh else "not confirmed by a fresh start yet"
     return f"{gain} at P99 TTFT {formatting.ms(winner.p99_ttft_ms)} ({limits}), no preemption, {sure}; {tail}."
+
+
+def _starts(fresh: Figures) -> str:
+    return f"confirmed in {len(fresh.trials)} fresh start{'s' if len(fresh.trials) > 1 else ''}"
 
 
 def _gain(winner: Figures, default: Figures | None, than: str) -> str:
