@@ -45,9 +45,12 @@ out as measured before W / T was taken off: a mean of .974 to .981 of the truth,
 STEEPNESS = 10.0
 """1 % of load is 10 % of P99."""
 
-REJECTED_SD = 0.25
-"""A load that is a share x too high is rejected after about W / x s, where a request may wait W: in four regimes of
-benchmarks/capacity.py after 0.8 W / x at x = .05, 1.2 at .12 and 1.6 at .22, by the trace a quarter sooner or later."""
+TAIL_SD = 0.2
+"""A load that is a share x too high for a probe of T seconds has a P99 of W + x T, where W is the limit; in the regimes
+of benchmarks/lost_race.py it says so with a spread of up to so much of x, by the trace."""
+
+REJECTED_IN = 0.03
+"""A load that is too high by this share is rejected at the end of a claim's trace, by twice as much in half of it."""
 
 STOP_S = 5.0
 
@@ -176,15 +179,17 @@ class _Server:
         excess = math.log(rate / capacity)
         passed = excess <= 0
         cut = not passed and stop is Stop.AT_REJECTION
-        spent = min(seconds, self._rejected_s(1 - capacity / rate)) if cut else seconds
+        spent = seconds * min(1.0, max(0.05, REJECTED_IN / excess)) if cut else seconds
+        margin = STEEPNESS * excess if passed else self._tail(1 - capacity / rate, seconds)
         self.spent_s += spent
         usage = min(1.0, self.point.kv_usage * rate / max(self.point.rate, 1e-6))
-        self.levels.append(_level(Load(LoadKind.OPEN, rate), rate, STEEPNESS * excess, usage, seconds))
-        return ProbeResult(rate, passed, None if cut else STEEPNESS * excess, spent)
+        self.levels.append(_level(Load(LoadKind.OPEN, rate), rate, margin, usage, seconds))
+        return ProbeResult(rate, passed, None if cut else margin, spent)
 
-    def _rejected_s(self, too_high: float) -> float:
-        chance = math.exp(self._own.gauss(0.0, REJECTED_SD))
-        return self._wait_s * max(1.0, (0.6 + 5 * too_high) / too_high * chance)
+    def _tail(self, too_high: float, seconds: float) -> float:
+        """ln(P99 / limit) of a load that is a share too high."""
+        grown_s = too_high * math.exp(self._own.gauss(0.0, TAIL_SD)) * seconds
+        return math.log1p(grown_s / self._wait_s)
 
     def _traffic_noise(self, trace: str) -> float:
         return random.Random(self._traffic + trace).gauss(CLAIM_BIAS, CLAIM_SD)

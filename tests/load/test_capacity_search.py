@@ -70,18 +70,26 @@ def test_a_candidate_that_is_no_better_loses_the_race_at_its_first_rejection() -
     server = Known(10.0)
     found = search_capacity(server.probe, server.saturate, Incumbent(10.0, 12.5))
     assert (found.ended, found.failed) == (Ended.RACE_LOST, 10.2)
-    assert [probed[3] for probed in server.probed] == [Stop.AT_REJECTION]
+    assert [probed[3] for probed in server.probed] == [Stop.AT_END]
 
 
 @pytest.mark.parametrize(("too_high", "likely"), [(0.05, 0.95), (0.1, 0.9), (0.8, 0.5)])
-def test_the_moment_of_its_rejection_tells_how_far_behind_a_candidate_is(too_high: float, likely: float) -> None:
-    """A queue that grows by a share of every second has come to the limit's half second."""
+def test_the_tail_of_a_lost_race_tells_how_far_behind_a_candidate_is(too_high: float, likely: float) -> None:
+    """Over the twenty seconds of a probe the wait grew from the limit's half second by a share of them."""
 
     def probe(rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
-        return ProbeResult(rate, False, None, 0.5 / too_high)
+        return ProbeResult(rate, False, math.log((0.5 + too_high * seconds) / 0.5), seconds)
 
     found = search_capacity(probe, lambda _: Saturation(12.5, 1.0), Incumbent(10.0, 12.5), queue_s=0.5)
-    assert found.likely == pytest.approx(10.2 * likely)
+    assert found.likely == pytest.approx(10.0 * likely)
+
+
+def test_the_sooner_a_candidate_preempts_the_further_behind_it_is_taken_to_be() -> None:
+    def probe(rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
+        return ProbeResult(rate, False, None, 5.0)
+
+    found = search_capacity(probe, lambda _: Saturation(12.5, 1.0), Incumbent(10.0, 12.5), queue_s=0.5)
+    assert found.likely == pytest.approx(10.0 * 0.9)
 
 
 def test_without_a_limit_on_waiting_a_rejection_tells_no_rate() -> None:
@@ -199,8 +207,8 @@ def test_a_claim_is_held_on_three_fresh_traces() -> None:
 def test_more_is_loaded_than_promised_by_what_a_growing_queue_could_hide() -> None:
     server = Known(100.0)
     claimed = claim(server.probe, 99.5, queue_s=1.2)
-    assert claimed.rate == pytest.approx(99.5 * 0.97)
-    assert claimed.loaded == pytest.approx(99.5 * 0.97 / 0.99)
+    assert claimed.rate == pytest.approx(99.5 * 0.985)
+    assert claimed.loaded == pytest.approx(99.5 * 0.985 / 0.99)
     assert {rate for rate, *_ in server.probed} == {99.5 / 0.99, claimed.loaded}
 
 
@@ -218,12 +226,12 @@ def test_the_traces_of_a_claim_hold_2500_requests_within_reason() -> None:
 def test_a_claim_that_fails_backs_off_on_traces_of_its_own() -> None:
     server = Known(10.0)
     claimed = claim(server.probe, 10.2)
-    assert claimed.rate == pytest.approx(10.2 * 0.97)
-    assert len({trace for _, _, trace, _ in server.probed}) == len(server.probed) == 4
+    assert claimed.rate == pytest.approx(10.2 * 0.985**2)
+    assert len({trace for _, _, trace, _ in server.probed}) == len(server.probed) == 5
 
 
 @pytest.mark.parametrize(
-    ("share", "steps"), [(1.5, 1.0), (0.8, 1.25), (0.1, 1.5)], ids=["past its end", "late", "early"]
+    ("share", "steps"), [(1.5, 1.0), (0.8, 1.25), (0.1, 3.0)], ids=["past its end", "late", "early"]
 )
 def test_a_claim_backs_off_further_the_earlier_it_was_rejected(share: float, steps: float) -> None:
     rates: list[float] = []
@@ -233,7 +241,7 @@ def test_a_claim_backs_off_further_the_earlier_it_was_rejected(share: float, ste
         return ProbeResult(rate, False, None, share * seconds)
 
     claim(rejected, 100.0)
-    assert rates[1] == pytest.approx(100 * 0.97**steps)
+    assert rates[1] == pytest.approx(100 * 0.985**steps)
 
 
 def test_a_claim_that_never_holds_is_none() -> None:

@@ -78,12 +78,14 @@ def test_the_default_is_kept_when_nothing_beats_it_by_more_than_the_noise(tmp_pa
 
 
 def test_the_figure_of_a_default_that_is_kept_comes_from_fresh_starts_too(tmp_path: Path) -> None:
-    def worse(assignment: Assignment) -> TrialRecord:
-        made = landscape(replace(assignment, candidate=assignment.candidate.of({"max-num-seqs": 64})))
-        slower = replace(made, candidate=assignment.candidate)
-        return landscape(assignment) if assignment.role in (Role.DEFAULT, Role.CONFIRM) else slower
+    made = plan(tmp_path / "s", starts=8)
 
-    night = Night(plan(tmp_path / "s", starts=8), worse)
+    def worse(assignment: Assignment) -> TrialRecord:
+        seqs = 128 if assignment.candidate == made.baseline else 32
+        shown = landscape(replace(assignment, candidate=assignment.candidate.of({"max-num-seqs": seqs})))
+        return replace(shown, candidate=assignment.candidate)
+
+    night = Night(made, worse)
     result = night.loop.run()
     assert result.decision is Decision.KEEP_DEFAULT
     fresh = [r.trial for r in night.store.records() if r.role is Role.CONFIRM]

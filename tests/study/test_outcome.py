@@ -73,7 +73,7 @@ def behind(saturation: float, lost_at: float | None, likely: float | None = None
         (14.0, 10.2, None, 9.9),
         (12.5, 9.8, None, 9.8),
         (12.5, 10.2, 9.1, 9.1),
-        (12.5, 10.2, 10.1, 9.9),
+        (9.0, 10.2, 9.8, 9.8),
     ],
 )
 def test_who_is_behind_is_told_as_a_point_that_was_measured_and_is_not_as_good_as_the_best(

@@ -107,7 +107,8 @@ class OpenProbe:
         backlog = Backlog(seconds, TOLERATED * longest_wait_s(self._slos) * 1000)
 
         def watch(progress: Progress) -> str | None:
-            return level_watch(progress) or (GROWS if backlog.grows(progress) else None)
+            grows = stop is Stop.AT_REJECTION and backlog.grows(progress)
+            return level_watch(progress) or (GROWS if grows else None)
 
         samples = drive_open(self._target, requests, due, seconds, watch=watch)
         return self._finished(samples, recording, Load(LoadKind.OPEN, rate))

@@ -57,9 +57,12 @@ def _behind(record: TrialRecord) -> Told | None:
     capacity, best = record.capacity, record.incumbent
     if capacity is None or best is None:
         return None
-    expected = capacity.saturation * best.rate / best.saturation
-    bounds = (expected, capacity.failed, capacity.likely, _BEHIND * best.rate)
-    return Told(min(bound for bound in bounds if bound is not None), _KEPT, imputed=False)
+    value = capacity.likely
+    if value is None:  # it was not raced, or nothing limits a wait
+        expected = capacity.saturation * best.rate / best.saturation
+        lost_at = best.rate if capacity.failed is None else capacity.failed
+        value = min(expected, lost_at, _BEHIND * best.rate)
+    return Told(value, _KEPT, imputed=False)
 
 
 def _measured(record: TrialRecord) -> Told | None:

@@ -193,7 +193,7 @@ class Search:
         return next((r for r in self._rules if r.withdrawn_by is None and r.rules_out(values)), None)
 
     def _instead_of_the_model(self, answered: int) -> dict[str, float] | None:
-        """None: the model is to propose, or what is queued comes next. `answered` are its proposals that led nowhere."""
+        """None: the model is to propose, or what is queued comes next. `answered` of its proposals led nowhere."""
         if answered == REPEATS_BEFORE_RANDOM:
             return self._unknown(_random_number)
         return self._a_step() if answered == 0 else None

@@ -19,9 +19,10 @@ LARGE_BUDGET = 8192
 
 
 def seeds(plan: StudyPlan, defaults: Mapping[str, Value], gpus: tuple[Gpu, ...] = ()) -> list[Candidate]:
-    """At most six: what vLLM's throughput mode sets; a large token budget; as many sequences as the largest KV cache
-    holds mean requests of the workload; as many as the load has, with all the KV memory; many sequences with a cap on
-    long prompts; a conservative point. `gpus` are those of the servers, none on a CPU."""
+    """At most seven: what vLLM's throughput mode sets; a large token budget; as many sequences as the largest KV cache
+    holds mean requests of the workload; where those are few, the least budget, whose memory goes to the KV cache; as
+    many as the load has, with all the KV memory; many sequences with a cap on long prompts; a conservative point.
+    `gpus` are those of the servers, none on a CPU."""
     ranges = {p.flag: p for p in plan.parameters}
     given = {**dict(plan.space.always), **dict(plan.given)}
     start = {f: p.decode(p.encode(defaults[f])) for f, p in ranges.items() if f in defaults}
@@ -31,6 +32,8 @@ def seeds(plan: StudyPlan, defaults: Mapping[str, Value], gpus: tuple[Gpu, ...] 
     if full := fullest(plan, gpus, defaults):
         many = full
     variants: list[Mapping[str, float]] = [_throughput_mode(plan, defaults), _large_budget(defaults), full, loads_own]
+    if full and full[SEQUENCES] < min(plan.load.most_concurrent, float(defaults.get(SEQUENCES, math.inf))):
+        variants.append({**{flag: value for flag, value in full.items() if flag != SEQUENCES}, TOKENS: 0})
     if (threshold := ranges.get(THRESHOLD)) is not None:
         variants.append({**many, THRESHOLD: float(threshold.decode(sum(threshold.axis) / 2))})
     variants.append({SEQUENCES: 64, TOKENS: 2048, UTILIZATION: 0.85})
