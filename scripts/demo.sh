@@ -6,6 +6,6 @@ set -euo pipefail
 model=$1
 shift
 exec tuner search --model "$model" --space demo --workload random:32-96,32-64 --slo "p99 ttft <= 1000ms" \
-    --levels 16,32,64 --level-seconds 8 --warm-up-seconds 3 --trials 9 --confirm 4 --time-budget 14m --seed 1 \
+    --levels 16,32,64 --level-seconds 8 --warm-up-seconds 3 --trials 9 --confirm 4 --time-budget 14m --seed 7 \
     --study "demo-$(date +%m%d-%H%M%S)" "$@" \
     -- --enforce-eager --load-format dummy --dtype float32

@@ -1,7 +1,7 @@
 """python -m benchmarks.search tabulate NAME … | run --landscapes … --methods … --seeds 0-19 --starts 40 | report
 
-`run` appends one line for each night to results.jsonl and leaves out what is there already; `report` writes
-docs/search.md and, with plotly.js inside, .cache/search.html.
+`run` appends one line for each night to results.jsonl and leaves out what is there already; `report` writes the tables
+of docs/search.md, and docs/search.html.
 """
 
 from __future__ import annotations

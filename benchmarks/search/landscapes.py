@@ -153,5 +153,17 @@ LANDSCAPES = {
             "Qwen3-32B on four RTX 5090 over PCIe without peer-to-peer: every token of a step is reduced over the bus",
             "rtx5090", "Qwen/Qwen3-32B", _one((200, 1000), (100, 300)), 1500, tensor_parallel=4,
         ),
+        Landscape(
+            "32b-on-h100",
+            "Qwen3-32B on an H100: the weights leave a sixth of the memory",
+            "h100", "Qwen/Qwen3-32B", _one((300, 900), (100, 300)), 1000,
+        ),
+        Landscape(
+            "rag-on-a100",
+            "Llama-3.1-8B on an A100: prompts of 3,000 to 8,000 tokens, short answers",
+            "a100-80g", "meta-llama/Llama-3.1-8B-Instruct", _one((3000, 8000), (80, 200)), 3000, max_model_len=9216,
+        ),
     )
 }  # fmt: skip
+HOLD_OUTS = ("32b-on-h100", "rag-on-a100")
+"""Written down after the search was finished, and first run then."""
