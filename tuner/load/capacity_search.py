@@ -78,7 +78,7 @@ class Rules:
     most_probes: int = 12
     answers_to_saturate: float = 3.0
     answers_to_probe: float = 2.0
-    race: float = 1.02
+    race: float = 1.005
     hopeless: float = 0.95
     highest_share: float = 0.97
     claim_s: float = 120.0
@@ -134,8 +134,8 @@ class Capacity:
     """`rate` is the estimate; `passed` and `failed` the highest and lowest rate probed with that outcome.
 
     A candidate that was ended early has no estimate: `failed` then bounds it from above, where a race was run, and
-    `likely` is what the tail of the race says, always less than the incumbent's (None where it says nothing): good to
-    a few percent for those that are up to a fifth slower (docs/measuring.md), enough to tell a search where to look.
+    `likely` is what the tail of the race says, at most the incumbent's (None where it says nothing): good to 4 % for
+    those that are up to a fifth slower (docs/measuring.md), enough to tell a search where to look.
     One whose closed loop completed too little for any rate to be tried is untried: nothing is known of it.
     """
 
@@ -184,8 +184,8 @@ def search_capacity(
 
 def _likely(raced: ProbeResult, best: float, queue_s: float) -> float | None:
     """A load that is a share x too high lets the wait grow by x every second, from the limit's W to W + x T: its P99.
-    One that was cut short, by a preemption, is taken to have come to twice the limit by then. From what was raced at,
-    this reads 2 to 5 % high (benchmarks/lost_race.py), so that it is taken from the `best` itself."""
+    One that was cut short, by a preemption, is taken to have come to twice the limit by then. Who lost is never above
+    the `best`; in benchmarks/lost_race.py this reads 0 to 4 % high."""
     if queue_s <= 0:
         return None
     ratio = 2.0 if raced.log_ratio is None else math.exp(raced.log_ratio)
