@@ -120,9 +120,10 @@ def untried(capacity: Capacity) -> str:
 
 def _behind(capacity: Capacity, best: Incumbent) -> str:
     if capacity.failed is not None:
+        likely = "" if capacity.likely is None else f"; its tail says about {formatting.qps(capacity.likely)}"
         return (
             f"it does not keep the limits at {formatting.qps(capacity.failed)}, "
-            f"where the best so far sustains {formatting.qps(best.rate)}"
+            f"where the best so far sustains {formatting.qps(best.rate)}{likely}"
         )
     return (
         f"a closed loop gives {formatting.qps(capacity.saturation)} at most, where it gives "
