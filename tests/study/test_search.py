@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,13 @@ from pathlib import Path
 import optuna
 
 from tests.study.builders import REFUSAL, level, plan, record
-from tuner.candidate import Candidate
+from tuner.candidate import Candidate, Value
 from tuner.server.diagnosis import Bound, Cause
 from tuner.space.defaults import vllm_defaults
+from tuner.space.parameter import Parameter
 from tuner.study.learnt import Rule
 from tuner.study.record import Role, TrialOutcome, TrialRecord
-from tuner.study.search import REPEATS_BEFORE_RANDOM, Proposal, Search
+from tuner.study.search import A_STEP_EVERY, REPEATS_BEFORE_RANDOM, STEP_SD, Proposal, Search
 from tuner.study.seeds import seeds
 
 DEFAULTS = vllm_defaults("0.32.0", ())
@@ -93,6 +95,29 @@ def test_a_record_written_before_the_kill_is_told_on_the_way_back(tmp_path: Path
 def test_the_servers_do_not_inherit_the_samplers_thread_limit(tmp_path: Path) -> None:
     search(tmp_path / "s").ask()
     assert "OMP_NUM_THREADS" not in os.environ
+
+
+def unit(parameter: Parameter, value: Value) -> float:
+    """Where it lies between the ends of the range."""
+    low, high, number = *parameter.axis, float(value)
+    return math.log(number / low) / math.log(high / low) if "log" in parameter.kind else (number - low) / (high - low)
+
+
+def test_every_third_proposal_is_a_step_from_the_best(tmp_path: Path) -> None:
+    asked = search(tmp_path)
+    best = Candidate.of({"max-num-seqs": 203, "max-num-batched-tokens": 3008, "gpu-memory-utilization": 0.871})
+    here = best.as_dict()
+    far: dict[bool, list[float]] = {True: [], False: []}
+    for trial in range(25):
+        proposal = asked.ask()
+        if proposal.number == 9:  # as if it were the best
+            proposal = replace(proposal, candidate=best)
+        elif proposal.number > 9:
+            mine = proposal.candidate.as_dict()
+            moved = [abs(unit(p, mine[p.flag]) - unit(p, here[p.flag])) for p in plan(tmp_path).parameters]
+            far[proposal.number % A_STEP_EVERY == 0].append(max(moved))
+        asked.tell(answered(proposal, trial, 20.0 if proposal.candidate == best else 10.0))
+    assert max(far[True]) < 4 * STEP_SD < max(far[False])
 
 
 SCARCE = replace(REFUSAL, kind="memory-wanted", bounds=(Bound("max-num-batched-tokens", "<=", 2048),))

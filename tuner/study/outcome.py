@@ -52,8 +52,8 @@ def not_started(nearest: Told | None) -> Told:
 
 
 def _behind(record: TrialRecord) -> Told | None:
-    """What it is likely to sustain, and less than the best in any case, at no fault. Told as a failure it would be
-    proposed again; told as just behind the best, all of them would look alike to the model."""
+    """What it is likely to sustain, never more than the best, at no fault. Told as a failure it would come again;
+    told as just behind the best, all of them would look alike to the model."""
     capacity, best = record.capacity, record.incumbent
     if capacity is None or best is None:
         return None
