@@ -109,7 +109,7 @@ class Hooks:
         at_rate, saturate = OpenProbe.__call__, OpenProbe.saturate
 
         def probe(made: OpenProbe, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
-            searching = Moment.RACING if stop is Stop.AT_REJECTION else Moment.STEPPING
+            searching = Moment.RACING if self.probing is Moment.SATURATING else Moment.STEPPING
             self.probing = searching if trace == SEARCH_TRACE else Moment.CLAIMING
             return at_rate(made, rate, seconds, trace, stop)
 
