@@ -33,6 +33,9 @@ from .machine import Seen
 UTILIZATIONS = (0.98, 0.97, 0.96, 0.95, 0.94, 0.93, 0.92, 0.91, 0.90)
 NAMES = ("random", "auto_tune", "tpe-fail", "tpe-constraints", "gp", "ours")
 
+REPEATS = 20
+"""Of proposals that are known already; the next is started again."""
+
 
 class Method(Protocol):
     def ask(self) -> Candidate | None:
@@ -174,14 +177,15 @@ class Encoded:
         self._candidate = Candidate()
 
     def ask(self) -> Candidate:
-        for _ in range(20):
+        repeats = 0
+        while True:
             self._trial = self._study.ask()
             values = {p.flag: p.decode(_suggest(self._trial, p)) for p in self._plan.parameters}
             self._candidate = self._plan.space.candidate(values, dict(self._plan.given))
-            if self._candidate not in self._known:
-                break
+            if self._candidate not in self._known or repeats == REPEATS:
+                return self._candidate
             self._tell(self._known[self._candidate])
-        return self._candidate
+            repeats += 1
 
     def tell(self, seen: Seen) -> None:
         assert self._trial is not None
