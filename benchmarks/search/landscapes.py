@@ -166,4 +166,4 @@ LANDSCAPES = {
     )
 }  # fmt: skip
 HOLD_OUTS = ("32b-on-h100", "rag-on-a100")
-"""Written down after the search was finished, and first run then."""
+"""First run when the search was finished."""
