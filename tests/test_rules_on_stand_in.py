@@ -88,7 +88,7 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Night, Night]
 def test_fewer_starts_are_refused_with_the_rules_than_without(nights: list[tuple[Night, Night]]) -> None:
     learning, forgetful = (sum(pair[i].refused for pair in nights) for i in (0, 1))
     assert forgetful >= STARTS // 2
-    assert learning < forgetful
+    assert learning <= 0.75 * forgetful
 
 
 def test_every_start_that_was_spared_would_have_been_refused(nights: list[tuple[Night, Night]]) -> None:

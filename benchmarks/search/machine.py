@@ -110,8 +110,7 @@ class Machine:
         assert assignment.load.open is not None
         server = self._server(found, assignment.fresh)
         answer = OpenAnswer(assignment.incumbent)
-        wait_s = longest_wait_s(self.plan.slos)
-        answer.find(server.probe, server.saturate, assignment.load.open.rules, assignment.estimate, wait_s)
+        answer.find(server.probe, server.saturate, assignment.load.open.rules, assignment.estimate, server.wait_s)
         self._spend(found.start_s + WARM_UP_S + server.spent_s)
         levels = tuple(server.levels)
         return self._record(
@@ -159,11 +158,11 @@ class Machine:
 
 
 class _Server:
-    """One started server under load. `spent_s` are seconds of load."""
+    """One started server under load, where a request may wait `wait_s`. `spent_s` are seconds of load."""
 
     def __init__(self, point: Point, wait_s: float, night: str, number: int, fresh: int) -> None:
         self.point = point
-        self._wait_s = wait_s
+        self.wait_s = wait_s
         self.levels: list[Level] = []
         self.spent_s = 0.0
         self.bias = random.Random(f"{night}/search").gauss(SEARCH_BIAS, SEARCH_BIAS_SD)
@@ -189,7 +188,7 @@ class _Server:
     def _tail(self, too_high: float, seconds: float) -> float:
         """ln(P99 / limit) of a load that is a share too high."""
         grown_s = too_high * math.exp(self._own.gauss(0.0, TAIL_SD)) * seconds
-        return math.log1p(grown_s / self._wait_s)
+        return math.log1p(grown_s / self.wait_s)
 
     def _traffic_noise(self, trace: str) -> float:
         return random.Random(self._traffic + trace).gauss(CLAIM_BIAS, CLAIM_SD)

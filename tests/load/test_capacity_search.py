@@ -66,7 +66,7 @@ def test_an_incumbent_that_preempts_long_before_it_is_full_rules_nobody_out() ->
     assert len(server.probed) <= 9
 
 
-def test_a_candidate_that_is_no_better_loses_the_race_at_its_first_rejection() -> None:
+def test_a_candidate_that_is_no_better_loses_the_race_in_one_probe_that_runs_to_its_end() -> None:
     server = Known(10.0)
     found = search_capacity(server.probe, server.saturate, Incumbent(10.0, 12.5))
     assert found.ended is Ended.RACE_LOST
