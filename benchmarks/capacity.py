@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from simulated import HOLD_OUTS, REGIMES, Bench, Regime, true_capacity
 
-from tuner.load.capacity_search import Incumbent, Stop, claim, search_capacity, warm_capacity
+from tuner.bench.capacity_search import Incumbent, Stop, claim, search_capacity, warm_capacity
 
 LADDER = (10, 30, 64, 128, 200, 256)
 GAIN = 1.02

@@ -13,7 +13,7 @@ import argparse
 import numpy as np
 from simulated import HOLD_OUTS, REGIMES, Bench
 
-from tuner.load.capacity_search import Ended, Incumbent, Saturation, search_capacity
+from tuner.bench.capacity_search import Ended, Incumbent, Saturation, search_capacity
 
 FACTORS = (0.99, 0.97, 0.94, 0.9, 0.8, 0.65, 0.5)
 

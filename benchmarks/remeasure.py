@@ -15,12 +15,12 @@ import subprocess
 from pathlib import Path
 
 from tuner import formatting
-from tuner.bench import Bench
+from tuner.bench.ladder import LevelRun
+from tuner.bench.session import Bench
 from tuner.errors import UsageError
 from tuner.load.endpoint import find_endpoint
 from tuner.load.prompts import Prompts
 from tuner.report.tables import read_study
-from tuner.study.ladder import LevelRun
 from tuner.study.plan import StudyPlan
 from tuner.telemetry.sampler import Sampler
 

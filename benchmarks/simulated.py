@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tuner.bench.capacity_search import ProbeResult, Saturation, Stop
 from tuner.load.arrivals import schedule
-from tuner.load.capacity_search import ProbeResult, Saturation, Stop
 from tuner.sim import (
     ClosedLoop,
     EngineArguments,

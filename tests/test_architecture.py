@@ -13,6 +13,7 @@ PACKAGE = ROOT / "tuner"
 
 LEAVES = ("errors", "clock", "formatting", "jsonfile", "environment", "quantiles", "model")
 SENTENCE = (
+    "vllm",
     "space",
     "capacity",
     "placement",
@@ -25,6 +26,7 @@ SENTENCE = (
     "measurement",
     "slo",
     "verdict",
+    "bench",
     "study",
 )
 """A later word may import an earlier one, never the other way round."""

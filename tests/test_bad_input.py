@@ -21,12 +21,12 @@ from tuner.environment import describe
 from tuner.errors import TunerError, UsageError
 from tuner.load.workload import workload
 from tuner.slo import parse_slo
-from tuner.space.defaults import vllm_defaults
 from tuner.space.files import read_space
 from tuner.study.loop import Loop
 from tuner.study.search import Search
 from tuner.study.seeds import seeds
 from tuner.study.store import Store
+from tuner.vllm.defaults import vllm_defaults
 
 quick = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -22,8 +22,8 @@ from tuner.capacity import (
     model_memory,
 )
 from tuner.model import UnknownModelError
-from tuner.server.facts import parse_facts
 from tuner.sim import ClosedLoop, EngineArguments, Shape, Started, hardware_profile, load_model, simulate, startup
+from tuner.vllm.facts import parse_facts
 
 LOGS = Path(__file__).parent / "server" / "logs"
 DEFAULT = ServerFlags(max_num_batched_tokens=8192, max_num_seqs=1024, block_tokens=16)

@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.load.test_recorded import timed
-from tests.space.test_flags import HELP
+from tests.vllm.test_flags import HELP
 from tuner import jsonfile
+from tuner.bench.capacity_search import SearchSettings
 from tuner.cli.console import plan_lines
 from tuner.config import LADDER, Machine, SearchOptions, given_values, parse_duration, plan_study, split_secrets
 from tuner.environment import Environment
 from tuner.errors import TunerError, UsageError
 from tuner.load.arrivals import Arrivals
-from tuner.load.capacity_search import Rules
 from tuner.report.conditions import environment_rows, repeat_command
 from tuner.report.tables import StudyFiles
-from tuner.report.words import Language, Words
+from tuner.report.translations import Language, Words
 from tuner.study.plan import LoadPolicy, OpenSearch, StudyPlan
 
 NOW = datetime(2026, 11, 21, 22, 0, tzinfo=UTC)
@@ -156,14 +156,14 @@ def test_any_text_is_a_duration_or_a_usage_error(text: str) -> None:
 def test_requests_arrive_by_chance_unless_a_ladder_is_asked_for(model: Path, vllm: str, tmp_path: Path) -> None:
     options = SearchOptions(model=str(model), vllm=vllm)
     open_loop, _ = planned(options, tmp_path)
-    assert open_loop.load == LoadPolicy((), 0.0, 15.0, OpenSearch(Rules(), Arrivals()))
+    assert open_loop.load == LoadPolicy((), 0.0, 15.0, OpenSearch(SearchSettings(), Arrivals()))
     for asked, levels in (({"load": "closed"}, LADDER), ({"levels": "4,8"}, (4, 8))):
         ladder, _ = planned(replace(options, **asked), tmp_path)  # type: ignore[arg-type]
         assert ladder.load == LoadPolicy(levels, 60.0, 15.0)
 
 
 def test_the_length_of_a_probe_sets_those_of_the_others(model: Path, vllm: str, tmp_path: Path) -> None:
-    usual = Rules()
+    usual = SearchSettings()
     twice = 2 * usual.probe_s
     plan, _ = planned(SearchOptions(model=str(model), vllm=vllm, probe_seconds=twice, burstiness=0.5), tmp_path)
     assert plan.load.open is not None

@@ -17,7 +17,6 @@ from tuner.candidate import Candidate
 from tuner.clock import ScriptedClock
 from tuner.environment import Gpu, describe
 from tuner.load.workload import workload
-from tuner.space.defaults import vllm_defaults
 from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Space
 from tuner.study.learnt import CAPACITY, Rule
@@ -27,6 +26,7 @@ from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.result import StudyResult
 from tuner.study.search import Search
 from tuner.study.store import Store
+from tuner.vllm.defaults import vllm_defaults
 
 GPUS = (Gpu(0, "NVIDIA GeForce RTX 4090", 23.52, "GPU-0"),)
 DEFAULTS = vllm_defaults("0.32.0", GPUS)

@@ -13,13 +13,13 @@ from tuner.candidate import Candidate
 from tuner.clock import ScriptedClock
 from tuner.environment import Gpu, describe
 from tuner.load.workload import workload
-from tuner.space.defaults import vllm_defaults
 from tuner.study.loop import Loop
 from tuner.study.plan import LoadPolicy
 from tuner.study.result import Decision
 from tuner.study.search import Search
 from tuner.study.seeds import seeds
 from tuner.study.store import Store
+from tuner.vllm.defaults import vllm_defaults
 
 DEFAULTS = vllm_defaults("0.32.0", (Gpu(0, "NVIDIA GeForce RTX 4090", 24.0, "GPU-0"),))
 

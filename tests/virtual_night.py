@@ -13,7 +13,6 @@ from tuner.launch import launch
 from tuner.load.workload import Workload
 from tuner.measurement import ClientLoad, Load, LoadKind, Measurement, ServerLoad, distribution
 from tuner.server.diagnosis import Cause, Phase, diagnose
-from tuner.server.facts import StartFacts
 from tuner.sim import (
     ClosedLoop,
     EngineArguments,
@@ -29,10 +28,11 @@ from tuner.sim import (
     simulate,
     startup,
 )
-from tuner.study.loop import Assignment
+from tuner.study.assignment import Assignment
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Level, Phases, TrialOutcome, TrialRecord, best_of
 from tuner.verdict import Outcome, judge
+from tuner.vllm.facts import StartFacts
 
 START_NOISE = 0.025
 """Relative spread of QPS between starts of one configuration: the lower end of what real vLLM showed."""

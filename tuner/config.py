@@ -11,20 +11,20 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
+from tuner.bench.capacity_search import SearchSettings
 from tuner.candidate import Value
 from tuner.environment import Environment, Gpu, describe
 from tuner.errors import UsageError
 from tuner.launch import LaunchBase, mentioned_flags
 from tuner.load.arrivals import chosen_arrivals
-from tuner.load.capacity_search import Rules
 from tuner.load.workload import Workload, workload
 from tuner.measurement import LoadKind
 from tuner.model import UnknownModelError, read_config
 from tuner.placement import groups_of, parse_gpus
 from tuner.slo import parse_slo
 from tuner.space.files import read_space
-from tuner.space.flags import installed_vllm, split_command
 from tuner.study.plan import LoadPolicy, OpenSearch, StudyPlan
+from tuner.vllm.flags import installed_vllm, split_command
 
 TEMPLATE_TOKENS = 128
 """Room for the chat template around a prompt when max-model-len is fixed to the workload's need."""
@@ -234,7 +234,7 @@ def _load(options: SearchOptions, load: Workload) -> LoadPolicy:
             "--levels are a closed loop's, --load is open", hint="leave --levels out, or say --load closed"
         )
     arrivals = chosen_arrivals(options.burstiness, load)
-    usual = Rules()
+    usual = SearchSettings()
     probe_s = usual.probe_s if options.probe_seconds is None else options.probe_seconds
     scale = probe_s / usual.probe_s
     rules = replace(

@@ -11,21 +11,22 @@ import math
 import random
 from dataclasses import dataclass, field
 
+from tuner.bench.capacity_search import ProbeResult, Saturation, SearchSettings, Stop
 from tuner.candidate import Candidate
 from tuner.clock import ScriptedClock
 from tuner.launch import launch
-from tuner.load.capacity_search import SEARCH_TRACE, ProbeResult, Rules, Saturation, Stop
+from tuner.load.prompts import SEARCH_TRACE
 from tuner.measurement import ClientLoad, Distribution, Load, LoadKind, Measurement, ServerLoad
 from tuner.server.diagnosis import Phase, diagnose
-from tuner.server.facts import StartFacts
 from tuner.sim import Refused, Started
 from tuner.sim.hardware import GIB
 from tuner.slo import longest_wait_s
-from tuner.study.answer import OpenAnswer
-from tuner.study.loop import Assignment
+from tuner.study.assignment import Assignment
+from tuner.study.open_loop import OpenLoopResult
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Level, Phases, TrialOutcome, TrialRecord
 from tuner.verdict import Outcome, Verdict
+from tuner.vllm.facts import StartFacts
 
 from .landscapes import WARM_UP_S, Landscape
 from .table import Point, Table, longest_prompt, start
@@ -92,8 +93,8 @@ class Machine:
         if isinstance(found, Refused):
             return Seen(None, None)
         server = self._server(found, fresh=0)
-        answer = OpenAnswer()
-        answer.find(server.probe, server.saturate, Rules(), None)
+        answer = OpenLoopResult()
+        answer.find(server.probe, server.saturate, SearchSettings(), None)
         self._spend(found.start_s + WARM_UP_S + server.spent_s)
         rate = answer.capacity.rate if answer.capacity else None
         usage = min(1.0, server.point.kv_usage)
@@ -109,7 +110,7 @@ class Machine:
             return self._record(assignment, TrialOutcome.REFUSED, Phases(found.after_s, stop_s=STOP_S), cause=cause)
         assert assignment.load.open is not None
         server = self._server(found, assignment.fresh)
-        answer = OpenAnswer(assignment.incumbent)
+        answer = OpenLoopResult(assignment.incumbent)
         answer.find(server.probe, server.saturate, assignment.load.open.rules, assignment.estimate, server.wait_s)
         self._spend(found.start_s + WARM_UP_S + server.spent_s)
         levels = tuple(server.levels)

@@ -22,10 +22,10 @@ from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.trial import Trial, TrialState
 
 from tuner.candidate import Candidate, Value
-from tuner.space.defaults import vllm_defaults
 from tuner.space.parameter import Kind, Parameter
 from tuner.study.plan import StudyPlan
 from tuner.study.seeds import seeds
+from tuner.vllm.defaults import vllm_defaults
 
 from .landscapes import VLLM, Landscape
 from .machine import Seen

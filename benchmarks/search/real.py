@@ -23,7 +23,7 @@ from tuner.candidate import Candidate
 from tuner.cli.search import cache_folder, this_machine
 from tuner.clock import RealClock
 from tuner.config import SearchOptions, plan_study
-from tuner.study.loop import Assignment
+from tuner.study.assignment import Assignment
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.store import Store

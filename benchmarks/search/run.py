@@ -10,12 +10,12 @@ from pathlib import Path
 
 from tuner.candidate import Candidate
 from tuner.environment import describe
-from tuner.space.defaults import vllm_defaults
 from tuner.study.loop import Loop
 from tuner.study.record import Role, TrialOutcome
 from tuner.study.search import Search
 from tuner.study.seeds import seeds
 from tuner.study.store import Store
+from tuner.vllm.defaults import vllm_defaults
 
 from .landscapes import LANDSCAPES, VLLM, Landscape
 from .machine import Machine

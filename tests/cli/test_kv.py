@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.support import STAND_IN, short_search, tuner
 from tests.study.builders import record
-from tests.study.test_memory import DEFAULTS, H100, planned, started
+from tests.study.test_kv_budget import DEFAULTS, H100, planned, started
 from tests.test_capacity import DEEPSEEK_V3, GEMMA_3_27B
 from tuner.cli.kv import kv_lines
 from tuner.cli.plan import show_plan
@@ -20,9 +20,9 @@ from tuner.clock import RealClock
 from tuner.config import SearchOptions, plan_study
 from tuner.load.workload import workload
 from tuner.placement import GpuGroup
-from tuner.server.facts import StartFacts
-from tuner.study.memory import kv_table
+from tuner.study.kv_budget import kv_table
 from tuner.study.store import Store
+from tuner.vllm.facts import StartFacts
 
 REQUESTS = "          requests: how many of the workload's longest and mean fit without preemption, chat template aside"
 

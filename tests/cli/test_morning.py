@@ -24,9 +24,9 @@ from tuner.cli.studies import show_studies
 from tuner.cli.tables import Form
 from tuner.deploy.formats import FORMATS
 from tuner.errors import UsageError
-from tuner.report.words import Language
-from tuner.server import marker, proctable
-from tuner.server.marker import Marker
+from tuner.report.translations import Language
+from tuner.server import proctable, running_file
+from tuner.server.running_file import Marker
 from tuner.study.store import Store
 
 NAME = PLAN.study
@@ -107,7 +107,7 @@ def test_status_shows_what_runs_now_from_the_lock_and_the_marker_of_its_trial(tm
     with subprocess.Popen(["sh", "-c", "read gate", "server", *words], stdin=subprocess.PIPE) as server:
         process = proctable.entry(server.pid)
         assert process is not None
-        marker.write(trial, _marker(process.pid, process.start_ticks))
+        running_file.write(trial, _marker(process.pid, process.start_ticks))
         with Store(study.folder).locked():
             running = picture_of(study.folder)
         after = picture_of(study.folder)
@@ -123,7 +123,7 @@ def test_status_shows_what_runs_now_from_the_lock_and_the_marker_of_its_trial(tm
 
 
 def _marker(pid: int, start_ticks: int) -> Marker:
-    tuner_pid, ticks = marker.this_tuner()
+    tuner_pid, ticks = running_file.this_tuner()
     return Marker(
         boot_id=proctable.boot_id(),
         pid=pid,

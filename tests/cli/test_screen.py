@@ -25,9 +25,9 @@ from tests.study.builders import REFUSAL, level, plan, record
 from tests.study.open_server import open_level, open_plan
 from tuner.cli.console import Console
 from tuner.cli.folders import State
-from tuner.cli.picture import Picture
 from tuner.cli.progress import Look, Progress, progress
 from tuner.cli.screen import Drawn, Screen
+from tuner.cli.snapshot import Picture
 from tuner.clock import ScriptedClock
 from tuner.study.events import LevelMeasured, Notice, PhaseChanged, TrialFinished, TrialStarted
 from tuner.study.record import Role, TrialOutcome

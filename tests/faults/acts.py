@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.server.support import eventually
-from tuner.server import marker, proctable
+from tuner.server import proctable, running_file
 from tuner.sim.gpu_memory import hold
 
 Undo = Callable[[], object]
@@ -22,7 +22,7 @@ HOG_BYTES = 20 * 2**30
 
 
 def leader(folder: Path) -> int:
-    return marker.read(folder / marker.FILE_NAME).pid
+    return running_file.read(folder / running_file.FILE_NAME).pid
 
 
 def session(pid: int) -> list[int]:

@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 
 from tuner import verdict
-from tuner.load import capacity_search, drive
-from tuner.load.capacity_search import SEARCH_TRACE, ProbeResult, Rules, Saturation, Stop
-from tuner.server import ending, running, start
+from tuner.bench import capacity_search, ladder, open_probe
+from tuner.bench.capacity_search import ProbeResult, Saturation, SearchSettings, Stop
+from tuner.bench.open_probe import OpenProbe
+from tuner.load import drive
+from tuner.load.prompts import SEARCH_TRACE
+from tuner.server import running, shutdown, start
 from tuner.server.running import RunningServer
-from tuner.study import ladder, open_probe, search, trial
+from tuner.study import search, trial
 from tuner.study.events import Event, PhaseChanged, TrialStarted
-from tuner.study.open_probe import OpenProbe
 from tuner.study.record import Role, TrialRecord
 from tuner.study.store import Store
 from tuner.telemetry import prometheus, sampler
@@ -43,7 +45,7 @@ class Moment(StrEnum):
 
 OPEN_LOOP = (Moment.SATURATING, Moment.RACING, Moment.STEPPING, Moment.CLAIMING)
 
-OPEN_RULES = Rules(
+OPEN_RULES = SearchSettings(
     saturation_s=0.6, probe_s=0.6, longest_probe_s=4.0, most_probes=2, hopeless=0.0,
     claim_s=0.6, claim_requests=20.0, longest_claim_s=4.0, claim_traces=2, claim_attempts=2,
 )  # fmt: skip
@@ -152,8 +154,8 @@ def short_limits(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(running, "_START_SLACK_S", 6.0)
     patch.setattr(running, "_START_FACTOR", 1.0)
     patch.setattr(start, "STOP_MARGIN_S", 1.0)
-    patch.setattr(ending, "SETTLE_S", 0.3)
-    patch.setattr(ending, "ORPHAN_GRACE_S", 0.5)
+    patch.setattr(shutdown, "SETTLE_S", 0.3)
+    patch.setattr(shutdown, "ORPHAN_GRACE_S", 0.5)
     patch.setattr(prometheus, "SCRAPE_TIMEOUT_S", 0.5)
     patch.setattr(sampler, "STILL_S", 1.0)
     patch.setattr(sampler, "SETTLE_STEP_S", 0.1)

@@ -25,11 +25,10 @@ from tuner.environment import describe
 from tuner.launch import LaunchBase, LaunchSpec, launch
 from tuner.load.workload import workload
 from tuner.placement import GpuGroup
-from tuner.server import marker, proctable, start
+from tuner.server import proctable, running_file, start
 from tuner.server.ports import fresh_port
 from tuner.sim import held_bytes
 from tuner.slo import parse_slo
-from tuner.space.defaults import vllm_defaults
 from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Space
 from tuner.study import trial
@@ -42,6 +41,7 @@ from tuner.study.search import Search
 from tuner.study.store import Store
 from tuner.study.trial import TrialRunner
 from tuner.telemetry.gpu import GpuReading
+from tuner.vllm.defaults import vllm_defaults
 
 COMMAND = (sys.executable, "-m", "tuner.sim", "serve")
 ROOM = {Moment.STARTING: ("slow-start:2",), Moment.DRAINING: ("stall:3",)}
@@ -224,8 +224,8 @@ class Night:
 
     def _strike(self, moment: Moment, folder: Path) -> None:
         row = self._row
-        if (folder / marker.FILE_NAME).exists():
-            self._remember(marker.read(folder / marker.FILE_NAME))
+        if (folder / running_file.FILE_NAME).exists():
+            self._remember(running_file.read(folder / running_file.FILE_NAME))
         if row is None or self._struck or row.fault not in acts.ACTS:
             return
         if moment is (Moment.BEFORE_START if row.fault in acts.BEFORE_START else row.moment):
@@ -233,7 +233,7 @@ class Night:
             if (undo := acts.ACTS[row.fault](folder)) is not None:
                 self._undo.append(undo)
 
-    def _remember(self, record: marker.Marker) -> None:
+    def _remember(self, record: running_file.Marker) -> None:
         """What must be gone later; once its owner is dead nobody can tell whose it was."""
         self._scratch.add(Path(record.scratch))
         for pid in acts.session(record.pid):
@@ -277,7 +277,7 @@ class Night:
         return changed
 
     def _left(self, folder: Path) -> list[str]:
-        files = [*self._shared_memory, *self._scratch, folder / marker.FILE_NAME]
+        files = [*self._shared_memory, *self._scratch, folder / running_file.FILE_NAME]
         mine = [p for p in proctable.table().values() if p.ppid == os.getpid() and p.pid != self._bystander]
         return [str(f) for f in files if f.exists()] + [str(p) for p in mine if p.name.startswith(("VLLM", "python"))]
 

@@ -18,7 +18,6 @@ from tuner.errors import EnvironmentFaultError
 from tuner.placement import GpuGroup
 from tuner.server import leftovers
 from tuner.sim.gpu_memory import hold
-from tuner.space.defaults import vllm_defaults
 from tuner.study.events import Event, Notice, PhaseChanged
 from tuner.study.loop import Loop
 from tuner.study.plan import StudyPlan
@@ -26,6 +25,7 @@ from tuner.study.result import StudyResult
 from tuner.study.search import Search
 from tuner.study.store import Store
 from tuner.study.trial import TrialRunner
+from tuner.vllm.defaults import vllm_defaults
 
 GONE_BYTES = 24 * 2**30
 

@@ -17,10 +17,10 @@ import pytest
 from tests.faults.moments import OPEN_RULES, Hooks, Moment, short_limits
 from tuner.cli import app, console, search
 from tuner.report import page
-from tuner.server import marker, proctable
-from tuner.space.flags import InstalledVllm
+from tuner.server import proctable, running_file
 from tuner.study import loop
 from tuner.study.events import Event
+from tuner.vllm.flags import InstalledVllm
 
 SIGNALS = {
     "kill -9 tuner": signal.SIGKILL,
@@ -46,7 +46,7 @@ def main() -> None:
     patch.setattr(console.Console, "show", see)
     if fault != "disk nearly full":
         patch.setattr(loop, "LEAST_DISK_BYTES", 0)
-    patch.setattr("tuner.config.Rules", lambda: OPEN_RULES)
+    patch.setattr("tuner.config.SearchSettings", lambda: OPEN_RULES)
     # Asking the stand-in for its flags takes two seconds a time, and is tested elsewhere.
     patch.setattr(search, "installed_vllm", lambda command, cache: installed())
     patch.setattr("tuner.config.installed_vllm", lambda command, cache: installed())
@@ -78,8 +78,8 @@ _struck: list[Moment] = []
 
 
 def strike(fault: str, wanted: str, now: Moment, folder: Path) -> None:
-    if (folder / marker.FILE_NAME).exists():
-        remember(marker.read(folder / marker.FILE_NAME))
+    if (folder / running_file.FILE_NAME).exists():
+        remember(running_file.read(folder / running_file.FILE_NAME))
     if now != wanted or _struck or fault == "none":
         return
     _struck.append(now)
@@ -95,7 +95,7 @@ def strike(fault: str, wanted: str, now: Moment, folder: Path) -> None:
         subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
 
 
-def remember(record: marker.Marker) -> None:
+def remember(record: running_file.Marker) -> None:
     """Files that must be gone when the server has been ended, by whomever."""
     note(f"{record.scratch}\n")
     for process in proctable.table().values():

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from tuner.errors import UsageError
-from tuner.load.capacity_search import SEARCH_TRACE
-from tuner.load.prompts import Prompts, Request
+from tuner.load.prompts import SEARCH_TRACE, Prompts, Request
 from tuner.load.workload import workload
 
 

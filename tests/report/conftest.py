@@ -6,7 +6,7 @@ import pytest
 
 from tests.report.studies import Study, build_study, hostile
 from tuner.report.tables import StudyFiles, read_study
-from tuner.report.words import Language, Words
+from tuner.report.translations import Language, Words
 
 HOSTILE = "</script><script>window.pwned=1</script><b onmouseover='x'>\"q\" & \x1b[31mred\x1b[0m\nnext{{7*7}}"
 

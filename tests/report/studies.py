@@ -20,11 +20,11 @@ from tuner.candidate import Candidate, Value
 from tuner.environment import Environment, Gpu
 from tuner.launch import launch
 from tuner.measurement import Caution, CautionKind
-from tuner.server.facts import StartFacts
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Level, Phases, Role, TrialOutcome, TrialRecord, best_of
 from tuner.study.result import Decision, Figures, StudyResult
 from tuner.verdict import Outcome
+from tuner.vllm.facts import StartFacts
 
 START = datetime(2026, 11, 20, 21, 30, tzinfo=UTC)
 ENVIRONMENT = Environment(

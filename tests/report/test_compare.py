@@ -13,7 +13,7 @@ from tests.report.test_page import Page
 from tuner.errors import UsageError
 from tuner.report.compare import compare, difference_rows
 from tuner.report.tables import read_study
-from tuner.report.words import Words
+from tuner.report.translations import Words
 from tuner.slo import Metric, Slo
 
 

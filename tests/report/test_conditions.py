@@ -14,7 +14,7 @@ from tuner.report.cost import cost
 from tuner.report.quote import flags_of, production_env, shell_line, shell_word, visible_gpus
 from tuner.report.summary import flag_rows
 from tuner.report.tables import StudyFiles
-from tuner.report.words import Words
+from tuner.report.translations import Words
 
 
 def test_the_search_can_be_repeated_from_the_page(files: StudyFiles) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import plotly.graph_objects as go
 import pytest
 
-from tuner.report import figures, night, parameters
+from tuner.report import figures, parameters, timeline
 from tuner.report.drawing import Axis, Figure, Look, Point, plain
 from tuner.report.tables import StudyFiles, best_so_far, level_rows, trial_rows
-from tuner.report.words import Words
+from tuner.report.translations import Words
 from tuner.slo import Metric
 from tuner.study.record import TrialOutcome
 
@@ -30,7 +30,7 @@ def every_figure(files: StudyFiles, words: Words) -> Iterator[tuple[str, str]]:
         points = parameters.slice_rows(files)[parameter.flag]
         value = winner.as_dict().get(parameter.flag) if winner else None
         yield f"slice-{parameter.flag}", figures.slice_of(parameter, points, value, words)
-    yield "night", figures.timeline(night.phase_rows(files), words)
+    yield "night", figures.timeline(timeline.phase_rows(files), words)
 
 
 def test_plotly_accepts_every_figure(files: StudyFiles, words: Words) -> None:
@@ -54,7 +54,7 @@ def test_every_start_is_drawn_once_and_only_measured_ones_have_a_place(files: St
 
 
 def test_a_short_night_is_told_in_minutes_and_a_long_one_in_hours(files: StudyFiles, words: Words) -> None:
-    rows, phases = trial_rows(files), night.phase_rows(files)
+    rows, phases = trial_rows(files), timeline.phase_rows(files)
     early = [row for row in rows if row.ended_h < 0.5]
     for made, end_h in (
         (figures.best_so_far(rows, best_so_far(rows), None, words), rows[-1].ended_h),
@@ -72,7 +72,7 @@ def test_outcomes_differ_in_shape_as_well_as_in_colour() -> None:
     assert len(set(shapes)) == len(shapes) == len(TrialOutcome)
     assert figures.WINNER.shape != figures.DEFAULT.shape
     widths = {phase: width for phase, (_, width) in figures.PHASES.items()}
-    assert widths[night.Phase.MEASURE] > widths[night.Phase.WARM_UP] > widths[night.Phase.START]
+    assert widths[timeline.Phase.MEASURE] > widths[timeline.Phase.WARM_UP] > widths[timeline.Phase.START]
 
 
 def _luminance(colour: str) -> float:

@@ -11,13 +11,13 @@ from tests.study.open_server import open_plan, open_trial
 from tests.study.test_loop import Night
 from tuner.cli.console import Console, outcome_line, plan_lines
 from tuner.cli.folders import State
-from tuner.cli.picture import Picture
+from tuner.cli.snapshot import Picture
 from tuner.cli.status import picture_of
-from tuner.report import summary, why
+from tuner.report import bottleneck, summary
 from tuner.report.conditions import environment_rows, repeat_command
 from tuner.report.page import report
 from tuner.report.tables import StudyFiles, best_so_far, level_rows, read_study, trial_rows
-from tuner.report.words import Language, Words
+from tuner.report.translations import Language, Words
 from tuner.study.events import LevelMeasured, TrialFinished
 from tuner.study.record import TrialOutcome
 
@@ -71,7 +71,7 @@ def test_load_curves_hold_rates_alone_in_their_order(files: StudyFiles) -> None:
 
 def test_what_limits_the_winner_is_read_from_rates_and_not_from_the_closed_loop(files: StudyFiles) -> None:
     assert files.winner is not None
-    levels = why.levels_of(files, files.winner.candidate)
+    levels = bottleneck.levels_of(files, files.winner.candidate)
     assert levels is not None
     assert {str(m.load).split()[1] for m in (levels.below, levels.at, levels.beyond) if m} == {"requests/s"}
 

@@ -16,17 +16,17 @@ from tests.report.studies import Study, build_study
 from tests.study.builders import REFUSAL
 from tuner import jsonfile
 from tuner.measurement import CautionKind
-from tuner.report import words as words_module
-from tuner.report.night import Phase
+from tuner.report import translations
+from tuner.report.bottleneck import Limit
 from tuner.report.page import report, write_report
 from tuner.report.summary import sentence
 from tuner.report.tables import StudyFiles, read_study
-from tuner.report.why import Limit
-from tuner.report.words import TABLE, Language, Words
+from tuner.report.timeline import Phase
+from tuner.report.translations import TABLE, Language, Words
 from tuner.study import learnt
 from tuner.study.record import Role, TrialOutcome
 
-REPORT = Path(words_module.__file__).parent
+REPORT = Path(translations.__file__).parent
 
 
 class Page(HTMLParser):

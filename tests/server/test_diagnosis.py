@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tuner.server.diagnosis import Bound, Cause, Fault, Phase, diagnose, over_limit
-from tuner.server.patterns import BROAD, GENERIC, SPECIFIC
+from tuner.vllm.log_patterns import BROAD, GENERIC, SPECIFIC
 
 LOGS = Path(__file__).with_name("logs")
 C, E, U = Fault.CANDIDATE, Fault.ENVIRONMENT, Fault.UNKNOWN

@@ -16,17 +16,17 @@ import pytest
 from tests.server.support import FAKE, MODEL, bystander, eventually, runs
 from tuner import jsonfile
 from tuner.errors import EnvironmentFaultError
-from tuner.server import ending, leftovers, marker, proctable
+from tuner.server import leftovers, proctable, running_file, shutdown
 from tuner.server.leftovers import end_leftovers
-from tuner.server.marker import Marker
+from tuner.server.running_file import Marker
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
 def short_graces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ending, "SETTLE_S", 0.3)
-    monkeypatch.setattr(ending, "ORPHAN_GRACE_S", 0.3)
+    monkeypatch.setattr(shutdown, "SETTLE_S", 0.3)
+    monkeypatch.setattr(shutdown, "ORPHAN_GRACE_S", 0.3)
     monkeypatch.setattr(leftovers, "LEFTOVER_GRACE_S", 1.0)
 
 
@@ -65,7 +65,7 @@ def test_the_server_of_a_killed_tuner_and_its_files_are_ended(tmp_path: Path) ->
     assert report.is_clean and len(report.killed) == 2
     assert report.removed == (f"/dev/shm/{segment}", socket_file)
     assert not Path(socket_file).parent.exists()
-    assert not (folder / marker.FILE_NAME).exists()
+    assert not (folder / running_file.FILE_NAME).exists()
     assert end_leftovers(tmp_path) == []
 
 
@@ -119,7 +119,7 @@ def entry(pid: int) -> proctable.ProcessEntry:
 def test_a_reused_pid_is_not_trusted(tmp_path: Path) -> None:
     with bystander() as other:
         process = entry(other)
-        marker.write(tmp_path, record_of(process, start_ticks=process.start_ticks - 1))
+        running_file.write(tmp_path, record_of(process, start_ticks=process.start_ticks - 1))
         (report,) = end_leftovers(tmp_path)
         assert runs(other)
     assert report.killed == () and report.is_clean
@@ -127,10 +127,10 @@ def test_a_reused_pid_is_not_trusted(tmp_path: Path) -> None:
 
 def test_a_record_of_an_earlier_boot_ends_nothing(tmp_path: Path) -> None:
     with bystander() as other:
-        marker.write(tmp_path, record_of(entry(other), boot_id="another"))
+        running_file.write(tmp_path, record_of(entry(other), boot_id="another"))
         end_leftovers(tmp_path)
         assert runs(other)
-    assert not (tmp_path / marker.FILE_NAME).exists()
+    assert not (tmp_path / running_file.FILE_NAME).exists()
 
 
 def test_a_session_whose_leader_is_gone_needs_the_log_as_proof(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_session_whose_leader_is_gone_needs_the_log_as_proof(tmp_path: Path) -
     leader.wait()
     members = [p.pid for p in proctable.table().values() if p.session == before.pid]
     try:
-        marker.write(tmp_path, record_of(before))
+        running_file.write(tmp_path, record_of(before))
         end_leftovers(tmp_path)
         assert members and all(map(runs, members))
     finally:
@@ -153,9 +153,9 @@ def test_a_session_whose_leader_is_gone_needs_the_log_as_proof(tmp_path: Path) -
 
 
 def test_a_living_tuner_keeps_its_server(tmp_path: Path) -> None:
-    pid, start_ticks = marker.this_tuner()
+    pid, start_ticks = running_file.this_tuner()
     with bystander() as other:
-        marker.write(tmp_path, record_of(entry(other), tuner_pid=pid, tuner_start_ticks=start_ticks))
+        running_file.write(tmp_path, record_of(entry(other), tuner_pid=pid, tuner_start_ticks=start_ticks))
         with pytest.raises(EnvironmentFaultError, match="in use by another tuner") as refused:
             end_leftovers(tmp_path)
         assert runs(other)
@@ -163,10 +163,10 @@ def test_a_living_tuner_keeps_its_server(tmp_path: Path) -> None:
 
 
 def test_a_torn_record_is_reported_and_nothing_touched(tmp_path: Path) -> None:
-    (tmp_path / marker.FILE_NAME).write_text('{"pid": 1')
+    (tmp_path / running_file.FILE_NAME).write_text('{"pid": 1')
     (report,) = end_leftovers(tmp_path)
     assert not report.is_clean and "cannot be read" in report.left[0]
-    assert (tmp_path / marker.FILE_NAME).exists()
+    assert (tmp_path / running_file.FILE_NAME).exists()
 
 
 @pytest.mark.parametrize("name", ["tuner-0000", "tuner-0000000g", "precious"])
@@ -211,7 +211,7 @@ def test_shared_memory_that_somebody_maps_or_that_is_older_stays(tmp_path: Path)
 
 def test_a_record_survives_its_trip_through_json(tmp_path: Path) -> None:
     record = record_of(entry(os.getpid()), shared_memory=("/dev/shm/psm_1",), gpu_baseline_bytes=((0, 5), (3, 7)))
-    marker.write(tmp_path, record)
-    assert marker.read(tmp_path / marker.FILE_NAME) == record
+    running_file.write(tmp_path, record)
+    assert running_file.read(tmp_path / running_file.FILE_NAME) == record
     with pytest.raises(jsonfile.TornFileError):
-        marker.read(tmp_path / "none") if (tmp_path / "none").write_text("[]") else None
+        running_file.read(tmp_path / "none") if (tmp_path / "none").write_text("[]") else None

@@ -27,7 +27,7 @@ from tests.server.support import (
 from tuner.errors import InterruptedSearchError
 from tuner.launch import LaunchSpec
 from tuner.placement import GpuGroup
-from tuner.server import ending, marker, start
+from tuner.server import running_file, shutdown, start
 from tuner.server.diagnosis import Fault
 from tuner.server.running import ServerDidNotStart, start_limit
 
@@ -37,8 +37,8 @@ LOGS = Path(__file__).with_name("logs")
 @pytest.fixture(autouse=True)
 def short_graces(monkeypatch: pytest.MonkeyPatch) -> None:
     """The deaf children of these tests never use the time that a real engine gets to leave."""
-    monkeypatch.setattr(ending, "SETTLE_S", 0.3)
-    monkeypatch.setattr(ending, "ORPHAN_GRACE_S", 0.3)
+    monkeypatch.setattr(shutdown, "SETTLE_S", 0.3)
+    monkeypatch.setattr(shutdown, "ORPHAN_GRACE_S", 0.3)
 
 
 def test_a_ready_server_is_the_one_that_was_launched(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_ready_server_is_the_one_that_was_launched(tmp_path: Path) -> None:
         words = Path(f"/proc/{server.pid}/cmdline").read_text().split("\0")[:-1]
         assert words == list(fake_spec().argv("127.0.0.1", server.port))
         assert os.getsid(server.pid) == server.pid != os.getsid(0)
-        assert (tmp_path / marker.FILE_NAME).exists()
+        assert (tmp_path / running_file.FILE_NAME).exists()
     assert server.stopped is not None and server.stopped.is_clean
     assert not server.stopped.killed
     assert not runs(server.pid)
@@ -117,7 +117,7 @@ def test_a_refusal_has_the_logs_cause_and_is_fast(tmp_path: Path) -> None:
     assert refused.value.cause.bounds[0].limit == 10112
     assert refused.value.stopped.is_clean and refused.value.stopped.exit_code == 1
     assert refused.value.start_s <= time.monotonic() - begun < 5
-    assert not (tmp_path / marker.FILE_NAME).exists()
+    assert not (tmp_path / running_file.FILE_NAME).exists()
 
 
 def test_a_command_that_does_not_exist_is_the_environments_fault(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_second_ctrl_c_does_not_cut_the_ending_short(tmp_path: Path, monkeypat
         impatient.start()
     impatient.join()
     assert server.stopped is not None and not runs(server.pid)
-    assert not (tmp_path / marker.FILE_NAME).exists()
+    assert not (tmp_path / running_file.FILE_NAME).exists()
 
 
 def test_two_servers_at_once_end_only_themselves(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.server.support import fake_running, fake_spec
 from tuner.errors import EnvironmentFaultError
 from tuner.launch import LaunchSpec
-from tuner.server import marker, process
+from tuner.server import process, running_file
 from tuner.server.containers import with_cid_file
 from tuner.server.ports import fresh_port
 from tuner.server.start import _environment, _flag_value
@@ -65,18 +65,18 @@ def test_a_container_gets_an_id_file_unless_the_launch_names_one() -> None:
 
 def test_the_record_is_on_disk_before_the_server_runs(tmp_path: Path) -> None:
     """The server itself looks: its first act is to copy the record."""
-    script = f"cp {tmp_path}/{marker.FILE_NAME} {tmp_path}/seen; exit 3"
+    script = f"cp {tmp_path}/{running_file.FILE_NAME} {tmp_path}/seen; exit 3"
     spec = LaunchSpec((), ("/bin/sh", "-c", script), ())
     with pytest.raises(Exception, match="exit code 3"), fake_running(tmp_path, spec=spec):
         pytest.fail("was never ready")
-    assert marker.read(tmp_path / "seen").session == marker.read(tmp_path / "seen").pid
+    assert running_file.read(tmp_path / "seen").session == running_file.read(tmp_path / "seen").pid
 
 
 def test_a_record_that_cannot_be_written_stops_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full_disk(_folder: Path, _marker: marker.Marker) -> None:
+    def full_disk(_folder: Path, _marker: running_file.Marker) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(marker, "write", full_disk)
+    monkeypatch.setattr(running_file, "write", full_disk)
     started = tmp_path / "started"
     spec = LaunchSpec((), ("/bin/sh", "-c", f"touch {started}; sleep 600"), ())
     with pytest.raises(EnvironmentFaultError, match="No space left"), fake_running(tmp_path, spec=spec):

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from tests.server.support import fake_running
-from tuner.server import marker
+from tuner.server import running_file
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     if words[:1] == ["--in-record"]:
         del words[0]
         # The worst moment: the child exists and nothing is on disk.
-        marker.write = lambda folder, marker: os.kill(os.getpid(), signal.SIGKILL)
+        running_file.write = lambda folder, marker: os.kill(os.getpid(), signal.SIGKILL)
     with fake_running(Path(folder), *words) as server:
         sys.stdout.write(f"{server.pid}\n")
         sys.stdout.flush()

@@ -15,7 +15,7 @@ from tuner.server.diagnosis import Cause, Fault
 from tuner.slo import parse_slo
 from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Space
-from tuner.study.loop import Assignment
+from tuner.study.assignment import Assignment
 from tuner.study.plan import LoadPolicy, StudyPlan
 from tuner.study.record import Level, Phases, Role, TrialOutcome, TrialRecord, best_of
 from tuner.verdict import Outcome, Verdict

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.study.builders import landscape, level, plan, record
-from tuner.load.capacity_search import ProbeResult, Saturation, Stop
+from tuner.bench.capacity_search import ProbeResult, Saturation, Stop
 from tuner.measurement import Load, LoadKind
-from tuner.study.answer import OpenAnswer
-from tuner.study.loop import Assignment
+from tuner.study.assignment import Assignment
+from tuner.study.open_loop import OpenLoopResult
 from tuner.study.plan import LoadPolicy, OpenSearch, StudyPlan
 from tuner.study.record import Level, Role, TrialOutcome, TrialRecord, best_of
 
@@ -59,7 +59,7 @@ def open_trial(assignment: Assignment, *, fresh_share: float = 0.98) -> TrialRec
     found, refused = capacity(assignment), landscape(assignment)
     if found is None or assignment.load.open is None:
         return refused
-    server, answer = OpenServer(found, fresh_share), OpenAnswer(assignment.incumbent)
+    server, answer = OpenServer(found, fresh_share), OpenLoopResult(assignment.incumbent)
     made = record(
         assignment.trial,
         assignment.candidate,

@@ -6,8 +6,8 @@ import pytest
 
 from tests.study.builders import level, record
 from tests.study.open_server import open_level
+from tuner.bench.capacity_search import Claim
 from tuner.candidate import Candidate
-from tuner.load.capacity_search import Claim
 from tuner.study import confirm
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision, Figures, Lack

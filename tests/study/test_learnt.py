@@ -18,14 +18,14 @@ from tuner.candidate import Candidate, Value
 from tuner.capacity import GIB
 from tuner.environment import Gpu
 from tuner.server.diagnosis import Bound, Cause, Fault, Phase, diagnose
-from tuner.server.facts import StartFacts
-from tuner.space.defaults import vllm_defaults
 from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Space
+from tuner.study.kv_budget import kv_floor
 from tuner.study.learnt import CAPACITY, CONTEXTS, Limit, Rule, Surroundings, rules
-from tuner.study.memory import kv_floor
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
+from tuner.vllm.defaults import vllm_defaults
+from tuner.vllm.facts import StartFacts
 
 H100 = (Gpu(0, "NVIDIA H100 80GB HBM3", 79.65, "GPU-0"),)
 DEFAULTS = vllm_defaults("0.32.0", ())

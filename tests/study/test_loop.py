@@ -11,15 +11,16 @@ from tuner.clock import ScriptedClock
 from tuner.environment import describe
 from tuner.errors import EnvironmentFaultError
 from tuner.server.diagnosis import Bound
-from tuner.space.defaults import vllm_defaults
+from tuner.study.assignment import Assignment
 from tuner.study.events import Event, Notice, TrialStarted
-from tuner.study.loop import Assignment, Loop
+from tuner.study.loop import Loop
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision
 from tuner.study.search import Search
 from tuner.study.seeds import seeds
 from tuner.study.store import Store
+from tuner.vllm.defaults import vllm_defaults
 
 DEFAULTS = vllm_defaults("0.32.0", ())
 

@@ -9,10 +9,10 @@ import pytest
 
 from tests.study.open_server import capacity, open_plan, open_trial
 from tests.study.test_loop import Night
+from tuner.bench.capacity_search import Ended
 from tuner.clock import ScriptedClock
-from tuner.load.capacity_search import Ended
+from tuner.study.assignment import Assignment
 from tuner.study.events import Notice
-from tuner.study.loop import Assignment
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision
 

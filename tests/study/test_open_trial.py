@@ -12,19 +12,19 @@ import pytest
 
 from tests.faults.night import make_plan
 from tuner import jsonfile
+from tuner.bench.capacity_search import Ended, Incumbent, SearchSettings
 from tuner.candidate import Candidate
 from tuner.clock import RealClock
-from tuner.load.capacity_search import Ended, Incumbent, Rules
 from tuner.measurement import LoadKind
+from tuner.study.assignment import Assignment
 from tuner.study.events import Event, LevelMeasured
-from tuner.study.loop import Assignment
 from tuner.study.plan import LoadPolicy, OpenSearch
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.store import Store
 from tuner.study.trial import TrialRunner
 from tuner.telemetry.gpu import gpu_adapter
 
-RULES = Rules(
+RULES = SearchSettings(
     saturation_s=1.0, probe_s=1.0, longest_probe_s=1.5, most_probes=2, claim_s=1.0, claim_requests=1.0, claim_traces=2
 )
 """Too short to know a capacity: what is told, and where it is written, is what these tests are about."""

@@ -8,8 +8,8 @@ import pytest
 from tests.study.builders import landscape, level, plan, record
 from tests.study.test_loop import Night
 from tuner.candidate import Candidate
+from tuner.study.assignment import Assignment
 from tuner.study.events import Notice
-from tuner.study.loop import Assignment
 from tuner.study.plateau import starts_without_rise
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision

@@ -11,12 +11,12 @@ import optuna
 from tests.study.builders import REFUSAL, level, plan, record
 from tuner.candidate import Candidate, Value
 from tuner.server.diagnosis import Bound, Cause
-from tuner.space.defaults import vllm_defaults
 from tuner.space.parameter import Parameter
 from tuner.study.learnt import Rule
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.search import A_STEP_EVERY, REPEATS_BEFORE_RANDOM, STEP_SD, Proposal, Search
 from tuner.study.seeds import seeds
+from tuner.vllm.defaults import vllm_defaults
 
 DEFAULTS = vllm_defaults("0.32.0", ())
 

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 
 from tests.study.builders import plan
-from tests.study.test_memory import DEFAULTS, H100, planned
+from tests.study.test_kv_budget import DEFAULTS, H100, planned
 from tuner.candidate import Candidate
 from tuner.environment import Gpu
 from tuner.load.workload import workload
-from tuner.space.defaults import vllm_defaults
 from tuner.space.files import read_space
 from tuner.space.parameter import Kind, Parameter
-from tuner.study.compiled import compile_key
+from tuner.study.compile_cache import compile_key
 from tuner.study.plan import MOST_CLIENTS, LoadPolicy, OpenSearch, StudyPlan
 from tuner.study.seeds import seeds
+from tuner.vllm.defaults import vllm_defaults
 
 
 def with_threshold(made: StudyPlan) -> StudyPlan:

@@ -27,7 +27,7 @@ from tuner.cli.options import (
     with_search_options,
 )  # fmt: skip
 from tuner.errors import TunerError
-from tuner.report.words import Language
+from tuner.report.translations import Language
 
 if TYPE_CHECKING:
     from tuner.config import SearchOptions

@@ -12,7 +12,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from tuner import formatting, jsonfile
-from tuner.bench import Bench, kept
+from tuner.bench.capacity_search import Capacity, Claim, Ended, SearchSettings
+from tuner.bench.ladder import LadderLostError, LevelRun
+from tuner.bench.open_probe import InterruptedLoadError, InvalidLoadError
+from tuner.bench.session import Bench, kept
 from tuner.cli.console import Console, level_line
 from tuner.cli.tables import Form, print_json, print_table
 from tuner.config import parse_levels
@@ -24,16 +27,13 @@ from tuner.errors import (
     UsageError,
 )
 from tuner.load.arrivals import chosen_arrivals
-from tuner.load.capacity_search import Capacity, Claim, Ended, Rules
 from tuner.load.endpoint import Endpoint, check_answer, check_fit, find_endpoint, tokenizer_source
 from tuner.load.prompts import Prompts
 from tuner.load.requests_log import RequestLog
 from tuner.load.workload import Workload, workload
 from tuner.measurement import LoadKind, Measurement
 from tuner.slo import parse_slo
-from tuner.study.answer import untried
-from tuner.study.ladder import LadderLostError, LevelRun
-from tuner.study.open_probe import InterruptedLoadError, InvalidLoadError
+from tuner.study.open_loop import untried
 from tuner.study.record import Level
 from tuner.telemetry.sampler import Sampler, TelemetryLog
 from tuner.verdict import Outcome, Verdict
@@ -332,9 +332,9 @@ def _workload(options: BenchOptions) -> Workload:
     return replace(workload(options.workload), natural_stops=options.stops is Stops.NATURAL)
 
 
-def _rules(seconds: float | None) -> Rules:
+def _rules(seconds: float | None) -> SearchSettings:
     """`seconds` are those of a probe; the claim stays at its two minutes unless more was asked for."""
-    rules = Rules()
+    rules = SearchSettings()
     if seconds is None:
         return rules
     return replace(

@@ -24,9 +24,9 @@ from tuner.errors import EnvironmentFaultError
 from tuner.placement import parse_gpus
 from tuner.server.ports import fresh_port
 from tuner.space.files import read_space
-from tuner.space.flags import installed_vllm, split_command
 from tuner.study.loop import LEAST_DISK_BYTES
 from tuner.telemetry.gpu import Installed, gpu_adapter, inventory
+from tuner.vllm.flags import installed_vllm, split_command
 
 _GIB = 2**30
 _OPEN_FILES = 4096

@@ -8,7 +8,7 @@ from pathlib import Path
 from tuner.cli.folders import checked_price, study_folder, write_file
 from tuner.cli.report import Then, show
 from tuner.report.compare import compare
-from tuner.report.words import Language
+from tuner.report.translations import Language
 
 
 def compare_studies(

@@ -6,7 +6,7 @@ import math
 
 from tuner import formatting
 from tuner.capacity import GIB, Room, Span
-from tuner.study.memory import KV_BYTES, KvTable
+from tuner.study.kv_budget import KV_BYTES, KvTable
 from tuner.study.plan import StudyPlan
 
 INDENT = " " * 10

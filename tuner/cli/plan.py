@@ -17,14 +17,14 @@ from tuner.formatting import one_line
 from tuner.launch import launch
 from tuner.model import UnknownModelError
 from tuner.report.quote import shell_line
-from tuner.space.defaults import vllm_defaults
+from tuner.study.kv_budget import kv_table
 from tuner.study.learnt import known_rules
-from tuner.study.memory import kv_table
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
 from tuner.study.search import sampler_name
 from tuner.study.seeds import seeds
 from tuner.study.store import Store
+from tuner.vllm.defaults import vllm_defaults
 
 
 def show_plan(options: SearchOptions, form: Form) -> None:

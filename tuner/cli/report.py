@@ -10,7 +10,7 @@ from pathlib import Path
 from tuner.cli.folders import checked_price, study_folder
 from tuner.errors import EnvironmentFaultError
 from tuner.report.page import write_report
-from tuner.report.words import Language
+from tuner.report.translations import Language
 
 
 class Then(Enum):

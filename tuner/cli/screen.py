@@ -19,7 +19,7 @@ from rich.text import Text
 from tuner import formatting
 from tuner.cli.console import describe, load_words, outcome_words, printable
 from tuner.cli.folders import State
-from tuner.cli.picture import GroupNow, LevelNow, Picture, spent_before_s
+from tuner.cli.snapshot import GroupNow, LevelNow, Picture, spent_before_s
 from tuner.cli.tables import spaced
 from tuner.clock import Clock, RealClock
 from tuner.formatting import one_line

@@ -18,8 +18,6 @@ from tuner.environment import Environment, Gpu, describe, differences
 from tuner.errors import EnvironmentFaultError, InterruptedSearchError, NothingFeasibleError, UsageError
 from tuner.report.page import write_report
 from tuner.server.leftovers import end_leftovers
-from tuner.space.defaults import vllm_defaults
-from tuner.space.flags import installed_vllm
 from tuner.study.loop import Loop
 from tuner.study.plan import StudyPlan
 from tuner.study.result import Decision, StudyResult
@@ -28,6 +26,8 @@ from tuner.study.seeds import seeds
 from tuner.study.store import Store
 from tuner.study.trial import TrialRunner
 from tuner.telemetry.gpu import gpu_adapter, inventory
+from tuner.vllm.defaults import vllm_defaults
+from tuner.vllm.flags import installed_vllm
 
 
 def cache_folder() -> Path:

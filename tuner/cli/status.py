@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 from tuner.candidate import Candidate, Value
 from tuner.cli.console import outcome_line
 from tuner.cli.folders import State, is_worked_on, study_folder
-from tuner.cli.picture import GroupNow, LevelNow, Picture, spent_before_s
 from tuner.cli.screen import Drawn
+from tuner.cli.snapshot import GroupNow, LevelNow, Picture, spent_before_s
 from tuner.cli.tables import Form, print_drawn, print_json
 from tuner.jsonfile import TornFileError
 from tuner.load.quantiles import order_statistic
 from tuner.measurement import Load, LoadKind
 from tuner.report.tables import StudyFiles, read_study
-from tuner.server import marker, proctable
+from tuner.server import proctable, running_file
 from tuner.study.learnt import Rule
 from tuner.study.plan import StudyPlan
 from tuner.study.result import Figures
@@ -70,13 +70,13 @@ def _elapsed_s(study: StudyFiles, state: State) -> float:
 
 def _unfinished(study: StudyFiles) -> list[Path]:
     finished = {f"{r.trial:04d}" for r in study.records}
-    return [path.parent for path in sorted(study.folder.glob(f"trials/*/{marker.FILE_NAME}"))
+    return [path.parent for path in sorted(study.folder.glob(f"trials/*/{running_file.FILE_NAME}"))
             if path.parent.name not in finished]  # fmt: skip
 
 
-def _marker(folder: Path) -> marker.Marker | None:
+def _marker(folder: Path) -> running_file.Marker | None:
     try:
-        return marker.read(folder / marker.FILE_NAME)
+        return running_file.read(folder / running_file.FILE_NAME)
     except (OSError, TornFileError):
         return None
 
@@ -105,7 +105,7 @@ def _groups(study: StudyFiles) -> tuple[GroupNow, ...]:
     return tuple(now.values())
 
 
-def _group_name(found: marker.Marker, plan: StudyPlan, now: dict[str, GroupNow]) -> str | None:
+def _group_name(found: running_file.Marker, plan: StudyPlan, now: dict[str, GroupNow]) -> str | None:
     """By the GPUs whose memory was read before the start; servers without a GPU in the order of their trials."""
     gpus = {gpu for gpu, _ in found.gpu_baseline_bytes}
     idle = [g for g in plan.groups if now[g.name].trial is None]
@@ -113,7 +113,7 @@ def _group_name(found: marker.Marker, plan: StudyPlan, now: dict[str, GroupNow])
     return by_gpus or next((g.name for g in idle), None)
 
 
-def _candidate(found: marker.Marker, plan: StudyPlan) -> Candidate | None:
+def _candidate(found: running_file.Marker, plan: StudyPlan) -> Candidate | None:
     """The searched flags on the server's own command line; None where that process cannot be seen from here."""
     process = proctable.entry(found.pid) if found.boot_id == proctable.boot_id() else None
     if process is None or process.start_ticks != found.start_ticks:

@@ -18,7 +18,6 @@ from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer
 
 from tuner.errors import EnvironmentFaultError, UsageError
-from tuner.load.capacity_search import SEARCH_TRACE
 from tuner.load.recorded import DEFAULT_OUTPUT_TOKENS, Entry, read_recording
 from tuner.load.workload import BodyValue, Share, Workload
 
@@ -27,6 +26,9 @@ WORDS = tuple(files("tuner.load").joinpath("words.txt").read_text(encoding="asci
 
 FEWEST_WORDS = 32
 """With fewer words to draw from, two prompts could share a whole KV block by chance."""
+
+SEARCH_TRACE = "search"
+"""Key of the traffic that every probe of a search shares; other keys are fresh traffic."""
 
 
 @dataclass(frozen=True, slots=True)

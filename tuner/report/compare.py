@@ -11,7 +11,7 @@ from tuner.report import conditions, figures, summary
 from tuner.report.drawing import Look
 from tuner.report.page import Drawing, embedded, render
 from tuner.report.tables import StudyFiles, level_rows, read_study
-from tuner.report.words import Language, Words
+from tuner.report.translations import Language, Words
 from tuner.slo import Metric
 
 SIDES = (figures.WINNER, Look("#b07d00", "dash"))

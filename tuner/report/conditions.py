@@ -8,7 +8,7 @@ from typing import NamedTuple
 from tuner import formatting
 from tuner.report.quote import shell_word
 from tuner.report.tables import StudyFiles
-from tuner.report.words import Words
+from tuner.report.translations import Words
 from tuner.study.plan import LoadPolicy, StudyPlan
 
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 from tuner import formatting
 from tuner.candidate import Candidate, Value
 from tuner.report.drawing import Axis, Figure, Look, Point, plain
-from tuner.report.night import Phase, PhaseRow, Series
 from tuner.report.parameters import SliceRow, WeightRow
 from tuner.report.tables import BestRow, LevelRow, TrialRow
-from tuner.report.words import Words
+from tuner.report.timeline import Phase, PhaseRow, Series
+from tuner.report.translations import Words
 from tuner.slo import Metric, Slo
 from tuner.space.parameter import Kind, Parameter
 from tuner.study.record import TrialOutcome

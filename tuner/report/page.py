@@ -17,12 +17,12 @@ from tuner import formatting
 from tuner.candidate import Candidate
 from tuner.formatting import one_line
 from tuner.jsonfile import write_atomically
-from tuner.report import conditions, figures, night, parameters, summary, why
+from tuner.report import bottleneck, conditions, figures, parameters, summary, timeline
 from tuner.report.drawing import Look
 from tuner.report.quote import shell_line
 from tuner.report.refusals import refused_rows
 from tuner.report.tables import StudyFiles, TrialRow, best_so_far, level_rows, read_study, trial_rows
-from tuner.report.words import Language, Words
+from tuner.report.translations import Language, Words
 from tuner.slo import Metric
 from tuner.study import confirm
 
@@ -134,8 +134,8 @@ def _flags(study: StudyFiles, words: Words) -> list[summary.FlagRow]:
 
 
 def _body(study: StudyFiles, rows: Sequence[TrialRow], words: Words) -> dict[str, object]:
-    phases = night.phase_rows(study)
-    spent = night.phase_shares(phases)
+    phases = timeline.phase_rows(study)
+    spent = timeline.phase_shares(phases)
     slos = study.plan.slos
     winner = study.winner.candidate if study.winner else None
     best = against = night_drawing = None
@@ -154,7 +154,7 @@ def _body(study: StudyFiles, rows: Sequence[TrialRow], words: Words) -> dict[str
         "refused": refused_rows(study.records),
         "learnt": study.result.learnt if study.result else (),
         "night": night_drawing,
-        "start_times": night.start_times(study, words),
+        "start_times": timeline.start_times(study, words),
         "flat_rem": 8 + 2 * len(study.plan.groups),
         "shares": ", ".join(f"{words(f'phase-{p}')} {formatting.share(s)}" for p, s in spent.items()),
     }
@@ -185,11 +185,11 @@ def _curves(study: StudyFiles, words: Words) -> list[Drawing]:
 
 
 def _why(study: StudyFiles, winner: Candidate | None, words: Words) -> dict[str, object]:
-    levels = why.levels_of(study, winner) if winner is not None else None
+    levels = bottleneck.levels_of(study, winner) if winner is not None else None
     if levels is None:
         return {"why": [], "why_headline": "", "why_levels": ""}
-    rows = why.why_rows(levels, words)
-    binding = why.binding(rows)
+    rows = bottleneck.why_rows(levels, words)
+    binding = bottleneck.binding(rows)
     headline = words("why-binds", limit=words(f"limit-{binding[0]}")) if binding else words("why-none")
     at = words.load(str(levels.at.load))
     beyond = words.load(str(levels.beyond.load)) if levels.beyond else words("none")
@@ -202,13 +202,13 @@ def _telemetry(study: StudyFiles, words: Words) -> list[Drawing]:
         starts = study.starts_of(candidate)
         # The start with the most levels shows the most; a fresh start repeats only the level that won.
         for record in sorted(starts, key=lambda r: (-len(r.levels), r.trial)):
-            series = night.telemetry(study.folder / "trials" / f"{record.trial:04d}" / "telemetry.parquet")
+            series = timeline.telemetry(study.folder / "trials" / f"{record.trial:04d}" / "telemetry.parquet")
             for one in series:
                 lines.setdefault(one.channel, []).append(figures.Line(name, one, look))
             if series:
                 break
     drawn = []
-    for channel in (c.name for c in night.CHANNELS if c.name in lines):
+    for channel in (c.name for c in timeline.CHANNELS if c.name in lines):
         caption = words(f"channel-{channel}")
         drawn.append(_drawing(f"telemetry-{channel}", figures.telemetry(lines[channel], "", words), caption, caption))
     return drawn

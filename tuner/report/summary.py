@@ -11,7 +11,7 @@ from tuner.measurement import Measurement
 from tuner.report.cost import cost
 from tuner.report.quote import flags_of, visible_gpus
 from tuner.report.tables import StudyFiles, shown_level
-from tuner.report.words import Language, Words
+from tuner.report.translations import Language, Words
 from tuner.study import confirm
 from tuner.study.result import Decision, Figures, Lack, StudyResult
 

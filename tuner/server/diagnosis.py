@@ -8,9 +8,9 @@ from dataclasses import replace
 from enum import StrEnum
 
 from tuner.server import logtext
-from tuner.server.cause import Bound, Cause, Fault
-from tuner.server.lessons import Context
-from tuner.server.patterns import BROAD, GENERIC, SPECIFIC, Pattern
+from tuner.vllm.bounds import Context
+from tuner.vllm.cause import Bound, Cause, Fault
+from tuner.vllm.log_patterns import BROAD, GENERIC, SPECIFIC, Pattern
 
 __all__ = ["Bound", "Cause", "Fault", "Phase", "diagnose", "foreign_listener", "over_limit"]
 

@@ -14,12 +14,12 @@ from typing import Protocol
 from tuner.clock import Clock, RealClock
 from tuner.errors import EnvironmentFaultError
 from tuner.jsonfile import TornFileError
-from tuner.server import marker, proctable
+from tuner.server import proctable, running_file
 from tuner.server.containers import end_container
-from tuner.server.ending import StopReport, end_family
 from tuner.server.family import Family
-from tuner.server.marker import Marker
 from tuner.server.proctable import FileId, ProcessEntry
+from tuner.server.running_file import Marker
+from tuner.server.shutdown import StopReport, end_family
 
 LEFTOVER_GRACE_S = 15.0
 MEMORY_LIMIT_S = 60.0
@@ -107,7 +107,7 @@ def end_leftovers(
     Finds them through the running.json files below `study_folder`. Raises EnvironmentFaultError when the tuner that
     wrote one still runs: then it is not left over, and nothing at all is touched.
     """
-    paths = sorted(study_folder.rglob(marker.FILE_NAME))
+    paths = sorted(study_folder.rglob(running_file.FILE_NAME))
     records = [(path, _read(path)) for path in paths]
     for path, record in records:
         if record is not None and _writer_lives(record):
@@ -148,7 +148,7 @@ def _end(path: Path, record: Marker, clock: Clock, gpu_memory: GpuMemory) -> Sto
 
 def _read(path: Path) -> Marker | None:
     try:
-        return marker.read(path)
+        return running_file.read(path)
     except TornFileError:
         return None
 

@@ -12,9 +12,9 @@ from typing import IO
 
 from tuner.clock import Clock
 from tuner.server import proctable
-from tuner.server.ending import Ended, end_family
 from tuner.server.family import Family
 from tuner.server.proctable import FileId, ProcessEntry
+from tuner.server.shutdown import Ended, end_family
 
 # The child waits until its start is on disk. If tuner dies before that, `read` meets the end of the pipe and the
 # server never starts: at no moment is there a server that no file tells of. After `exec`, ps shows the launch alone.

@@ -10,14 +10,14 @@ from tuner.clock import Clock
 from tuner.errors import EnvironmentFaultError, InterruptedSearchError
 from tuner.launch import LaunchSpec
 from tuner.placement import GpuGroup
-from tuner.server.cause import Cause
 from tuner.server.diagnosis import Phase
-from tuner.server.ending import StopReport
-from tuner.server.facts import StartFacts
 from tuner.server.interrupts import interrupts_held, sigterm_interrupts
 from tuner.server.leftovers import GpuMemory
 from tuner.server.readiness import Health, NotReady, Ready
+from tuner.server.shutdown import StopReport
 from tuner.server.start import Start
+from tuner.vllm.cause import Cause
+from tuner.vllm.facts import StartFacts
 
 DEATH_LIMIT_S = 12.0
 """vLLM looks every 5 s whether its engine has died, and then needs a moment to leave."""

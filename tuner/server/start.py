@@ -13,18 +13,18 @@ from pathlib import Path
 from tuner.clock import Clock
 from tuner.launch import LaunchSpec
 from tuner.placement import GpuGroup
-from tuner.server import leftovers, logtext, marker, proctable
-from tuner.server.cause import Cause
+from tuner.server import leftovers, logtext, proctable, running_file
 from tuner.server.containers import end_container, with_cid_file
 from tuner.server.diagnosis import Phase, diagnose, foreign_listener, over_limit
-from tuner.server.ending import StopReport
-from tuner.server.facts import StartFacts, parse_facts
 from tuner.server.leftovers import GpuMemory
-from tuner.server.marker import Marker
 from tuner.server.ports import fresh_port
 from tuner.server.process import ServerProcess, spawn
 from tuner.server.proctable import FileId, ProcessEntry
 from tuner.server.readiness import Endpoint, Health, NotReady, Ownership, Ready, health, wait_until_ready
+from tuner.server.running_file import Marker
+from tuner.server.shutdown import StopReport
+from tuner.vllm.cause import Cause
+from tuner.vllm.facts import StartFacts, parse_facts
 
 STOP_MARGIN_S = 15.0
 """Beyond --shutdown-timeout: what vLLM takes to close its workers and its HTTP server."""
@@ -134,14 +134,14 @@ class Start:
         )
 
     def _record(self, leader: ProcessEntry, log: FileId) -> None:
-        tuner_pid, tuner_start_ticks = marker.this_tuner()
+        tuner_pid, tuner_start_ticks = running_file.this_tuner()
         self._marker = Marker(
             boot_id=proctable.boot_id(),
             pid=leader.pid,
             start_ticks=leader.start_ticks,
             session=leader.session,
             port=self.endpoint.port,
-            argv_digest=marker.digest(self._argv),
+            argv_digest=running_file.digest(self._argv),
             log_device=log.device,
             log_inode=log.inode,
             scratch=str(self._scratch),
@@ -151,17 +151,17 @@ class Start:
             gpu_baseline_bytes=tuple(sorted(self._baseline.items())),
             container_engine=self._argv[0] if self._spec.in_container else "",
         )
-        marker.write(self.log_path.parent, self._marker)
+        running_file.write(self.log_path.parent, self._marker)
         self._scratch.mkdir(mode=0o700)
 
     def _remember_files(self) -> None:
         if self._marker is not None and self.process.shared_memory:
             names = tuple(map(str, self.process.shared_memory))
-            marker.write(self.log_path.parent, replace(self._marker, shared_memory=names))
+            running_file.write(self.log_path.parent, replace(self._marker, shared_memory=names))
 
     def _forget(self) -> tuple[str, ...]:
         removed = leftovers.remove_scratch(self._scratch)
-        marker.remove(self.log_path.parent)
+        running_file.remove(self.log_path.parent)
         return removed
 
 

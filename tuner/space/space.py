@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from tuner.candidate import Candidate, Value
 from tuner.errors import UsageError
 from tuner.space.parameter import Kind, Parameter
-from tuner.space.rules import mended
+from tuner.vllm.argument_rules import mended
 
 WORKLOAD = "workload"
 """In place of a number in a file: the tokens that the workload's longest request needs."""

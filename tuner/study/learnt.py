@@ -23,10 +23,10 @@ from enum import Enum
 
 from tuner.candidate import Candidate, Value
 from tuner.environment import Gpu
-from tuner.server.cause import Bound, Fault
-from tuner.study.memory import KV_BYTES, LENGTH, UTILIZATION, KvFloor, kv_floor
+from tuner.study.kv_budget import KV_BYTES, LENGTH, UTILIZATION, KvFloor, kv_floor
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
+from tuner.vllm.cause import Bound, Fault
 
 CAPACITY = "kv-capacity"
 """In place of a cause: the arithmetic of tuner/capacity.py, made exact by the log of a start that succeeded."""
@@ -152,7 +152,7 @@ CONTEXTS: Mapping[str, Context] = {
     "active-above-seqs": Context({SEQUENCES: "<="}),
     "threshold-above-len": Context({LENGTH: "<="}),
 }
-"""By kind of cause (server/patterns.py). A kind that is not here teaches nothing."""
+"""By kind of cause (vllm/log_patterns.py). A kind that is not here teaches nothing."""
 
 _REFUSED_FOR_KV = frozenset(kind for kind, context in CONTEXTS.items() if context is _TOO_LITTLE_KV)
 

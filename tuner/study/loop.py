@@ -13,13 +13,13 @@ from tuner import formatting
 from tuner.candidate import Candidate
 from tuner.clock import Clock
 from tuner.errors import EnvironmentFaultError
-from tuner.load.capacity_search import Incumbent
 from tuner.measurement import LoadKind, Measurement
 from tuner.placement import GpuGroup
 from tuner.study import confirm
-from tuner.study.answer import incumbent
-from tuner.study.compiled import Cache, expected_start_s
+from tuner.study.assignment import Assignment
+from tuner.study.compile_cache import Cache, expected_start_s
 from tuner.study.events import Event, Notice, StudyFinished, TrialFinished, TrialStarted
+from tuner.study.open_loop import incumbent
 from tuner.study.plan import LoadPolicy, StudyPlan
 from tuner.study.plateau import RISE, starts_without_rise
 from tuner.study.record import Role, TrialOutcome, TrialRecord
@@ -40,26 +40,6 @@ UNKNOWN_START_S = 60.0
 
 LEAST_DISK_BYTES = 2**30
 """Less free disk than this, and a log or a compile cache may fill it in the middle of a trial."""
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """One start of a server: which candidate, where, under which load.
-
-    In an open loop a search races against `incumbent`, and a confirming start claims from `estimate` (requests/s)
-    downwards. `fresh` numbers the traffic: 0 is the search's, others were seen by no start of the search.
-    """
-
-    trial: int
-    role: Role
-    candidate: Candidate
-    group: GpuGroup
-    load: LoadPolicy
-    search_trial: int | None
-    attempt: int
-    incumbent: Incumbent | None = None
-    estimate: float | None = None
-    fresh: int = 0
 
 
 @dataclass

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from tuner.bench.capacity_search import SearchSettings
 from tuner.candidate import Candidate, Value
 from tuner.launch import LaunchBase
 from tuner.load.arrivals import Arrivals
-from tuner.load.capacity_search import Rules
 from tuner.load.workload import Workload
 from tuner.measurement import LoadKind
 from tuner.placement import GpuGroup
@@ -32,7 +32,7 @@ REJECTED_TRACES = 3
 class OpenSearch:
     """The search over open-loop rates: its seconds and factors, and how requests arrive."""
 
-    rules: Rules = field(default_factory=Rules)
+    rules: SearchSettings = field(default_factory=SearchSettings)
     arrivals: Arrivals = field(default_factory=Arrivals)
 
     def claim_s(self, rate: float) -> float:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from tuner.bench.capacity_search import Capacity, Claim, Incumbent
 from tuner.candidate import Candidate
 from tuner.launch import LaunchSpec
-from tuner.load.capacity_search import Capacity, Claim, Incumbent
 from tuner.measurement import LoadKind, Measurement
 from tuner.server.diagnosis import Cause
-from tuner.server.facts import StartFacts
 from tuner.verdict import Outcome, Verdict
+from tuner.vllm.facts import StartFacts
 
 SCHEMA = 1
 

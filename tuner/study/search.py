@@ -22,8 +22,8 @@ from tuner.candidate import Candidate, Value
 from tuner.environment import Gpu
 from tuner.errors import EnvironmentFaultError
 from tuner.space.parameter import Kind, Parameter
+from tuner.study.feedback import CONSTRAINTS, Feedback, feedback_for, not_started
 from tuner.study.learnt import Limit, Rule, Surroundings, bounds, known_rules
-from tuner.study.outcome import CONSTRAINTS, Told, not_started, told
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 
@@ -95,8 +95,8 @@ class Search:
         self._spared: Counter[str] = Counter()
         self._parameters = plan.parameters
         self._given = {**dict(plan.space.always), **dict(plan.given)}
-        self._known: dict[str, Told | None] = {}
-        self._measured: list[tuple[tuple[float, ...], Told]] = []
+        self._known: dict[str, Feedback | None] = {}
+        self._measured: list[tuple[tuple[float, ...], Feedback]] = []
         self._asked: dict[int, tuple[Trial, Candidate]] = {}
         self._study = _open(plan)
         self._study.sampler = _sampler(plan.seed + len(self._study.trials))
@@ -127,7 +127,7 @@ class Search:
                 self._spared[rule] += 1
                 start, slo, preemption = (frozen.constraints[name] for name in CONSTRAINTS)
                 candidate = Candidate.of(frozen.user_attrs["flags"])
-                self._known[candidate.id] = Told(frozen.value, (start, slo, preemption), imputed=True)
+                self._known[candidate.id] = Feedback(frozen.value, (start, slo, preemption), imputed=True)
         self._learn()
 
     @_storage_errors()
@@ -259,18 +259,18 @@ class Search:
     def _axis_point(self, params: dict[str, float]) -> tuple[float, ...]:
         return tuple(_unit(p, float(params[p.flag])) for p in self._parameters)
 
-    def _remember(self, point: tuple[float, ...], record: TrialRecord) -> Told | None:
-        answer = told(record, self._nearest(point))
+    def _remember(self, point: tuple[float, ...], record: TrialRecord) -> Feedback | None:
+        answer = feedback_for(record, self._nearest(point))
         if answer is not None:
             self._known[record.candidate.id] = answer
             if not answer.imputed:
                 self._measured.append((point, answer))
         return answer
 
-    def _nearest(self, point: tuple[float, ...]) -> Told | None:
+    def _nearest(self, point: tuple[float, ...]) -> Feedback | None:
         return min(self._measured, key=lambda m: math.dist(m[0], point), default=(point, None))[1]
 
-    def _tell(self, trial: Trial, answer: Told | None) -> None:
+    def _tell(self, trial: Trial, answer: Feedback | None) -> None:
         if answer is None:
             self._study.tell(trial, state=TrialState.FAIL)
             return

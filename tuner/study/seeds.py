@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from tuner.candidate import Candidate, Value
 from tuner.environment import Gpu
 from tuner.space.parameter import Parameter
-from tuner.study.compiled import neighbours
-from tuner.study.memory import KV_BYTES, UTILIZATION, fullest
+from tuner.study.compile_cache import neighbours
+from tuner.study.kv_budget import KV_BYTES, UTILIZATION, fullest
 from tuner.study.plan import StudyPlan
 
 THRESHOLD = "long-prefill-token-threshold"

@@ -8,30 +8,30 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tuner.bench.capacity_search import Saturation
+from tuner.bench.ladder import INTERRUPTED, LadderLostError, LevelRun, run_ladder, warm_up
+from tuner.bench.open_probe import InterruptedLoadError, OpenProbe
 from tuner.clock import Clock
 from tuner.errors import InterruptedSearchError
 from tuner.launch import LaunchSpec, launch
-from tuner.load.capacity_search import Saturation
 from tuner.load.drive import drive_closed
 from tuner.load.prompts import Prompts
 from tuner.load.requests_log import RequestLog
 from tuner.load.stream import Failure, Target
 from tuner.server.diagnosis import Cause, Fault
-from tuner.server.ending import StopReport
-from tuner.server.facts import StartFacts
 from tuner.server.running import RunningServer, ServerDidNotStart, running, start_limit
+from tuner.server.shutdown import StopReport
 from tuner.slo import longest_wait_s
-from tuner.study.answer import OpenAnswer
+from tuner.study.assignment import Assignment
 from tuner.study.events import Event, LevelMeasured, PhaseChanged
-from tuner.study.ladder import INTERRUPTED, LadderLostError, LevelRun, run_ladder, warm_up
-from tuner.study.loop import Assignment
-from tuner.study.open_probe import InterruptedLoadError, OpenProbe
+from tuner.study.open_loop import OpenLoopResult
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Level, Phases, Role, TrialOutcome, TrialRecord, best_of
 from tuner.study.store import Store
 from tuner.telemetry.gpu import GpuAdapter
 from tuner.telemetry.sampler import Sampler, TelemetryLog
 from tuner.verdict import Outcome
+from tuner.vllm.facts import StartFacts
 
 HUNG_S = 30.0
 """A server without load that gives no token in this time is hung: the slowest candidate answers one request sooner."""
@@ -71,7 +71,7 @@ class _Trial:
         self._started_at = runner.clock.wall().isoformat(timespec="seconds")
         self._levels: list[Level] = []
         open_loop = assignment.load.open is not None and assignment.role is not Role.CHECK
-        self._answer = OpenAnswer(assignment.incumbent) if open_loop else None
+        self._answer = OpenLoopResult(assignment.incumbent) if open_loop else None
         self._measured_s = 0.0
         self._facts: StartFacts | None = None
         self._cause: Cause | None = None

@@ -6,29 +6,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tuner import formatting
-from tuner.load.capacity_search import (
+from tuner.bench.capacity_search import (
     Capacity,
     Claim,
     Ended,
     Incumbent,
     Probe,
     ProbeResult,
-    Rules,
     Saturate,
+    SearchSettings,
     Stop,
     claim,
     search_capacity,
 )
+from tuner.bench.open_probe import InvalidLoadError
 from tuner.load.stream import Failure
 from tuner.measurement import Load, LoadKind
 from tuner.study import confirm
-from tuner.study.open_probe import InvalidLoadError
 from tuner.study.record import Level, TrialOutcome, TrialRecord
 from tuner.verdict import passes
 
 
 @dataclass(slots=True)
-class OpenAnswer:
+class OpenLoopResult:
     """What search or claim found: both are None until the load has come to its end.
 
     `client_faults` are the rates that the client could not offer, in words.
@@ -40,7 +40,7 @@ class OpenAnswer:
     client_faults: list[str] = field(default_factory=list)
 
     def find(
-        self, probe: Probe, saturate: Saturate, rules: Rules, estimate: float | None, queue_s: float = 0.0
+        self, probe: Probe, saturate: Saturate, rules: SearchSettings, estimate: float | None, queue_s: float = 0.0
     ) -> None:
         """A claim from `estimate` downwards, or, where that is None, the search that races against the incumbent.
 

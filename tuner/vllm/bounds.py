@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tuner.server.cause import Bound, Fault
+from tuner.vllm.cause import Bound, Fault
 
 HELD_SHARE = 0.1
 """Of a GPU's memory. What others hold up to this share (a desktop, a small service) is always there and the candidate

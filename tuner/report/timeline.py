@@ -12,8 +12,8 @@ import pandas as pd
 
 from tuner import formatting
 from tuner.report.tables import StudyFiles, began
-from tuner.report.words import Words
-from tuner.study.compiled import Cache, start_times_s
+from tuner.report.translations import Words
+from tuner.study.compile_cache import Cache, start_times_s
 from tuner.study.record import TrialOutcome
 
 POINTS = 600

@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tuner.load.arrivals import Arrivals, arriving
-from tuner.load.capacity_search import (
-    SEARCH_TRACE,
+from tuner.bench.capacity_search import (
     Capacity,
     Claim,
-    Rules,
     Saturation,
+    SearchSettings,
     Stop,
     claim,
     search_capacity,
 )
+from tuner.bench.ladder import INTERRUPTED, LadderLostError, LevelRun, Pace, run_ladder, warm_up
+from tuner.bench.open_probe import InterruptedLoadError, InvalidLoadError, OpenProbe
+from tuner.load.arrivals import Arrivals, arriving
 from tuner.load.drive import Progress, drive_open
-from tuner.load.prompts import Prompts
+from tuner.load.prompts import SEARCH_TRACE, Prompts
 from tuner.load.stream import Target
 from tuner.measurement import Measurement
 from tuner.slo import Slo, longest_wait_s
-from tuner.study.ladder import INTERRUPTED, LadderLostError, LevelRun, Pace, run_ladder, warm_up
-from tuner.study.open_probe import InterruptedLoadError, InvalidLoadError, OpenProbe
 from tuner.telemetry.sampler import Sampler
 from tuner.verdict import Verdict, passes
 
@@ -83,7 +82,7 @@ class Bench:
         if self.should_stop():
             raise InterruptedLoadError
 
-    def capacity(self, rules: Rules) -> Capacity:
+    def capacity(self, rules: SearchSettings) -> Capacity:
         """The highest rate that keeps the limits. Raises InvalidLoadError when the client could not offer the load."""
         concurrency, pace = self._warm_up()
         probe = self._probe()
@@ -93,7 +92,7 @@ class Bench:
 
         return search_capacity(probe, saturate, rules=rules)
 
-    def claim(self, estimate: float, rules: Rules) -> Claim:
+    def claim(self, estimate: float, rules: SearchSettings) -> Claim:
         """Three fresh traces below the estimate. Raises InvalidLoadError."""
         return claim(self._probe(), estimate, rules, longest_wait_s(self.slos))
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
-SEARCH_TRACE = "search"
+from tuner.load.prompts import SEARCH_TRACE
+
 FEWEST_REQUESTS = 100
 FEWEST_TO_TELL = 5.0
 """Expected requests of a probe: at lower rates a search stops looking, since next to nothing would be promised."""
@@ -65,7 +66,7 @@ class Saturate(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class SearchSettings:
     """Seconds and factors; the defaults were chosen by benchmarks/capacity.py (docs/measuring.md)."""
 
     saturation_s: float = 15.0
@@ -154,14 +155,14 @@ def search_capacity(
     probe: Probe,
     saturate: Saturate,
     incumbent: Incumbent | None = None,
-    rules: Rules | None = None,
+    rules: SearchSettings | None = None,
     queue_s: float = 0.0,
 ) -> Capacity:
     """With an incumbent, most candidates end after the closed probe or the race; without one the search starts cold.
 
     `queue_s` is what the tightest limit lets a request wait, in seconds; 0 where no limit is about waiting.
     """
-    rules = rules or Rules()
+    rules = rules or SearchSettings()
     steps = _Steps(probe, saturate, rules, incumbent)
     saturation = steps.saturation.rate
     if saturation <= 0:
@@ -192,9 +193,11 @@ def _likely(raced: ProbeResult, best: float, queue_s: float) -> float | None:
     return best * (1 - min(max(ratio - 1, 0.0) * queue_s / raced.seconds, _MOST_TOLD))
 
 
-def warm_capacity(probe: Probe, saturate: Saturate, incumbent: Incumbent, rules: Rules | None = None) -> Capacity:
+def warm_capacity(
+    probe: Probe, saturate: Saturate, incumbent: Incumbent, rules: SearchSettings | None = None
+) -> Capacity:
     """An estimate for every candidate, losers included: the step search without screen and race."""
-    steps = _Steps(probe, saturate, rules or Rules(), incumbent)
+    steps = _Steps(probe, saturate, rules or SearchSettings(), incumbent)
     if steps.saturation.rate <= 0:
         return steps.ended(Ended.UNTRIED)
     return steps.search(steps.saturation.rate * incumbent.rate / incumbent.saturation, widen=1.0)
@@ -203,7 +206,7 @@ def warm_capacity(probe: Probe, saturate: Saturate, incumbent: Incumbent, rules:
 class _Steps:
     """Probes by rate, and what they cost."""
 
-    def __init__(self, probe: Probe, saturate: Saturate, rules: Rules, incumbent: Incumbent | None) -> None:
+    def __init__(self, probe: Probe, saturate: Saturate, rules: SearchSettings, incumbent: Incumbent | None) -> None:
         self._probe = probe
         self._rules = rules
         self._probes: list[ProbeResult] = []
@@ -299,7 +302,7 @@ class Claim:
     loaded: float | None = None
 
 
-def claim(probe: Probe, estimate: float, rules: Rules | None = None, queue_s: float = 0.0) -> Claim:
+def claim(probe: Probe, estimate: float, rules: SearchSettings | None = None, queue_s: float = 0.0) -> Claim:
     """From the estimate down by 1.5 % at a time, until three fresh traces all pass. Each attempt has its own.
 
     The estimate reads high, and a load that is far too high is rejected early: walking down to the truth costs little.
@@ -308,7 +311,7 @@ def claim(probe: Probe, estimate: float, rules: Rules | None = None, queue_s: fl
     `queue_s` is what the tightest limit lets a request wait, in seconds. In a trace of T seconds a queue that grows for
     ever, by a load a share of queue_s / T too high, has just come to that wait: so much more is loaded than promised.
     """
-    rules = rules or Rules()
+    rules = rules or SearchSettings()
     rate = estimate
     probes: list[ProbeResult] = []
     for attempt in range(rules.claim_attempts):

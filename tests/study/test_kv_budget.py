@@ -15,12 +15,12 @@ from tuner.candidate import Candidate, Value
 from tuner.capacity import GIB
 from tuner.environment import Gpu
 from tuner.model import UnknownModelError
-from tuner.server.facts import StartFacts
-from tuner.space.defaults import vllm_defaults
 from tuner.space.parameter import Kind, Parameter
-from tuner.study.memory import KvTable, kv_table
+from tuner.study.kv_budget import KvTable, kv_table
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
+from tuner.vllm.defaults import vllm_defaults
+from tuner.vllm.facts import StartFacts
 
 H100 = (Gpu(0, "NVIDIA H100 80GB HBM3", 79.65, "GPU-0"),)
 DEFAULTS = vllm_defaults("0.32.0", H100)

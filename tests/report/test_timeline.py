@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tuner.report.night import POINTS, Phase, phase_rows, phase_shares, start_times, telemetry
 from tuner.report.tables import StudyFiles
-from tuner.report.words import Language, Words
+from tuner.report.timeline import POINTS, Phase, phase_rows, phase_shares, start_times, telemetry
+from tuner.report.translations import Language, Words
 from tuner.study.record import Phases
 
 

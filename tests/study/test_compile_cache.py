@@ -6,7 +6,7 @@ import pytest
 
 from tests.study.builders import record
 from tuner.candidate import Candidate, Value
-from tuner.study.compiled import Cache, cache_states, compile_key, expected_start_s, neighbours, start_times_s
+from tuner.study.compile_cache import Cache, cache_states, compile_key, expected_start_s, neighbours, start_times_s
 from tuner.study.record import Phases, TrialOutcome, TrialRecord
 
 SMALL: dict[str, Value] = {"max-num-seqs": 64, "max-num-batched-tokens": 2048, "gpu-memory-utilization": 0.9}

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.load.scripted_server import Reset, ScriptedServer, Step, answer, serving
+from tuner.bench.ladder import LadderLostError, LevelRun, run_ladder
 from tuner.load.prompts import Prompts
 from tuner.load.requests_log import RequestLog
 from tuner.load.stream import Target
 from tuner.load.workload import workload
 from tuner.measurement import Measurement
 from tuner.slo import Slo, parse_slo
-from tuner.study.ladder import LadderLostError, LevelRun, run_ladder
 from tuner.telemetry.sampler import Sampler
 from tuner.verdict import Outcome, Verdict
 

@@ -6,17 +6,17 @@ import pytest
 
 from tests.study.builders import level
 from tests.study.open_server import OpenServer, open_level
-from tuner.load.capacity_search import Capacity, Ended, Incumbent, ProbeResult, Rules, Saturation, Stop
+from tuner.bench.capacity_search import Capacity, Ended, Incumbent, ProbeResult, Saturation, SearchSettings, Stop
+from tuner.bench.open_probe import InvalidLoadError
 from tuner.load.stream import Failure
-from tuner.study.answer import OpenAnswer
-from tuner.study.open_probe import InvalidLoadError
+from tuner.study.open_loop import OpenLoopResult
 from tuner.study.record import Level, TrialOutcome
 from tuner.verdict import Outcome, Verdict
 
 
-def found(server: OpenServer, incumbent: Incumbent | None = None, estimate: float | None = None) -> OpenAnswer:
-    answer = OpenAnswer(incumbent)
-    answer.find(server.probe, server.saturate, Rules(), estimate)
+def found(server: OpenServer, incumbent: Incumbent | None = None, estimate: float | None = None) -> OpenLoopResult:
+    answer = OpenLoopResult(incumbent)
+    answer.find(server.probe, server.saturate, SearchSettings(), estimate)
     return answer
 
 
@@ -73,8 +73,8 @@ def test_a_rate_that_the_client_cannot_offer_is_rejected_and_lower_ones_are_sear
             raise InvalidLoadError(Verdict(Outcome.INVALID, ("the load generator used 95 % of its core",)))
         return server.probe(rate, seconds, trace, stop)
 
-    answer = OpenAnswer()
-    answer.find(weak_client, server.saturate, Rules(), None)
+    answer = OpenLoopResult()
+    answer.find(weak_client, server.saturate, SearchSettings(), None)
     assert answer.outcome(server.levels) is TrialOutcome.FEASIBLE
     assert answer.held is not None and 40 < answer.held <= 50
     assert "could not be offered: the load generator used 95 %" in answer.notes(TrialOutcome.FEASIBLE)[0]
@@ -85,8 +85,8 @@ def test_where_nothing_passed_and_the_client_is_why_the_answer_is_invalid() -> N
         raise InvalidLoadError(Verdict(Outcome.INVALID, ("the load generator was 80 ms late at P99",)))
 
     for incumbent in (None, Incumbent(10.0, 12.5)):
-        server, answer = OpenServer(10.0), OpenAnswer(incumbent)
-        answer.find(no_client, server.saturate, Rules(), None)
+        server, answer = OpenServer(10.0), OpenLoopResult(incumbent)
+        answer.find(no_client, server.saturate, SearchSettings(), None)
         assert answer.outcome(server.levels) is TrialOutcome.INVALID
 
 
@@ -97,7 +97,7 @@ def undecided(made: Level, *, preemptions: int | None, margin: float = -0.1, com
 
 
 def test_few_requests_pass_by_all_they_show_and_nothing_else_does() -> None:
-    answer = OpenAnswer(capacity=Capacity(Ended.FOUND, 0.51, 0.5, 0.52, 0.6, 300.0))
+    answer = OpenLoopResult(capacity=Capacity(Ended.FOUND, 0.51, 0.5, 0.52, 0.6, 300.0))
     few = undecided(open_level(0.5), preemptions=0)
     blind = undecided(open_level(0.5), preemptions=None)
     late = undecided(open_level(0.5), preemptions=0, margin=0.1)
@@ -118,8 +118,8 @@ def test_few_requests_pass_by_all_they_show_and_nothing_else_does() -> None:
 def test_without_an_answer_in_the_longest_closed_loop_nothing_is_decided_unless_requests_failed(
     failed: tuple[tuple[str, int], ...], outcome: TrialOutcome, incumbent: Incumbent | None
 ) -> None:
-    answer = OpenAnswer(incumbent)
-    answer.find(OpenServer(1.0).probe, lambda seconds: Saturation(0.0, seconds), Rules(), None)
+    answer = OpenLoopResult(incumbent)
+    answer.find(OpenServer(1.0).probe, lambda seconds: Saturation(0.0, seconds), SearchSettings(), None)
     closed = level(0.0, concurrency=320)
     closed = replace(closed, measurement=replace(closed.measurement, completed=0, failed=failed))
     assert answer.outcome([closed]) is outcome
@@ -129,4 +129,4 @@ def test_without_an_answer_in_the_longest_closed_loop_nothing_is_decided_unless_
 
 
 def test_load_that_did_not_come_to_its_end_decides_nothing() -> None:
-    assert OpenAnswer().outcome([level(100.0)]) is TrialOutcome.UNDECIDED
+    assert OpenLoopResult().outcome([level(100.0)]) is TrialOutcome.UNDECIDED

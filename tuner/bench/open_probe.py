@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from tuner.bench.capacity_search import ProbeResult, Saturation, Stop
+from tuner.bench.ladder import IDLE_LIMIT_S, INTERRUPTED, LadderLostError, LevelRun, LevelWatch
 from tuner.load.arrivals import Arrivals, arriving
 from tuner.load.backlog import GROWS, Backlog
-from tuner.load.capacity_search import ProbeResult, Saturation, Stop
 from tuner.load.drive import Progress, Samples, drive_closed, drive_open
 from tuner.load.prompts import Prompts, Request
 from tuner.load.stream import Target
 from tuner.measurement import Load, LoadKind, measure
 from tuner.slo import Slo, longest_wait_s
-from tuner.study.ladder import IDLE_LIMIT_S, INTERRUPTED, LadderLostError, LevelRun, LevelWatch
 from tuner.telemetry.sampler import Recording, Sampler
 from tuner.verdict import Outcome, Verdict, judge, passes
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tuner.server.facts import StartFacts, parse_facts
+from tuner.vllm.facts import StartFacts, parse_facts
 
-LOGS = Path(__file__).with_name("logs")
+LOGS = Path(__file__).parents[1] / "server" / "logs"
 
 
 def facts(name: str) -> StartFacts:

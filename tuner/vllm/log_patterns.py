@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from tuner.server import lessons
-from tuner.server.cause import Fault
-from tuner.server.lessons import Judge, Learn
+from tuner.vllm import bounds
+from tuner.vllm.bounds import Judge, Learn
+from tuner.vllm.cause import Fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Pattern:
     regex: re.Pattern[str]
     explanation: str
     hint: str
-    learn: Learn = lessons.nothing
+    learn: Learn = bounds.nothing
 
 
 _R = re.compile
@@ -43,39 +43,39 @@ SPECIFIC: tuple[Pattern, ...] = (
             r"\((?P<available>-?[\d.]+) ?GiB\)(?:[^\n]*?estimated maximum model length is (?P<longest>\d+))?"
         ),
         "A request of max-model-len {length} needs more KV cache than there is: {needed} GiB against {available} GiB.",
-        _GIVE_MEMORY, lessons.longest_length,
+        _GIVE_MEMORY, bounds.longest_length,
     ),
     Pattern(
         "no-kv-memory", _C, _R(r"No available memory for the cache blocks"),
         "Weights and activations leave no memory for a KV cache.",
-        "raise gpu-memory-utilization or lower max-num-batched-tokens", lessons.more_memory_than_given,
+        "raise gpu-memory-utilization or lower max-num-batched-tokens", bounds.more_memory_than_given,
     ),
     Pattern(
         "no-kv-memory", _C, _R(r"Cannot auto-fit max_model_len: not enough GPU memory"),
         "Not even the shortest max-model-len fits into the memory left for the KV cache.",
-        "raise gpu-memory-utilization", lessons.more_memory_than_given,
+        "raise gpu-memory-utilization", bounds.more_memory_than_given,
     ),
     Pattern(
-        "memory-wanted", lessons.gpu_held,
+        "memory-wanted", bounds.gpu_held,
         _R(
             r"Free memory on device [^\n]*?\((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) on startup is less than desired "
             r"GPU memory utilization \((?P<wanted>[\d.]+), (?P<wanted_gib>[\d.]+) GiB\)"
         ),
         "gpu-memory-utilization {wanted} wants {wanted_gib} GiB and {free} of {total} GiB are free.",
-        _FREE_GPU + ", or lower gpu-memory-utilization", lessons.free_share,
+        _FREE_GPU + ", or lower gpu-memory-utilization", bounds.free_share,
     ),
     Pattern(
         "memory-moved", _E, _R(r"Error in memory profiling\. Initial free memory"),
         "Another process gave GPU memory back while vLLM measured it.", "start again when the GPU is quiet",
     ),
     Pattern(
-        "host-memory-wanted", lessons.host_held,
+        "host-memory-wanted", bounds.host_held,
         _R(
             r"Available memory on node \d+ \((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) on startup is less than desired "
             r"CPU memory utilization \((?P<wanted>[\d.]+), (?P<wanted_gib>[\d.]+) GiB\)"
         ),
         "gpu-memory-utilization {wanted} wants {wanted_gib} GiB of host memory; {free} of {total} GiB are available.",
-        "lower gpu-memory-utilization or end other programs", lessons.free_share,
+        "lower gpu-memory-utilization or end other programs", bounds.free_share,
     ),
     Pattern(
         "host-kv-memory", _C,
@@ -84,13 +84,13 @@ SPECIFIC: tuple[Pattern, ...] = (
             r"than requested memory for kv \((?P<kv>-?[\d.]+)(?:/(?P<budget>[\d.]+))? GiB\)"
         ),
         "The KV cache was to get {kv} GiB, which is not between 0 and the {free} GiB available.",
-        "change gpu-memory-utilization or kv-cache-memory-bytes", lessons.host_kv,
+        "change gpu-memory-utilization or kv-cache-memory-bytes", bounds.host_kv,
     ),
     Pattern(
         "host-kv-memory", _C,
         _R(r"The worker already uses (?P<used>[\d.]+) GiB \(model weights and runtime\), more than the"),
         "Weights and runtime take {used} GiB, more than gpu-memory-utilization allows.",
-        "raise gpu-memory-utilization", lessons.more_memory_than_given,
+        "raise gpu-memory-utilization", bounds.more_memory_than_given,
     ),
     Pattern(
         "oom-weights", _C, _R(r"Failed to load model - not enough GPU memory"),
@@ -100,7 +100,7 @@ SPECIFIC: tuple[Pattern, ...] = (
     Pattern(
         "oom-warm-up", _C, _R(r"CUDA out of memory occurred when warming up sampler with (?P<seqs>\d+) dummy requests"),
         "The sampler has no memory left for {seqs} sequences at once.",
-        "lower max-num-seqs or gpu-memory-utilization", lessons.fewer_sequences,
+        "lower max-num-seqs or gpu-memory-utilization", bounds.fewer_sequences,
     ),
     # ── arguments ───────────────────────────────────────────────────────────────────────────────────────────────────
     Pattern(
@@ -110,19 +110,19 @@ SPECIFIC: tuple[Pattern, ...] = (
             r"\((?P<seqs>\d+)\)"
         ),
         "max-num-batched-tokens {tokens} is below max-num-seqs {seqs}.",
-        "raise max-num-batched-tokens or lower max-num-seqs", lessons.at_most("max-num-seqs", "tokens"),
+        "raise max-num-batched-tokens or lower max-num-seqs", bounds.at_most("max-num-seqs", "tokens"),
     ),
     Pattern(
         "batched-below-len", _C,
         _R(r"max_num_batched_tokens \((?P<tokens>\d+)\) is smaller than max_model_len \((?P<length>\d+)\)"),
         "Without chunked prefill max-num-batched-tokens {tokens} must be at least max-model-len {length}.",
-        "raise max-num-batched-tokens or allow chunked prefill", lessons.at_least("max-num-batched-tokens", "length"),
+        "raise max-num-batched-tokens or allow chunked prefill", bounds.at_least("max-num-batched-tokens", "length"),
     ),
     Pattern(
         "active-above-seqs", _C,
         _R(r"max_num_active_seqs \((?P<active>\d+)\) cannot be greater than max_num_seqs \((?P<seqs>\d+)\)"),
         "max-num-active-seqs {active} is above max-num-seqs {seqs}.",
-        "lower max-num-active-seqs", lessons.at_most("max-num-active-seqs", "seqs"),
+        "lower max-num-active-seqs", bounds.at_most("max-num-active-seqs", "seqs"),
     ),
     Pattern(
         "threshold-above-len", _C,
@@ -131,7 +131,7 @@ SPECIFIC: tuple[Pattern, ...] = (
             r"\((?P<length>\d+)\)"
         ),
         "long-prefill-token-threshold {threshold} is above max-model-len {length}.",
-        "lower long-prefill-token-threshold", lessons.at_most("long-prefill-token-threshold", "length"),
+        "lower long-prefill-token-threshold", bounds.at_most("long-prefill-token-threshold", "length"),
     ),
     Pattern(
         "len-above-model", _C,
@@ -140,23 +140,23 @@ SPECIFIC: tuple[Pattern, ...] = (
             r"(?: \((?:\w+=)?(?P<longest>\d+))?"
         ),
         "max-model-len {length} is longer than the model was made for.",
-        "lower max-model-len", lessons.at_most("max-model-len", "longest"),
+        "lower max-model-len", bounds.at_most("max-model-len", "longest"),
     ),
     Pattern(
         "partial-prefills", _C, _R(r"Concurrent Partial Prefill is not supported"),
         "This vLLM has the partial prefill flags and refuses every value of them.",
-        "leave max-num-partial-prefills and max-long-partial-prefills at 1", lessons.no_partial_prefills,
+        "leave max-num-partial-prefills and max-long-partial-prefills at 1", bounds.no_partial_prefills,
     ),
     Pattern(
         "mamba-blocks", _C, _R(r"exceeds available Mamba cache blocks \((?P<blocks>\d+)\)"),
         "The model's state cache has blocks for {blocks} sequences only.",
-        "lower max-num-seqs", lessons.at_most("max-num-seqs", "blocks"),
+        "lower max-num-seqs", bounds.at_most("max-num-seqs", "blocks"),
     ),
     Pattern(
         "too-few-gpus", _C,
         _R(r"World size \((?P<world>\d+)\) is larger than the number of available GPUs \((?P<gpus>\d+)\)"),
         "The launch wants {world} GPUs and sees {gpus}.",
-        "lower --tensor-parallel-size or give more --gpus", lessons.at_most("tensor-parallel-size", "gpus"),
+        "lower --tensor-parallel-size or give more --gpus", bounds.at_most("tensor-parallel-size", "gpus"),
     ),
     Pattern(
         "heads-not-divisible", _C,
@@ -260,7 +260,7 @@ SPECIFIC: tuple[Pattern, ...] = (
 
 BROAD: tuple[Pattern, ...] = (
     Pattern(
-        "oom", lessons.cuda_oom,
+        "oom", bounds.cuda_oom,
         _R(
             r"CUDA out of memory\. Tried to allocate (?P<wanted>[\d.]+ [GMK]iB)"
             r"(?:[^\n]*?total capacity of (?P<total>[\d.]+) GiB of which (?P<free>[\d.]+) (?P<free_unit>[GMK]iB|bytes)"
@@ -318,7 +318,7 @@ GENERIC: tuple[Pattern, ...] = (
         "The vLLM installation is incomplete.", "repair it: `vllm serve --help` must work",
     ),
     Pattern(
-        "worker-died", lessons.vanished, _R(r"Worker proc [^\n]* died unexpectedly"),
+        "worker-died", bounds.vanished, _R(r"Worker proc [^\n]* died unexpectedly"),
         "A worker process of the engine died.", _KILLED_HINT,
     ),
     Pattern(
@@ -330,7 +330,7 @@ GENERIC: tuple[Pattern, ...] = (
         "The engine died while it served.", "see the end of the log",
     ),
     Pattern(
-        "engine-died", lessons.vanished,
+        "engine-died", bounds.vanished,
         _R(r"engine core exited unexpectedly|Engine core (?:proc|process) [^\n]*died unexpectedly"),
         "The engine's process died.", _KILLED_HINT,
     ),

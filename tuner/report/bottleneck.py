@@ -9,7 +9,7 @@ from tuner import formatting
 from tuner.candidate import Candidate
 from tuner.measurement import CautionKind, Measurement
 from tuner.report.tables import StudyFiles
-from tuner.report.words import Words
+from tuner.report.translations import Words
 from tuner.study.record import TrialRecord
 
 KV_FULL, KV_NEAR = 0.9, 0.75

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tuner.errors import EnvironmentFaultError
-from tuner.space.flags import installed_vllm, parse_flags, split_command
+from tuner.vllm.flags import installed_vllm, parse_flags, split_command
 
 HELP = """usage: vllm serve [model_tag] [options]
 

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 
 from tuner.measurement import Caution, CautionKind, ClientLoad, GpuLoad, Measurement, ServerLoad
+from tuner.report.bottleneck import Levels, Limit, Reading, binding, levels_of, why_rows
 from tuner.report.tables import StudyFiles
-from tuner.report.why import Levels, Limit, Reading, binding, levels_of, why_rows
-from tuner.report.words import Words
+from tuner.report.translations import Words
 
 QUIET = ServerLoad(preemptions=0, kv_usage_peak=0.3, running_peak=20.0, waiting_mean=0.0)
 IDLE_CLIENT = ClientLoad(cpu_share=0.1, lag_p99_ms=1.0, late_p99_ms=None)

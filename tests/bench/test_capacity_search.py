@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.load.capacity_search import (
+from tuner.bench.capacity_search import (
     Ended,
     Incumbent,
     ProbeResult,
-    Rules,
     Saturation,
+    SearchSettings,
     Stop,
     claim,
     search_capacity,
@@ -70,7 +70,7 @@ def test_a_candidate_that_is_no_better_loses_the_race_in_one_probe_that_runs_to_
     server = Known(10.0)
     found = search_capacity(server.probe, server.saturate, Incumbent(10.0, 12.5))
     assert found.ended is Ended.RACE_LOST
-    assert found.failed == pytest.approx(10 * Rules().race)
+    assert found.failed == pytest.approx(10 * SearchSettings().race)
     assert [probed[3] for probed in server.probed] == [Stop.AT_END]
 
 
@@ -112,7 +112,7 @@ def test_far_below_the_limit_the_way_up_is_short() -> None:
     found = search_capacity(server.probe, server.saturate, Incumbent(6.0, 12.5))
     assert found.ended is Ended.FOUND
     assert found.rate == pytest.approx(10, rel=0.002)
-    steps = math.log(10 / 6.12) / math.log(1 + Rules().step)
+    steps = math.log(10 / 6.12) / math.log(1 + SearchSettings().step)
     assert len(server.probed) < steps / 2
 
 
@@ -121,7 +121,7 @@ def test_far_below_the_limit_the_way_up_is_short() -> None:
     [(None, 0.035), (0.0, 0.035), (-0.7, 0.035), (-1.4, 0.07), (-9.0, 0.14), (1.0, 0.035)],
 )
 def test_a_step_is_longer_the_further_the_tail_is_below_the_limit(log_ratio: float | None, stride: float) -> None:
-    assert Rules().stride(log_ratio) == pytest.approx(stride)
+    assert SearchSettings().stride(log_ratio) == pytest.approx(stride)
 
 
 def test_a_warm_search_estimates_losers_too() -> None:
@@ -136,9 +136,9 @@ def test_all_probes_of_a_search_are_on_one_trace() -> None:
 
 
 def test_slow_servers_are_probed_long_enough_for_a_p99_within_reason() -> None:
-    assert Rules().seconds_at(50) == 20
-    assert Rules().seconds_at(2) == 50
-    assert Rules().seconds_at(0.1) == 120
+    assert SearchSettings().seconds_at(50) == 20
+    assert SearchSettings().seconds_at(2) == 50
+    assert SearchSettings().seconds_at(0.1) == 120
 
 
 def test_long_answers_make_longer_probes() -> None:
@@ -219,9 +219,9 @@ def test_a_limit_that_is_long_for_its_trace_costs_a_twentieth_at_most() -> None:
 
 
 def test_the_traces_of_a_claim_hold_2500_requests_within_reason() -> None:
-    assert Rules().claim_seconds_at(100) == 120
-    assert Rules().claim_seconds_at(10) == 250
-    assert Rules().claim_seconds_at(1) == 400
+    assert SearchSettings().claim_seconds_at(100) == 120
+    assert SearchSettings().claim_seconds_at(10) == 250
+    assert SearchSettings().claim_seconds_at(1) == 400
 
 
 def test_a_claim_that_fails_backs_off_on_traces_of_its_own() -> None:

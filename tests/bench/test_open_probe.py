@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench.test_ladder import metrics
 from tests.load.scripted_server import Reset, answer, serving
 from tests.load.test_recorded import timed
-from tests.study.test_ladder import metrics
+from tuner.bench.capacity_search import Ended, Saturation, SearchSettings, Stop, search_capacity
+from tuner.bench.ladder import LevelRun
+from tuner.bench.open_probe import InterruptedLoadError, OpenProbe
 from tuner.load.arrivals import chosen_arrivals
-from tuner.load.capacity_search import Ended, Rules, Saturation, Stop, search_capacity
 from tuner.load.prompts import Prompts
 from tuner.load.stream import Target
 from tuner.load.workload import workload
 from tuner.measurement import Load, LoadKind
 from tuner.slo import parse_slo
-from tuner.study.ladder import LevelRun
-from tuner.study.open_probe import InterruptedLoadError, OpenProbe
 from tuner.telemetry.sampler import Sampler
 from tuner.verdict import Outcome
 
@@ -132,7 +132,7 @@ def test_the_search_runs_on_a_real_server(tiny_model: str) -> None:
     """A limit that no rate keeps: the search ends where it must, with every probe rejected."""
     with serving(LATE) as server, metrics(lambda: 0) as url:
         probe = probe_of(server.url, url, tiny_model, "p99 ttft <= 2s", [])
-        rules = Rules(probe_s=1.0, longest_probe_s=1.0, saturation_s=1.0, most_probes=2)
+        rules = SearchSettings(probe_s=1.0, longest_probe_s=1.0, saturation_s=1.0, most_probes=2)
         found = search_capacity(probe, lambda seconds: Saturation(50.0, 0.07), rules=rules)
     assert found.ended is Ended.NEVER_PASSED
 

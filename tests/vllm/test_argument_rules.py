@@ -5,7 +5,7 @@ from hypothesis import given
 
 from tests.strategies import points
 from tuner.candidate import Value
-from tuner.space.rules import RULES, broken, mended
+from tuner.vllm.argument_rules import RULES, broken, mended
 
 
 @given(points)

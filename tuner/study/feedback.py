@@ -20,7 +20,7 @@ _KEPT = (-1.0, -0.05, -0.02)
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Feedback:
     """`value` is QPS; constraints are kept at or below 0. `imputed` values were never measured."""
 
     value: float
@@ -28,7 +28,7 @@ class Told:
     imputed: bool
 
 
-def told(record: TrialRecord, nearest: Told | None) -> Told | None:
+def feedback_for(record: TrialRecord, nearest: Feedback | None) -> Feedback | None:
     """None: the search learns nothing from it (FAIL). `nearest` is the closest trial that was measured, if any.
 
     A refused or crashed start is a broken first constraint and otherwise looks like its measured neighbour: told as a
@@ -45,13 +45,13 @@ def told(record: TrialRecord, nearest: Told | None) -> Told | None:
             return None
 
 
-def not_started(nearest: Told | None) -> Told:
+def not_started(nearest: Feedback | None) -> Feedback:
     """What a start that is refused is told as, and one that would be: no figure of it was measured."""
-    like = nearest or Told(0.0, (1.0, 0.0, -0.02), imputed=True)
-    return Told(like.value, (1.0, *like.constraints[1:]), imputed=True)
+    like = nearest or Feedback(0.0, (1.0, 0.0, -0.02), imputed=True)
+    return Feedback(like.value, (1.0, *like.constraints[1:]), imputed=True)
 
 
-def _behind(record: TrialRecord) -> Told | None:
+def _behind(record: TrialRecord) -> Feedback | None:
     """What it is likely to sustain, never more than the best, at no fault. Told as a failure it would come again;
     told as just behind the best, all of them would look alike to the model."""
     capacity, best = record.capacity, record.incumbent
@@ -62,10 +62,10 @@ def _behind(record: TrialRecord) -> Told | None:
         expected = capacity.saturation * best.rate / best.saturation
         lost_at = best.rate if capacity.failed is None else capacity.failed
         value = min(expected, lost_at, _BEHIND * best.rate)
-    return Told(value, _KEPT, imputed=False)
+    return Feedback(value, _KEPT, imputed=False)
 
 
-def _measured(record: TrialRecord) -> Told | None:
+def _measured(record: TrialRecord) -> Feedback | None:
     level = _level(record)
     if level is None or level.measurement.qps is None:
         return None
@@ -73,7 +73,7 @@ def _measured(record: TrialRecord) -> Told | None:
     if record.best is None and slo <= 0 and preemption <= 0:
         slo = _NOT_SHOWN_FEASIBLE  # failed requests or too few: it must not pass for a feasible point
     value = level.measurement.qps if record.qps is None else record.qps
-    return Told(value, (-1.0, slo, preemption), imputed=False)
+    return Feedback(value, (-1.0, slo, preemption), imputed=False)
 
 
 def _level(record: TrialRecord) -> Level | None:
