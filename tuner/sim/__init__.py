@@ -1,4 +1,4 @@
-"""A stand-in for `vllm serve`: the same argv, log lines, endpoints and failures, on simulated hardware.
+"""Stand-in for `vllm serve` on simulated hardware. It has the same argv, log lines, endpoints and failures.
 
 As a process: `python -m tuner.sim serve MODEL --max-num-seqs 64 …`. As a library, in virtual time: `startup`, then
 `simulate`.

@@ -1,4 +1,4 @@
-"""`python -m tuner.sim serve MODEL …`."""
+"""Entry point of `python -m tuner.sim serve MODEL …`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The HTTP face: vLLM's endpoints, error bodies and streams, and what faults do to them."""
+"""HTTP layer of the stand-in: vLLM's endpoints, error bodies and streams. Faults act on it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tuner.sim.metrics import Metrics
 from tuner.sim.tokens import TextEncoder, block_keys, chat_text, word
 
 NATURAL_ANSWER_TOKENS = 180
-"""Median length of an answer to a request without ignore_eos; log-normal with sigma 0.6, fixed by its prompt."""
+"""Median answer length without ignore_eos. The length is log-normal (sigma 0.6) and fixed by the prompt."""
 
 STREAM_BREAKS = ("error-chunk", "reset-mid-stream", "truncated-output", "role-only")
 
 
 class BadRequestError(Exception):
-    """Answered with vLLM's error body."""
+    """Invalid request, answered with vLLM's error body."""
 
     def __init__(
         self, message: str, status: int = 400, kind: str = "BadRequestError", parameter: str | None = None
@@ -40,7 +40,7 @@ class BadRequestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What one request asks for, checked and clipped."""
+    """Parameters of one request, checked and clipped."""
 
     ids: Sequence[int]
     output_tokens: int
@@ -55,7 +55,7 @@ def error_body(message: str, status: int, kind: str, parameter: str | None = Non
 
 
 class Api:
-    """Handlers of one server. `strike` carries out faults that end processes; it is asked after every request."""
+    """Handlers of one server. `strike` runs after every request and carries out the faults that end processes."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class Api:
         return web.json_response(answer)
 
     async def _reset_prefix_cache(self, request: web.Request) -> web.Response:
-        """Like vLLM's without reset_running_requests: succeeds only while nobody holds blocks."""
+        """Drop the cached content if no request holds blocks, as vLLM does without reset_running_requests."""
         scheduler = self._engine.scheduler
         if scheduler.running:
             return web.json_response({"success": False})
@@ -284,7 +284,7 @@ class Api:
 
 
 class Form:
-    """The JSON of an answer; everything that is the same in all chunks of a stream is written once."""
+    """JSON layout of an answer. Everything that all chunks of a stream share is written once."""
 
     object_name = ""
     id_prefix = ""
@@ -297,15 +297,15 @@ class Form:
         self._head = "data: " + json.dumps(head)[:-1]
 
     def opening(self) -> bytes:
-        """The chunk before the first token's, sent together with it; empty where the form has none."""
+        """Return the chunk that precedes the first token and is sent with it. Empty if the form has none."""
         return b""
 
     def choice(self, text: str) -> str:
-        """The part of a chunk's choice that carries text, as JSON without its braces."""
+        """Render the part of a chunk's choice that carries text, as JSON without braces."""
         raise NotImplementedError
 
     def message(self, text: str) -> dict[str, object]:
-        """The part of a whole answer's choice that carries text."""
+        """Build the part of a whole answer's choice that carries text."""
         raise NotImplementedError
 
     def chunk(self, text: str, reason: str | None) -> bytes:
@@ -362,6 +362,6 @@ def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
 
 
 def _natural_length(ids: Sequence[int]) -> int:
-    """Where the model would have stopped: the same for the same prompt."""
+    """Return the answer's length without ignore_eos. Equal prompts give equal lengths."""
     generator = random.Random(zlib.crc32(repr(ids).encode()))
     return max(1, round(generator.lognormvariate(math.log(NATURAL_ANSWER_TOKENS), 0.6)))

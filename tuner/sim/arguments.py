@@ -1,8 +1,8 @@
-"""argv → ServeArguments, with argparse's own words and exit codes for what is wrong with it, as `vllm serve` has them.
+"""Parser of argv into ServeArguments, with the errors and exit codes of `vllm serve`.
 
-All 317 options of vLLM 0.32.0 are accepted (flags.txt); those that the simulation models get a type, the others are
-taken and have no effect. Options of the stand-in itself begin with --sim- or are --fault; each also has an environment
-variable, so that a search can be put through them without touching its command.
+It accepts all 317 options of vLLM 0.32.0 (flags.txt). Options that the simulation models have a type; the others
+have no effect. Options of the stand-in itself begin with --sim- or are --fault. Each of these also has an
+environment variable, so that a search can use them without a change of its command.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ DESCRIPTION = "Launch a local OpenAI-compatible API server to serve LLM completi
 
 @dataclass(frozen=True, slots=True)
 class SimOptions:
-    """What only the stand-in knows. `startup_s` is wall time of a whole start; None takes it from hardware and
-    model."""
+    """Options of the stand-in alone. `startup_s` is the wall time of a whole start; None derives it from hardware
+    and model."""
 
     hardware: Hardware
     speed: float
@@ -40,7 +40,7 @@ class SimOptions:
 
 @dataclass(frozen=True, slots=True)
 class ServeArguments:
-    """One `vllm serve` command line. `given` are the options that were written, as the log's non-default args."""
+    """One `vllm serve` command line. `given` lists the options that were written, as vLLM's log does."""
 
     model: str
     served_names: tuple[str, ...]
@@ -55,8 +55,8 @@ class ServeArguments:
 
 
 def human_readable_int(text: str) -> int:
-    """1k = 1000, 1K = 1024, 1.5k = 1500: vLLM's rule (utils/argparse_utils.py); decimals only with the lower-case
-    letters."""
+    """Parse 1k = 1000, 1K = 1024 and 1.5k = 1500. Only lower-case letters allow decimals (vLLM,
+    utils/argparse_utils.py)."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgGtT])", text.strip())
     if match is None:
         return int(text)
@@ -95,7 +95,7 @@ TYPES: Mapping[str, Callable[[str], object]] = {
 
 
 class _VllmParser(argparse.ArgumentParser):
-    """Errors as the vLLM command prints them; `--max_num_seqs` is `--max-num-seqs`."""
+    """Parser that prints errors as vLLM does. It reads `--max_num_seqs` as `--max-num-seqs`."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         self.exit(2, f"usage: vllm serve [model_tag] [options]\nvllm: error: {message}\n")
@@ -119,7 +119,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_flag(group: argparse._ArgumentGroup, declaration: str, default: str) -> None:
-    """One line of flags.txt: `--a VALUE, -b VALUE`, `--a {x,y}`, `--a V [V ...]`, `--a, --no-a` or `--a`."""
+    """Add the flag that one line of flags.txt declares. Forms: `--a VALUE, -b VALUE`, `--a {x,y}`, `--a V [V ...]`,
+    `--a, --no-a`, `--a`."""
     names = [part for part in re.split(r"[,\s]+", re.sub(r"\{[^}]*\}", "", declaration)) if part.startswith("-")]
     text = f"(default: {default})"
     positive = [name for name in names if not name.startswith("--no-")]
@@ -160,8 +161,8 @@ def wants_help(argv: Sequence[str]) -> bool:
 
 
 def parse(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> ServeArguments:
-    """`serve MODEL --flag …` without the program name. Exits as argparse does: 0 after --help, 2 for what it cannot
-    take."""
+    """Parse `serve MODEL --flag …`, without the program name. Exits as argparse does: 0 after --help, 2 after an
+    error."""
     words = [_dashes(word) for word in (argv[1:] if argv[:1] == ["serve"] else argv)]
     parser = build_parser()
     if wants_help(words):

@@ -1,9 +1,8 @@
-"""Flags as given → the configuration that runs: vLLM's defaults by hardware, and its argument rules with their exact
+"""Given flags → the configuration that runs: vLLM's defaults by hardware, and its argument rules with their
 messages.
 
 Source: vLLM 0.32.0, engine/arg_utils.py (defaults by usage context), config/scheduler.py, config/cache.py,
-config/parallel.py, config/model.py. The words of a refusal are data that other programs match on, and are therefore
-vLLM's.
+config/parallel.py, config/model.py. Other programs match on the words of a refusal. So these words are vLLM's own.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from tuner.sim.hardware import GIB, Device, Hardware
 
 
 class Cause(enum.Enum):
-    """Why a start was refused: the truth that a diagnosis of the log can be compared with."""
+    """Reason of a refused start: the truth against which a diagnosis of the log is checked."""
 
     ARGUMENTS = "arguments"
     MODEL_NOT_FOUND = "model not found"
@@ -29,7 +28,7 @@ class Cause(enum.Enum):
 
 
 class Origin(enum.Enum):
-    """Which process raises: the API server before anything started, or the engine core."""
+    """Process that raises: the API server before anything started, or the engine core."""
 
     API_SERVER = "APIServer"
     ENGINE_CORE = "EngineCore"
@@ -37,8 +36,8 @@ class Origin(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A start that ended before /health. `error` is the exception's type as a traceback prints it; exit code 1
-    always."""
+    """Start that ended before /health, always with exit code 1. `error` is the exception's type as a traceback
+    prints it."""
 
     cause: Cause
     error: str
@@ -49,7 +48,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class EngineArguments:
-    """What was written on the command line. None means not given; then vLLM's default for the hardware holds."""
+    """Engine arguments of the command line. None means not given: vLLM's default for the hardware holds."""
 
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -77,8 +76,7 @@ class EngineArguments:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Every value resolved. `max_model_len` -1 (auto) is still open here and is fitted by the start, when memory is
-    known."""
+    """Resolved value of every argument. A `max_model_len` of -1 (auto) stays open until the start knows the memory."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -105,8 +103,7 @@ class EngineConfig:
 
 
 def default_limits(hardware: Hardware) -> tuple[int, int]:
-    """(max_num_batched_tokens, max_num_seqs) of `vllm serve` where they are not given (arg_utils.py, by device
-    memory)."""
+    """Return the default (max_num_batched_tokens, max_num_seqs) of `vllm serve` by device memory (arg_utils.py)."""
     if hardware.device is Device.CPU:
         return 2048, 128
     if hardware.memory_bytes >= 160 * GIB:
@@ -117,7 +114,7 @@ def default_limits(hardware: Hardware) -> tuple[int, int]:
 
 
 def resolve(arguments: EngineArguments, hardware: Hardware, model: ModelShape) -> EngineConfig | Refused:
-    """Defaults filled in, then every rule checked. Pure."""
+    """Fill in the defaults, then check every rule. Pure."""
     refusal = _out_of_range(arguments, hardware) or _parallel_refusal(arguments, hardware, model)
     if refusal is not None:
         return refusal
@@ -169,7 +166,7 @@ def _limits(arguments: EngineArguments, hardware: Hardware, chunked: bool, lengt
 
 
 def _capture_sizes(arguments: EngineArguments, hardware: Hardware, seqs: int, batched: int) -> tuple[int, ...]:
-    """Batch sizes that get a CUDA graph: 1 2 4, then every 8 up to 256, then every 16 (config/vllm.py)."""
+    """Return the batch sizes that get a CUDA graph: 1, 2, 4, every 8 up to 256, then every 16 (config/vllm.py)."""
     ceiling = 1024 if hardware.name == "b200" else 512
     largest = arguments.max_cudagraph_capture_size or min(seqs * 2, ceiling, batched)
     sizes = [1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16)]
@@ -177,14 +174,14 @@ def _capture_sizes(arguments: EngineArguments, hardware: Hardware, seqs: int, ba
 
 
 def _argument_refusal(hardware: Hardware, message: str, config: str) -> Refused:
-    """A ValueError inside a pydantic config, as pydantic words it."""
+    """Word a ValueError inside a pydantic config as pydantic does."""
     text = f"1 validation error for {config}\n  Value error, {message} [type=value_error]"
     after_s = hardware.start.import_s + 2.0
     return Refused(Cause.ARGUMENTS, "pydantic_core._pydantic_core.ValidationError", text, Origin.API_SERVER, after_s)
 
 
 def _out_of_range(arguments: EngineArguments, hardware: Hardware) -> Refused | None:
-    """Bounds that pydantic checks field by field."""
+    """Check the bounds that pydantic checks field by field."""
     bounds = (
         ("SchedulerConfig", "max_num_seqs", arguments.max_num_seqs),
         ("SchedulerConfig", "max_num_batched_tokens", arguments.max_num_batched_tokens),
@@ -255,8 +252,10 @@ def _length(arguments: EngineArguments, hardware: Hardware, model: ModelShape) -
 
 
 def _scheduler_refusal(config: EngineConfig, hardware: Hardware, length: int) -> Refused | None:
-    """config/scheduler.py, verify_max_model_len: in its order, because the first one that fails is what the log
-    shows."""
+    """Check the scheduler's rules in vLLM's order (config/scheduler.py, verify_max_model_len).
+
+    The order matters: the log shows the first rule that fails.
+    """
     message = None
     if config.max_num_batched_tokens < length and not config.enable_chunked_prefill:
         message = (

@@ -1,4 +1,4 @@
-"""The engine's clock inside the API server: scheduler steps on wall time, tokens to streams, counters to metrics."""
+"""Clock of the engine inside the API server: steps on wall time, tokens to streams, counters to metrics."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from tuner.sim.startup import Started
 from tuner.sim.virtual import Jitter, Noise, step_cost
 
 MAX_CATCH_UP_S = 0.05
-"""A late wake-up is made good by shorter sleeps up to this; beyond it the machine was too slow and time is lost."""
+"""Longest lateness in seconds that shorter sleeps make good. Beyond it the machine was too slow and the time is
+lost."""
 
 
 class EngineDeadError(Exception):
-    """The engine core is gone; the text is vLLM's."""
+    """Death of the engine core, in vLLM's words."""
 
     def __init__(self) -> None:
         super().__init__("EngineCore encountered an issue. See stack trace (above) for the root cause.")
 
 
 class Stream:
-    """The tokens of one request as they come. A consumer that is slow finds several at once, as in vLLM."""
+    """Tokens of one request as they come. A slow consumer finds several at once, as in vLLM."""
 
     __slots__ = (
         "_dead", "_news", "_taken", "finished", "first_s", "generated", "reason", "request", "scheduled_s", "sent_s",
@@ -45,7 +46,8 @@ class Stream:
         self._news = asyncio.Event()
 
     async def take(self, at_least: int = 1) -> tuple[int, bool]:
-        """(new tokens, whether they are the last); waits for `at_least` new ones. Raises EngineDeadError."""
+        """Wait for `at_least` new tokens and return (their number, whether they are the last). Raises
+        EngineDeadError."""
         while not self.finished and not self._dead and self.generated - self._taken < at_least:
             self._news.clear()
             await self._news.wait()
@@ -66,7 +68,7 @@ class Stream:
 
 
 class EngineLoop:
-    """One engine: `submit` a request, read its Stream, `abort` it when the client goes."""
+    """One engine: `submit` a request, read its Stream, `abort` it when the client leaves."""
 
     def __init__(
         self,
@@ -98,9 +100,10 @@ class EngineLoop:
     def submit(
         self, prompt_tokens: int, output_tokens: int, keys: Sequence[Hashable], sent_s: float, reason: str = "length"
     ) -> Stream:
-        """Queue a request that has been checked against max_model_len. `sent_s` is loop time at its arrival.
+        """Queue a request that fits max_model_len. `sent_s` is the loop's time at its arrival.
 
-        `reason` says why it ends after `output_tokens`: it may have no more ("length") or wants no more ("stop").
+        `reason` says why the request ends after `output_tokens`: it may have no more ("length") or wants no more
+        ("stop").
         """
         if self.dead:
             raise EngineDeadError
@@ -112,7 +115,7 @@ class EngineLoop:
         return stream
 
     def abort(self, stream: Stream) -> None:
-        """Takes effect between two steps."""
+        """Abort the request between two steps."""
         if self._streams.pop(stream.request, None) is not None:
             self._aborted.append(stream.request)
             self._preempted.pop(stream.request, None)
@@ -120,7 +123,7 @@ class EngineLoop:
             self._wake.set()
 
     def die(self) -> None:
-        """The engine core is gone: every stream ends with an error, no new one begins."""
+        """End every stream with an error and accept no new one: the engine core is gone."""
         self.dead = True
         for stream in self._streams.values():
             stream.die()
@@ -128,7 +131,7 @@ class EngineLoop:
         self._wake.set()
 
     async def run(self, hung: Callable[[], bool]) -> None:
-        """Steps until the engine dies. `hung` says whether it has stopped stepping for good (a fault)."""
+        """Step until the engine dies. `hung` tells if it has stopped for good (a fault)."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time()
         while not self.dead:
@@ -193,7 +196,7 @@ class EngineLoop:
         self._metrics.prefill_s.observe(now_s - stream.scheduled_s)
 
     def _report_preemptions(self, request: Request) -> None:
-        """As in vLLM, a preemption is counted with the request's next output; an aborted request never reports it."""
+        """Count a preemption with the request's next output, as vLLM does. An aborted request never reports it."""
         if request.preemptions > self._preempted.get(request, 0):
             self._metrics.preemptions.inc(request.preemptions - self._preempted.get(request, 0))
             self._preempted[request] = request.preemptions

@@ -1,8 +1,9 @@
-"""The child process: `VLLM::EngineCore`, with `VLLM::Worker_TP0…` where there are several ranks (or a CPU).
+"""Child process `VLLM::EngineCore`, with a `VLLM::Worker_TP0…` for each rank (or for a CPU).
 
-It checks and holds memory, prints the engine's log lines, takes the time of a start and says on a pipe that it is
-ready; then it waits. As with the real one, nothing tells it that its parent died: after SIGKILL of the API server it
-lives on and holds its memory. The scheduler itself runs in the parent, one process hop nearer to the streams.
+It checks and holds memory, prints the engine's log lines and takes the time of a start. Then it reports on a pipe
+that it is ready, and waits. Like the real engine, it does not notice the death of its parent: after SIGKILL of the
+API server it lives on and holds its memory. The scheduler itself runs in the parent, one process nearer to the
+streams.
 
 `python -m tuner.sim.engine_process` reads a pickled EngineTask from stdin and writes a pickled Started to descriptor
 `ready_fd`.
@@ -34,7 +35,7 @@ from tuner.sim.startup import Started, compiles, gib, out_of_memory, startup
 
 @dataclass(frozen=True, slots=True)
 class EngineTask:
-    """What the parent hands over. `scale` is wall seconds per simulated second of the start."""
+    """Task that the parent hands over. `scale` is wall seconds per simulated second of the start."""
 
     arguments: EngineArguments
     hardware: Hardware
@@ -175,7 +176,7 @@ class EngineCore:
         self._log.info("monitor.py:20", f"torch.compile took {started.phases.compile_s:.2f} s in total")
 
     def _hold(self, started: Started) -> None:
-        """Occupy memory: in workers where vLLM has workers, else in this process."""
+        """Occupy memory: in the workers if vLLM would have workers, else in this process."""
         task, ranks = self._task, started.config.tensor_parallel_size
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD, signal.SIGINT})
         if ranks == 1 and task.hardware.device is Device.GPU:
@@ -188,14 +189,14 @@ class EngineCore:
             pid = os.fork()
             if not pid:
                 os.close(self._alive)
-                os.close(task.ready_fd)  # or the parent would not see its end when the core dies
+                os.close(task.ready_fd)  # else the parent would not see the core's death
                 self._work(name, task.gpus[rank : rank + 1], started.memory.held, alive)
             self._workers[pid] = name
         os.close(alive)
 
     def _work(self, name: str, gpus: tuple[int, ...], held: int, alive: int) -> None:
-        """A worker: holds memory until its engine core is gone (a pipe that only the core keeps open) or it is told to
-        go."""
+        """Hold a worker's memory until the engine core is gone or orders the end. Only the core keeps the pipe
+        `alive` open."""
         setproctitle(name)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
@@ -208,7 +209,7 @@ class EngineCore:
     # ---------------------------------------------------------------- serving
 
     def _wait(self) -> int:
-        """Until SIGTERM, the death of a worker, or the parent's order to fail."""
+        """Wait for SIGTERM, the death of a worker, or the parent's order to fail."""
         waited = {signal.SIGTERM, signal.SIGCHLD, signal.SIGINT}
         signal.pthread_sigmask(signal.SIG_BLOCK, waited)
         orders: list[int] = [0]
@@ -256,7 +257,7 @@ class EngineCore:
 
 
 def _host_bytes_in_use(hardware: Hardware) -> int:
-    """What other processes of this host occupy: the CPU backend asks the real machine, and so does its stand-in."""
+    """Return the bytes in use on this host. vLLM's CPU backend asks the real machine, and so does the stand-in."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         name, _, amount = line.partition(":")
         if name == "MemAvailable":

@@ -1,7 +1,7 @@
-"""Failures on demand: what a real server does wrong some night, by name, so that any search can be put through it.
+"""Faults on demand, by name: the failures of a real server, for any search.
 
-Written NAME, NAME:ARGUMENT, NAME@START or NAME:ARGUMENT@START; START 2 means only the second start that uses the same
-TUNER_SIM_STATE folder. On the command line as `--fault`, or comma-separated in TUNER_SIM_FAULTS.
+Written NAME, NAME:ARGUMENT, NAME@START or NAME:ARGUMENT@START. START 2 means only the second start that uses the
+same TUNER_SIM_STATE folder. Given as `--fault`, or comma-separated in TUNER_SIM_FAULTS.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FAULTS: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault; `start` None means every start."""
+    """One fault. A `start` of None means every start."""
 
     name: str
     argument: str
@@ -55,7 +55,7 @@ class Fault:
 
 
 def parse_fault(text: str) -> Fault:
-    """ValueError with what there is for an unknown name or a bad number."""
+    """Parse one fault. Raises ValueError with the known names, or with what a number must be."""
     rest, _, start = text.strip().partition("@")
     name, _, argument = rest.partition(":")
     if name not in FAULTS:
@@ -75,8 +75,7 @@ def parse_fault(text: str) -> Fault:
 
 
 def count_start(state_dir: Path | None) -> int:
-    """Which start this is, from 1, counted in a file that all starts with the same folder share; always 1 without
-    one."""
+    """Count this start, from 1, in a file that all starts with the same folder share. Always 1 without a folder."""
     if state_dir is None:
         return 1
     state_dir.mkdir(parents=True, exist_ok=True)
@@ -91,7 +90,7 @@ def count_start(state_dir: Path | None) -> int:
 
 
 class ActiveFaults:
-    """The faults of this start, how many requests there were until now, and whether somebody gave the sign."""
+    """Faults of this start, with the number of requests so far and the outside signal."""
 
     def __init__(self, faults: Iterable[Fault], start: int) -> None:
         self._faults = {fault.name: fault for fault in faults if fault.start in (None, start)}
@@ -102,12 +101,12 @@ class ActiveFaults:
         return self._faults.get(name)
 
     def after_requests(self, name: str) -> bool:
-        """Whether a fault that strikes under load is due."""
+        """Return True if a fault that strikes under load is due."""
         fault = self._faults.get(name)
         return fault is not None and self.requests >= fault.number
 
     def every(self, name: str, nth: float | None = None) -> bool:
-        """Whether a fault that strikes every ARG-th (or `nth`) request strikes the present one."""
+        """Return True if the fault strikes the present request: every ARG-th one, or every `nth`."""
         fault = self._faults.get(name)
         if fault is None:
             return False

@@ -1,4 +1,4 @@
-"""Who holds simulated GPU memory: one small file per process in a folder, counted only while that process lives.
+"""Ledger of simulated GPU memory: one small file per process, counted only while that process lives.
 
 A file is named PID-STARTTIME (field 22 of /proc/PID/stat), so that a recycled pid does not count. The folder is
 TUNER_SIM_GPU_DIR.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def start_ticks(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None when there is no such process or it is a zombie."""
+    """Return when a process started, in clock ticks since boot. None if it does not exist or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
     except OSError:
@@ -22,8 +22,7 @@ def start_ticks(pid: int) -> int | None:
 
 
 def hold(gpu_dir: Path, gpu_indices: Sequence[int], bytes_each: int) -> Path:
-    """Note that this process holds `bytes_each` on each of the GPUs. Returns the file, to be unlinked when it lets
-    go."""
+    """Record that this process holds `bytes_each` on each GPU. Returns the file, to be unlinked on release."""
     gpu_dir.mkdir(parents=True, exist_ok=True)
     for stale in gpu_dir.glob("*-*"):
         if not _is_alive(stale):
@@ -36,7 +35,7 @@ def hold(gpu_dir: Path, gpu_indices: Sequence[int], bytes_each: int) -> Path:
 
 
 def _is_alive(holder: Path) -> bool:
-    """Whether the process of a file PID-STARTTIME lives; a file that is just being written counts as alive."""
+    """Return True if the process of a file PID-STARTTIME lives. A file that is just being written counts as alive."""
     if holder.suffix:
         return True
     pid, _, ticks = holder.name.partition("-")
@@ -44,7 +43,7 @@ def _is_alive(holder: Path) -> bool:
 
 
 def holders(gpu_dir: Path, gpu_index: int) -> dict[int, int]:
-    """pid → bytes on one GPU, of living processes."""
+    """Map each living pid to the bytes that it holds on one GPU."""
     found: dict[int, int] = {}
     for path in gpu_dir.glob("*-*") if gpu_dir.is_dir() else ():
         if not _is_alive(path):
@@ -59,13 +58,13 @@ def holders(gpu_dir: Path, gpu_index: int) -> dict[int, int]:
 
 
 def held_bytes(gpu_dir: Path, gpu_index: int) -> int:
-    """Bytes that living processes hold on one simulated GPU; 0 for a folder that is not there."""
+    """Sum the bytes that living processes hold on one GPU. 0 if the folder does not exist."""
     return sum(holders(gpu_dir, gpu_index).values())
 
 
 def visible_gpus(environment: str | None, count: int) -> tuple[int, ...]:
-    """CUDA_VISIBLE_DEVICES → indices; None means all `count` of them. Like CUDA, ends at the first entry that is no
-    index."""
+    """Parse CUDA_VISIBLE_DEVICES. None means all `count` GPUs. Like CUDA, the list ends at the first entry that is
+    no index."""
     if environment is None:
         return tuple(range(count))
     chosen: list[int] = []

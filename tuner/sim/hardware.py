@@ -1,4 +1,4 @@
-"""What a step costs and what memory holds, on a named device: a roofline with one constant for each physical limit.
+"""Cost of a step and size of memory on a named device: a roofline with one constant for each physical limit.
 
 Public specifications (NVIDIA data sheets and architecture white papers; dense rates, no sparsity, BF16 with FP32
 accumulation):
@@ -14,15 +14,17 @@ accumulation):
 | b200 | 180 GB | 8000 GB/s | 2250 TFLOP/s | NVLink 5, 1800 GB/s | DGX B200 data sheet, one of eight |
 | cpu | of this host | see CPU | see CPU | none | docs/stand-in.md, calibrated on the real vLLM CPU build |
 
-What is not on a data sheet, and why it has its value:
-- `bandwidth_share` 0.85, `flops_share` 0.70: what large GEMVs and GEMMs of tuned libraries reach of the specified peak.
-- links: NCCL ring all-reduce. Without P2P every byte goes GPU → host memory → GPU, so that a PCIe x16 link gives less
-  than half of its line rate (26 of 64 GB/s on PCIe 5, 12 of 32 on PCIe 4) at about 25 µs a call; with NVLink vLLM's
-  own kernel takes about 8 µs. (For scale: flashinfer pull request 5023 measures NCCL over PCIe at 8 to 14 µs for one
-  row and 35 GB/s for large ones, P2P on.)
-- `step_overhead_s` 1 ms: graph replay, sampler and the hand-over between two steps with asynchronous scheduling.
+Values that are on no data sheet, with their reasons:
+
+- `bandwidth_share` 0.85, `flops_share` 0.70: share of the specified peak that large GEMVs and GEMMs of tuned libraries
+  reach.
+- links: NCCL ring all-reduce. Without P2P every byte goes GPU → host memory → GPU. A PCIe x16 link then gives less than
+  half of its line rate (26 of 64 GB/s on PCIe 5, 12 of 32 on PCIe 4) at about 25 µs a call. With NVLink vLLM's own
+  kernel takes about 8 µs. For scale: flashinfer pull request 5023 measures NCCL over PCIe with P2P at 8 to 14 µs for
+  one row, and at 35 GB/s for large ones.
+- `step_overhead_s` 1 ms: graph replay, sampler and hand-over between two steps with asynchronous scheduling.
 - `sequence_overhead_s` 10 µs: sampling and input preparation of one sequence.
-- `launch_s_per_layer` 80 µs: about 12 kernels of 6 µs where no CUDA graph covers the step (eager mode, large prefill).
+- `launch_s_per_layer` 80 µs: about 12 kernels of 6 µs if no CUDA graph covers the step (eager mode, large prefill).
 """
 
 from __future__ import annotations
@@ -46,15 +48,14 @@ class Device(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """How two devices talk. `bus_bytes_per_s` is what NCCL calls bus bandwidth; `call_s` the latency of one
-    collective."""
+    """Connection of two devices. `bus_bytes_per_s` is NCCL's bus bandwidth, `call_s` the latency of one collective."""
 
     name: str
     bus_bytes_per_s: float
     call_s: float
 
     def all_reduce_s(self, payload_bytes: float, ranks: int) -> float:
-        """Ring all-reduce: 2·(n-1)/n of the payload passes each link (NCCL's documented bus bandwidth)."""
+        """Time a ring all-reduce: 2·(n-1)/n of the payload passes each link (NCCL's definition of bus bandwidth)."""
         if ranks == 1:
             return 0.0
         return self.call_s + 2.0 * (ranks - 1) / ranks * payload_bytes / self.bus_bytes_per_s
@@ -62,7 +63,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class StartTimes:
-    """Seconds of a start by phase. `import_s` passes before the first argument is looked at."""
+    """Seconds of a start by phase. `import_s` passes before the first argument is read."""
 
     import_s: float = 8.0
     engine_s: float = 10.0
@@ -75,10 +76,10 @@ class StartTimes:
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """One device and how many of it the host has. Rates are specified peaks; the shares say what is reached of them.
+    """One device and its number in the host. Rates are specified peaks; the shares say how much of them is reached.
 
-    `frontend_s_per_request` and `frontend_s_per_token` are CPU time of the API server's single thread (HTTP, tokeniser,
-    detokeniser, JSON): a stage in series with the engine that can become the bottleneck.
+    `frontend_s_per_request` and `frontend_s_per_token` are CPU time of the API server's single thread (HTTP,
+    tokeniser, detokeniser, JSON). This stage is in series with the engine and can become the bottleneck.
     """
 
     name: str
@@ -109,7 +110,8 @@ PCIE5_STAGED = Link("PCIe 5.0 x16 through host memory", 26e9, 25e-6)
 
 
 def _host_memory_bytes() -> int:
-    """Physical memory, or the control group's limit where that is smaller (what vLLM's CPU backend budgets from)."""
+    """Return the physical memory, or the control group's limit if that is smaller. vLLM's CPU backend budgets from
+    it."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
@@ -155,7 +157,8 @@ PROFILES: Mapping[str, Hardware] = {
 
 
 def hardware_profile(name: str) -> Hardware:
-    """Profile by name, case and punctuation ignored ("RTX 5090", "this CPU"). KeyError lists what there is."""
+    """Find a profile by name, regardless of case and punctuation ("RTX 5090", "this CPU"). KeyError lists the known
+    ones."""
     key = "".join(character for character in name.lower() if character.isalnum())
     key = {"thiscpu": "cpu", "a100": "a10080g"}.get(key, key)
     for profile in PROFILES.values():
@@ -166,10 +169,10 @@ def hardware_profile(name: str) -> Hardware:
 
 @dataclass(slots=True)
 class StepWork:
-    """What one engine step computes. Mutable: the scheduler fills one in place for every step.
+    """Work of one engine step. Mutable: the scheduler fills one in place for every step.
 
-    `prefill_attention` is the sum over prefill chunks of chunk tokens × mean context length: the pairs that attention
-    visits.
+    `prefill_attention` counts the pairs that attention visits: chunk tokens × mean context length, over all prefill
+    chunks.
     """
 
     decode_tokens: int = 0
@@ -180,15 +183,14 @@ class StepWork:
 
 
 class StepCost:
-    """Seconds of a step for one model on one device: the roofline with everything that does not change multiplied
-    out."""
+    """Seconds of a step for one model on one device. Constant factors of the roofline are multiplied in advance."""
 
     __slots__ = ("_capture_max", "_context_s", "_hardware", "_launch_s", "_model", "_pair_s", "_ranks", "_reduce_bytes")
 
     def __init__(
         self, hardware: Hardware, model: ModelShape, ranks: int, kv_bytes: int, capture_max_tokens: int
     ) -> None:
-        """`capture_max_tokens` is the largest step that a CUDA graph covers; 0 in eager mode."""
+        """Prepare the constants. `capture_max_tokens` is the largest step that a CUDA graph covers; 0 in eager mode."""
         self._hardware = hardware
         self._model = model
         self._ranks = ranks
@@ -201,14 +203,14 @@ class StepCost:
         self._launch_s = hardware.launch_s_per_layer * model.layers
 
     def linear_s(self, tokens: int, sampled: int) -> float:
-        """Matrices: the slower of reading the weights and multiplying by them."""
+        """Time the matrices: the slower of reading the weights and multiplying by them."""
         hardware = self._hardware
         read_s = self._model.weights_read_bytes(tokens) / (hardware.bandwidth_bytes_per_s * hardware.bandwidth_share)
         multiply_s = self._model.flops(tokens, sampled) / (hardware.flops_per_s * hardware.flops_share)
         return max(read_s, multiply_s) / self._ranks
 
     def all_reduce_s(self, tokens: int) -> float:
-        """Two all-reduces a layer (after attention and after the feed-forward), over the whole step's activations."""
+        """Time two all-reduces a layer, after attention and after the feed-forward, over the step's activations."""
         once = self._hardware.link.all_reduce_s(tokens * self._reduce_bytes, self._ranks)
         return 2 * self._model.layers * once
 
@@ -217,9 +219,8 @@ class StepCost:
         compute_s = self.linear_s(tokens, work.sampled)
         compute_s += work.decode_context_tokens * self._context_s + work.prefill_attention * self._pair_s
         if tokens > self._capture_max:
-            # The host launches kernels ahead of the device, so that launching costs time only where it is the slower
-            # of the two.
-            # On a CPU there is no queue between the two, so that launching always adds.
+            # The host launches kernels ahead of the device, so launching costs time only if it is slower.
+            # A CPU has no queue between the two, so launching always adds.
             cpu = self._hardware.device is Device.CPU
             compute_s = compute_s + self._launch_s if cpu else max(compute_s, self._launch_s)
         overhead_s = self._hardware.step_overhead_s + work.sampled * self._hardware.sequence_overhead_s

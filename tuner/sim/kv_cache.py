@@ -1,8 +1,7 @@
-"""Blocks of the KV cache: how many are free, who holds them, and which content a later prompt may share by its hash.
+"""Blocks of the KV cache: free ones, held ones, and content that a later prompt may share by its hash.
 
-The unit is a block of `block_size` tokens. A block with known content (a key) outlives its request: it stays available
-to later prompts until its space is needed, least recently used first. Blocks without a key are only counted, never
-listed.
+The unit is a block of `block_size` tokens. A block with known content (a key) outlives its request. Later prompts
+can use it until its space is needed; the least recently used goes first. Blocks without a key are only counted.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Hashable, Sequence
 
 
 class BlockPool:
-    """Counts and keys of `blocks` usable blocks (vLLM's null block is not among them)."""
+    """Counts and keys of `blocks` usable blocks. vLLM's null block is not among them."""
 
     __slots__ = ("_blank", "_evictable", "_references", "blocks", "peak_used")
 
@@ -25,16 +24,16 @@ class BlockPool:
 
     @property
     def free(self) -> int:
-        """Blocks that an allocation can have, content that nobody holds included."""
+        """Return the blocks that an allocation can have, including content that no request holds."""
         return self._blank + len(self._evictable)
 
     @property
     def usage(self) -> float:
-        """Share of the blocks that a request holds, 0 to 1 (the metric vllm:kv_cache_usage_perc)."""
+        """Return the share of blocks that requests hold, 0 to 1 (metric vllm:kv_cache_usage_perc)."""
         return 1.0 - self.free / self.blocks if self.blocks else 0.0
 
     def matched(self, keys: Sequence[Hashable], limit: int) -> int:
-        """How many leading keys, at most `limit`, are in the cache."""
+        """Count the leading keys in the cache, at most `limit`."""
         count = 0
         for key in keys[:limit]:
             if key not in self._references:
@@ -43,7 +42,7 @@ class BlockPool:
         return count
 
     def unheld(self, keys: Sequence[Hashable], count: int) -> int:
-        """How many of the first `count` keys nobody holds: sharing those takes from the free blocks too."""
+        """Count which of the first `count` keys no request holds. Sharing them takes from the free blocks too."""
         return sum(1 for key in keys[:count] if not self._references[key])
 
     def share(self, keys: Sequence[Hashable], count: int) -> None:
@@ -55,7 +54,7 @@ class BlockPool:
         self._note_peak()
 
     def allocate(self, count: int) -> None:
-        """Take `count` free blocks; the caller has checked that there are so many."""
+        """Take `count` free blocks. The caller has checked that there are enough."""
         if not count:
             return
         blank = min(count, self._blank)
@@ -66,15 +65,15 @@ class BlockPool:
         self._note_peak()
 
     def publish(self, key: Hashable) -> bool:
-        """Give a held block its key. False where the same content is already there: that block stays a private copy."""
+        """Give a held block its key. Returns False if the same content is already there: the block stays a private
+        copy."""
         if key in self._references:
             return False
         self._references[key] = 1
         return True
 
     def release(self, keys: Sequence[Hashable], private: int) -> None:
-        """Give back held keys and `private` blocks without one. The last of the keys will be the first to be
-        evicted."""
+        """Return held keys, and `private` blocks without a key. The last key is the first to be evicted."""
         self._blank += private
         for key in reversed(keys):
             self._references[key] -= 1
@@ -82,7 +81,7 @@ class BlockPool:
                 self._evictable[key] = None
 
     def forget(self) -> None:
-        """Drop all content that nobody holds (POST /reset_prefix_cache)."""
+        """Drop all content that no request holds (POST /reset_prefix_cache)."""
         for key in self._evictable:
             del self._references[key]
         self._blank += len(self._evictable)

@@ -1,4 +1,4 @@
-"""Lines in the form of vLLM's log: `(EngineCore pid=7) INFO 11-21 05:22:57 [core.py:134] text`, all of it on stdout."""
+"""Lines in the form of vLLM's log, all on stdout: `(EngineCore pid=7) INFO 11-21 05:22:57 [core.py:134] text`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 
 class Log:
-    """The log of one process; `name` is what vLLM calls it (APIServer, EngineCore, Worker_TP0)."""
+    """Log of one process. `name` is vLLM's name for it (APIServer, EngineCore, Worker_TP0)."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -23,18 +23,18 @@ class Log:
         self._line("ERROR", where, text)
 
     def exception(self, where: str, headline: str, error: str, message: str) -> None:
-        """A logged exception: headline, then the traceback, each line with the same prefix."""
+        """Log an exception: the headline, then the traceback, each line with the same prefix."""
         self.error(where, headline)
         for line in traceback_lines(where, error, message):
             self.error(where, line)
 
     def traceback(self, where: str, error: str, message: str) -> None:
-        """What the interpreter prints when an exception leaves the program; vLLM prefixes these lines too."""
+        """Print the traceback of an exception that leaves the program. vLLM prefixes these lines too."""
         lines = traceback_lines(where, error, message)
         self._write("".join(f"{self._prefix()} {line}\n" for line in lines), sys.stderr)
 
     def raw(self, text: str) -> None:
-        """A line of uvicorn, which has its own form."""
+        """Print a line of uvicorn, which has its own form."""
         self._write(f"{self._prefix()} {text}\n", sys.stdout)
 
     def _prefix(self) -> str:
@@ -50,7 +50,7 @@ class Log:
         try:
             os.write(descriptor, text.encode())
         except OSError:
-            return  # nobody reads the log any more; a server does not die of that
+            return  # the reader of the log is gone, and a server survives that
 
 
 def traceback_lines(where: str, error: str, message: str) -> list[str]:

@@ -1,5 +1,6 @@
-"""/metrics: vLLM's names, labels and buckets (v1/metrics/loggers.py and buckets.py of 0.32.0), and the older names on
-demand."""
+"""Page /metrics with vLLM's names, labels and buckets (0.32.0, v1/metrics/loggers.py, buckets.py). Older names on
+demand.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ NEWER_THAN_0_10 = ("vllm:request_num_preemptions", "vllm:num_requests_waiting_by
 
 
 class Metrics:
-    """The counters of one engine. Attributes are ready children: `metrics.preemptions.inc()`."""
+    """Counters of one engine. Attributes are ready children: `metrics.preemptions.inc()`."""
 
     def __init__(self, model_name: str) -> None:
         self.registry = CollectorRegistry()
@@ -74,7 +75,7 @@ class Metrics:
         return histogram.labels(*self._labels)
 
     def set_cache_config(self, values: dict[str, str]) -> None:
-        """The info metric vllm:cache_config_info: 1, with the cache configuration as labels."""
+        """Set the info metric vllm:cache_config_info to 1, with the cache configuration as labels."""
         labels = {**values, "engine": "0"}
         gauge = Gauge(
             "vllm:cache_config_info", "Information of the LLMEngine CacheConfig", tuple(labels), registry=self.registry
@@ -85,7 +86,7 @@ class Metrics:
         return generate_latest(self.registry).decode()
 
     def older_text(self) -> str:
-        """As vLLM 0.10 named them."""
+        """Render the page with the names of vLLM 0.10."""
         text = self.text()
         for name, older in OLDER_NAMES:
             text = text.replace(name, older)

@@ -1,18 +1,19 @@
-"""Continuous batching as vLLM's V1 scheduler does it: which tokens the next step computes, who waits, who is preempted.
+"""Continuous batching as in vLLM's V1 scheduler: the tokens of the next step, who waits, who is preempted.
 
-Read in vLLM 0.32.0 (v1/core/sched/scheduler.py, v1/core/kv_cache_manager.py). A step serves the running requests
-first, in the order of their admission, then admits waiting ones in order of arrival. Kept: the token budget
-(max_num_scheduled_tokens), chunked prefill on and off, long-prefill threshold with its adaptive floor,
-max_num_active_seqs, reservation of the whole prompt at admission, watermark, prefix caching by block key, preemption
-of the last one by recompute, no admission in a step that preempted. Left out: priorities, speculation, encoders, LoRA,
-pipeline parallelism, the extra step of delay of asynchronous scheduling.
+Source: vLLM 0.32.0, v1/core/sched/scheduler.py, v1/core/kv_cache_manager.py. A step serves the running requests
+first, in the order of their admission. Then it admits waiting ones in order of arrival. Kept: the token budget
+(max_num_scheduled_tokens), chunked prefill on and off, the long-prefill threshold with its adaptive floor,
+max_num_active_seqs, reservation of the whole prompt at admission, the watermark, prefix caching by block key,
+preemption of the last one by recompute, no admission in a step that preempted. Left out: priorities, speculation,
+encoders, LoRA, pipeline parallelism, the extra step of delay of asynchronous scheduling.
 
-No clock and no randomness here: `schedule()` and `complete()` alternate, and the caller says how long a step took.
+The scheduler has no clock and no randomness: `schedule()` and `complete()` alternate, and the caller times the
+steps.
 
-Decoding costs O(1) a step, whatever the number of sequences. A decoding sequence gets exactly one token a step, so
-that its state is a function of the step number: it stores `anchor` such that generated = step - anchor, which step
-finishes it and in which steps (every block_size-th) it needs a block. Only sequences that miss a step, and prefills,
-are touched one by one.
+Decoding costs O(1) a step, whatever the number of sequences. A decoding sequence gets exactly one token a step. So
+its state is a function of the step number: it stores `anchor` such that generated = step - anchor. The anchor gives
+the step that finishes it, and the steps (every block_size-th) that need a block. Only prefills and sequences that
+miss a step are touched one by one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tuner.sim.kv_cache import BlockPool
 
 
 class Request:
-    """One request inside the engine; its fields belong to the Scheduler, other code reads the first block of them.
+    """One request inside the engine. Its fields belong to the Scheduler; other code reads the first block of them.
 
     `keys` name the content of the full blocks of the prompt: equal keys are equal content.
     """
@@ -39,7 +40,7 @@ class Request:
     def __init__(
         self, name: int, prompt_tokens: int, output_tokens: int, keys: Sequence[Hashable] = (), arrived_s: float = 0.0
     ) -> None:
-        """Both token counts at least 1."""
+        """Create a request. Both token counts are at least 1."""
         self.name = name
         self.prompt_tokens = prompt_tokens
         self.output_tokens = output_tokens
@@ -53,11 +54,11 @@ class Request:
         self.generated = 0  # output tokens while not decoding
         self.anchor = 0  # while decoding: generated = step - anchor
         self.target = 0  # while prefilling: tokens to compute before the next output token
-        self.held: list[Hashable] = []  # keys of blocks that it holds
+        self.held: list[Hashable] = []  # keys of its blocks
 
 
 class Step:
-    """One scheduled step: its work, and what happened while it was put together."""
+    """One scheduled step: its work, and the events while it was composed."""
 
     __slots__ = ("admitted", "chunks", "missed", "missed_context_tokens", "preempted", "work")
 
@@ -71,8 +72,7 @@ class Step:
 
 
 class Completed:
-    """What a step brought: `prefilled` got the first token after their (re)computed prompt, `finished` got their
-    last."""
+    """Result of a step. `prefilled` got the first token after their (re)computed prompt, `finished` their last."""
 
     __slots__ = ("finished", "prefilled")
 
@@ -82,7 +82,7 @@ class Completed:
 
 
 class Scheduler:
-    """The scheduler of one engine. `blocks` are usable KV blocks, the null block already taken off."""
+    """Scheduler of one engine. `blocks` are usable KV blocks, without the null block."""
 
     def __init__(self, config: EngineConfig, blocks: int) -> None:
         self._config = config
@@ -103,11 +103,11 @@ class Scheduler:
     # ---------------------------------------------------------------- requests in and out
 
     def add(self, request: Request) -> None:
-        """Queue a request. One that can never fit the cache would block the queue for ever: vLLM refuses it before."""
+        """Queue a request. vLLM refuses one that can never fit the cache, since it would block the queue for ever."""
         self.waiting.append(request)
 
     def abort(self, request: Request) -> None:
-        """The client went away: forget the request wherever it is. Not between schedule() and complete()."""
+        """Forget a request whose client left, wherever it is. Not between schedule() and complete()."""
         if request in self.running:
             self.running.remove(request)
             self._stop(request)
@@ -115,7 +115,7 @@ class Scheduler:
             self.waiting.remove(request)
 
     def generated(self, request: Request) -> int:
-        """Output tokens that it has after the last completed step."""
+        """Return its output tokens after the last completed step."""
         return self.step - request.anchor if request.decoding else request.generated
 
     @property
@@ -133,7 +133,7 @@ class Scheduler:
     # ---------------------------------------------------------------- one step
 
     def schedule(self) -> Step | None:
-        """The next step, or None when nothing runs or can run."""
+        """Compose the next step. None if nothing runs or can run."""
         step = Step()
         eligible = len(self.running) + len(self.waiting)
         threshold = self._threshold(eligible)
@@ -150,7 +150,7 @@ class Scheduler:
         return step if decodes or step.chunks else None
 
     def complete(self, step: Step) -> Completed:
-        """The step has been computed: every scheduled sequence that is not inside its prompt has one more token."""
+        """Account for a computed step: every scheduled sequence outside its prompt has one more token."""
         done = Completed()
         for request in self._finishing.pop(self.step, ()):
             if request.decoding and self._last_step(request) == self.step:
@@ -175,7 +175,7 @@ class Scheduler:
         return done
 
     def _threshold(self, eligible: int) -> int:
-        """Most prompt tokens of one request in this step; 0 is no limit, as for the only request there is."""
+        """Return the most prompt tokens of one request in this step. 0 is no limit, as for a single request."""
         threshold = self._config.long_prefill_token_threshold if eligible > 1 else 0
         if threshold and self._config.long_prefill_token_threshold_adaptive:
             threshold = max(threshold, self._config.max_num_batched_tokens // eligible)
@@ -188,9 +188,10 @@ class Scheduler:
     # ---------------------------------------------------------------- running requests
 
     def _serve_all(self, step: Step, budget: int, threshold: int) -> int | None:
-        """Every running request at once, where their order makes no difference. Returns what is left of the budget.
+        """Serve every running request at once if their order makes no difference. Returns what is left of the
+        budget.
 
-        None, and nothing done, where tokens or blocks may not be enough for all: then the order decides who goes short.
+        None, and nothing done, if tokens or blocks may not suffice for all: then the order decides who goes short.
         Prefills at the end of `running` may go short here, since only they would have been served after the others.
         """
         left = budget - (len(self.running) - len(self._prefilling))
@@ -213,8 +214,10 @@ class Scheduler:
         return left
 
     def _serve_one_by_one(self, step: Step, budget: int, threshold: int) -> int:
-        """Running requests in vLLM's order: budget and blocks go to the first, the last are preempted. Returns what is
-        left of the budget."""
+        """Serve running requests in vLLM's order and return what is left of the budget.
+
+        Tokens and blocks go to the first requests; the last are preempted.
+        """
         index = 0
         phase = self.step % self._block
         while index < len(self.running) and budget > 0:
@@ -241,7 +244,7 @@ class Scheduler:
         return budget
 
     def _make_room(self, step: Step, request: Request, blocks: int) -> bool:
-        """Preempt from the end until `blocks` are free. False when `request` itself had to go."""
+        """Preempt from the end until `blocks` are free. Returns False if `request` itself had to go."""
         while blocks > self.pool.free:
             victim = self.running.pop()
             self._preempt(step, victim)
@@ -286,14 +289,16 @@ class Scheduler:
             budget -= tokens
 
     def _hits(self, request: Request, total: int) -> int:
-        """Blocks found in the prefix cache. The last token is always computed, because its output is needed."""
+        """Count the blocks found in the prefix cache. The last token is always computed, since its output is needed."""
         if not self._config.enable_prefix_caching:
             return 0
         return self.pool.matched(self._keys(request), (total - 1) // self._block)
 
     def _fits(self, request: Request, hits: int, total: int, after_step: int) -> bool:
-        """Room for this step's tokens, or with reservation on for everything up to the next output token, plus the
-        watermark."""
+        """Return True if there is room for this step's tokens and the watermark.
+
+        With reservation on, everything up to the next output token must fit.
+        """
         reach = total if self._config.scheduler_reserve_full_isl else after_step
         needed = self._blocks_for(reach) - hits
         if hits:
@@ -326,7 +331,7 @@ class Scheduler:
         return -(-tokens // self._block)
 
     def _keys(self, request: Request) -> Sequence[Hashable]:
-        """Keys of the full blocks of prompt and output; output blocks are nobody else's and matter after a
+        """Return the keys of the full blocks of prompt and output. Output blocks are private; they matter after a
         preemption."""
         full = (request.prompt_tokens + request.generated) // self._block
         known = len(request.keys)
@@ -335,7 +340,7 @@ class Scheduler:
         return [*request.keys, *((request.name, index) for index in range(known, full))]
 
     def _publish_prompt(self, request: Request, computed: int) -> None:
-        """Let others share what is computed, in order; after the first private copy the rest stays private too."""
+        """Share the computed blocks in order. After the first private copy the rest stays private too."""
         full = min(computed // self._block, len(request.keys))
         for index in range(len(request.held), full):
             if not self.pool.publish(request.keys[index]):
@@ -360,7 +365,8 @@ class Scheduler:
     # ---------------------------------------------------------------- decoding as a function of the step
 
     def _phase(self, request: Request) -> int:
-        """Steps s ≡ this (modulo block size) compute the first token of a block: prompt + s - anchor - 1 ≡ 0."""
+        """Return the phase of the steps that open a block. Steps s ≡ phase (modulo block size) satisfy prompt + s -
+        anchor - 1 ≡ 0."""
         return (request.anchor + 1 - request.prompt_tokens) % self._block
 
     @staticmethod

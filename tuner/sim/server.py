@@ -1,7 +1,7 @@
-"""`vllm serve`, the parent process: arguments, socket, engine core, HTTP, signals, exit codes.
+"""Parent process of `vllm serve`: arguments, socket, engine core, HTTP, signals, exit codes.
 
-Exit codes as vLLM's: 2 for argparse, 1 for a refused start, 0 after SIGTERM or SIGINT while serving and after the
-engine core died (the watchdog lets the server return normally), killed by SIGINT after SIGTERM while starting.
+Exit codes are vLLM's. 2: argparse. 1: refused start. 0: SIGTERM or SIGINT while serving, and death of the engine
+core (the watchdog lets the server return normally). Killed by SIGINT: SIGTERM while starting.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tuner.sim.startup import Started
 from tuner.sim.tokens import TextEncoder
 
 WATCHDOG_S = 5.0
-"""vLLM looks every five seconds whether its engine is dead (launcher.py, watchdog_loop)."""
+"""Seconds between two checks that the engine lives (vLLM, launcher.py, watchdog_loop)."""
 
 # Environment that vLLM leaves out of the key of its compile cache (envs.py, compile_factors).
 NOT_COMPILED_IN = frozenset(
@@ -62,7 +62,7 @@ NOT_COMPILED_IN = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Remains:
-    """What a clean exit removes and SIGKILL leaves behind, as with vLLM: a shared memory segment and a ZMQ socket."""
+    """Shared memory segment and ZMQ socket. A clean exit removes them and SIGKILL leaves them behind, as with vLLM."""
 
     segment: Path
     mapped: mmap.mmap
@@ -74,7 +74,7 @@ class Remains:
         segment = Path("/dev/shm") / f"psm_{uuid.uuid4().hex[:8]}"
         segment.write_bytes(bytes(4096))
         with segment.open("r+b") as file:
-            mapped = mmap.mmap(file.fileno(), 0)  # in use as vLLM's is: that is how it is attributed after a crash
+            mapped = mmap.mmap(file.fileno(), 0)  # in use as vLLM's is: the mapping attributes it after a crash
         path = Path(os.environ.get("VLLM_RPC_BASE_PATH") or tempfile.gettempdir()) / str(uuid.uuid4())
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
@@ -148,7 +148,7 @@ class Server:
     def _start_engine(
         self, model: ModelShape, hardware: Hardware, gpus: tuple[int, ...], scale: float
     ) -> Started | None:
-        """Spawn it and wait until it is ready; None, and vLLM's last words, when it ended instead."""
+        """Spawn the engine and wait until it is ready. None, with vLLM's last words in the log, if it ended instead."""
         sim = self._serve.sim
         ready, ready_of_child = os.pipe()
         task = EngineTask(
@@ -185,7 +185,7 @@ class Server:
         return None
 
     def _order(self, word: bytes) -> None:
-        """Tell the engine core to fail (a fault)."""
+        """Order the engine core to fail (a fault)."""
         process = self._engine_process
         if process is not None and process.stdin is not None:
             with suppress(BrokenPipeError):
@@ -293,7 +293,7 @@ class Server:
             loop.add_signal_handler(signal.SIGUSR1, setattr, self._faults, "signalled", True)
 
     def _strike(self) -> None:
-        """After each request: the faults that end a process under load."""
+        """Carry out the faults that end a process under load, after each request."""
         faults = self._faults
         if faults.after_requests("die-under-load"):
             self._end_engine(0.2)
@@ -309,7 +309,7 @@ class Server:
             self._order(b"oom")
 
     async def _watch(self, engine: EngineLoop) -> None:
-        """Notice the death of the engine core, fail what is under way, and stop the server as vLLM's watchdog does."""
+        """Notice the death of the engine core, fail open requests, and stop the server as vLLM's watchdog does."""
         process = self._engine_process
         while process is not None and process.poll() is None:
             await asyncio.sleep(0.02)
@@ -323,7 +323,7 @@ class Server:
         self._stopping.set()
 
     async def _report(self, engine: EngineLoop) -> None:
-        """The line about throughput every VLLM_LOG_STATS_INTERVAL seconds."""
+        """Log the throughput every VLLM_LOG_STATS_INTERVAL seconds."""
         interval_s = float(os.environ.get("VLLM_LOG_STATS_INTERVAL") or 10.0)
         device = "CPU" if self._serve.sim.hardware.device is Device.CPU else "GPU"
         before = (0.0, 0.0)
@@ -357,7 +357,7 @@ def _die_by_interrupt() -> NoReturn:
 
 
 def _bind(host: str | None, port: int, *, reuse: bool = True) -> socket.socket:
-    """Bound, not yet listening: until the engine is ready, connections are refused."""
+    """Bind without listening: connections are refused until the engine is ready."""
     family = socket.AF_INET6 if host and ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     if reuse:
@@ -367,7 +367,7 @@ def _bind(host: str | None, port: int, *, reuse: bool = True) -> socket.socket:
 
 
 def _visible(hardware: Hardware) -> tuple[Hardware, tuple[int, ...]]:
-    """The profile with as many devices as CUDA_VISIBLE_DEVICES and TUNER_SIM_GPUS leave, and their indices."""
+    """Return the profile and GPU indices that CUDA_VISIBLE_DEVICES and TUNER_SIM_GPUS leave."""
     if hardware.device is Device.CPU:
         return hardware, (0,)
     count = int(os.environ.get("TUNER_SIM_GPUS") or hardware.devices)
@@ -386,7 +386,7 @@ def _environment_key() -> str:
 
 
 def main(argv: list[str]) -> int:
-    """The `vllm` command: `serve …`, `--version`, or the flags alone as the module entry point takes them."""
+    """Run the `vllm` command: `serve …`, `--version`, or bare flags as the module entry point takes them."""
     if argv[:1] in (["--version"], ["-v"]):
         print(cli.VERSION)
         return 0

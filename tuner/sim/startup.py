@@ -1,10 +1,9 @@
-"""A start without a process: does this configuration fit, how much KV cache is left for it, and how long does it take.
+"""Start without a process: does this configuration fit, how large is its KV cache, how long does it take?
 
-The process (server.py) and the virtual runs (virtual.py) both ask here, so that they tell one truth. Memory on a GPU,
-per device: weights / ranks + runtime (CUDA context, NCCL) + activations (grow with max_num_batched_tokens and
-max_num_seqs) + CUDA graphs (grow with the number of captured sizes, hence with max_num_seqs); what
-gpu_memory_utilization leaves of the device is KV cache. Words of refusals: vLLM 0.32.0, v1/core/kv_cache_utils.py,
-v1/worker/utils.py, v1/worker/cpu_worker.py.
+The process (server.py) and the virtual runs (virtual.py) both ask here, so that they agree. Memory of a GPU: weights
+/ ranks + runtime (CUDA context, NCCL) + activations (grow with max_num_batched_tokens and max_num_seqs) + CUDA
+graphs (grow with the captured sizes, hence with max_num_seqs). The rest of what gpu_memory_utilization allows is KV
+cache. Words of refusals: vLLM 0.32.0, v1/core/kv_cache_utils.py, v1/worker/utils.py, v1/worker/cpu_worker.py.
 """
 
 from __future__ import annotations
@@ -19,12 +18,13 @@ from tuner.sim.configuration import Cause, EngineArguments, EngineConfig, Origin
 from tuner.sim.hardware import GIB, Device, Hardware
 
 GRAPH_BYTES_PER_LAYER = 300 * 1024
-"""Memory of one captured graph and layer: about 10 MiB a size for 32 layers, the order that vLLM logs for 8B models."""
+"""Memory of one captured graph per layer. It gives about 10 MiB a size for 32 layers, the order that vLLM logs for
+8B models."""
 
 
 @dataclass(frozen=True, slots=True)
 class Phases:
-    """Seconds of a start, in the order in which they pass."""
+    """Seconds of a start, phase by phase."""
 
     import_s: float
     engine_s: float
@@ -54,7 +54,8 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A start that reached /health. `kv_tokens` is what vLLM logs as KV cache size; one block of it serves nobody."""
+    """Start that reached /health. `kv_tokens` is the KV cache size that vLLM logs; one of its blocks serves no
+    request."""
 
     config: EngineConfig
     kv_blocks: int
@@ -70,7 +71,7 @@ class Started:
 
     @property
     def usable_blocks(self) -> int:
-        """Blocks that requests can have: all but vLLM's null block."""
+        """Return the blocks that requests can have: all but vLLM's null block."""
         return self.kv_blocks - 1
 
 
@@ -83,8 +84,7 @@ def startup(
     compiled: Container[str] = (),
     environment_key: str = "",
 ) -> Started | Refused:
-    """Try a start on devices of which `held_bytes` each are occupied by others; `compiled` are keys in the compile
-    cache."""
+    """Try a start on devices with `held_bytes` each in use by others. `compiled` are the keys in the compile cache."""
     config = resolve(arguments, hardware, model)
     if isinstance(config, Refused):
         return config
@@ -123,8 +123,11 @@ def block_bytes_per_device(config: EngineConfig, model: ModelShape) -> int:
 
 
 def activation_bytes(config: EngineConfig, model: ModelShape) -> int:
-    """Peak of a profiling step: the forward pass over max_num_batched_tokens, then logits of max_num_seqs in FP32, of
-    which the sampler keeps one copy."""
+    """Return the peak of a profiling step: forward pass over max_num_batched_tokens, then FP32 logits of
+    max_num_seqs.
+
+    The sampler keeps one copy of the logits.
+    """
     forward = model.forward_bytes(config.max_num_batched_tokens, config.tensor_parallel_size)
     sampled = min(config.max_num_seqs, config.max_num_batched_tokens)
     return forward + sampled * model.vocab * 4 * 2
@@ -135,7 +138,7 @@ def graph_bytes(config: EngineConfig, model: ModelShape) -> int:
 
 
 def compile_key(config: EngineConfig, model: ModelShape, environment_key: str = "") -> str:
-    """Ten hexadecimal digits of what vLLM's compile cache depends on (config/*.compute_hash, envs.py)."""
+    """Hash what vLLM's compile cache depends on into ten hexadecimal digits (config/*.compute_hash, envs.py)."""
     factors = [
         model.name, model.layers, model.hidden, config.max_num_batched_tokens, config.max_num_seqs,
         config.max_model_len, config.block_size, config.kv_cache_dtype, config.tensor_parallel_size,
@@ -162,12 +165,12 @@ def _phases(config: EngineConfig, hardware: Hardware, model: ModelShape, *, warm
 
 
 def gib(count: float) -> str:
-    """Bytes as vLLM prints them (utils/mem_utils.py, format_gib)."""
+    """Format bytes as vLLM does (utils/mem_utils.py, format_gib)."""
     return f"{round(count / GIB, 2)}"
 
 
 def _engine_refusal(hardware: Hardware, model: ModelShape, cause: Cause, error: str, message: str) -> Refused:
-    """A refusal of the engine core: after the engine process started; most of them after the weights were loaded."""
+    """Build a refusal of the engine core. Most of them come after the weights were loaded."""
     after_s = hardware.start.import_s + hardware.start.engine_s
     if cause not in (Cause.MEMORY_HELD, Cause.HOST_MEMORY):
         after_s += model.weights_bytes / hardware.start.load_bytes_per_s
@@ -207,7 +210,7 @@ def free_memory_message(config: EngineConfig, total: int, free: int) -> str:
 
 
 def out_of_memory(total: int, free: int, wanted: int) -> tuple[str, str]:
-    """(exception type, message) as torch words it."""
+    """Return (exception type, message) in torch's words."""
     wanted = max(wanted, 2 << 20)
     size = f"{wanted / GIB:.2f} GiB" if wanted >= GIB else f"{wanted / (1 << 20):.2f} MiB"
     return "torch.OutOfMemoryError", (
@@ -217,7 +220,10 @@ def out_of_memory(total: int, free: int, wanted: int) -> tuple[str, str]:
 
 
 def _host_memory(config: EngineConfig, hardware: Hardware, model: ModelShape, held: int) -> Memory | Refused:
-    """The CPU backend: gpu_memory_utilization is a share of the host's memory; the worker's own size comes off."""
+    """Account for memory as the CPU backend does: gpu_memory_utilization is a share of the host's memory.
+
+    The worker's own size comes off.
+    """
     total, free = hardware.memory_bytes, max(0, hardware.memory_bytes - held)
     requested = int(total * config.gpu_memory_utilization)
     where = f"Available memory on node 0 ({gib(free)}/{gib(total)} GiB) on"
@@ -245,7 +251,7 @@ def _host_memory(config: EngineConfig, hardware: Hardware, model: ModelShape, he
 def _kv_refusal(
     config: EngineConfig, hardware: Hardware, model: ModelShape, blocks: int, block_bytes: int
 ) -> Refused | None:
-    """At least one request of max_model_len must fit into the blocks without the null block."""
+    """Refuse if the blocks without the null block cannot hold one request of max_model_len."""
     available = (blocks - 1) * block_bytes
     see = "See https://docs.vllm.ai/en/latest/configuration/conserving_memory/ for more details."
     if available <= 0:

@@ -1,5 +1,6 @@
-"""Text → token ids: the model folder's tokenizer.json where there is one, else pieces of words of at most four
-characters."""
+"""Text → token ids, by the model folder's tokenizer.json. Without one, tokens are word pieces of at most four
+characters.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ WORDS = (" the", " of", " and", " to", " in", " a", " is", " that", " for", " it
 
 
 class TextEncoder:
-    """`encode` is deterministic, and equal beginnings of texts give (almost always) equal beginnings of ids."""
+    """Deterministic encoder. Equal beginnings of texts give (almost always) equal beginnings of ids."""
 
     def __init__(self, model: str, vocab: int) -> None:
         path = Path(model) / "tokenizer.json"
@@ -29,7 +30,7 @@ class TextEncoder:
 
 
 def chat_text(messages: Sequence[Mapping[str, object]]) -> str:
-    """Messages in ChatML, the template of Qwen and of scripts/make_tiny_model.py, with the assistant's turn opened."""
+    """Render messages as ChatML with the assistant's turn open: the template of Qwen and scripts/make_tiny_model.py."""
     turns = [f"<|im_start|>{message.get('role', 'user')}\n{_content(message)}<|im_end|>\n" for message in messages]
     return "".join(turns) + "<|im_start|>assistant\n"
 
@@ -42,7 +43,7 @@ def _content(message: Mapping[str, object]) -> str:
 
 
 def block_keys(ids: Sequence[int], block_size: int, salt: str) -> list[Hashable]:
-    """One key per full block; a key stands for everything before it too, and for the salt."""
+    """Return one key per full block. A key stands for everything before it too, and for the salt."""
     keys: list[Hashable] = []
     previous = zlib.crc32(salt.encode())
     for start in range(0, len(ids) - block_size + 1, block_size):
@@ -52,5 +53,5 @@ def block_keys(ids: Sequence[int], block_size: int, salt: str) -> list[Hashable]
 
 
 def word(index: int) -> str:
-    """The text of an answer's token; what it says does not matter, how many there are does."""
+    """Return the text of an answer's token. Its words mean nothing; only their number matters."""
     return WORDS[index % len(WORDS)]

@@ -1,4 +1,4 @@
-"""A load on an engine in virtual time: closed loop (N clients) or open loop (given arrivals), with the truth of every
+"""Load on an engine in virtual time, closed loop (N clients) or open loop (arrivals), with the truth of every
 request.
 
 No sockets and no sleeping: a minute of 200 concurrent requests takes some hundredths of a second of one core.
@@ -23,7 +23,7 @@ from tuner.sim.startup import Started
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One request of a workload. The first `shared_tokens` of its prompt are equal in all requests of a `group`."""
+    """One request of a workload. All requests of a `group` share the first `shared_tokens` of their prompt."""
 
     prompt_tokens: int
     output_tokens: int
@@ -33,9 +33,9 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class ClosedLoop:
-    """`clients` send one request after another until `duration_s`; answers that are then under way are waited for.
+    """Load of `clients` that send one request after another until `duration_s`. Open answers are then waited for.
 
-    The shapes are taken in order and again from the first. `turnaround_s` is the client's time between two requests.
+    Shapes are taken in order and again from the first. `turnaround_s` is the client's time between two requests.
     """
 
     shapes: Sequence[Shape]
@@ -47,8 +47,8 @@ class ClosedLoop:
 
 @dataclass(frozen=True, slots=True)
 class OpenLoop:
-    """Request i is sent at `arrivals_s[i]` (ascending), whatever the server does; it has the shape i, from the first
-    again."""
+    """Load that sends request i at `arrivals_s[i]` (ascending), whatever the server does. Shapes are taken in order,
+    cyclically."""
 
     shapes: Sequence[Shape]
     arrivals_s: Sequence[float]
@@ -57,7 +57,7 @@ class OpenLoop:
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Relative standard deviations of speed: `run` once for a start (every step scaled alike), `step` anew for every
+    """Relative standard deviations of speed. `run` scales all steps of a start alike; `step` is drawn for every
     step."""
 
     run: float = 0.0
@@ -66,8 +66,8 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedLevel:
-    """What happened. The arrays have one entry per request, in the order of sending; seconds since the start of the
-    level."""
+    """Result of a level. Arrays have one entry per request, in the order of sending, in seconds since the level's
+    start."""
 
     sent_s: NDArray[np.float64]
     first_token_s: NDArray[np.float64]
@@ -81,21 +81,21 @@ class SimulatedLevel:
 
     @property
     def qps(self) -> float:
-        """Requests completed inside the window, per second."""
+        """Return the requests completed inside the window, per second."""
         start_s, end_s = self.window_s
         inside = (self.done_s > start_s) & (self.done_s <= end_s)
         return float(inside.sum()) / (end_s - start_s)
 
     @property
     def ttft_s(self) -> NDArray[np.float64]:
-        """Time to first token of the requests sent inside the window."""
+        """Return the time to first token of the requests sent inside the window."""
         start_s, end_s = self.window_s
         inside = (self.sent_s >= start_s) & (self.sent_s < end_s)
         ttft_s: NDArray[np.float64] = (self.first_token_s - self.sent_s)[inside]
         return ttft_s
 
     def ttft_percentile_ms(self, percentile: float) -> float | None:
-        """None when no request was sent inside the window."""
+        """Return a percentile of TTFT. None if no request was sent inside the window."""
         ttft_s = self.ttft_s
         return float(np.percentile(ttft_s, percentile)) * 1000.0 if ttft_s.size else None
 
@@ -111,7 +111,7 @@ def simulate(
 ) -> SimulatedLevel:
     """Run `load` on a freshly started engine (nothing cached).
 
-    ValueError for a prompt that max_model_len leaves no room for: a server would answer it with 400.
+    Raises ValueError if max_model_len leaves a prompt no room: a server would answer it with 400.
     """
     longest = max((shape.prompt_tokens for shape in load.shapes), default=0)
     if longest >= started.config.max_model_len:
@@ -120,14 +120,14 @@ def simulate(
 
 
 def step_cost(started: Started, hardware: Hardware, model: ModelShape) -> StepCost:
-    """The cost model of a started engine, for the process and for virtual time."""
+    """Return the cost model of a started engine, for the process and for virtual time."""
     config = started.config
     largest = config.capture_sizes[-1] if config.capture_sizes else 0
     return StepCost(hardware, model, config.tensor_parallel_size, config.kv_bytes, largest)
 
 
 class Jitter:
-    """Factors on the duration of steps: one for the start, one for each step; log-normal, so that none is negative."""
+    """Factors on the duration of steps: one for the start, one for each step. Log-normal, so that none is negative."""
 
     __slots__ = ("_factors", "_generator", "_index", "_noise", "_run")
 
@@ -204,14 +204,14 @@ class _Run:
         return self._level(load.warmup_s, end_s)
 
     def _read_until(self, now_s: float) -> None:
-        """The frontend reads requests, one after another, as long as it can begin with one by `now_s`."""
+        """Let the frontend read requests one by one, as long as it can begin with one by `now_s`."""
         while self._sends and max(self._sends[0][0], self._frontend_free_s) <= now_s:
             at_s, client = heapq.heappop(self._sends)
             self._frontend_free_s = max(at_s, self._frontend_free_s) + self._hardware.frontend_s_per_request
             self._arriving.append((self._frontend_free_s, self._send(at_s, client)))
 
     def _accept(self, now_s: float) -> None:
-        """Requests that the frontend has read by `now_s` reach the scheduler."""
+        """Hand the requests that the frontend has read by `now_s` to the scheduler."""
         while self._arriving and self._arriving[0][0] <= now_s:
             self._scheduler.add(self._arriving.popleft()[1])
 
@@ -229,7 +229,7 @@ class _Run:
         return request
 
     def _deliver(self, now_s: float, tokens: int) -> float:
-        """When the frontend has written a step's tokens to their streams; what was sent before is read first."""
+        """Return when the frontend has written a step's tokens to their streams. It reads earlier requests first."""
         self._read_until(now_s)
         self._frontend_free_s = max(now_s, self._frontend_free_s) + tokens * self._hardware.frontend_s_per_token
         return self._frontend_free_s
