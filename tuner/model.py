@@ -1,4 +1,4 @@
-"""The shape of a language model: what config.json says, as parameters, FLOPs and KV bytes per token."""
+"""Shape and request length of a language model, derived from its config.json."""
 
 from __future__ import annotations
 
@@ -8,24 +8,39 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 STATE_KINDS = ("linear_attention", "mamba", "mamba2", "conv", "recurrent")
-"""Layers that keep a fixed state for a sequence instead of a KV cache that grows with it."""
+"""Layer kinds that keep a fixed state for a sequence instead of a growing KV cache."""
 
 WINDOW_KINDS = ("sliding_attention", "chunked_attention")
+"""Layer kinds that look back over a window of tokens."""
+
+LENGTH_KEYS = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length", "max_target_positions",
+    "max_sequence_length", "max_seq_length", "seq_len",
+)  # fmt: skip
+"""Spellings of the length in config.json (vLLM, transformers_utils/model_arch_config_convertor.py)."""
+
+UNSCALED_ROPE = ("su", "longrope", "llama3")
+"""RoPE types whose factor vLLM does not apply to the length (vLLM, config/model.py _get_and_verify_max_len)."""
+
+YARN_ROPE = ("yarn", "deepseek_yarn", "deepseek_llama_scaling")
+"""YaRN types: older vLLM multiplies the original length by the factor, newer vLLM takes the stated length."""
 
 
 class UnknownModelError(ValueError):
-    """No config.json at hand, or one that is not understood; the text says which."""
+    """A config.json that is missing or not understood; the text says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """A decoder-only model. Counts are parameters unless the name says bytes.
 
-    `attention_layers` are the layers with a KV cache; a hybrid model (Qwen3.5 and later) has fewer of them than
-    `layers`, its other layers keep a fixed state and are counted in `mixer_parameters` alone.
-    `expert_parameters` is one expert of one layer; 0 experts means a dense model.
-    `latent_width` is what multi-head latent attention (MLA) keeps of a token in a layer, in elements; 0 means that K
-    and V are kept. `window_layers` of the attention layers look back `window` tokens only.
+    Attributes:
+        attention_layers: Layers with a KV cache. A hybrid model (Qwen3.5 and later) has fewer of them than `layers`.
+        mixer_parameters: Parameters of one layer without attention, which keeps a fixed state.
+        expert_parameters: Parameters of one expert of one layer. A dense model has 0 experts.
+        latent_width: Elements that multi-head latent attention (MLA) keeps of a token in a layer; 0 where K and V are
+            kept.
+        window_layers: Attention layers that look back `window` tokens only.
     """
 
     name: str
@@ -50,20 +65,22 @@ class ModelShape:
     window: int = 0
 
     def at(self, dtype: str) -> ModelShape:
-        """With `--dtype DTYPE`. `auto` runs everything at 16 bits, FP32 checkpoints included, as vLLM does."""
+        """Return the shape under `--dtype DTYPE`. `auto` means 16 bits, FP32 checkpoints included, as in vLLM."""
         if dtype not in ("float", "float32"):
             return self
         return replace(self, activation_bytes=4, weight_bytes=4.0 if self.weight_bytes == 2.0 else self.weight_bytes)
 
     @property
     def attention_parameters(self) -> int:
-        """Q, K, V and O of one layer that has attention."""
+        """Parameters of Q, K, V and O in one attention layer."""
         return self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
 
     @property
     def shared_parameters(self) -> int:
-        """All layers without the experts and without the embeddings: read for every step, multiplied for every
-        token."""
+        """Parameters of all layers without experts and embeddings.
+
+        They are read for every step and multiplied for every token.
+        """
         mixers = self.attention_layers * self.attention_parameters
         mixers += (self.layers - self.attention_layers) * self.mixer_parameters
         feed_forward = 0 if self.experts else 3 * self.hidden * self.intermediate
@@ -71,23 +88,26 @@ class ModelShape:
 
     @property
     def head_parameters(self) -> int:
-        """The output matrix: multiplied only for positions that are sampled."""
+        """Parameters of the output matrix, multiplied only for sampled positions."""
         return self.hidden * self.vocab
 
     @property
     def total_parameters(self) -> int:
+        """Parameters of the whole model, experts and embeddings included."""
         embeddings = self.head_parameters * (1 if self.tied_embeddings else 2)
         return self.shared_parameters + self.layers * self.experts * self.expert_parameters + embeddings
 
     @property
     def weights_bytes(self) -> float:
-        """All weights at rest. Embedding and head stay at the activation's width in a quantised model."""
+        """Bytes of all weights at rest. Embedding and head keep the activation's width in a quantised model."""
         outside = self.head_parameters * (1 if self.tied_embeddings else 2)
         return (self.total_parameters - outside) * self.weight_bytes + outside * self.activation_bytes
 
     def weights_read_bytes(self, tokens: int) -> float:
-        """Bytes of weights that a step over `tokens` tokens has to read (experts: those that at least one token
-        chose)."""
+        """Return the bytes of weights that a step over `tokens` tokens reads.
+
+        Of the experts it reads those that at least one token chose.
+        """
         read = self.shared_parameters * self.weight_bytes + self.head_parameters * self.activation_bytes
         if self.experts:
             untouched = (1.0 - self.experts_per_token / self.experts) ** tokens
@@ -95,27 +115,31 @@ class ModelShape:
         return read
 
     def flops(self, tokens: int, sampled: int) -> float:
-        """Multiply-adds of the matrices, two FLOPs each; attention over the context is not in here."""
+        """Return the FLOPs of the matrices, two per multiply-add, without attention over the context."""
         active = self.shared_parameters + self.layers * self.experts_per_token * self.expert_parameters
         return 2.0 * (active * tokens + self.head_parameters * sampled)
 
     def forward_bytes(self, tokens: int, ranks: int) -> int:
-        """Peak of a step's activations on one rank, logits aside: four hidden states are alive at once (residual,
-        input, output, all-reduce buffer); gate, up and their product are split over the ranks."""
+        """Return the peak of a step's activations on one rank, without logits.
+
+        Four hidden states are alive at once: residual, input, output and all-reduce buffer. Gate, up and their product
+        are split over the ranks.
+        """
         return tokens * (4 * self.hidden + 3 * self.intermediate // ranks) * self.activation_bytes
 
     def kv_bytes_per_token(self, kv_bytes: int, ranks: int = 1) -> int:
-        """On one of `ranks`: 2 (K and V) · layers with attention · KV heads · head dimension · bytes of an element.
+        """Return the KV bytes of one token on one of `ranks`.
 
-        Ranks share the KV heads; with more ranks than heads each keeps a copy of one. MLA keeps one latent vector for
-        all heads, whole on every rank (vLLM, v1/kv_cache_interface.py MLAAttentionSpec).
+        They are 2 (K and V) · attention layers · KV heads · head dimension · `kv_bytes` of an element. Ranks share the
+        KV heads; with more ranks than heads each keeps a copy of one. MLA keeps one latent vector for all heads, whole
+        on every rank (vLLM, v1/kv_cache_interface.py MLAAttentionSpec).
         """
         width = self.latent_width or 2 * max(1, self.kv_heads // ranks) * self.head_dim
         return self.attention_layers * width * kv_bytes
 
 
 def read_config(folder: Path) -> dict[str, object]:
-    """config.json, with the `text_config` of a multimodal model laid over it. Raises UnknownModelError."""
+    """Read config.json and lay the `text_config` of a multimodal model over it. Raises UnknownModelError."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -130,14 +154,14 @@ def read_config(folder: Path) -> dict[str, object]:
 
 
 def layer_kinds(config: Mapping[str, object]) -> tuple[str, ...]:
-    """The kind of every layer where config.json lists them (transformers' `layer_types`), else empty."""
+    """Return the kind of every layer where config.json lists them (`layer_types`), else nothing."""
     kinds = config.get("layer_types") or config.get("layers_block_type")
     return tuple(map(str, kinds)) if isinstance(kinds, list) else ()
 
 
 def _whole(config: Mapping[str, object], key: str, default: int | None = None) -> int:
     value = config.get(key)
-    if value is None:  # many models write null for "as usual"
+    if value is None:  # many models write null where they mean the default
         value = default
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise UnknownModelError(f"config.json: {key} should be a whole number, not {value!r}")
@@ -145,14 +169,14 @@ def _whole(config: Mapping[str, object], key: str, default: int | None = None) -
 
 
 def shape_from_config(name: str, config: Mapping[str, object]) -> ModelShape:
-    """A Llama-like model, dense or mixture of experts, from what read_config returns."""
+    """Build the shape of a Llama-like model, dense or mixture of experts, from what read_config returns."""
     layers = _whole(config, "num_hidden_layers")
     hidden = _whole(config, "hidden_size")
     heads = _whole(config, "num_attention_heads")
     vocab = _whole(config, "vocab_size")
     if not (layers and hidden and heads and vocab):
-        raise UnknownModelError("config.json: a model without layers, width, heads or vocabulary")
-    kinds = layer_kinds(config)
+        raise UnknownModelError("config.json has no layers, width, heads or vocabulary")
+    kinds, length = layer_kinds(config), model_length(config)
     latent = _whole(config, "kv_lora_rank", 0)
     window = _whole(config, "sliding_window", _whole(config, "attention_chunk_size", 0))
     if config.get("use_sliding_window") is False:
@@ -172,7 +196,7 @@ def shape_from_config(name: str, config: Mapping[str, object]) -> ModelShape:
         kv_heads=_whole(config, "num_key_value_heads", heads),
         head_dim=_whole(config, "head_dim", hidden // heads),
         vocab=vocab,
-        max_positions=_whole(config, "max_position_embeddings", 2048),
+        max_positions=2048 if length is None else length.own,
         mixer_parameters=hidden * (2 * key_width + 3 * value_width),
         experts=experts,
         experts_per_token=_whole(config, "num_experts_per_tok", 0) if experts else 0,
@@ -191,3 +215,57 @@ def _weight_bytes(config: Mapping[str, object]) -> float:
         return 2.0
     bits = quantization.get("bits", 8)
     return bits / 8 if isinstance(bits, int) else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLength:
+    """Longest requests of a model, in tokens.
+
+    Every vLLM serves `own` when it is asked for it, and some version serves it unasked. Above `most` every vLLM refuses
+    to start.
+    """
+
+    own: int
+    most: int
+
+
+def model_length(config: Mapping[str, object], *, window_off: bool = False) -> ModelLength | None:
+    """Derive the length as vLLM does (config/model.py _get_and_verify_max_len).
+
+    `window_off` is `--disable-sliding-window`. None if config.json states no length: the default is then in the code of
+    the model's class.
+    """
+    stated = [length for key in LENGTH_KEYS if (length := _positive(config, key)) is not None]
+    if not stated:
+        return None
+    derived = _positive(config, "model_max_length") or min(stated)
+    if window_off and (window := _positive(config, "sliding_window")) is not None:
+        derived = min(derived, window)
+    ropes = _ropes(config)
+    own = most = derived
+    for kind, rope in ropes if "gemma3" not in str(config.get("model_type")) else []:  # its length is scaled already
+        factor = rope.get("factor")
+        if kind in UNSCALED_ROPE or isinstance(factor, bool) or not isinstance(factor, (int, float)) or factor <= 0:
+            continue
+        if kind in YARN_ROPE:
+            scaled = int((_positive(rope, "original_max_position_embeddings") or derived) * factor)
+            own, most = min(own, scaled), max(most, scaled)
+        else:
+            own = most = int(derived * factor)
+    if any(kind in ("su", "longrope") for kind, _ in ropes):
+        own = min(own, _positive(config, "original_max_position_embeddings") or own)
+    return ModelLength(own, most)
+
+
+def _ropes(config: Mapping[str, object]) -> list[tuple[str, Mapping[str, object]]]:
+    """Return each RoPE setting with its type; some models have one per kind of layer."""
+    whole = config.get("rope_scaling") or config.get("rope_parameters")
+    if not isinstance(whole, Mapping):
+        return []
+    nested = [rope for rope in whole.values() if isinstance(rope, Mapping)]
+    return [(str(rope.get("rope_type") or rope.get("type") or "default"), rope) for rope in nested or [whole]]
+
+
+def _positive(config: Mapping[str, object], key: str) -> int | None:
+    value = config.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
