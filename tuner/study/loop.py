@@ -18,6 +18,7 @@ from tuner.placement import GpuGroup
 from tuner.study import confirm
 from tuner.study.assignment import Assignment
 from tuner.study.compile_cache import Cache, expected_start_s
+from tuner.study.conclusion import conclude
 from tuner.study.events import Event, Notice, StudyFinished, TrialFinished, TrialStarted
 from tuner.study.open_loop import incumbent
 from tuner.study.plan import LoadPolicy, StudyPlan
@@ -312,7 +313,7 @@ class Loop:
         winner, default = confirm.compared(records, self.plan.baseline, self.plan.load.kind)
         decision = confirm.decide(winner, default)
         refused = sum(r.outcome in (TrialOutcome.REFUSED, TrialOutcome.DIED) for r in records)
-        return StudyResult(
+        result = StudyResult(
             study=self.plan.study,
             decision=decision,
             winner=default if decision is Decision.KEEP_DEFAULT else winner,
@@ -322,10 +323,11 @@ class Loop:
             refused=refused,
             elapsed_s=self._elapsed_s,
             complete=complete,
-            sentence=sentence(self.plan, decision, winner, default, records, self._elapsed_s),
+            sentence="",
             updated_at=self.clock.wall().isoformat(timespec="seconds"),
             learnt=self.search.learnt,
         )
+        return replace(result, sentence=sentence(conclude(self.plan, result, records)))
 
     def _save(self, result: StudyResult) -> None:
         self.store.save_result(result)

@@ -1,0 +1,88 @@
+"""The one decision about what a study says at its end; each language renders the same key and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tuner.load.arrivals import Arrivals
+from tuner.slo import Slo
+from tuner.study import confirm
+from tuner.study.plan import StudyPlan
+from tuner.study.record import TrialRecord
+from tuner.study.result import Decision, Lack, StudyResult
+
+
+class ConclusionKey(StrEnum):
+    """Sentence that a study ends with. Each language has one template per key.
+
+    The keys with `SUSTAINS` belong to open-loop studies, those with `ONLY` to a default without figures.
+    """
+
+    NOTHING_FEASIBLE = "nothing-feasible"
+    KEEP_DEFAULT = "keep-default"
+    GAINS = "gains"
+    ONLY_WINNER = "only-winner"
+    SUSTAINS = "sustains"
+    SUSTAINS_ONLY = "sustains-only"
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """Key of a study's final sentence, and the figures that the sentence quotes.
+
+    Args:
+        qps: Figure of the winner, or of the default where that is kept.
+        default_qps: Figure of the default. None if it has none that counts.
+        lack: Reason why the default has no figures; read only by the keys with `ONLY`.
+        confirmed: Number of confirmation runs behind `qps`. 0 if there are none yet.
+        accuracy: Share by which the rate may be off. None before a confirmation run, and in a closed loop.
+        arrivals: Arrival process of an open-loop study. None in a closed loop.
+    """
+
+    key: ConclusionKey
+    limits: tuple[Slo, ...]
+    starts: int
+    refused: int
+    elapsed_s: float
+    qps: float | None = None
+    default_qps: float | None = None
+    p99_ttft_ms: float | None = None
+    confirmed: int = 0
+    accuracy: float | None = None
+    arrivals: Arrivals | None = None
+    lack: Lack = Lack.NOT_MEASURED
+
+
+def conclude(plan: StudyPlan, result: StudyResult, records: Sequence[TrialRecord]) -> Conclusion:
+    """Choose the sentence that a study has earned so far. The sentence in `result` is not read."""
+    search = plan.load.open
+    shown = (result.default or result.winner) if result.decision is Decision.KEEP_DEFAULT else result.winner
+    key = _key(result, is_open=search is not None)
+    if shown is None:
+        return Conclusion(key, plan.slos, result.starts, result.refused, result.elapsed_s)
+    return Conclusion(
+        key=key,
+        limits=plan.slos,
+        starts=result.starts,
+        refused=result.refused,
+        elapsed_s=result.elapsed_s,
+        qps=shown.qps,
+        default_qps=result.default.qps if result.default else None,
+        p99_ttft_ms=shown.p99_ttft_ms,
+        confirmed=len(shown.trials) if shown.fresh else 0,
+        accuracy=confirm.accuracy(shown.qps, search) if search is not None and shown.fresh else None,
+        arrivals=search.arrivals if search is not None else None,
+        lack=confirm.lack(records, plan.baseline) or Lack.NOT_MEASURED,
+    )
+
+
+def _key(result: StudyResult, *, is_open: bool) -> ConclusionKey:
+    if result.decision is Decision.NOTHING_FEASIBLE or (result.winner is None and result.default is None):
+        return ConclusionKey.NOTHING_FEASIBLE
+    if result.decision is Decision.KEEP_DEFAULT:
+        return ConclusionKey.KEEP_DEFAULT
+    if result.default is None:
+        return ConclusionKey.SUSTAINS_ONLY if is_open else ConclusionKey.ONLY_WINNER
+    return ConclusionKey.SUSTAINS if is_open else ConclusionKey.GAINS
