@@ -175,7 +175,7 @@ def shape_from_config(name: str, config: Mapping[str, object]) -> ModelShape:
     heads = _whole(config, "num_attention_heads")
     vocab = _whole(config, "vocab_size")
     if not (layers and hidden and heads and vocab):
-        raise UnknownModelError("config.json has no layers, width, heads or vocabulary")
+        raise UnknownModelError("config.json: a model without layers, width, heads or vocabulary")
     kinds, length = layer_kinds(config), model_length(config)
     latent = _whole(config, "kv_lora_rank", 0)
     window = _whole(config, "sliding_window", _whole(config, "attention_chunk_size", 0))
