@@ -1,4 +1,4 @@
-"""What was measured on: vLLM, GPUs, driver, model, host, tuner; decides "same environment?"."""
+"""Environment of a measurement: vLLM, GPUs, driver, model, host, tuner. Decides if two are the same."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """`model_digest` is the sha256 of the model's config.json, None where it is not on this disk."""
+    """Versions and hardware of a study. `model_digest` is the sha256 of the model's config.json, None if it is not
+    on this disk."""
 
     tuner_version: str
     vllm_version: str
@@ -57,7 +58,7 @@ def describe(vllm_version: str, model: str, gpus: Sequence[Gpu], driver: str | N
 
 
 def differences(before: Environment, now: Environment) -> list[str]:
-    """What makes numbers of one environment wrong in the other, one line each; empty when they may be mixed."""
+    """List the differences that forbid mixing numbers of two environments, one line each."""
     lines = [
         f"{what} was {old}, is {new}"
         for what, old, new in (

@@ -1,8 +1,8 @@
-"""Errors that reach the person: one branch per exit code, every one with a `hint`.
+"""Errors that reach the user: one class per exit code, each with a `hint`.
 
 TunerError                    1   a bug of ours when nothing more precise was raised
-├── UsageError                2   a flag, a file or a name that a person gave
-├── NothingFeasibleError      3   the search ended without one candidate that keeps the limits
+├── UsageError                2   a wrong flag, file or name on the command line
+├── NothingFeasibleError      3   no candidate kept the limits
 ├── EnvironmentFaultError     4   vLLM, GPU, port, disk: not the candidate's doing
 └── InterruptedSearchError  130   Ctrl-C or SIGTERM; the study can go on
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 
 class TunerError(Exception):
-    """`message` is one line that says what is wrong, `hint` one line that says what to do."""
+    """Error with a `message` that says what is wrong and a `hint` that says what to do, one line each."""
 
     exit_code = 1
 

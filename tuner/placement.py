@@ -1,4 +1,4 @@
-"""`--gpus 0-3` → groups of GPUs with their NUMA node and the numactl words that bind to it."""
+"""Parser of `--gpus 0-3` into groups of GPUs, each with its NUMA node and the numactl words that bind to it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tuner.errors import EnvironmentFaultError, UsageError
 
 @dataclass(frozen=True, slots=True)
 class GpuGroup:
-    """GPUs that one server gets: empty on a machine without GPUs; `numactl` is empty where it would not help."""
+    """GPUs of one server. Empty on a machine without GPUs; `numactl` is empty if it would not help."""
 
     gpus: tuple[int, ...] = ()
     numactl: tuple[str, ...] = ()
     numa_node: int | None = None
     worker: int | None = None
-    """Which of several servers on a machine without GPUs, None where there is one."""
+    """Number of this server on a machine without GPUs. None if it is the only one."""
 
     @property
     def name(self) -> str:
@@ -30,7 +30,7 @@ class GpuGroup:
 
 
 def parse_gpus(text: str | None, present: Sequence[int]) -> tuple[int, ...]:
-    """`0-3`, `0,2,5`, `all`; None is all GPUs of the machine, and no GPU where there is none."""
+    """Parse `0-3`, `0,2,5` or `all`. None selects all GPUs of the machine, which may be none."""
     if text is None or text.strip().lower() == "all":
         if text is not None and not present:
             raise EnvironmentFaultError(
@@ -53,9 +53,10 @@ def parse_gpus(text: str | None, present: Sequence[int]) -> tuple[int, ...]:
 def groups_of(
     gpus: tuple[int, ...], size: int, numa_node_of: Mapping[int, int | None], workers: int | None = None
 ) -> tuple[GpuGroup, ...]:
-    """GPUs cut into groups of `size` (the tensor-parallel size), neighbours on a NUMA node together.
+    """Cut the GPUs into groups of `size` (the tensor-parallel size), neighbours on a NUMA node together.
 
-    `workers` servers at once on a machine without GPUs, at most that many groups on one with GPUs; None is one and all.
+    `workers` is the number of servers at once on a machine without GPUs, and the most groups on one with GPUs. None
+    means one server, or all groups.
     """
     if size < 1:
         raise UsageError(f"--tensor-parallel-size {size}", hint="at least 1")
@@ -73,7 +74,7 @@ def groups_of(
 
 
 def node_cpus(node: int) -> tuple[int, ...]:
-    """CPUs of a NUMA node that this process may use; empty where the kernel does not say."""
+    """Return the CPUs of a NUMA node that this process may use. Empty if the kernel does not tell."""
     try:
         text = Path(f"/sys/devices/system/node/node{node}/cpulist").read_text(encoding="ascii").strip()
     except OSError:
@@ -84,7 +85,7 @@ def node_cpus(node: int) -> tuple[int, ...]:
 
 
 def _with_cpu_shares(groups: tuple[GpuGroup, ...], cpus_of: Callable[[int], tuple[int, ...]]) -> tuple[GpuGroup, ...]:
-    """Groups on one NUMA node get its CPUs in equal parts, so that side by side they take none from each other."""
+    """Split the CPUs of a NUMA node evenly among its groups, so that servers side by side take none from each other."""
     shared: list[GpuGroup] = []
     for group in groups:
         neighbours = [g for g in groups if g.numa_node == group.numa_node]

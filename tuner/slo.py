@@ -1,4 +1,4 @@
-"""`p99 ttft <= 500ms`: parsed and checked before anything starts."""
+"""Latency limits such as `p99 ttft <= 500ms`, parsed and checked before anything starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Metric(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """A limit on one quantile of a latency: `quantile` in (0, 1), `limit_ms` > 0."""
+    """Limit on one quantile of a latency: `quantile` in (0, 1), `limit_ms` > 0."""
 
     metric: Metric
     quantile: float
@@ -37,7 +37,7 @@ def _in_range(match: re.Match[str]) -> bool:
 
 
 LONGEST = 1e9
-"""Of either unit: beyond it a limit is a slip of the finger."""
+"""Largest plausible limit in either unit. Beyond it a limit is a typing error."""
 
 
 def parse_slo(text: str) -> Slo:
@@ -53,5 +53,5 @@ def parse_slo(text: str) -> Slo:
 
 
 def longest_wait_s(slos: Sequence[Slo]) -> float:
-    """Seconds that a request may wait for its turn by the tightest of these limits; 0 where none is about waiting."""
+    """Return the seconds that the tightest limit lets a request wait for its turn. 0 if no limit is about waiting."""
     return min((slo.limit_ms / 1000 for slo in slos if slo.metric in (Metric.TTFT, Metric.E2E)), default=0.0)

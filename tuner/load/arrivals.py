@@ -16,7 +16,8 @@ from tuner.load.prompts import Request
 from tuner.load.workload import Workload
 
 MOST_BURSTY, MOST_EVEN = 0.05, 1000.0
-"""Gamma shapes: at 0.05 two gaps of three are under a hundredth of the mean gap, at 1000 they are all but equal."""
+"""Smallest and largest gamma shape. At 0.05 two of three gaps are under a hundredth of the mean; at 1000 all are
+alike."""
 
 
 class ArrivalKind(StrEnum):
@@ -28,16 +29,17 @@ class ArrivalKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """`burstiness` is the gamma shape, as in `vllm bench serve`: 1 is Poisson, below it clumps, above it evens out.
+    """Distribution of arrivals. `burstiness` is the gamma shape of `vllm bench serve`: 1 is Poisson, less clumps,
+    more evens out.
 
-    Recorded arrivals are the requests' own: the workload has them.
+    Recorded arrivals take the times of the workload's own requests.
     """
 
     kind: ArrivalKind = ArrivalKind.POISSON
     burstiness: float = 1.0
 
     def __str__(self) -> str:
-        """Short, for brackets behind a figure."""
+        """Describe the arrivals briefly, for brackets behind a figure."""
         if self.kind is ArrivalKind.GAMMA:
             return f"gamma, shape {self.burstiness:g}"
         return "arrivals as recorded" if self.kind is ArrivalKind.RECORDED else self.kind.capitalize()
@@ -47,15 +49,15 @@ class Arrivals:
         return str(self) if self.kind is ArrivalKind.RECORDED else f"{self} arrivals"
 
     def asked_for(self, workload: Workload) -> float | None:
-        """The --burstiness that chosen_arrivals makes these of; None where nothing need be said."""
+        """Return the --burstiness that gives these arrivals. None if it is the workload's default."""
         return None if self == chosen_arrivals(None, workload) else self.burstiness
 
 
 def chosen_arrivals(burstiness: float | None, workload: Workload) -> Arrivals:
-    """What a person's --burstiness asks for; None, where nothing was said, is the traffic's own times, else Poisson.
+    """Resolve --burstiness to arrivals. None selects the traffic's own times, or Poisson if it has none.
 
-    A burstiness that was given wins over recorded times: it is the only way to ask what the same requests would do if
-    they came by chance, and nobody says it by accident. Raises UsageError.
+    A given burstiness wins over recorded times. It is the only way to ask what the same requests would do under
+    random arrivals. Raises UsageError.
     """
     if burstiness is None:
         return Arrivals(ArrivalKind.RECORDED) if workload.timed else Arrivals()
@@ -70,7 +72,7 @@ def chosen_arrivals(burstiness: float | None, workload: Workload) -> Arrivals:
 def arriving(
     draw: Callable[[int], Sequence[Request]], rate: float, seconds: float, *, seed: int, trace: str, arrivals: Arrivals
 ) -> tuple[Sequence[Request], tuple[float, ...]]:
-    """The requests of a level, `draw(count)`, and when each is due, in seconds from the start, ascending."""
+    """Return the requests of a level, `draw(count)`, and their due times in seconds from the start, ascending."""
     if arrivals.kind is ArrivalKind.RECORDED:
         requests = draw(math.ceil(rate * seconds))
         return requests, recorded_schedule(requests, rate)
@@ -81,10 +83,10 @@ def arriving(
 def schedule(
     rate: float, seconds: float, *, seed: int, trace: str | int, arrivals: Arrivals | None = None
 ) -> tuple[float, ...]:
-    """Seconds from the start at which requests are due, ascending, all before `seconds`.
+    """Return due times in seconds from the start, ascending, all before `seconds`.
 
-    The gaps of one (seed, trace) are the same numbers at every rate, scaled by 1 / rate: two candidates, or two rates,
-    see the same bursts (common random numbers). `rate` in requests per second may be any positive number.
+    The gaps of one (seed, trace) are the same numbers at every rate, scaled by 1 / rate. So two candidates, or two
+    rates, see the same bursts (common random numbers). `rate` is requests per second, any positive number.
     """
     expected = rate * seconds
     count = math.ceil(expected + 10 * math.sqrt(expected) + 10)
@@ -96,10 +98,10 @@ def schedule(
 
 
 def recorded_schedule(requests: Sequence[Request], rate: float) -> tuple[float, ...]:
-    """The requests' own gaps in their order, scaled so that the mean of these gaps is 1 / rate; the first is due at 0.
+    """Return the requests' own gaps in order, scaled to a mean of 1 / rate. The first request is due at 0.
 
-    The mean is that of the requests asked for and not of the whole recording: a level at 5 requests/s offers 5 a
-    second also where the recording begins in a quiet hour. Gaps that are all 0 are equal, and stay so: 1 / rate each.
+    The mean is taken over the given requests, not over the whole recording. So a level at 5 requests/s offers 5 a
+    second even if the recording begins in a quiet hour. If all gaps are 0, each becomes 1 / rate.
     """
     times = np.asarray([request.arrival_s for request in requests], dtype=np.float64)
     span_s = float(times[-1] - times[0])
@@ -108,7 +110,7 @@ def recorded_schedule(requests: Sequence[Request], rate: float) -> tuple[float, 
 
 
 def _unit_gaps(count: int, seed: int, trace: str | int, arrivals: Arrivals) -> NDArray[np.float64]:
-    """Mean 1. Longer draws begin with the shorter ones' numbers."""
+    """Draw gaps with mean 1. Longer draws begin with the numbers of shorter ones."""
     if arrivals.kind is ArrivalKind.CONSTANT:
         return np.ones(count)
     digest = hashlib.sha256(f"{seed}/{trace}/arrivals".encode()).digest()

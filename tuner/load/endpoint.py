@@ -1,4 +1,4 @@
-"""A server that somebody else runs: whether it answers, which model it serves, how long a request may be."""
+"""Endpoint of a server that the user started: is it up, which model, how long may a request be?"""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from tuner.load.workload import Workload
 
 TIMEOUT_S = 10.0
 FIRST_ANSWER_S = 120.0
-_OPENER = build_opener(ProxyHandler({}))  # as the load goes: directly, whatever http_proxy says
+_OPENER = build_opener(ProxyHandler({}))  # directly, as the load goes, whatever http_proxy says
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`root` is the model's own name or folder, `max_model_len` what a request may have; None where not told."""
+    """Server to load. `root` is the model's own name or folder, `max_model_len` its limit per request. None if
+    unknown."""
 
     target: Target
     root: str | None = None
@@ -33,7 +34,7 @@ class Endpoint:
 
 
 def find_endpoint(url: str, model: str | None, api_key: str | None) -> Endpoint:
-    """Asks /v1/models. Raises UsageError for a URL or a model that cannot be, EnvironmentFaultError for the rest."""
+    """Read /v1/models. Raises UsageError for an impossible URL or model, EnvironmentFaultError for anything else."""
     base_url = _base_url(url)
     served = _models(base_url, api_key)
     if served is None:
@@ -57,7 +58,7 @@ def find_endpoint(url: str, model: str | None, api_key: str | None) -> Endpoint:
 
 
 def check_fit(endpoint: Endpoint, workload: Workload) -> None:
-    """The chat template's tokens come on top, so that a request of the whole length does not fit either."""
+    """Check that the longest request fits, with room for the chat template's tokens. Raises UsageError."""
     if endpoint.max_model_len is not None and workload.longest >= endpoint.max_model_len:
         raise UsageError(
             f"workload {workload.name!r} needs {workload.longest} tokens a request, "
@@ -67,9 +68,10 @@ def check_fit(endpoint: Endpoint, workload: Workload) -> None:
 
 
 def tokenizer_source(endpoint: Endpoint, given: str | None) -> str:
-    """What `Prompts.for_model` is to be told: a model whose tokenizer.json is here, or one that the server counts for.
+    """Return the model name for `Prompts.for_model`: one with a local tokenizer.json, or one that the server counts
+    for.
 
-    Raises UsageError where there is neither.
+    Raises UsageError if there is neither.
     """
     if given is not None:
         path = Path(given).expanduser()
@@ -94,7 +96,7 @@ def tokenizer_source(endpoint: Endpoint, given: str | None) -> str:
 
 
 def check_answer(target: Target, request: Request) -> None:
-    """One request of the load, alone: a server that cannot answer it as it is meant would fail them all."""
+    """Send one request alone. Raises EnvironmentFaultError if it fails, since then all would."""
     samples = drive_closed(target, [request], 1, 0.1, drain_s=FIRST_ANSWER_S)
     if not samples.requests or samples.requests[0].failure is None:
         return
@@ -128,7 +130,7 @@ _KEY_HINT = "set VLLM_API_KEY or OPENAI_API_KEY to the server's key"
 
 
 def _base_url(url: str) -> str:
-    """Without a slash or /v1 at its end. Checked here, so that nothing is asked of what cannot be a server."""
+    """Normalise a URL: no slash and no /v1 at its end. Checks it before any request is sent."""
     base_url = url.strip().rstrip("/").removesuffix("/v1")
     try:
         parts = urlsplit(base_url)
@@ -144,7 +146,7 @@ def _base_url(url: str) -> str:
 
 
 def _models(base_url: str, api_key: str | None) -> Sequence[Mapping[str, object]] | None:
-    """The entries of /v1/models, None where there is no such page."""
+    """Return the entries of /v1/models. None if the page does not exist."""
     url = f"{base_url}/v1/models"
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:

@@ -1,7 +1,7 @@
-"""A server whose answers and times are known, for finding the client's own limit: `python -m tuner.load.known_server`.
+"""Server with known answers and times, to measure the client's own limit: `python -m tuner.load.known_server`.
 
-It answers every request with `max_tokens` chunks of one token. Like an engine's step, all streams emit at the same
-moment, every `--step-ms`. It notes when it sent each answer's first token; GET /truth gives those times as JSON.
+It answers every request with `max_tokens` chunks of one token. All streams emit at the same moment, every
+`--step-ms`, as an engine's step does. GET /truth returns the times of the first tokens as JSON.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def ending(tokens: int) -> bytes:
 
 @dataclass(slots=True)
 class Stream:
-    """One answer under way: `left` tokens are still to come."""
+    """One answer in progress, with `left` tokens to come."""
 
     connection: socket.socket
     index: int

@@ -1,4 +1,4 @@
-"""Workload → prompts with exact token counts, fresh at every level, shared prefixes only where asked."""
+"""Workload → prompts with exact token counts, fresh at every level. Prefixes are shared only on demand."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from tuner.load.recorded import DEFAULT_OUTPUT_TOKENS, Entry, read_recording
 from tuner.load.workload import BodyValue, Share, Workload
 
 WORDS = tuple(files("tuner.load").joinpath("words.txt").read_text(encoding="ascii").split())
-"""Plain English; most are one token in common tokenizers, none is relied on to be."""
+"""Plain English words. Most are one token in common tokenizers; the code relies on none."""
 
 FEWEST_WORDS = 32
-"""With fewer words to draw from, two prompts could share a whole KV block by chance."""
+"""Smallest usable vocabulary. With fewer words two prompts could share a whole KV block by chance."""
 
 SEARCH_TRACE = "search"
-"""Key of the traffic that every probe of a search shares; other keys are fresh traffic."""
+"""Key of the traffic that every probe of a search shares. Other keys are fresh traffic."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One chat completion: `messages` are (role, content); `prompt_tokens` counts their words without the template.
+    """One chat completion. `messages` are (role, content); `prompt_tokens` counts their words without the template.
 
-    `max_tokens` is what the answer must have, exactly, unless the workload stops naturally. `extra_body` are further
-    fields of the request body. `arrival_s` is when it came, in seconds on the recording's clock, which goes on where
-    the traffic begins again; None where the traffic has no times of its own.
+    `max_tokens` is the exact length of the answer, unless the workload stops naturally. `extra_body` holds further
+    fields of the request body. `arrival_s` is its arrival on the recording's clock, which runs on when the traffic
+    repeats. None if the traffic has no times.
     """
 
     messages: tuple[tuple[str, str], ...]
@@ -50,12 +50,12 @@ class Request:
 
 class TokenCounter(Protocol):
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text alone, without the tokens that a template or the model adds around it."""
+        """Count the tokens of each text alone, without those of a template or the model's own."""
         ...
 
 
 class FileCounter:
-    """Counts with the model's own tokenizer.json."""
+    """Counter that uses the model's own tokenizer.json."""
 
     def __init__(self, path: Path) -> None:
         self._tokenizer = Tokenizer.from_file(str(path))
@@ -68,7 +68,7 @@ class FileCounter:
 
 
 class ServerCounter:
-    """Counts with the running server's POST /tokenize; about a millisecond a text."""
+    """Counter that uses the running server's POST /tokenize, at about a millisecond a text."""
 
     def __init__(self, base_url: str, model: str) -> None:
         self._url = f"{base_url.rstrip('/')}/tokenize"
@@ -92,7 +92,7 @@ class ServerCounter:
 
 
 def tokenizer_file(model: str) -> Path | None:
-    """The model's tokenizer.json: in its folder, or in the Hugging Face cache of this machine. Never downloads."""
+    """Find the model's tokenizer.json in its folder or in the local Hugging Face cache. Never downloads."""
     if Path(model).is_dir():
         local = Path(model) / "tokenizer.json"
         return local if local.is_file() else None
@@ -104,7 +104,7 @@ def tokenizer_file(model: str) -> Path | None:
 
 
 def token_counter(model: str, base_url: str | None) -> TokenCounter:
-    """Raises EnvironmentFaultError where neither a tokenizer.json nor a server is at hand."""
+    """Choose a counter. Raises EnvironmentFaultError if there is neither a tokenizer.json nor a server."""
     if path := tokenizer_file(model):
         return FileCounter(path)
     if base_url is None:
@@ -116,7 +116,7 @@ def token_counter(model: str, base_url: str | None) -> TokenCounter:
 
 
 class Vocabulary:
-    """Words whose token counts add up: a text of them has as many tokens as its words have together."""
+    """Words whose token counts add up: a text has as many tokens as its words together."""
 
     def __init__(self, costs: Mapping[str, int]) -> None:
         self._costs = dict(costs)
@@ -124,7 +124,7 @@ class Vocabulary:
         self._up_to = [[w for w, cost in costs.items() if cost <= limit] for limit in range(self._dearest + 1)]
 
     def draw(self, rng: random.Random, tokens: int) -> list[str]:
-        """Random words of exactly `tokens` tokens together."""
+        """Draw random words that sum to exactly `tokens` tokens."""
         words: list[str] = []
         while tokens > 0:
             drawn = rng.choices(self._up_to[min(tokens, self._dearest)], k=max(1, tokens // self._dearest))
@@ -134,9 +134,9 @@ class Vocabulary:
 
 
 def vocabulary(counter: TokenCounter, model: str) -> Vocabulary:
-    """The words that this tokenizer counts alike at the start of a text and within it.
+    """Select the words that this tokenizer counts alike at the start of a text and within it.
 
-    Raises EnvironmentFaultError where there are too few of them, or none of one token to fill up with.
+    Raises EnvironmentFaultError if there are too few, or none of one token to fill up with.
     """
     counts = counter.count([text for word in WORDS for text in (word, f"{word} {word}")])
     costs = {word: one for word, one, two in zip(WORDS, counts[::2], counts[1::2], strict=True) if two == 2 * one > 0}
@@ -155,7 +155,8 @@ class Source(Protocol):
 
 
 class Prompts:
-    """The same requests for the same (seed, key), whatever else was asked before; other keys share no prompt."""
+    """Source of requests. Equal (seed, key) give equal requests in any order of calls; different keys share no
+    prompt."""
 
     def __init__(self, workload: Workload, source: Source) -> None:
         self.workload = workload
@@ -163,23 +164,23 @@ class Prompts:
 
     @classmethod
     def for_model(cls, workload: Workload, model: str, seed: int, base_url: str | None) -> Prompts:
-        """`base_url` of a running server is asked for token counts only where this machine has no tokenizer.json."""
+        """Build the source. The server at `base_url` counts tokens only if this machine has no tokenizer.json."""
         counter = token_counter(model, base_url)
         if workload.file is not None:
             entries, sha256 = read_recording(Path(workload.file))
             if sha256 != workload.file_sha256:
                 raise UsageError(
-                    f"{workload.file} is not what it was when the study was planned",
-                    hint="put the old file back, or choose another name with --study",
+                    f"{workload.file} has changed since the study was planned",
+                    hint="restore the old file, or choose another name with --study",
                 )
             return cls(workload, Recorded(workload, entries, counter, seed))
         return cls(workload, Synthetic(workload, vocabulary(counter, model), seed))
 
     def requests(self, key: str | int, count: int, repeat: int = 0) -> list[Request]:
-        """The first `count` requests of `key`: asking for more later begins with the same ones.
+        """Return the first `count` requests of `key`. A longer list begins with the shorter one.
 
-        Another `repeat` of a key has the same lengths in the same order, and nothing that a prefix cache could answer
-        from the repeat before.
+        Another `repeat` of a key has the same lengths in the same order. A prefix cache cannot answer it from the
+        repeat before.
         """
         return self._source.requests(key, count, repeat)
 
@@ -198,7 +199,7 @@ class Synthetic:
         }
 
     def requests(self, key: str | int, count: int, repeat: int = 0) -> list[Request]:
-        """Only the words differ from repeat to repeat; shared prefixes are shared by all of them."""
+        """Return requests whose words differ from repeat to repeat. All repeats share the shared prefixes."""
         return [self._request(f"{self._seed}/{key}/{index}", repeat) for index in range(count)]
 
     def _request(self, key: str, repeat: int) -> Request:
@@ -217,13 +218,13 @@ class Synthetic:
 
 
 class Recorded:
-    """Recorded requests, in an order drawn for each key, or in their own where they have arrival times.
+    """Recorded requests. Their order is drawn for each key, or is their own if they have arrival times.
 
-    Traffic with times begins anew where it ends, a mean gap later. The search's trace begins with the first request,
-    each other key at a place of its own behind it: fresh traffic is not the same requests at the same moments.
+    A timed recording repeats after one mean gap. The search trace starts at the first request. Every other key
+    starts at its own random offset, so confirmation traffic never replays the search's requests at the same times.
 
-    The same texts come again at every level, so each level has a `cache_salt` of its own (vLLM 0.9 and later): the
-    prefix cache answers what the traffic itself shares within a level, and nothing from the level before.
+    Every level repeats the same texts, so each has its own `cache_salt` (vLLM 0.9 and later). The prefix cache then
+    shares within a level what the traffic shares, and nothing across levels.
     """
 
     def __init__(self, workload: Workload, entries: Sequence[Entry], counter: TokenCounter, seed: int) -> None:
@@ -279,7 +280,7 @@ def _max_tokens(entries: Sequence[Entry], counter: TokenCounter) -> list[int]:
 
 
 def _cycle_s(entries: Sequence[Entry]) -> float | None:
-    """Seconds from one beginning of the traffic to the next; None where it has no times."""
+    """Return the seconds from one beginning of the traffic to the next. None if it has no times."""
     last_s = entries[-1].arrival_s
     return None if last_s is None else last_s * len(entries) / (len(entries) - 1)
 

@@ -1,4 +1,4 @@
-"""Recorded traffic: ShareGPT JSON, JSONL of one's own, and vLLM's custom data set, read into one form."""
+"""Recorded traffic in one form: ShareGPT JSON, plain JSONL, and vLLM's custom data set."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tuner.errors import UsageError
 
 SUFFIXES = (".json", ".jsonl")
 DEFAULT_OUTPUT_TOKENS = 256
-"""As `vllm bench serve --custom-output-len` has it, where neither the file nor a recorded answer says."""
+"""Output tokens if neither the file nor a recorded answer gives a length, as `vllm bench serve --custom-output-len`."""
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _OUTPUT_KEYS = ("max_tokens", "max_completion_tokens", "output_tokens", "output_len")
 _TIME_KEYS = ("arrival_s", "arrival_time", "timestamp")
 LATEST_S = 1e15
-"""Beyond what any clock counts, in milliseconds too; above it a float no longer tells one gap from the next."""
+"""Latest plausible time, in milliseconds too. Above it a float cannot tell two gaps apart."""
 
 _TIMES_HINT = (
     "seconds (12.5) or ISO 8601 (2026-11-25T08:00:00.250+00:00), all in one form, in every request or in none, and "
@@ -30,10 +30,10 @@ _TIMES_HINT = (
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One recorded request. `answer` is what was answered then: its length is asked for where `max_tokens` is None.
+    """One recorded request. If `max_tokens` is None, the length of the recorded `answer` is requested.
 
-    `arrival_s` are seconds since the file's first request, None in traffic without times: all entries of a file have
-    one, ascending, or none has.
+    `arrival_s` are seconds since the file's first request. Either all entries of a file have one, ascending, or none
+    has.
     """
 
     messages: tuple[tuple[str, str], ...]
@@ -51,7 +51,7 @@ def is_recording(text: str) -> bool:
 
 
 def read_recording(path: Path) -> tuple[tuple[Entry, ...], str]:
-    """The entries and the file's sha256. Raises UsageError that names the line or the entry, and the key."""
+    """Read the entries and the file's sha256. Raises UsageError that names the line or the entry, and the key."""
     try:
         data = path.read_bytes()
         text = data.decode("utf-8")
@@ -88,12 +88,13 @@ def _rows(path: Path, text: str) -> Iterator[tuple[str, object]]:
 
 
 def _time(raw: object) -> object:
-    """The row's arrival time as it stands there, None where it has none."""
+    """Return the row's arrival time as written. None if it has none."""
     return next((raw[key] for key in _TIME_KEYS if raw.get(key) is not None), None) if isinstance(raw, dict) else None
 
 
 def _arrivals_s(path: Path, times: Sequence[tuple[str, object]]) -> list[float] | None:
-    """Seconds since the first request; None where no row has a time. Raises UsageError that names the line."""
+    """Convert times to seconds since the first request. None if no row has a time. Raises UsageError that names the
+    line."""
     without = [where for where, time in times if time is None]
     if len(without) == len(times):
         return None
@@ -114,7 +115,7 @@ def _arrivals_s(path: Path, times: Sequence[tuple[str, object]]) -> list[float] 
 
 
 class _TimeForm(Enum):
-    """Times of one form only can be compared."""
+    """Form of an arrival time. Only times of one form can be compared."""
 
     SECONDS = "seconds"
     LOCAL = "without offset"
@@ -136,7 +137,7 @@ def _seconds(time: object, where: str) -> tuple[_TimeForm, float]:
 
 
 def _entry(raw: object, where: str) -> Entry | None:
-    """None for a conversation without a question, of which ShareGPT has some."""
+    """Read one row. None for a conversation without a question; ShareGPT has some."""
     if not isinstance(raw, dict):
         raise _wrong(where, "is not an object")
     max_tokens = next((raw[key] for key in _OUTPUT_KEYS if raw.get(key) is not None), None)
@@ -172,7 +173,7 @@ def _turns(raw: object, where: str) -> tuple[tuple[str, str], ...]:
 
 
 def _is_text(text: str) -> bool:
-    """JSON can escape half of a surrogate pair, which no request can carry."""
+    """Return False for half a surrogate pair: JSON can escape it, but no request can carry it."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""requests.parquet: one row for each request of a trial."""
+"""Writer of requests.parquet: one row for each request of a trial."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ SCHEMA = pa.schema(
         ("failure", pa.string()),
     ]
 )
-"""`level` is concurrent requests where `kind` is closed, requests/s where it is open; levels follow each other.
-Times are CLOCK_MONOTONIC of one boot. TTFT is not stored: it is first_ns - due_ns, also for other definitions."""
+"""Columns of requests.parquet, described in docs/study-files.md. `level` is concurrent requests if `kind` is closed,
+requests/s if it is open. Times are CLOCK_MONOTONIC of one boot. TTFT is first_ns - due_ns and not stored."""
 
 
 class RequestLog:
-    """Holds the rows of a trial and writes the whole file after every level: a reader never sees half a file."""
+    """Rows of a trial. The whole file is written after every level, so a reader never sees half a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

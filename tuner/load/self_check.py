@@ -1,4 +1,4 @@
-"""What this machine's load generator can do: driven against a server of known times, at rising rates."""
+"""Self-check of this machine as a load generator, at rising rates against a server of known times."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SAFE_CPU_SHARE = 0.8
 
 @dataclass(frozen=True, slots=True)
 class CheckedRate:
-    """One rate of streamed chunks. Inflation is what the client adds to a TTFT: its stamp minus the server's own.
+    """One rate of streamed chunks. Inflation is the client's stamp of a first token minus the server's own.
 
     `chunks_per_s` was achieved, `offered` asked for. `cpu_us_per_chunk` is the client thread's CPU time.
     """
@@ -54,7 +54,7 @@ class SelfCheck:
 
     @property
     def safe_chunks_per_s(self) -> float | None:
-        """The highest rate up to which every one was safe; None when none was."""
+        """Return the highest rate below the first unsafe one. None if there is none."""
         safe = None
         for rate in self.rates:
             if not rate.safe:
@@ -66,7 +66,7 @@ class SelfCheck:
 def self_check(
     rates: Sequence[float] = RATES, seconds: float = 5.0, on_rate: Callable[[CheckedRate], None] | None = None
 ) -> SelfCheck:
-    """Stops after the first rate that is not safe: what is above is worse. `on_rate` gets each as it ends."""
+    """Measure rising rates up to the first unsafe one. `on_rate` gets each as it ends."""
     checked: list[CheckedRate] = []
     with known_server() as base_url:
         for rate in rates:
@@ -80,7 +80,7 @@ def self_check(
 
 @contextmanager
 def known_server(step_s: float = STEP_S) -> Iterator[str]:
-    """Its base URL; the process ends with the block."""
+    """Run the known server and yield its base URL. The process ends with the block."""
     command = [sys.executable, "-m", "tuner.load.known_server", "--step-ms", str(step_s * 1000)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -91,12 +91,12 @@ def known_server(step_s: float = STEP_S) -> Iterator[str]:
 
 
 def known_requests(count: int, tokens: int = TOKENS) -> list[Request]:
-    """`user` tells the server which request it answers; its truth is kept under that number."""
+    """Build requests for the known server. It keeps its truth under the number in `user`."""
     return [Request((("user", "hello"),), 1, tokens, {"user": str(index)}) for index in range(count)]
 
 
 def truth_ns(base_url: str) -> dict[int, int]:
-    """When the server sent each answer's first token, since it was asked last."""
+    """Return when the server sent each first token since the last call."""
     with build_opener(ProxyHandler({})).open(f"{base_url}/truth", timeout=30) as reply:
         return {int(index): int(at) for index, at in json.load(reply).items()}
 

@@ -20,7 +20,8 @@ _LOOKS_LIKE_TOKEN = re.compile(rb'"(?:content|reasoning|reasoning_content)": ?"[
 
 
 class Failure(StrEnum):
-    """Why a request does not count as completed. `CUT` is ours: the level was ended while it was in flight."""
+    """Reason why a request does not count as completed. `CUT` is the client's own: the level ended while it was in
+    flight."""
 
     CONNECT = "connect"
     HTTP = "http"
@@ -35,7 +36,7 @@ class Failure(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The server under load: `base_url` such as http://127.0.0.1:8000, `model` as it is served."""
+    """Server under load: `base_url` such as http://127.0.0.1:8000, and the served `model`."""
 
     base_url: str
     model: str
@@ -51,11 +52,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class RequestSample:
-    """What became of one request; times are CLOCK_MONOTONIC in ns.
+    """Result of one request. Times are CLOCK_MONOTONIC in ns.
 
-    `due_ns` is when the schedule wanted it sent, `sent_ns` when its bytes were written. `first_ns` and `last_ns`
-    are the first and the last chunk with a token, None when none came; `end_ns` when the response was over. `token_ns`
-    are all chunks with tokens (one chunk may carry several). Counts are the server's own (`usage`), None without one.
+    `due_ns` is the scheduled time, `sent_ns` the moment when its bytes were written. `first_ns` and `last_ns` are
+    the first and the last chunk with a token, None if none came; `end_ns` is the end of the response. `token_ns` are
+    all chunks with tokens (one chunk may carry several). Counts are the server's own (`usage`), None without one.
     """
 
     index: int
@@ -75,17 +76,17 @@ class RequestSample:
 
     @property
     def failure_kind(self) -> str | None:
-        """For counting: `http-503` rather than `http`."""
+        """Return the kind under which failures are counted: `http-503` rather than `http`."""
         return f"http-{self.status}" if self.failure is Failure.HTTP else self.failure
 
     @property
     def ttft_ns(self) -> int | None:
-        """From when the request was due, so that a late client shows as a late answer."""
+        """Return TTFT from the due time, so that a late client shows as a late answer."""
         return None if self.first_ns is None else self.first_ns - self.due_ns
 
 
 def encode(target: Target, request: Request) -> bytes:
-    """The whole HTTP request, so that nothing is left to do when it is due."""
+    """Encode the whole HTTP request in advance, so that sending is the only work at its due time."""
     body = {
         "model": target.model,
         "messages": [{"role": role, "content": content} for role, content in request.messages],
@@ -106,7 +107,7 @@ def encode(target: Target, request: Request) -> bytes:
 
 
 class Capture:
-    """One request in flight: what came in, untouched, and a future that ends with it."""
+    """One request in flight: its untouched bytes, and a future that ends with it."""
 
     __slots__ = ("answered_ns", "done", "due_ns", "end_ns", "failure", "index", "packets", "sent_ns")
 
@@ -116,14 +117,15 @@ class Capture:
         self.sent_ns = due_ns
         self.end_ns = 0
         self.answered_ns = 0
-        """First packet that looks like a token, 0 before: a guess for ending a hopeless level early, never a result."""
+        """Arrival of the first packet that looks like a token, else 0. A guess to end a hopeless level early, never
+        a result."""
         self.packets: list[tuple[int, bytes]] = []
         self.failure: Failure | None = None
         self.done = done
 
     @property
     def looks_failed(self) -> bool:
-        """Known without parsing: no stream of a 200, or one that was reset."""
+        """Return True if the response is no stream of a 200 or was reset. Needs no parsing."""
         return self.failure is not None or not self.packets or not self.packets[0][1].startswith(b"HTTP/1.1 200")
 
     def finish(self, failure: Failure | None = None) -> None:
@@ -134,7 +136,7 @@ class Capture:
 
 
 class Connection(asyncio.Protocol):
-    """A kept-alive connection with at most one request on it. Bytes are stamped and kept; nothing is parsed here."""
+    """Kept-alive connection with at most one request on it. It stamps and keeps bytes, and parses nothing."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -172,7 +174,7 @@ class Connection(asyncio.Protocol):
             self._look_closely(capture)
 
     def _look_closely(self, capture: Capture) -> None:
-        """The first packets, error bodies, and a last chunk that was split over packets."""
+        """Examine the first packets, error bodies, and a last chunk that was split over packets."""
         raw = b"".join(data for _, data in capture.packets)
         self._fast = b"\r\n\r\n" in raw and b"transfer-encoding: chunked" in raw.partition(b"\r\n\r\n")[0].lower()
         if is_complete(raw):
@@ -193,14 +195,14 @@ class Connection(asyncio.Protocol):
             self._capture = None
 
     def close(self) -> None:
-        """At once: the server sees the client go and aborts the request."""
+        """Close at once: the server sees the client leave and aborts the request."""
         self._capture = None
         if self._transport is not None:
             self._transport.abort()
 
 
 def sample(capture: Capture, request: Request) -> RequestSample:
-    """Reads the bytes of a finished request; not for the hot path."""
+    """Parse the bytes of a finished request. Too slow for the hot path."""
     reply = read_reply(capture.packets) if capture.packets else Reply()
     return RequestSample(
         index=capture.index,

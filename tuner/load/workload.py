@@ -1,4 +1,4 @@
-"""Workload value: which requests, in which order, from which seed."""
+"""Workload value: the requests, their order and their seed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A kind of request within a workload: `weight` of all requests, its prompt and output lengths in tokens.
+    """Kind of request within a workload: its `weight` among all requests, and its lengths in tokens.
 
     `shared_prefix` tokens at the start of the prompt are the same in every request (a system prompt).
     """
@@ -41,11 +41,11 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Prompt lengths count the words we write; the chat template's own tokens come on top.
+    """Description of the traffic. Prompt lengths count the generated words; the chat template's tokens come on top.
 
-    `file` is the path of recorded traffic, `file_sha256` its content when the study was planned; the lengths in
-    `shares` are then estimates from bytes, and `timed` says whether its requests have arrival times. `temperature` None
-    leaves sampling to the model. `extra_body` goes into every request.
+    `file` is the path of recorded traffic, `file_sha256` its content when the study was planned. The lengths in
+    `shares` are then estimates from bytes, and `timed` tells if its requests have arrival times. A `temperature` of
+    None leaves sampling to the model. `extra_body` goes into every request.
     """
 
     name: str
@@ -60,12 +60,13 @@ class Workload:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest request, prompt and output: what max-model-len must hold, template aside."""
+        """Return the tokens of the longest request, prompt and output, without the template. max-model-len must hold
+        it."""
         return max(s.prompt.high + s.output.high for s in self.shares)
 
     @property
     def mean(self) -> float:
-        """Tokens of the mean request, prompt and output, template aside."""
+        """Return the tokens of the mean request, prompt and output, without the template."""
         return sum(s.weight * (s.prompt.mean + s.output.mean) for s in self.shares) / sum(s.weight for s in self.shares)
 
 
@@ -133,9 +134,9 @@ FORMS = ("random:IN,OUT", "prefix:SHARED,OWN,OUT", "a .json or .jsonl file")
 
 
 def workload(text: str) -> Workload:
-    """The workload that a person named: a preset or a form such as `random:256,32` and `random:128-512,16-64`.
+    """Resolve a preset, or a form such as `random:256,32` and `random:128-512,16-64`.
 
-    Raises UsageError with the names there are.
+    Raises UsageError with the known names.
     """
     if text in PRESETS:
         return PRESETS[text]
@@ -158,7 +159,7 @@ def _lengths(low: str, high: str | None) -> Lengths:
 
 
 BYTES_PER_TOKEN = 3
-"""Fewer than in English (about 4.3) and about as many as in Chinese and in code: an estimate on the long side."""
+"""Bytes per token for an estimate on the long side. English has about 4.3, Chinese and code about 3."""
 
 
 def _recorded(text: str) -> Workload:
@@ -190,4 +191,4 @@ def _synthetic(text: str, shared: int, own: Lengths, output: Lengths) -> Workloa
             hint="write the smaller number first, at least 1: 'random:256,32' or 'random:128-512,16-64'",
         )
     prompt = Lengths(shared + own.low, shared + own.high)
-    return Workload(text, "lengths given by the person, words drawn at random", (Share(1.0, prompt, output, shared),))
+    return Workload(text, "lengths from the command line, random words", (Share(1.0, prompt, output, shared),))

@@ -1,4 +1,4 @@
-"""The host: CPU and memory, and how much of it is the server's, ours and others'."""
+"""Host telemetry: CPU and memory, split into the server's share, the client's and the rest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 
 @dataclass(frozen=True, slots=True)
 class HostReading:
-    """Since the reading before. `*_cores` are CPU seconds per second; None for a server that is not ours to see."""
+    """Figures since the reading before. `*_cores` are CPU seconds per second; None for a server of another user."""
 
     cpu_share: float
     busy_cores: float
@@ -20,12 +20,12 @@ class HostReading:
 
     @property
     def foreign_cores(self) -> float | None:
-        """CPU of everything that is neither the server nor this program."""
+        """Return the CPU of everything except the server and this program."""
         return None if self.server_cores is None else max(0.0, self.busy_cores - self.client_cores - self.server_cores)
 
 
 class Host:
-    """Differences between calls of `read`; `server_pid` is the leader of the server's process tree."""
+    """Source of differences between two calls of `read`. `server_pid` leads the server's process tree."""
 
     def __init__(self, server_pid: int | None) -> None:
         self._server = _tree(server_pid)
@@ -70,7 +70,7 @@ class _Counters:
 
 
 def _tree(pid: int | None) -> list[psutil.Process]:
-    """Taken once a level: a serving vLLM starts no processes, and walking them all takes 10 ms."""
+    """List the server's processes. Once a level is enough: a serving vLLM starts none, and the walk takes 10 ms."""
     if pid is None:
         return []
     try:

@@ -1,4 +1,4 @@
-"""Server, GPUs and host sampled together by a thread while a level runs."""
+"""Thread that samples server, GPUs and host together while a level runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STILL_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One moment: `server` is None when /metrics did not answer, `gpus` empty without GPUs."""
+    """One moment. `server` is None if /metrics did not answer; `gpus` is empty without GPUs."""
 
     at_ns: int
     server: Scrape | None
@@ -33,7 +33,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """A level: `before` when the server was idle, `after` once its counters had settled behind the last answer."""
+    """Telemetry of a level: `before` on the idle server, `after` once its counters have settled behind the last
+    answer."""
 
     rows: tuple[Row, ...]
     before: Scrape | None
@@ -42,7 +43,7 @@ class Telemetry:
 
 
 class Sampler:
-    """Knows one running server. `metrics_url` is its /metrics; `gpu_indices` are NVML's."""
+    """Sampler of one running server. `metrics_url` is its /metrics; `gpu_indices` are NVML's."""
 
     def __init__(
         self,
@@ -63,10 +64,10 @@ class Sampler:
         return Recording(self)
 
     def wait_until_idle(self, limit_s: float) -> bool:
-        """Whether nothing runs or waits on the server within `limit_s`; a server without metrics counts as idle.
+        """Wait up to `limit_s` until nothing runs or waits on the server. Returns False if time ran out.
 
-        vLLM updates its gauges only in a step: after aborts an idle engine goes on showing what it last ran. So it also
-        counts as idle when no token was processed for `STILL_S`.
+        A server without metrics counts as idle. vLLM updates its gauges only in a step: after aborts an idle engine
+        goes on showing what it last ran. So the server also counts as idle if no token was processed for `STILL_S`.
         """
         deadline, still_since, tokens = time.monotonic() + limit_s, time.monotonic(), (-1.0, -1.0)
         while (now := scrape(self.metrics_url)) is not None and not now.idle:
@@ -82,7 +83,7 @@ class Sampler:
 
 
 class Recording:
-    """One level being recorded, from construction until `finish`."""
+    """Recording of one level, from construction until `finish`."""
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
@@ -95,14 +96,14 @@ class Recording:
 
     @property
     def preemptions(self) -> int | None:
-        """Seen so far; the counter can still rise until the level has drained."""
+        """Return the preemptions so far. The counter can still rise until the level has drained."""
         latest = self._rows[-1].server if self._rows else None
         if latest is None or latest.preemptions is None or self._before is None:
             return None
         return round(latest.preemptions - (self._before.preemptions or 0.0))
 
     def finish(self) -> Telemetry:
-        """To be called when the last answer is in: waits until the counters stand still, at most `SETTLE_S`."""
+        """End the recording after the last answer. Waits until the counters stand still, at most `SETTLE_S`."""
         self._stopped.set()
         self._thread.join()
         return Telemetry(tuple(self._rows), self._before, self._settled(), self._host.server_pids)
@@ -129,14 +130,14 @@ class Recording:
 
 
 class TelemetryLog:
-    """telemetry.parquet of one trial: a row for each moment and GPU (one row with gpu -1 where there is none)."""
+    """Writer of telemetry.parquet: a row for each moment and GPU of a trial, with gpu -1 if there is none."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._columns: dict[str, list[object]] = {}
 
     def add(self, level: float, telemetry: Telemetry) -> None:
-        """Writes the whole file again: it is whole after every level."""
+        """Append a level and write the whole file again, so that it is whole after every level."""
         for row in telemetry.rows:
             for gpu in row.gpus or (GpuReading(-1, None, None, None, None, None),):
                 for name, value in _cells(level, row, gpu).items():
