@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from tuner.candidate import Candidate
 from tuner.cli.folders import State
 from tuner.measurement import Measurement
-from tuner.report.tables import FINDS
 from tuner.study import confirm
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialRecord
@@ -114,7 +113,7 @@ class Picture:
         spent = [r.phases.spent_s for r in self.records if r.counts]
         mean_s = sum(spent) / len(spent) if spent else self.plan.load.longest_s + START_S
         confirmed = sum(r.role is Role.CONFIRM and r.counts for r in self.records)
-        searched = sum(r.role in FINDS and r.counts for r in self.records)
+        searched = sum(r.role.searches and r.counts for r in self.records)
         search_s = mean_s * max(0, self.plan.starts - searched) / len(self.plan.groups)
         # A claim of an open loop takes far longer than the starts that it follows.
         confirm_s = mean_s if self.plan.load.open is None else self.plan.load.confirm_s + START_S

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tuner.candidate import Value
-from tuner.report.tables import FINDS, StudyFiles
+from tuner.report.tables import StudyFiles
 from tuner.study.record import TrialRecord
 
 ENOUGH = 12
@@ -38,7 +38,7 @@ class WeightRow(NamedTuple):
 
 
 def _feasible(study: StudyFiles) -> list[tuple[TrialRecord, float]]:
-    return [(r, r.qps) for r in study.records if r.role in FINDS and r.qps is not None]
+    return [(r, r.qps) for r in study.records if r.role.searches and r.qps is not None]
 
 
 def slice_rows(study: StudyFiles) -> dict[str, list[SliceRow]]:

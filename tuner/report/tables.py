@@ -24,9 +24,6 @@ FAILED = (TrialOutcome.REFUSED, TrialOutcome.DIED, TrialOutcome.INFRASTRUCTURE, 
 
 WITHOUT_FIGURES = (*FAILED, TrialOutcome.BEHIND)
 
-FINDS = (Role.DEFAULT, Role.SEED, Role.SEARCH)
-"""Roles whose starts look for the best candidate; the others measure anew what was found."""
-
 
 class Unread(NamedTuple):
     """A file of the study that could not be read, and why."""
@@ -196,7 +193,7 @@ def best_so_far(rows: Iterable[TrialRow]) -> list[BestRow]:
     """Fresh starts that confirm a candidate are measurements of what was found, not finds: they do not count."""
     best: list[BestRow] = []
     for row in sorted(rows, key=lambda r: r.ended_h):
-        found = row.outcome is TrialOutcome.FEASIBLE and row.role in FINDS
+        found = row.outcome is TrialOutcome.FEASIBLE and row.role.searches
         if found and row.qps is not None and (not best or row.qps > best[-1].qps):
             best.append(BestRow(row.ended_h, row.qps, row.trial))
     return best

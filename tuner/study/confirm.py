@@ -20,9 +20,6 @@ BEST_ACCURACY = 0.03
 """Spread (one standard deviation) of claims on the axis of the load: 1 to 1.6 / √n for traces of n requests, at the
 usual 2,500 and more 2.3 to 3.4 % (docs/measuring.md)."""
 
-SET_APART = (Role.CONFIRM, Role.CHECK)
-"""Starts that take no part in choosing."""
-
 _REFUTED = (TrialOutcome.INFEASIBLE, TrialOutcome.REFUSED, TrialOutcome.DIED)
 """A start that says the candidate is not to be trusted; an invalid or undecided one says nothing and is done again."""
 
@@ -35,7 +32,7 @@ def accuracy(rate: float, search: OpenSearch) -> float:
 def finalists(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Feasible trials of the search, best first; a candidate that a fresh start refuted is gone."""
     refuted = {r.candidate.id for r in records if r.role is Role.CONFIRM and r.outcome in _REFUTED}
-    feasible = [r for r in records if r.role not in SET_APART and r.qps is not None]
+    feasible = [r for r in records if r.role.searches and r.qps is not None]
     return sorted((r for r in feasible if r.candidate.id not in refuted), key=lambda r: -(r.qps or 0.0))
 
 
@@ -55,13 +52,13 @@ def figures(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | N
 
 def searched(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | None:
     """The candidate's figures from the trial that found it, whatever fresh starts there are."""
-    found = [r for r in records if r.candidate == candidate and r.role not in SET_APART]
+    found = [r for r in records if r.candidate == candidate and r.role.searches]
     return _counted(found, candidate, fresh=False)
 
 
 def lack(records: Sequence[TrialRecord], candidate: Candidate) -> Lack | None:
     """Why `figures` has none of it; None where it has, and where no start of it is over yet."""
-    found = [r for r in records if r.candidate == candidate and r.role not in SET_APART]
+    found = [r for r in records if r.candidate == candidate and r.role.searches]
     runs = fresh_runs(records, candidate) or ([] if any(r.qps is not None for r in found) else found)
     match next((r.outcome for r in reversed(runs) if r.qps is None), None):
         case None:

@@ -281,7 +281,7 @@ class Loop:
         if confirmed >= self.plan.confirm_starts or not ranked:
             return None
         winner, default = ranked[0], self.plan.baseline
-        searched = (r for r in self._records if r.role not in confirm.SET_APART)
+        searched = (r for r in self._records if r.role.searches)
         default_trial = next((r for r in searched if r.candidate == default and r.qps is not None), None)
         winner_runs = len(confirm.fresh_runs(self._records, winner.candidate))
         default_runs = len(confirm.fresh_runs(self._records, default))

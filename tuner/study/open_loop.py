@@ -22,7 +22,6 @@ from tuner.bench.capacity_search import (
 from tuner.bench.open_probe import InvalidLoadError
 from tuner.load.stream import Failure
 from tuner.measurement import Load, LoadKind
-from tuner.study import confirm
 from tuner.study.record import Level, TrialOutcome, TrialRecord
 from tuner.verdict import passes
 
@@ -100,7 +99,7 @@ class OpenLoopResult:
 
 def incumbent(records: Sequence[TrialRecord]) -> Incumbent | None:
     """The best of the search so far, as the capacity search races against it; None before anything was feasible."""
-    feasible = [r for r in records if r.role not in confirm.SET_APART and r.qps is not None]
+    feasible = [r for r in records if r.role.searches and r.qps is not None]
     found = [r.capacity for r in feasible if r.capacity is not None]
     known = [Incumbent(c.rate, c.saturation, c.answer_s) for c in found if c.rate is not None]
     return max(known, key=lambda best: best.rate, default=None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tuner.study.confirm import SET_APART
 from tuner.study.record import Role, TrialRecord
 
 RISE = 0.01
@@ -19,7 +18,7 @@ def starts_without_rise(records: Iterable[TrialRecord]) -> int:
     """
     best, without = None, 0
     for record in records:
-        if not record.counts or record.role in SET_APART:
+        if not record.counts or not record.role.searches:
             continue
         if record.qps is not None and (best is None or record.qps >= best * (1 + RISE)):
             best, without = record.qps, 0

@@ -17,13 +17,18 @@ SCHEMA = 1
 
 
 class Role(StrEnum):
-    """`CHECK` runs the default on all GPU groups at once, to see whether they disturb each other."""
+    """Purpose of a start. `CHECK` runs the default on all GPU groups at once, to see how they disturb each other."""
 
     DEFAULT = "default"
     SEED = "seed"
     SEARCH = "search"
     CHECK = "check"
     CONFIRM = "confirm"
+
+    @property
+    def searches(self) -> bool:
+        """Whether the start looks for the best candidate; the others measure anew what was found."""
+        return self in (Role.DEFAULT, Role.SEED, Role.SEARCH)
 
 
 class TrialOutcome(StrEnum):
