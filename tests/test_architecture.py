@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tuner"
 
-LEAVES = ("errors", "clock", "formatting", "jsonfile", "environment", "quantiles", "model")
+LEAVES = ("errors", "http", "clock", "formatting", "jsonfile", "environment", "quantiles", "model")
 SENTENCE = (
     "vllm",
     "space",
@@ -103,7 +103,7 @@ def test_data_goes_one_way(path: Path) -> None:
 @pytest.mark.parametrize("path", [p for p in modules() if room_of(p) in OUTPUTS], ids=name_of)
 def test_outputs_are_built_from_files_alone(path: Path) -> None:
     doors = (
-        "tuner.server.running",
+        "tuner.server.service",
         "tuner.server.process",
         "tuner.load.drive",
         "tuner.load.stream",

@@ -130,7 +130,6 @@ def _marker(pid: int, start_ticks: int) -> Marker:
         start_ticks=start_ticks,
         session=pid,
         port=1,
-        argv_digest="",
         log_device=0,
         log_inode=0,
         scratch="",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from tuner.bench.capacity_search import ProbeResult, Saturation, SearchSettings,
 from tuner.bench.open_probe import OpenProbe
 from tuner.load import drive
 from tuner.load.prompts import SEARCH_TRACE
-from tuner.server import running, shutdown, start
-from tuner.server.running import RunningServer
+from tuner.server import service, shutdown, start
+from tuner.server.service import Service, ServiceRequest
 from tuner.study import search, trial
 from tuner.study.events import Event, PhaseChanged, TrialStarted
 from tuner.study.record import Role, TrialRecord
@@ -89,10 +89,10 @@ class Hooks:
             self.strike(Moment.WRITING, self.folder)
             save(store, record)
 
-        serve = running.running
+        serve = service.serving
 
-        def running_server(*args: Any, **options: Any) -> AbstractContextManager[RunningServer]:
-            log, should_stop = Path(options["log_path"]), options["should_stop"]
+        def serving(request: ServiceRequest) -> AbstractContextManager[Service]:
+            log, should_stop = request.folder / "server.log", request.should_stop
 
             def look() -> bool:
                 """Asked at every look of the wait, before the one that may find the server ready."""
@@ -100,9 +100,9 @@ class Hooks:
                     self.strike(Moment.STARTING, self.folder)
                 return bool(should_stop())
 
-            return serve(*args, **{**options, "should_stop": look})
+            return serve(replace(request, should_stop=look))
 
-        patch.setattr(trial, "running", running_server)
+        patch.setattr(trial, "serving", serving)
         patch.setattr(ladder, "drive_closed", drive_closed)
         patch.setattr(Store, "save_record", save_record)
         self._install_open_loop(patch)
@@ -151,8 +151,8 @@ def short_limits(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ladder, "FEWEST_REQUESTS", 5)
     patch.setattr(capacity_search, "FEWEST_REQUESTS", 20)
     patch.setattr(trial, "HUNG_S", 2.0)
-    patch.setattr(running, "_START_SLACK_S", 6.0)
-    patch.setattr(running, "_START_FACTOR", 1.0)
+    patch.setattr(service, "_START_SLACK_S", 6.0)
+    patch.setattr(service, "_START_FACTOR", 1.0)
     patch.setattr(start, "STOP_MARGIN_S", 1.0)
     patch.setattr(shutdown, "SETTLE_S", 0.3)
     patch.setattr(shutdown, "ORPHAN_GRACE_S", 0.5)

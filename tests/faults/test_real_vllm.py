@@ -18,7 +18,7 @@ from tests.server.support import bystander, children_of_ours, eventually, fake_r
 from tests.test_search_on_real_vllm import servers_of
 from tuner.launch import LaunchSpec
 from tuner.server.diagnosis import Fault
-from tuner.server.running import ServerDidNotStart
+from tuner.server.service import ServerDidNotStart
 from tuner.study.record import TrialOutcome
 from tuner.study.store import Store
 from tuner.vllm.bounds import HELD_SHARE_HOST

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from tuner.clock import RealClock
@@ -15,7 +15,7 @@ from tuner.launch import LaunchSpec
 from tuner.placement import GpuGroup
 from tuner.server import proctable
 from tuner.server.leftovers import GpuMemory, NoGpuMemory
-from tuner.server.running import RunningServer, running
+from tuner.server.service import Deployment, RunningServer, Service, ServiceRequest, serving
 
 FAKE = Path(__file__).with_name("fake_server.py")
 MODEL = "/models/fake"
@@ -36,17 +36,40 @@ def fake_running(
     gpu_memory: GpuMemory | None = None,
     group: GpuGroup | None = None,
 ) -> Iterator[RunningServer]:
-    with running(
-        spec or fake_spec(*words),
-        log_path=folder / "server.log",
+    """Serve one fake server, or the one of `spec`."""
+    deployment = Deployment.of(spec or fake_spec(*words), (group or GpuGroup()).gpus)
+    with fake_serving(
+        folder,
+        deployment,
         model=model,
         start_limit_s=start_limit_s,
-        clock=RealClock(),
-        gpu_memory=gpu_memory or NoGpuMemory(),
-        group=group or GpuGroup(),
         should_stop=should_stop,
-    ) as server:
-        yield server
+        gpu_memory=gpu_memory,
+    ) as service:
+        yield service.servers[0]
+
+
+def fake_serving(
+    folder: Path,
+    deployment: Deployment,
+    *,
+    model: str = MODEL,
+    start_limit_s: float = 30.0,
+    should_stop: Callable[[], bool] | None = None,
+    gpu_memory: GpuMemory | None = None,
+) -> AbstractContextManager[Service]:
+    """Serve a deployment as a trial does."""
+    return serving(
+        ServiceRequest(
+            deployment=deployment,
+            folder=folder,
+            model=model,
+            start_limit_s=start_limit_s,
+            clock=RealClock(),
+            gpu_memory=gpu_memory or NoGpuMemory(),
+            should_stop=should_stop or (lambda: False),
+        )
+    )
 
 
 def runs(pid: int) -> bool:

@@ -99,7 +99,6 @@ def record_of(process: proctable.ProcessEntry, **changes: object) -> Marker:
         start_ticks=process.start_ticks,
         session=process.session,
         port=1,
-        argv_digest="",
         log_device=0,
         log_inode=0,
         scratch="/tmp/tuner-00000000",
@@ -160,6 +159,26 @@ def test_a_living_tuner_keeps_its_server(tmp_path: Path) -> None:
             end_leftovers(tmp_path)
         assert runs(other)
     assert refused.value.exit_code == 4
+
+
+def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    with bystander() as other:
+        before = record_of(entry(other))
+        running_file.write(tmp_path, before)
+        path = tmp_path / running_file.FILE_NAME
+        path.write_text(
+            path.read_text().replace('"port"', '"argv_digest": "0123", "port"').replace(',\n "replica": 0', "")
+        )
+        assert running_file.read(path) == before
+
+
+def test_every_server_of_a_service_is_ended(tmp_path: Path) -> None:
+    with bystander() as first, bystander() as second:
+        for replica, pid in enumerate((first, second)):
+            running_file.write(tmp_path, record_of(entry(pid), replica=replica))
+        assert len(end_leftovers(tmp_path)) == 2
+        assert not runs(first) and not runs(second)
+    assert not running_file.found_below(tmp_path)
 
 
 def test_a_torn_record_is_reported_and_nothing_touched(tmp_path: Path) -> None:

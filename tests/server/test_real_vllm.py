@@ -16,7 +16,7 @@ from tuner.launch import LaunchSpec
 from tuner.server import proctable
 from tuner.server.diagnosis import Bound, Fault
 from tuner.server.proctable import ProcessEntry
-from tuner.server.running import RunningServer, ServerDidNotStart
+from tuner.server.service import RunningServer, ServerDidNotStart
 
 pytestmark = pytest.mark.real_vllm
 

@@ -107,8 +107,7 @@ def end_leftovers(
     Finds them through the running.json files below `study_folder`. Raises EnvironmentFaultError when the tuner that
     wrote one still runs: then it is not left over, and nothing at all is touched.
     """
-    paths = sorted(study_folder.rglob(running_file.FILE_NAME))
-    records = [(path, _read(path)) for path in paths]
+    records = [(path, _read(path)) for path in running_file.found_below(study_folder)]
     for path, record in records:
         if record is not None and _writer_lives(record):
             raise EnvironmentFaultError(

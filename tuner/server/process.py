@@ -1,4 +1,4 @@
-"""One child in its own session: log file, start gate, stop = TERM → orphans → KILL → reaped. Linux only."""
+"""One child in its own session, with a gate before its start and nothing left after its end. Linux only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -16,8 +16,8 @@ from tuner.server.family import Family
 from tuner.server.proctable import FileId, ProcessEntry
 from tuner.server.shutdown import Ended, end_family
 
-# The child waits until its start is on disk. If tuner dies before that, `read` meets the end of the pipe and the
-# server never starts: at no moment is there a server that no file tells of. After `exec`, ps shows the launch alone.
+# The child waits here until its start is on disk. If tuner dies before that, `read` meets the end of the pipe and the
+# server never starts: every living server has a file that names it. After `exec`, ps shows the launch alone.
 _GATE = 'read -r go || exit 125; exec "$@" </dev/null'
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -25,8 +25,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 class ServerProcess:
     """A started child and everything that descends from it.
 
-    The leader is not reaped before all the rest is gone: as long as it is a zombie, nobody else can get its number,
-    which is also the number of its session.
+    The leader is reaped last. While it is a zombie nobody else can get its number, which also names its session.
     """
 
     def __init__(self, child: subprocess.Popen[bytes], leader: ProcessEntry, log: FileId, clock: Clock) -> None:
@@ -35,19 +34,21 @@ class ServerProcess:
         self._exit_code: int | None = None
         self._shared_memory: set[Path] = set()
         self.leader = leader
+        self.log = log
         self.family = Family(leader.pid, leader.start_ticks, log)
 
     @property
     def pid(self) -> int:
+        """Process id of the leader, which is also its session."""
         return self.leader.pid
 
     @property
     def shared_memory(self) -> tuple[Path, ...]:
-        """Files in /dev/shm that were seen in use by this server, whether they still exist or not."""
+        """Files in /dev/shm that this server was seen to use, whether they still exist or not."""
         return tuple(sorted(self._shared_memory))
 
     def exit_code(self) -> int | None:
-        """None while the leader runs; negative for a signal. Does not reap."""
+        """Return the leader's exit code, negative for a signal; None if it runs. Does not reap."""
         if self._exit_code is None:
             ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if ended is not None:
@@ -55,12 +56,12 @@ class ServerProcess:
         return self._exit_code
 
     def observe(self) -> None:
-        """Remembers processes and shared memory of the server: both are hard to attribute once it is dead."""
+        """Note the server's processes and shared memory: a dead server's can hardly be attributed."""
         for process in self.family.living():
             self._shared_memory |= proctable.shared_memory_files(process.pid)
 
     def stop(self, grace_s: float) -> Ended:
-        """Ends leader and descendants and reaps all. May be called on a dead server: its orphans are ended then."""
+        """End leader and descendants and reap them all. On a dead server, end its orphans."""
         self.observe()
         ended = end_family(self.family, grace_s=grace_s, clock=self._clock, before_kill=self.observe)
         if self.exit_code() is not None:  # else it survives SIGKILL in the kernel, and is named in `left`
@@ -68,16 +69,13 @@ class ServerProcess:
         return ended
 
 
-def spawn(
-    argv: tuple[str, ...],
-    env: Mapping[str, str],
-    log_path: Path,
-    clock: Clock,
-    record: Callable[[ProcessEntry, FileId], None],
-) -> ServerProcess:
-    """Starts `argv` once `record(leader, log)` has returned; what `record` raises ends the child, unstarted.
+@contextlib.contextmanager
+def held_at_gate(
+    argv: tuple[str, ...], env: Mapping[str, str], log_path: Path, clock: Clock
+) -> Iterator[ServerProcess]:
+    """Fork a child that runs `argv` once the block is left. An exception in the block ends the child, unstarted.
 
-    A command that does not exist is no exception: the child writes so to its log and exits with 127.
+    A command that does not exist raises nothing: the child says so in its log and exits with 127.
     """
     _adopt_orphans()
     with log_path.open("wb") as log:
@@ -94,19 +92,13 @@ def spawn(
     try:
         leader = proctable.entry(child.pid)
         assert leader is not None, "an unreaped child has an entry"
-        record(leader, proctable.file_id(log_path))
+        yield ServerProcess(child, leader, proctable.file_id(log_path), clock)
     except BaseException:
-        # Whatever it was, Ctrl-C included: an unopened gate is the whole cleaning up.
+        # Ctrl-C included: closing the gate is all the cleaning up that is needed.
         _close(gate)
         child.wait()
         raise
-    process = ServerProcess(child, leader, proctable.file_id(log_path), clock)
-    _open(gate)
-    return process
-
-
-def _open(gate: IO[bytes]) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the child was killed at its gate: exit_code() tells
+    with contextlib.suppress(BrokenPipeError):  # the child was killed at its gate: exit_code() says so
         gate.write(b"\n")
         gate.flush()
     _close(gate)
@@ -118,7 +110,7 @@ def _close(gate: IO[bytes]) -> None:
 
 
 def _adopt_orphans() -> None:
-    """Orphans of our servers become our children instead of init's, so that we can see and reap them."""
+    """Make orphans of our servers our children instead of init's, so that we can see and reap them."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         number = ctypes.get_errno()

@@ -1,4 +1,4 @@
-"""Ready, or why not; notices death before the timeout; proves that the listener is the server's own."""
+"""A starting server as seen from outside: ready, dead, or another's listener on its port."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 
 import httpx
 
-from tuner.clock import Clock
+from tuner.http import control_client
 from tuner.server import proctable
 from tuner.server.process import ServerProcess
 
-_POLL_S = 0.2
+POLL_S = 0.2
+"""Seconds between two looks at a starting server."""
 _OBSERVE_EVERY = 5
 _HTTP_TIMEOUT_S = 0.7
-"""Short, so that a server that accepts and does not answer cannot hide its death for more than a second."""
+"""Seconds for one answer: a server that accepts and stays silent cannot hide its death for longer."""
 
 _PHASES = (
     ("loading the model", re.compile(r"Starting to load model|Loading weights|Loading safetensors")),
@@ -30,14 +31,15 @@ _PHASES = (
 
 
 class NotReady(Enum):
+    """Reasons why a start came to nothing."""
+
     DIED = "the server ended"
     OVER_LIMIT = "the start limit passed"
     FOREIGN_LISTENER = "another process listens on the port"
-    STOP_ASKED = "the start was interrupted"
 
 
 class Health(Enum):
-    """What one look at /health shows. `SILENT`: connected, no answer in time, as under heavy load."""
+    """One look at /health. `SILENT`: connected, no answer in time, as under heavy load."""
 
     GOOD = "good"
     ENGINE_DEAD = "engine dead"
@@ -45,16 +47,9 @@ class Health(Enum):
     SILENT = "silent"
 
 
-class Ownership(Enum):
-    """Whose a listener must be. `UNSEEN`: in a container it belongs to a process that is no descendant of ours."""
-
-    FAMILY = "family"
-    UNSEEN = "unseen"
-
-
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """`max_model_len` is what /v1/models says, None where it does not."""
+    """What /v1/models says of a ready server; `max_model_len` is None if it does not say."""
 
     model_name: str
     max_model_len: int | None
@@ -62,7 +57,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where the server will answer. `api_key` is None where it asks for none."""
+    """The address of a server. `api_key` is None if it asks for none."""
 
     base_url: str
     port: int
@@ -70,12 +65,12 @@ class Endpoint:
     api_key: str | None = None
 
     def client(self) -> httpx.Client:
-        headers = {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
-        # trust_env: a proxy from the environment must not be asked for 127.0.0.1.
-        return httpx.Client(base_url=self.base_url, headers=headers, timeout=_HTTP_TIMEOUT_S, trust_env=False)
+        """Open a client for the server's control pages."""
+        return control_client(self.base_url, timeout_s=_HTTP_TIMEOUT_S, api_key=self.api_key)
 
 
 def health(endpoint: Endpoint) -> Health:
+    """Ask /health once."""
     try:
         with endpoint.client() as client:
             code = client.get("/health").status_code
@@ -86,43 +81,55 @@ def health(endpoint: Endpoint) -> Health:
     return Health.GOOD if code == httpx.codes.OK else Health.ENGINE_DEAD
 
 
-def wait_until_ready(
-    process: ServerProcess,
-    endpoint: Endpoint,
-    *,
-    ownership: Ownership,
-    log_path: Path,
-    limit_s: float,
-    clock: Clock,
-    on_phase: Callable[[str], None],
-    should_stop: Callable[[], bool],
-) -> Ready | NotReady:
-    """Ready: /health answers 200, the model is listed, and every listener of the port belongs to the server."""
-    deadline_ns = clock.now_ns() + round(limit_s * 1e9)
-    follower = _LogFollower(log_path, on_phase)
-    foreign_before = False
-    looks = 0
-    with endpoint.client() as client:
-        while True:
-            if process.exit_code() is not None:
-                return NotReady.DIED
-            if should_stop():
-                return NotReady.STOP_ASKED
-            follower.look()
-            listener = _listener(process, endpoint.port, ownership)
-            # Twice in a row, since between our two looks the server may have opened its port.
-            if listener is _Listener.FOREIGN and foreign_before:
-                return NotReady.FOREIGN_LISTENER
-            foreign_before = listener is _Listener.FOREIGN
-            if listener is _Listener.OURS and (ready := _ask(client, endpoint.model, ownership)) is not None:
-                process.observe()  # it may die under its first load: then nobody can tell whose files these were
-                return ready
-            if clock.now_ns() >= deadline_ns:
-                return NotReady.OVER_LIMIT
-            if looks % _OBSERVE_EVERY == 0:
-                process.observe()
-            looks += 1
-            clock.sleep(_POLL_S)
+class Watch:
+    """Successive looks at one starting server.
+
+    A server is ready when /health answers 200, the model is listed, and every listener of the port is its own.
+    """
+
+    def __init__(
+        self,
+        process: ServerProcess,
+        endpoint: Endpoint,
+        log_path: Path,
+        on_phase: Callable[[str], None],
+        *,
+        in_container: bool,
+    ) -> None:
+        self._process = process
+        self._endpoint = endpoint
+        self._in_container = in_container
+        self._log = _LogFollower(log_path, on_phase)
+        self._foreign_before = False
+        self._looks = 0
+
+    def look(self) -> Ready | NotReady | None:
+        """Look once; None if the server is still on its way."""
+        if self._process.exit_code() is not None:
+            return NotReady.DIED
+        self._log.look()
+        listener = _listener(self._process, self._endpoint.port, in_container=self._in_container)
+        # Twice in a row: the server may have opened its port between our two looks.
+        if listener is _Listener.FOREIGN and self._foreign_before:
+            return NotReady.FOREIGN_LISTENER
+        self._foreign_before = listener is _Listener.FOREIGN
+        ready = self._ask() if listener is _Listener.OURS else None
+        if ready is not None or self._looks % _OBSERVE_EVERY == 0:
+            self._process.observe()  # a server that dies under its first load leaves files that were seen here
+        self._looks += 1
+        return ready
+
+    def _ask(self) -> Ready | None:
+        try:
+            with self._endpoint.client() as client:
+                if client.get("/health").status_code != httpx.codes.OK:
+                    return None
+                answer = client.get("/v1/models")
+            if answer.status_code != httpx.codes.OK:
+                return None
+            return _listed(answer.json(), self._endpoint.model, proven_ours=not self._in_container)
+        except (httpx.HTTPError, ValueError):
+            return None  # not listening yet, or half an answer: the next look decides
 
 
 class _Listener(Enum):
@@ -131,12 +138,15 @@ class _Listener(Enum):
     FOREIGN = "foreign"
 
 
-def _listener(process: ServerProcess, port: int, ownership: Ownership) -> _Listener:
-    """Versions up to 0.24 set SO_REUSEPORT: an orphan may listen beside our server and take a part of its traffic."""
-    inodes = proctable.listening_inodes(port)
-    if ownership is Ownership.UNSEEN:
-        # Without host networking the container's listener is not even in this namespace: just ask.
+def _listener(process: ServerProcess, port: int, *, in_container: bool) -> _Listener:
+    """Decide whose sockets listen on the port.
+
+    vLLM up to 0.24 sets SO_REUSEPORT: an orphan may listen beside our server and take a part of its traffic.
+    """
+    if in_container:
+        # Without host networking the container's listener is not even in this namespace.
         return _Listener.OURS
+    inodes = proctable.listening_inodes(port)
     if not inodes:
         return _Listener.NONE
     for member in process.family.living():
@@ -144,24 +154,14 @@ def _listener(process: ServerProcess, port: int, ownership: Ownership) -> _Liste
     return _Listener.FOREIGN if inodes else _Listener.OURS
 
 
-def _ask(client: httpx.Client, model: str, ownership: Ownership) -> Ready | None:
-    try:
-        if client.get("/health").status_code != httpx.codes.OK:
-            return None
-        answer = client.get("/v1/models")
-        return _listed(answer.json(), model, ownership) if answer.status_code == httpx.codes.OK else None
-    except (httpx.HTTPError, ValueError):
-        return None  # not listening yet, or half an answer: the next look tells
-
-
-def _listed(answer: object, model: str, ownership: Ownership) -> Ready | None:
-    """The entry whose id or root is `model`; --served-model-name changes the id, so a proven server may differ."""
+def _listed(answer: object, model: str, *, proven_ours: bool) -> Ready | None:
+    """Find the entry whose id or root is `model`. --served-model-name changes the id, so a proven server may differ."""
     data = answer.get("data") if isinstance(answer, dict) else None
     entries = (
         [e for e in data if isinstance(e, dict) and isinstance(e.get("id"), str)] if isinstance(data, list) else []
     )
     matching = [e for e in entries if model in (e["id"], e.get("root"))]
-    if not matching and ownership is Ownership.FAMILY:
+    if not matching and proven_ours:
         matching = entries
     if not matching:
         return None
@@ -170,7 +170,7 @@ def _listed(answer: object, model: str, ownership: Ownership) -> Ready | None:
 
 
 class _LogFollower:
-    """Reads what the log has gained and reports each new phase once."""
+    """A reader of what the log has gained, which reports each new phase once."""
 
     _MOST_BYTES = 256 * 1024
 

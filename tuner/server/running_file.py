@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +11,17 @@ from tuner import jsonfile
 from tuner.server import proctable
 
 FILE_NAME = "running.json"
+"""Name for the first server of a service; the others are running-1.json, running-2.json."""
 SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """Written while the child still waits at its gate, removed when the server has ended.
+    """One living server. Written while the child waits at its gate, removed when the server has ended.
 
-    `log_device` and `log_inode` are the proof of ownership that outlives the leader: every process of the server has
-    inherited the log as its output. `scratch` is the start's temporary folder, `shared_memory` the /dev/shm files that
+    `log_device` and `log_inode` prove ownership after the leader is gone: every process of the server inherited the log
+    as its output. `scratch` is the start's temporary folder. `shared_memory` names the server's files in /dev/shm.
+    `replica` numbers the servers of one service.
     """
 
     boot_id: str
@@ -27,7 +29,6 @@ class Marker:
     start_ticks: int
     session: int
     port: int
-    argv_digest: str
     log_device: int
     log_inode: int
     scratch: str
@@ -37,29 +38,38 @@ class Marker:
     shared_memory: tuple[str, ...] = ()
     gpu_baseline_bytes: tuple[tuple[int, int], ...] = ()
     container_engine: str = ""
+    replica: int = 0
     schema: int = SCHEMA
 
 
-def digest(argv: tuple[str, ...]) -> str:
-    """Not the words themselves: a flag of a person's own may hold a secret."""
-    return hashlib.sha256("\0".join(argv).encode()).hexdigest()
+def path_of(folder: Path, replica: int = 0) -> Path:
+    """Return where the marker of a server stands."""
+    return folder / (FILE_NAME if replica == 0 else f"running-{replica}.json")
+
+
+def found_below(folder: Path) -> list[Path]:
+    """List the running files in `folder` and its subfolders, of every server of every service."""
+    return sorted({*folder.rglob(FILE_NAME), *folder.rglob("running-[0-9]*.json")})
 
 
 def write(folder: Path, marker: Marker) -> None:
-    jsonfile.dump(folder / FILE_NAME, marker)
+    """Put the marker into its file."""
+    jsonfile.dump(path_of(folder, marker.replica), marker)
 
 
 def read(path: Path) -> Marker:
-    """Raises jsonfile.TornFileError."""
-    return jsonfile.load(path, Marker)
-
-
-def remove(folder: Path) -> None:
-    (folder / FILE_NAME).unlink(missing_ok=True)
+    """Read a marker, also one of an earlier version. Raises jsonfile.TornFileError if it cannot be decoded."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(raw, dict):
+            raw.pop("argv_digest", None)  # earlier versions wrote it
+        return jsonfile.loads(json.dumps(raw), Marker)
+    except ValueError as error:
+        raise jsonfile.TornFileError(f"{path}: {error}") from error
 
 
 def this_tuner() -> tuple[int, int]:
-    """(pid, start ticks) of the running tuner."""
+    """Return pid and start ticks of the running tuner."""
     me = proctable.entry(os.getpid())
     assert me is not None, "we are running"
     return me.pid, me.start_ticks

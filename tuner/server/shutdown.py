@@ -1,9 +1,9 @@
-"""Ends a family of processes: asks, waits, asks the orphans, kills, and says what is left."""
+"""The end of a family of processes: ask, wait, ask the orphans, kill, report what is left."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tuner.clock import Clock
@@ -12,18 +12,20 @@ from tuner.server.family import Family
 from tuner.server.proctable import ProcessEntry
 
 SETTLE_S = 2.0
-"""What helpers get once their leader has gone: Python's resource tracker removes its /dev/shm files then."""
+"""Seconds for helpers whose leader has gone: Python's resource tracker removes its /dev/shm files then."""
 ORPHAN_GRACE_S = 5.0
+"""Seconds for orphans after their own SIGTERM."""
 KILL_LIMIT_S = 15.0
+"""Seconds of repeated SIGKILL before a process counts as left."""
 _POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class StopReport:
-    """How a server ended. `killed` and `left` name processes, `removed` files.
+    """The end of a server. `killed` and `left` name processes, `removed` names files.
 
-    `memory_back`: whether the GPUs' memory is back at what was used before the start; None where there is no GPU or
-    nothing was measured. `exit_code` as subprocess gives it (negative: signal), None when it is not known.
+    `memory_back` is true if the GPUs' memory fell back to what was used before the start; None if nothing was measured.
+    `exit_code` is negative for a signal, None if it is not known.
     """
 
     seconds: float
@@ -35,21 +37,38 @@ class StopReport:
 
     @property
     def is_clean(self) -> bool:
-        """Nothing of the server is left on the machine that the next start would trip over."""
+        """Tell whether nothing is left that the next start would trip over."""
         return not self.left and self.memory_back is not False
+
+
+def joined(reports: Sequence[StopReport]) -> StopReport:
+    """Make one report of several servers that were ended side by side."""
+    if len(reports) == 1:
+        return reports[0]
+    memory = {report.memory_back for report in reports} - {None}
+    return StopReport(
+        seconds=max((report.seconds for report in reports), default=0.0),
+        killed=tuple(name for report in reports for name in report.killed),
+        left=tuple(name for report in reports for name in report.left),
+        removed=tuple(name for report in reports for name in report.removed),
+        memory_back=all(memory) if memory else None,
+        exit_code=next((report.exit_code for report in reports if report.exit_code), None),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
+    """Processes that had to be killed, and processes that even that did not end."""
+
     killed: tuple[str, ...]
     left: tuple[str, ...]
 
 
 def end_family(family: Family, *, grace_s: float, clock: Clock, before_kill: Callable[[], None]) -> Ended:
-    """SIGTERM to the leader and `grace_s`; then to its orphans; then SIGKILL until a whole pass finds nobody.
+    """Send SIGTERM to the leader and wait `grace_s`; then to its orphans; then SIGKILL until a pass finds nobody.
 
-    Only the leader is asked first: it ends the others in its own order. `before_kill` runs when something has to be
-    killed, the last moment to see which files it uses.
+    Only the leader is asked first: it ends the others in its own order. `before_kill` runs before the first SIGKILL,
+    the last moment to see which files the processes use.
     """
     leader = next((p for p in family.living() if p.pid == family.leader_pid), None)
     if leader is not None:
@@ -61,7 +80,7 @@ def end_family(family: Family, *, grace_s: float, clock: Clock, before_kill: Cal
 
 
 def _end_orphans(family: Family, clock: Clock) -> None:
-    """An engine whose API server died frees its GPU memory and files when asked; it would not end by itself."""
+    """Ask the orphans. An engine whose API server died frees its memory and files when asked, never by itself."""
 
     def all_gone() -> bool:
         family.reap_adopted()
@@ -80,7 +99,7 @@ def _kill(family: Family, clock: Clock, before_kill: Callable[[], None]) -> Ende
     if living:
         before_kill()
     deadline_ns = clock.now_ns() + round(KILL_LIMIT_S * 1e9)
-    # Pass after pass: a process may fork between our look and our signal.
+    # A process may fork between our look and our signal: hence pass after pass.
     while living and clock.now_ns() < deadline_ns:
         for process in living:
             killed[process.pid] = process
@@ -92,7 +111,7 @@ def _kill(family: Family, clock: Clock, before_kill: Callable[[], None]) -> Ende
 
 
 def _wait(condition: Callable[[], bool], limit_s: float, clock: Clock) -> bool:
-    """Whether the condition came true within the limit."""
+    """Wait for the condition; false if the limit passed first."""
     deadline_ns = clock.now_ns() + round(limit_s * 1e9)
     while not condition():
         if clock.now_ns() >= deadline_ns:

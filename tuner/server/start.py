@@ -1,100 +1,135 @@
-"""One start of one server: what belongs to it, from the choice of its port to the last file that it leaves."""
+"""One server from its start to its end, in that order."""
 
 from __future__ import annotations
 
 import getpass
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from tuner.clock import Clock
 from tuner.launch import LaunchSpec
-from tuner.placement import GpuGroup
 from tuner.server import leftovers, logtext, proctable, running_file
 from tuner.server.containers import end_container, with_cid_file
+from tuner.server.deployment import ServiceRequest
 from tuner.server.diagnosis import Phase, diagnose, foreign_listener, over_limit
-from tuner.server.leftovers import GpuMemory
 from tuner.server.ports import fresh_port
-from tuner.server.process import ServerProcess, spawn
-from tuner.server.proctable import FileId, ProcessEntry
-from tuner.server.readiness import Endpoint, Health, NotReady, Ownership, Ready, health, wait_until_ready
+from tuner.server.process import ServerProcess, held_at_gate
+from tuner.server.readiness import Endpoint, Health, NotReady, Ready, Watch, health
 from tuner.server.running_file import Marker
 from tuner.server.shutdown import StopReport
 from tuner.vllm.cause import Cause
 from tuner.vllm.facts import StartFacts, parse_facts
 
 STOP_MARGIN_S = 15.0
-"""Beyond --shutdown-timeout: what vLLM takes to close its workers and its HTTP server."""
+"""Seconds beyond --shutdown-timeout that vLLM takes to close its workers and its HTTP server."""
+DEATH_LIMIT_S = 12.0
+"""Seconds until a server has left whose engine died: vLLM looks every 5 s, and then needs a moment."""
 
 _USUAL_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "VLLM_API_KEY", "OPENAI_API_KEY")
 _WILDCARDS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class Start:
-    """A server from its fork to its end. Used by running() only, which guarantees that end() is called."""
+    """One server. `serving` makes it and guarantees that `end` is called."""
 
-    def __init__(
-        self,
-        spec: LaunchSpec,
-        log_path: Path,
-        model: str,
-        clock: Clock,
-        gpu_memory: GpuMemory,
-        group: GpuGroup,
-        host: str,
-    ) -> None:
-        """Measures the baseline, records the start on disk and forks. Raises OSError and leaves nothing behind then."""
-        port = fresh_port(_WILDCARDS.get(host, host))
-        self.log_path = log_path
-        self.clock = clock
-        self.endpoint = Endpoint(_base_url(host, port), port, model, _api_key(spec))
+    def __init__(self, request: ServiceRequest, number: int) -> None:
+        """Measure the memory in use, fork, write the running file, let go.
+
+        Raises OSError if the machine cannot do so, and leaves nothing behind then.
+        """
+        replica = request.deployment.replicas[number]
+        spec, port = replica.spec, fresh_port(_reachable(request.host))
+        self.log_path = request.folder / ("server.log" if number == 0 else f"server-{number}.log")
+        self.endpoint = Endpoint(_base_url(request.host, port), port, request.model, _api_key(spec))
         self._spec = spec
-        self._gpu_memory = gpu_memory
-        self._baseline = (gpu_memory.used_bytes(group.gpus) if group.gpus else None) or {}
-        self._scratch = leftovers.new_scratch()
+        self._clock = request.clock
+        self._gpu_memory = request.gpu_memory
+        self._baseline = (request.gpu_memory.used_bytes(replica.gpus) if replica.gpus else None) or {}
         self._secrets = _secrets(spec)
-        self._argv = spec.argv(host, port)
+        self._scratch = leftovers.new_scratch()
+        argv = spec.argv(request.host, port)
+        self._engine = argv[0] if spec.in_container else ""
         if spec.in_container:
-            self._argv = with_cid_file(self._argv, self._scratch)
-        self._begun_ns = clock.now_ns()
-        self._begun_unix_ns = round(clock.wall().timestamp() * 1e9)
-        self._marker: Marker | None = None
+            argv = with_cid_file(argv, self._scratch)
+        self._begun_ns = self._clock.now_ns()
+        self._begun_unix_ns = round(self._clock.wall().timestamp() * 1e9)
+        self._running_file = running_file.path_of(request.folder, number)
         try:
-            self.process: ServerProcess = spawn(
-                self._argv, _environment(spec, self._scratch), log_path, clock, self._record
-            )
+            with held_at_gate(argv, _environment(spec, self._scratch), self.log_path, self._clock) as self.process:
+                self._marker = self._marked(self.process, number)
+                running_file.write(request.folder, self._marker)
+                self._scratch.mkdir(mode=0o700)
         except BaseException:
-            self._forget()
+            self._remove_files()
             raise
-
-    def wait(
-        self, limit_s: float, on_phase: Callable[[str], None], should_stop: Callable[[], bool]
-    ) -> Ready | NotReady:
-        outcome = wait_until_ready(
-            self.process,
-            self.endpoint,
-            ownership=Ownership.UNSEEN if self._spec.in_container else Ownership.FAMILY,
-            log_path=self.log_path,
-            limit_s=limit_s,
-            clock=self.clock,
-            on_phase=on_phase,
-            should_stop=should_stop,
+        self._watch = Watch(
+            self.process, self.endpoint, self.log_path, request.on_phase, in_container=spec.in_container
         )
-        self._remember_files()
+
+    def _marked(self, process: ServerProcess, number: int) -> Marker:
+        tuner_pid, tuner_start_ticks = running_file.this_tuner()
+        return Marker(
+            boot_id=proctable.boot_id(),
+            pid=process.leader.pid,
+            start_ticks=process.leader.start_ticks,
+            session=process.leader.session,
+            port=self.endpoint.port,
+            log_device=process.log.device,
+            log_inode=process.log.inode,
+            scratch=str(self._scratch),
+            started_unix_ns=self._begun_unix_ns,
+            tuner_pid=tuner_pid,
+            tuner_start_ticks=tuner_start_ticks,
+            gpu_baseline_bytes=tuple(sorted(self._baseline.items())),
+            container_engine=self._engine,
+            replica=number,
+        )
+
+    # ── wait
+
+    def look(self) -> Ready | NotReady | None:
+        """Look once at the starting server; None if it is still on its way."""
+        outcome = self._watch.look()
+        if outcome is not None and self.process.shared_memory:
+            names = tuple(map(str, self.process.shared_memory))
+            running_file.write(self._running_file.parent, replace(self._marker, shared_memory=names))
         return outcome
 
     def seconds(self) -> float:
-        """Since the fork."""
-        return (self.clock.now_ns() - self._begun_ns) / 1e9
+        """Return the seconds since the fork."""
+        return (self._clock.now_ns() - self._begun_ns) / 1e9
+
+    def refusal(self, outcome: NotReady, limit_s: float) -> Cause:
+        """Explain a start that came to nothing."""
+        if outcome is NotReady.FOREIGN_LISTENER:
+            return foreign_listener(self.endpoint.port)
+        cause = self._diagnose(Phase.STARTING)
+        return over_limit(limit_s, cause) if outcome is NotReady.OVER_LIMIT else cause
+
+    # ── serve
 
     def facts(self, ready: Ready) -> StartFacts:
+        """Read from the log what the server says of itself."""
         return parse_facts(logtext.read(self.log_path), max_model_len=ready.max_model_len)
 
-    def diagnose(self, phase: Phase) -> Cause:
-        """Why the server ended, or does not answer, from its log as it is now."""
+    def died(self) -> Cause | None:
+        """Explain why requests were lost; None if server and engine live.
+
+        A server whose engine died answers 503, closes its port and leaves some seconds later with exit code 0. This
+        waits for that. A server that merely does not answer in time counts as alive.
+        """
+        self.process.observe()
+        deadline_ns = self._clock.now_ns() + round(DEATH_LIMIT_S * 1e9)
+        while self.process.exit_code() is None and self._clock.now_ns() < deadline_ns:
+            if health(self.endpoint) in (Health.GOOD, Health.SILENT):
+                return None
+            self._clock.sleep(0.1)
+        return self._diagnose(Phase.SERVING)
+
+    def _diagnose(self, phase: Phase) -> Cause:
         held_gib = max(self._baseline.values()) / 2**30 if self._baseline else None
         return diagnose(
             logtext.redact(logtext.read(self.log_path), self._secrets),
@@ -103,29 +138,22 @@ class Start:
             held_by_others_gib=held_gib,
         )
 
-    def refusal(self, outcome: NotReady, limit_s: float) -> Cause:
-        if outcome is NotReady.FOREIGN_LISTENER:
-            return foreign_listener(self.endpoint.port)
-        cause = self.diagnose(Phase.STARTING)
-        return over_limit(limit_s, cause) if outcome is NotReady.OVER_LIMIT else cause
-
-    def health(self) -> Health:
-        return health(self.endpoint)
+    # ── end
 
     def end(self) -> StopReport:
-        """Ends the server and removes what it leaves. The record on disk goes last, and stays if something survives."""
-        begun_ns = self.clock.now_ns()
+        """End the server and remove what it leaves. Its running file stays if something survives."""
+        begun_ns = self._clock.now_ns()
         ended = self.process.stop(_shutdown_timeout_s(self._spec) + STOP_MARGIN_S)
         killed = ended.killed
-        if self._spec.in_container:
-            killed += end_container(self._argv[0], self._scratch)
+        if self._engine:
+            killed += end_container(self._engine, self._scratch)
         removed = leftovers.remove_shared_memory(self.process.shared_memory, since_unix_ns=self._begun_unix_ns)
         logtext.redact_file(self.log_path, self._secrets)
-        memory_back = leftovers.wait_for_memory(self._gpu_memory, self._baseline, self.clock, leftovers.MEMORY_LIMIT_S)
+        memory_back = leftovers.wait_for_memory(self._gpu_memory, self._baseline, self._clock, leftovers.MEMORY_LIMIT_S)
         if not ended.left:
-            removed += self._forget()
+            removed += self._remove_files()
         return StopReport(
-            seconds=(self.clock.now_ns() - begun_ns) / 1e9,
+            seconds=(self._clock.now_ns() - begun_ns) / 1e9,
             killed=killed,
             left=ended.left,
             removed=removed,
@@ -133,45 +161,23 @@ class Start:
             exit_code=self.process.exit_code(),
         )
 
-    def _record(self, leader: ProcessEntry, log: FileId) -> None:
-        tuner_pid, tuner_start_ticks = running_file.this_tuner()
-        self._marker = Marker(
-            boot_id=proctable.boot_id(),
-            pid=leader.pid,
-            start_ticks=leader.start_ticks,
-            session=leader.session,
-            port=self.endpoint.port,
-            argv_digest=running_file.digest(self._argv),
-            log_device=log.device,
-            log_inode=log.inode,
-            scratch=str(self._scratch),
-            started_unix_ns=self._begun_unix_ns,
-            tuner_pid=tuner_pid,
-            tuner_start_ticks=tuner_start_ticks,
-            gpu_baseline_bytes=tuple(sorted(self._baseline.items())),
-            container_engine=self._argv[0] if self._spec.in_container else "",
-        )
-        running_file.write(self.log_path.parent, self._marker)
-        self._scratch.mkdir(mode=0o700)
-
-    def _remember_files(self) -> None:
-        if self._marker is not None and self.process.shared_memory:
-            names = tuple(map(str, self.process.shared_memory))
-            running_file.write(self.log_path.parent, replace(self._marker, shared_memory=names))
-
-    def _forget(self) -> tuple[str, ...]:
+    def _remove_files(self) -> tuple[str, ...]:
         removed = leftovers.remove_scratch(self._scratch)
-        running_file.remove(self.log_path.parent)
+        self._running_file.unlink(missing_ok=True)
         return removed
 
 
+def _reachable(host: str) -> str:
+    return _WILDCARDS.get(host, host)
+
+
 def _base_url(host: str, port: int) -> str:
-    reachable = _WILDCARDS.get(host, host)
+    reachable = _reachable(host)
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
 def _environment(spec: LaunchSpec, scratch: Path) -> dict[str, str]:
-    """The inherited environment, what belongs to this start, and the launch's own words, which have the last one."""
+    """Join the inherited environment, what belongs to this start, and the launch's own variables, which win."""
     inherited: Mapping[str, str] = os.environ
     own = {
         # One folder for all that vLLM puts into the temporary folder: sockets, rendezvous files, metrics.
@@ -181,12 +187,13 @@ def _environment(spec: LaunchSpec, scratch: Path) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": inherited.get("TORCHINDUCTOR_CACHE_DIR")
         or f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}",
     }
-    kept = {name: value for name, value in inherited.items() if name != "PROMETHEUS_MULTIPROC_DIR"}  # vllm.md section 2
+    # Servers that share PROMETHEUS_MULTIPROC_DIR add their counters up in each other's /metrics.
+    kept = {name: value for name, value in inherited.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
     return {**kept, **own, **dict(spec.env)}
 
 
 def _shutdown_timeout_s(spec: LaunchSpec) -> float:
-    """The last --shutdown-timeout of the launch; 0, vLLM's default, where there is none or it is not a number."""
+    """Return the last --shutdown-timeout of the launch; 0, vLLM's default, if it is absent or no number."""
     value = _flag_value(spec.arguments, "--shutdown-timeout")
     return float(value) if value is not None and value.isdecimal() else 0.0
 
@@ -196,7 +203,7 @@ def _api_key(spec: LaunchSpec) -> str | None:
 
 
 def _secrets(spec: LaunchSpec) -> tuple[str, ...]:
-    """Values that must stand in no record and no excerpt."""
+    """Collect the values that must stand in no record and no excerpt."""
     named = (os.environ.get(name) for name in {*spec.secret_env, *_USUAL_SECRETS})
     return tuple(value for value in (*named, _flag_value(spec.arguments, "--api-key")) if value)
 

@@ -19,7 +19,7 @@ from tuner.load.prompts import Prompts
 from tuner.load.requests_log import RequestLog
 from tuner.load.stream import Failure, Target
 from tuner.server.diagnosis import Cause, Fault
-from tuner.server.running import RunningServer, ServerDidNotStart, running, start_limit
+from tuner.server.service import Deployment, ServerDidNotStart, Service, ServiceRequest, serving, start_limit
 from tuner.server.shutdown import StopReport
 from tuner.slo import longest_wait_s
 from tuner.study.assignment import Assignment
@@ -96,57 +96,57 @@ class _Trial:
 
     def _serve(self) -> None:
         runner = self._runner
-        server: RunningServer | None = None
+        request = ServiceRequest(
+            deployment=Deployment.of(self._spec, self._assignment.group.gpus),
+            folder=self._folder,
+            model=runner.plan.model,
+            start_limit_s=runner.start_limit_s(),
+            clock=runner.clock,
+            gpu_memory=runner.gpu,
+            on_phase=self._phase,
+            should_stop=runner.stop.is_set,
+        )
+        service: Service | None = None
         try:
-            with running(
-                self._spec,
-                log_path=self._folder / "server.log",
-                model=runner.plan.model,
-                start_limit_s=runner.start_limit_s(),
-                clock=runner.clock,
-                gpu_memory=runner.gpu,
-                group=self._assignment.group,
-                on_phase=self._phase,
-                should_stop=runner.stop.is_set,
-            ) as server:
-                self._start_s, self._facts = server.start_s, server.facts
-                runner.started_in(server.start_s)
+            with serving(request) as service:
+                self._start_s, self._facts = service.start_s, service.facts[0]
+                runner.started_in(service.start_s)
                 self._ready_ns = runner.clock.now_ns()
-                self._load(server)
+                self._load(service)
                 self._loaded_ns = runner.clock.now_ns()
                 self._phase("stopping")
         finally:
-            if server is not None and server.stopped is not None:
-                self._stopped(server.stopped)
+            if service is not None and service.stopped is not None:
+                self._stopped(service.stopped)
 
     def _stopped(self, report: StopReport) -> None:
         self._stop_s = report.seconds
         if not report.is_clean:
             self._dirty = ", ".join((*report.left, *(["GPU memory"] if report.memory_back is False else [])))
 
-    def _load(self, server: RunningServer) -> None:
+    def _load(self, service: Service) -> None:
         runner = self._runner
         self._phase("measuring")
-        prompts = Prompts.for_model(runner.plan.workload, runner.plan.model, self._traffic_seed, server.base_url)
-        target = Target(server.base_url, server.model_name, os.environ.get("VLLM_API_KEY"))
+        prompts = Prompts.for_model(runner.plan.workload, runner.plan.model, self._traffic_seed, service.base_url)
+        target = Target(service.base_url, service.model_name, os.environ.get("VLLM_API_KEY"))
         sampler = Sampler(
-            f"{server.base_url}/metrics",
+            f"{service.base_url}/metrics",
             gpu=runner.gpu,
             gpu_indices=self._assignment.group.gpus,
-            server_pid=server.pid,
+            server_pid=service.pids[0],
         )
         try:
             self._measure(target, prompts, sampler)
         except InterruptedLoadError:
             pass  # `stop` is set, and the outcome says so
         except LadderLostError:
-            self._cause = server.died() or self._hung(target, prompts)
+            self._cause = service.died() or self._hung(target, prompts)
             if self._cause is None:
                 self._notes.append("the server did not take requests for a moment, and lives")
         else:
             # An engine that died leaves broken answers behind, not a closed port.
             if not runner.stop.is_set():
-                self._cause = server.died() or self._hung(target, prompts)
+                self._cause = service.died() or self._hung(target, prompts)
 
     def _measure(self, target: Target, prompts: Prompts, sampler: Sampler) -> None:
         runner, load = self._runner, self._assignment.load

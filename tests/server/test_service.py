@@ -1,4 +1,4 @@
-"""`running` against servers that misbehave: what it says, and what it leaves (nothing)."""
+"""`serving` against servers that misbehave: what it says, and what it leaves (nothing)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,18 +21,27 @@ from tests.server.support import (
     children_of_ours,
     eventually,
     fake_running,
+    fake_serving,
     fake_spec,
     listens,
     runs,
 )
-from tuner.errors import InterruptedSearchError
+from tuner.errors import EnvironmentFaultError, InterruptedSearchError
 from tuner.launch import LaunchSpec
 from tuner.placement import GpuGroup
 from tuner.server import running_file, shutdown, start
 from tuner.server.diagnosis import Fault
-from tuner.server.running import ServerDidNotStart, start_limit
+from tuner.server.service import Deployment, Replica, ServerDidNotStart, start_limit
 
 LOGS = Path(__file__).with_name("logs")
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_raises() -> Iterator[None]:
+    """A shell without job control starts its background processes with SIGINT ignored, and Python keeps that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)
@@ -259,3 +269,53 @@ def test_the_start_limit_learns_from_the_first_start() -> None:
     assert start_limit(None, 600) == 600
     assert start_limit(25.0, 600) == 135
     assert start_limit(580.0, 600) == 1800
+
+
+def two(*words: str) -> Deployment:
+    """A good server, and one with these words."""
+    return Deployment((Replica(fake_spec()), Replica(fake_spec(*words))))
+
+
+def test_several_servers_start_at_once_and_leave_nothing(tmp_path: Path) -> None:
+    with fake_serving(tmp_path, two("--fault", "deaf-child")) as service:
+        first, second = service.servers
+        assert service.base_url == first.base_url != second.base_url
+        assert service.pids == (first.pid, second.pid)
+        assert [facts.max_model_len for facts in service.facts] == [512, 512]
+        assert service.start_s >= max(first.start_s, second.start_s) - 0.01
+        markers = [running_file.read(path) for path in running_file.found_below(tmp_path)]
+        assert {(m.replica, m.pid, m.port) for m in markers} == {
+            (0, first.pid, first.port),
+            (1, second.pid, second.port),
+        }
+        assert service.died() is None
+    assert service.stopped is not None and service.stopped.is_clean and len(service.stopped.killed) == 1
+    assert not any(map(runs, service.pids)) and not children_of_ours()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["server-1.log", "server.log"]
+
+
+@pytest.mark.parametrize(("words", "kind"), [(("--exit", "3"), "ended"), (("--fault", "kill-self-late"), "killed")])
+def test_one_refused_server_ends_the_others(tmp_path: Path, words: tuple[str, ...], kind: str) -> None:
+    """One of the three never gets ready, so that a late death still falls into the start."""
+    deployment = Deployment((*two(*words).replicas, Replica(fake_spec("--fault", "hang"))))
+    with pytest.raises(ServerDidNotStart) as refused, fake_serving(tmp_path, deployment):
+        pytest.fail("was never ready")
+    assert refused.value.cause.kind == kind
+    assert refused.value.stopped.is_clean and not children_of_ours()
+    assert not running_file.found_below(tmp_path)
+
+
+def test_a_server_that_cannot_be_forked_ends_those_before_it(tmp_path: Path) -> None:
+    (tmp_path / "server-1.log").mkdir()
+    with pytest.raises(EnvironmentFaultError), fake_serving(tmp_path, two()):
+        pytest.fail("was started")
+    assert not children_of_ours() and not running_file.found_below(tmp_path)
+
+
+def test_the_death_of_any_server_is_a_death_of_the_service(tmp_path: Path) -> None:
+    with fake_serving(tmp_path, two("--fault", "exit-0-late")) as service:
+        assert eventually(lambda: not service.servers[1].alive())
+        cause = service.died()
+        assert service.servers[0].alive()
+    assert cause is not None and cause.kind == "ended"
+    assert not children_of_ours()

@@ -1,0 +1,23 @@
+"""The HTTP client for everything but the load: /health, /v1/models, /metrics, /tokenize."""
+
+from __future__ import annotations
+
+import functools
+import ssl
+
+import httpx
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Load the machine's certificates once: that takes longer than a request."""
+    return ssl.create_default_context()
+
+
+def control_client(base_url: str = "", *, timeout_s: float, api_key: str | None = None) -> httpx.Client:
+    """Open a client that goes to the server directly, as the load does.
+
+    No proxy of the environment is asked, and no .netrc: the server is usually on this machine.
+    """
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    return httpx.Client(base_url=base_url, headers=headers, timeout=timeout_s, trust_env=False, verify=_tls())

@@ -1,0 +1,66 @@
+"""Values that describe a service to be started: its servers, their door, and one request to start them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from tuner.clock import Clock
+from tuner.launch import LaunchSpec
+from tuner.server.leftovers import GpuMemory
+
+
+class Door(Enum):
+    """The address at which a service takes its requests."""
+
+    FIRST_SERVER = "first server"
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One server of a deployment and the GPUs that it gets."""
+
+    spec: LaunchSpec
+    gpus: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Servers that are started and ended together. One server is the ordinary case."""
+
+    replicas: tuple[Replica, ...]
+    door: Door = Door.FIRST_SERVER
+
+    @classmethod
+    def of(cls, spec: LaunchSpec, gpus: tuple[int, ...] = ()) -> Deployment:
+        """Describe a service of one server."""
+        return cls((Replica(spec, gpus),))
+
+
+def _ignore(_phase: str) -> None:
+    pass
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceRequest:
+    """Everything that one start of a service needs.
+
+    `folder` receives each server's log and, while the server lives, its running file. `model` is the name that
+    /v1/models must list. `on_phase` hears what a starting server is doing. `should_stop` is asked between two looks.
+    """
+
+    deployment: Deployment
+    folder: Path
+    model: str
+    start_limit_s: float
+    clock: Clock
+    gpu_memory: GpuMemory
+    host: str = "127.0.0.1"
+    on_phase: Callable[[str], None] = _ignore
+    should_stop: Callable[[], bool] = _never

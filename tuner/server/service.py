@@ -1,0 +1,164 @@
+"""`with serving(request) as service:` the one door of this room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tuner.errors import EnvironmentFaultError, InterruptedSearchError
+from tuner.server.deployment import Deployment, Replica, ServiceRequest
+from tuner.server.interrupts import interrupts_held, sigterm_interrupts
+from tuner.server.readiness import POLL_S, NotReady, Ready
+from tuner.server.shutdown import StopReport, joined
+from tuner.server.start import Start
+from tuner.vllm.cause import Cause
+from tuner.vllm.facts import StartFacts
+
+__all__ = ["Deployment", "Replica", "RunningServer", "ServerDidNotStart", "Service", "ServiceRequest", "serving"]
+
+_START_FACTOR = 3.0
+_START_SLACK_S = 60.0
+
+
+class ServerDidNotStart(Exception):  # noqa: N818 - an answer; study/trial.py makes a record of it
+    """The service ended, hung or answered wrongly before it was ready; it has been ended by now.
+
+    `start_s`: seconds from the start to the refusal. `stopped` says what was left of it.
+    """
+
+    def __init__(self, cause: Cause, start_s: float, stopped: StopReport) -> None:
+        super().__init__(cause.explanation)
+        self.cause = cause
+        self.start_s = start_s
+        self.stopped = stopped
+
+
+class RunningServer:
+    """A server that is ready. `stopped` is None until it has been ended."""
+
+    def __init__(self, start: Start, ready: Ready, start_s: float) -> None:
+        self._start = start
+        self.base_url = start.endpoint.base_url
+        self.port = start.endpoint.port
+        self.model_name = ready.model_name
+        self.pid = start.process.pid
+        self.log_path = start.log_path
+        self.start_s = start_s
+        self.facts: StartFacts = start.facts(ready)
+        self.stopped: StopReport | None = None
+
+    def alive(self) -> bool:
+        """Tell whether the leader runs. Its engine may be dead all the same: see died()."""
+        return self._start.process.exit_code() is None
+
+    def died(self) -> Cause | None:
+        """Explain why requests were lost; None if server and engine live."""
+        return self._start.died()
+
+
+class Service:
+    """One or more ready servers and the address of their door."""
+
+    def __init__(self, servers: tuple[RunningServer, ...]) -> None:
+        self.servers = servers
+        door = servers[0]
+        self.base_url = door.base_url
+        self.model_name = door.model_name
+        self.facts = tuple(server.facts for server in servers)
+        self.pids = tuple(server.pid for server in servers)
+        self.start_s = max(server.start_s for server in servers)
+
+    @property
+    def stopped(self) -> StopReport | None:
+        """How the servers ended; None until the `with` block has been left."""
+        reports = [server.stopped for server in self.servers if server.stopped is not None]
+        return joined(reports) if reports else None
+
+    def died(self) -> Cause | None:
+        """Explain the first death among the servers; None if all of them live."""
+        return next((cause for server in self.servers if (cause := server.died()) is not None), None)
+
+
+@contextmanager
+def serving(request: ServiceRequest) -> Iterator[Service]:
+    """Start every server of a deployment, wait until all are ready, and end them whatever happens inside.
+
+    All start at once. One that is refused or dies ends the others.
+    Raises ServerDidNotStart if the start came to nothing, InterruptedSearchError if `should_stop` said so, and
+    EnvironmentFaultError if this machine cannot even fork or write the running file.
+    """
+    with sigterm_interrupts():
+        starts: list[Start] = []
+        outcome: Service | _Refused | None = None
+        try:
+            with interrupts_held():  # no exception may come between a fork and our knowing of it
+                for number in range(len(request.deployment.replicas)):
+                    starts.append(_begin(request, number))
+            outcome = _until_ready(starts, request)
+            if isinstance(outcome, Service):
+                yield outcome
+        finally:
+            with interrupts_held():
+                reports = _end(starts)
+                if isinstance(outcome, Service):
+                    for server, report in zip(outcome.servers, reports, strict=True):
+                        server.stopped = report
+        if isinstance(outcome, _Refused):
+            raise ServerDidNotStart(outcome.cause, outcome.start_s, joined(reports))
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """A start that came to nothing, explained while the server can still be looked at."""
+
+    cause: Cause
+    start_s: float
+
+
+def _begin(request: ServiceRequest, number: int) -> Start:
+    try:
+        return Start(request, number)
+    except OSError as error:
+        raise EnvironmentFaultError(
+            f"cannot start a server in {request.folder}: {error}",
+            hint="check free space, permissions and the limits of processes and open files (ulimit -a)",
+        ) from error
+
+
+def _until_ready(starts: Sequence[Start], request: ServiceRequest) -> Service | _Refused:
+    """Look at the servers in turn until all are ready or one of them is refused."""
+    deadline_ns = request.clock.now_ns() + round(request.start_limit_s * 1e9)
+    ready: dict[Start, RunningServer] = {}
+    while True:
+        if request.should_stop():
+            raise InterruptedSearchError("interrupted while a server started", hint="start again to go on")
+        for start in starts:
+            outcome = start.look() if start not in ready else None if ready[start].alive() else NotReady.DIED
+            if isinstance(outcome, Ready):
+                ready[start] = RunningServer(start, outcome, start.seconds())
+            elif outcome is not None:
+                return _Refused(start.refusal(outcome, request.start_limit_s), start.seconds())
+        waiting = [start for start in starts if start not in ready]
+        if not waiting:
+            return Service(tuple(ready[start] for start in starts))
+        if request.clock.now_ns() >= deadline_ns:
+            return _Refused(waiting[0].refusal(NotReady.OVER_LIMIT, request.start_limit_s), waiting[0].seconds())
+        request.clock.sleep(POLL_S)
+
+
+def _end(starts: Sequence[Start]) -> list[StopReport]:
+    """End all servers side by side: each may take its whole grace time."""
+    if len(starts) <= 1:
+        return [start.end() for start in starts]
+    with ThreadPoolExecutor(len(starts)) as threads:
+        return list(threads.map(Start.end, starts))
+
+
+def start_limit(first_start_s: float | None, default_s: float) -> float:
+    """Return the seconds after which a start counts as stuck: `default_s` until a first start has shown more.
+
+    Later starts may compile for another shape or capture more graphs: hence three times the first and a minute.
+    """
+    return default_s if first_start_s is None else _START_FACTOR * first_start_s + _START_SLACK_S
