@@ -14,9 +14,6 @@ from .methods import NAMES
 from .run import Night
 
 ROOT = Path(__file__).resolve().parents[2]
-PLOTLY = "../tuner/report/plotly-basic.min.js"
-"""As seen from docs/: the page opens from a clone, offline, and stays small."""
-
 MARKS = (10, 20, 40, 80)
 OVERPROMISED = 1.03
 """A claim's accuracy is 3 % (study/confirm.py): what is promised above that of the truth does not hold."""
@@ -30,7 +27,7 @@ def write_report(nights: Sequence[Night]) -> None:
     before = text.split(BEGIN)[0]
     parts = [_targets(nights, names), "", _curves(nights, names), "", _picks(nights, names)]
     (ROOT / "docs" / "search.md").write_text(before + BEGIN + "\n" + "\n".join(parts) + "\n")
-    figure(nights, names).write_html(ROOT / "docs" / "search.html", include_plotlyjs=PLOTLY)
+    figure(nights, names).write_html(ROOT / "docs" / "search.html", include_plotlyjs="cdn")
     print("docs/search.md, docs/search.html")
 
 

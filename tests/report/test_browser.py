@@ -142,7 +142,7 @@ def test_the_page_never_scrolls_sideways(browser: Any, report: Path, width: int)
 
 def test_figures_follow_the_page_into_the_dark(browser: Any, report: Path) -> None:
     opened = open_page(browser, report)
-    colour = "document.getElementById('best').layout.font.color"
+    colour = "document.getElementById('best-so-far').layout.font.color"
     light = opened.page.evaluate(colour)
     opened.page.emulate_media(color_scheme="dark")
     for _ in range(100):
@@ -165,7 +165,7 @@ def test_studies_of_any_size_draw(browser: Any, tmp_path: Path, trials: int) -> 
 def test_chinese_draws_too(browser: Any, study: Study, tmp_path: Path) -> None:
     opened = open_page(browser, write_report(study.folder, language="zh"))
     assert opened.complaints == []
-    assert "迄今最佳" in opened.page.inner_text("#best")
+    assert "迄今最佳" in opened.page.inner_text("#best-so-far")
 
 
 def test_a_comparison_draws(browser: Any, study: Study, hostile_study: Study, tmp_path: Path) -> None:

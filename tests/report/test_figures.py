@@ -1,22 +1,24 @@
-"""Figures: accepted by plotly, and holding what the tables hold."""
+"""Figures hold what the tables hold."""
 
 from __future__ import annotations
 
-import json
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import plotly.graph_objects as go
 import pytest
 
 from tuner.report import figures, parameters, timeline
-from tuner.report.drawing import Axis, Figure, Look, Point, plain
+from tuner.report.drawing import Axis, Look, Point, figure, marks, plain
+from tuner.report.gallery import gallery
 from tuner.report.tables import StudyFiles, best_so_far, level_rows, trial_rows
 from tuner.report.translations import Words
 from tuner.slo import Metric
 from tuner.study.record import TrialOutcome
 
 
-def every_figure(files: StudyFiles, words: Words) -> Iterator[tuple[str, str]]:
+def every_figure(files: StudyFiles, words: Words) -> Iterator[tuple[str, go.Figure]]:
     rows = trial_rows(files)
     winner = files.winner.candidate if files.winner else None
     yield "best", figures.best_so_far(rows, best_so_far(rows), winner, words)
@@ -30,30 +32,32 @@ def every_figure(files: StudyFiles, words: Words) -> Iterator[tuple[str, str]]:
         points = parameters.slice_rows(files)[parameter.flag]
         value = winner.as_dict().get(parameter.flag) if winner else None
         yield f"slice-{parameter.flag}", figures.slice_of(parameter, points, value, words)
-    yield "night", figures.timeline(timeline.phase_rows(files), words)
+    yield "timeline", figures.timeline(timeline.phase_rows(files), words)
 
 
-def test_plotly_accepts_every_figure(files: StudyFiles, words: Words) -> None:
-    seen = [name for name, made in every_figure(files, words) if go.Figure(json.loads(made))]
+def test_every_figure_is_plotlys_own(files: StudyFiles, words: Words) -> None:
+    seen = [name for name, made in every_figure(files, words) if isinstance(made, go.Figure) and made.data]
     assert len(seen) == 6 + len(files.plan.parameters)
 
 
-def test_figures_need_no_more_than_the_bundle_that_the_page_carries(files: StudyFiles, words: Words) -> None:
-    traces = [trace for _, made in every_figure(files, words) for trace in json.loads(made)["data"]]
-    assert {trace["type"] for trace in traces} == {"scatter", "bar"}
+def test_the_page_and_notebooks_get_the_same_figures(files: StudyFiles, words: Words) -> None:
+    drawn = {d.name: d.figure for drawings in gallery(files, words).values() for d in drawings}
+    assert {"best-so-far", "qps-against-ttft", "curve-qps", "curve-ttft", "weights", "timeline"} <= set(drawn)
+    assert {f"flag-{p.flag}" for p in files.plan.parameters} <= set(drawn)
+    assert sum(name.startswith("telemetry-") for name in drawn) >= 8
+    assert dict(every_figure(files, words))["timeline"] == drawn["timeline"]
 
 
 def test_every_start_is_drawn_once_and_only_measured_ones_have_a_place(files: StudyFiles, words: Words) -> None:
     rows = trial_rows(files)
     for made in (figures.best_so_far(rows, [], None, words), figures.qps_against_ttft(rows, (), None, words)):
-        traces = json.loads(made)["data"]
-        placed = sum(len(t["x"]) for t in traces if "yaxis" not in t)
-        floor = sum(len(t["x"]) for t in traces if t.get("yaxis") == "y2")
+        placed = sum(len(t.x) for t in made.data if t.yaxis is None)
+        floor = sum(len(t.x) for t in made.data if t.yaxis == "y2")
         refused = sum(row.outcome is TrialOutcome.REFUSED for row in rows)
         assert (placed, floor) == (len(rows) - refused, refused)
 
 
-def test_a_short_night_is_told_in_minutes_and_a_long_one_in_hours(files: StudyFiles, words: Words) -> None:
+def test_a_short_study_is_drawn_in_minutes_and_a_long_one_in_hours(files: StudyFiles, words: Words) -> None:
     rows, phases = trial_rows(files), timeline.phase_rows(files)
     early = [row for row in rows if row.ended_h < 0.5]
     for made, end_h in (
@@ -61,10 +65,10 @@ def test_a_short_night_is_told_in_minutes_and_a_long_one_in_hours(files: StudyFi
         (figures.timeline(phases, words), phases[-1].began_h),
     ):
         assert end_h > 2
-        assert json.loads(made)["layout"]["xaxis"]["title"]["text"] == "hours since the first start"
-    short = json.loads(figures.best_so_far(early, best_so_far(early), None, words))
-    assert short["layout"]["xaxis"]["title"]["text"] == "minutes since the first start"
-    assert max(short["data"][0]["x"]) == pytest.approx(60 * max(row.ended_h for row in early))
+        assert made.layout.xaxis.title.text == "hours since the first start"
+    short = figures.best_so_far(early, best_so_far(early), None, words)
+    assert short.layout.xaxis.title.text == "minutes since the first start"
+    assert max(short.data[0].x) == pytest.approx(60 * max(row.ended_h for row in early))
 
 
 def test_outcomes_differ_in_shape_as_well_as_in_colour() -> None:
@@ -91,9 +95,8 @@ def test_colours_can_be_told_from_the_page(page: str) -> None:
 
 
 def test_the_limit_is_drawn_where_it_is(files: StudyFiles, words: Words) -> None:
-    traces = json.loads(figures.qps_against_ttft(trial_rows(files), files.plan.slos, None, words))["data"]
-    limits = [t for t in traces if t["name"] == "P99 TTFT ≤ 500 ms"]
-    assert [t["y"] for t in limits] == [[500.0, 500.0]]
+    made = figures.qps_against_ttft(trial_rows(files), files.plan.slos, None, words)
+    assert [t.y for t in made.data if t.name == "P99 TTFT ≤ 500 ms"] == [(500.0, 500.0)]
 
 
 def test_labels_hold_no_markup() -> None:
@@ -101,11 +104,17 @@ def test_labels_hold_no_markup() -> None:
 
 
 def test_a_log_axis_has_round_ticks() -> None:
-    figure = Figure(Axis("x"), Axis("y", "log"))
-    figure.points([Point(1, 180.0), Point(2, 2100.0)], "n", Look("#000000", "circle"))
-    assert json.loads(figure.json())["layout"]["yaxis"]["ticktext"] == ["100", "200", "500", "1,000", "2,000"]
+    points = marks([Point(1, 180.0), Point(2, 2100.0)], "n", Look("#000000", "circle"))
+    made = figure(Axis("x"), Axis("y", "log"), [points])
+    assert made.layout.yaxis.ticktext == ("100", "200", "500", "1,000", "2,000")
 
 
 def test_a_figure_without_points_is_still_one(words: Words) -> None:
     for made in (figures.best_so_far([], [], None, words), figures.weights([], words), figures.timeline([], words)):
-        go.Figure(json.loads(made))
+        assert not [t for t in made.data if t.x] and made.to_json()
+
+
+def test_plotly_is_imported_only_when_a_page_is_made() -> None:
+    script = "import sys, tuner.cli.app, tuner.cli.search, tuner.cli.status; print('plotly' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout == "False\n"

@@ -69,8 +69,8 @@ def test_the_first_screen_says_what_won(files: StudyFiles) -> None:
 
 def test_every_part_is_there(files: StudyFiles) -> None:
     page = Page(report(files))
-    assert {"best", "against", "curve-qps", "curve-ttft", "weights", "night"} <= set(page.figures)
-    assert sum(name.startswith("slice-") for name in page.figures) == len(files.plan.parameters)
+    assert {"best-so-far", "qps-against-ttft", "curve-qps", "curve-ttft", "weights", "timeline"} <= set(page.figures)
+    assert sum(name.startswith("flag-") for name in page.figures) == len(files.plan.parameters)
     assert sum(name.startswith("telemetry-") for name in page.figures) >= 8
     ids = {attributes.get("id") for _, attributes in page.tags}
     assert {"summary", "flags", "why", "refused", "trials", "environment", "launch", "repeat"} <= ids
@@ -86,20 +86,20 @@ def test_nothing_is_loaded_from_elsewhere(files: StudyFiles) -> None:
     assert "unsafe-eval" not in policy and policy.count("'sha256-") == 2
 
 
-def test_200_trials_are_under_2_mb_and_3_seconds(tmp_path: Path) -> None:
+def test_200_trials_are_under_6_mb_and_3_seconds(tmp_path: Path) -> None:
     folder = build_study(tmp_path, trials=200).folder
     began = time.process_time()
     path = write_report(folder, gpu_price=2.5)
     assert time.process_time() - began < 3
     assert path == folder / "report.html"
-    assert path.stat().st_size < 2_000_000
+    assert path.stat().st_size < 6_000_000
 
 
 @pytest.mark.parametrize("trials", [0, 1, 2, 500])
 def test_studies_of_any_size_make_a_page(tmp_path: Path, trials: int) -> None:
     study = build_study(tmp_path, trials=trials, telemetry=False)
     page = Page(write_report(study.folder).read_text(encoding="utf-8"))
-    assert ("best" in page.figures) == (trials > 0)
+    assert ("best-so-far" in page.figures) == (trials > 0)
     if trials == 0:
         assert "No start has finished yet." in page.text
 

@@ -16,7 +16,6 @@ from tuner.config import ChangedEnvironment, Machine, SearchOptions, plan_study,
 from tuner.deploy.start import write_scripts
 from tuner.environment import Environment, Gpu, describe, differences
 from tuner.errors import EnvironmentFaultError, InterruptedSearchError, NothingFeasibleError, UsageError
-from tuner.report.page import write_report
 from tuner.server.leftovers import end_leftovers
 from tuner.study.loop import Loop
 from tuner.study.plan import StudyPlan
@@ -117,6 +116,8 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
 
     def write_outputs(result: StudyResult) -> None:
         """After every trial, so that the best so far can be used whatever happens next."""
+        from tuner.report.page import write_report  # plotly is imported only when a page is made
+
         try:
             if result.winner is not None:
                 paths["start.sh"] = str(write_scripts(store.folder))

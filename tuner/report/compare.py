@@ -9,10 +9,10 @@ from tuner import formatting
 from tuner.formatting import one_line
 from tuner.report import conditions, figures, summary
 from tuner.report.drawing import Look
-from tuner.report.page import Drawing, embedded, render
+from tuner.report.gallery import Drawing, curves_of
+from tuner.report.page import render
 from tuner.report.tables import StudyFiles, level_rows, read_study
 from tuner.report.translations import Language, Words
-from tuner.slo import Metric
 
 SIDES = (figures.WINNER, Look("#b07d00", "dash"))
 
@@ -87,8 +87,4 @@ def _curves(studies: tuple[StudyFiles, StudyFiles], names: tuple[str, str], word
         if study.winner is not None
     ]
     slos = dict.fromkeys(slo for study in studies for slo in study.plan.slos)
-    drawn = []
-    for key, metric in (("curve-qps", None), ("curve-ttft", Metric.TTFT)) if curves else ():
-        json = figures.load_curve(curves, list(slos), words, of=metric)
-        drawn.append(Drawing(key, embedded(json), words(key), words(key)))
-    return drawn
+    return list(curves_of(curves, list(slos), words))

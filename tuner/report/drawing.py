@@ -1,21 +1,24 @@
-"""One figure as plotly's JSON: points, lines, bars and limits. Text and grid colours come from the page (page.js)."""
+"""Traces, axes and figures of plotly in the report's look. The page (page.js) sets colours of text and grid."""
 
 from __future__ import annotations
 
 import html
-import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import plotly.graph_objects as go
 
 from tuner.formatting import compact, one_line
 
 Coordinate = float | str | None
+Trace: TypeAlias = Any
+"""A go.Scatter or go.Bar: plotly publishes no types."""
 
 
 def plain(text: str) -> str:
-    """Text from outside as a label: plotly reads tags and entities in labels."""
+    """Escape text for a label: plotly reads tags and entities in labels."""
     return html.escape(one_line(text), quote=False)
 
 
@@ -27,16 +30,23 @@ class Look(NamedTuple):
 
 
 class Point(NamedTuple):
-    """`text` appears when the pointer is over it; lines of it are joined with <br>, everything else is escaped."""
+    """A place with the text that a pointer over it shows: escaped lines, joined with <br>."""
 
     x: Coordinate
     y: Coordinate
     text: str = ""
 
 
+class Strip(NamedTuple):
+    """A narrow plot above the figure for points without figures. They may share the figure's x axis."""
+
+    label: str
+    shares_x: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """`kind` is plotly's: linear, log or category; `order` is that of a category axis."""
+    """An axis of plotly's kind linear, log or category; `order` is that of the categories."""
 
     title: str
     kind: str = "linear"
@@ -45,98 +55,92 @@ class Axis:
     order: tuple[str, ...] = ()
 
 
-@dataclass
-class Figure:
-    """`floor` is the label of a strip on top for what has no figures, None without one.
+def figure(x: Axis, y: Axis, traces: Sequence[Trace], strip: Strip | None = None) -> go.Figure:
+    """Make a figure of traces. It carries no template: the page or the notebook decides on the theme."""
+    own = [trace for trace in traces if trace.yaxis is None]
+    layout: dict[str, object] = {
+        "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "hovermode": "closest",
+        "barmode": "overlay",
+        "xaxis": _axis(x, [v for trace in own for v in _numbers(trace.x)]),
+        "yaxis": _axis(y, [v for trace in own for v in _numbers(trace.y)]),
+    }
+    made = go.Figure(data=list(traces), layout=layout)
+    made.layout.template = None
+    if strip is not None:
+        made.update_yaxes(domain=[0, 0.86])
+        # A mark at 0 reaches beyond the axis: the label stands off from it.
+        label = {"tickvals": [0], "ticktext": [plain(strip.label)], "ticklabelstandoff": 8, "automargin": True}
+        made.layout.yaxis2 = {**label, "range": [-1, 1], "domain": [0.91, 1], **_BARE}
+        made.layout.xaxis2 = {"anchor": "y2", "visible": False, "fixedrange": True}
+    return made
 
-    `floor_shares_x` puts the strip's points on the figure's own x axis.
-    """
 
-    x: Axis
-    y: Axis
-    floor: str | None = None
-    floor_shares_x: bool = False
-    traces: list[dict[str, object]] = field(default_factory=list)
+_BARE = {"showgrid": False, "zeroline": False, "fixedrange": True}
 
-    def points(self, points: Sequence[Point], name: str, look: Look, *, size: float = 9, legend: bool = True) -> None:
-        self._add(points, name, legend, mode="markers", marker=_marker(look.colour, look.shape, size))
 
-    def on_floor(self, points: Sequence[Point], name: str, look: Look) -> None:
-        placed = [Point(point.x, 0, point.text) for point in points]
-        marker = _marker(look.colour, look.shape, 9)
-        self._add(placed, name, True, mode="markers", marker=marker, cliponaxis=False)
-        self.traces[-1] |= {"yaxis": "y2"} if self.floor_shares_x else {"xaxis": "x2", "yaxis": "y2"}
+def marks(points: Sequence[Point], name: str, look: Look, *, size: float = 9, legend: bool = True) -> go.Scatter:
+    """Draw one mark per point."""
+    return go.Scatter(_common(points, name, legend), mode="markers", marker=_marker(look.colour, look.shape, size))
 
-    def line(
-        self,
-        points: Sequence[Point],
-        name: str,
-        look: Look,
-        *,
-        symbols: Sequence[str] = (),
-        bounds: Sequence[tuple[float | None, float | None]] = (),
-        steps: bool = False,
-        legend: bool = True,
-        width: float = 2,
-    ) -> None:
-        """`symbols` marks each point, `bounds` draws each point's low and high; a missing y is a gap."""
-        mode = "markers" if symbols and len(points) == 1 else "lines+markers" if symbols else "lines"
-        line = {"color": look.colour, "dash": look.shape, "width": width, "shape": "hv" if steps else "linear"}
-        self._add(points, name, legend, mode=mode, line=line, legendgroup=name)
-        if symbols:
-            self.traces[-1]["marker"] = _marker(look.colour, list(symbols), 9)
-        if bounds:
-            self.traces[-1]["error_y"] = _error_bars([point.y for point in points], bounds)
 
-    def bars(
-        self, points: Sequence[Point], name: str, colour: str, *, bases: Sequence[float] = (), width: float = 0.7
-    ) -> None:
-        """Horizontal bars: x is the length, from `bases` where given."""
-        self._add(points, name, bool(name), type="bar", orientation="h", width=width)
-        self.traces[-1] |= {"marker": {"color": colour, "line": {"width": 0}}}
-        if bases:
-            self.traces[-1]["base"] = list(bases)
+def strip_marks(points: Sequence[Point], name: str, look: Look, strip: Strip) -> go.Scatter:
+    """Draw one mark per point on the strip, whatever its y."""
+    trace = marks([Point(point.x, 0, point.text) for point in points], name, look)
+    return trace.update(cliponaxis=False, yaxis="y2", xaxis=None if strip.shares_x else "x2")
 
-    def limit(self, y: float, name: str, colour: str) -> None:
-        """A dashed line across everything that is drawn so far."""
-        end = max(self._values("x"), default=1.0) * 1.05
-        self.line([Point(0, y), Point(end, y)], name, Look(colour, "dash"), width=1.5)
 
-    def json(self) -> str:
-        layout: dict[str, object] = {
-            "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
-            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-            "hovermode": "closest",
-            "barmode": "overlay",
-            "xaxis": _axis(self.x, self._values("x")),
-            "yaxis": _axis(self.y, self._values("y")),
-        }
-        if self.floor is not None:
-            layout["yaxis"] = {**_axis(self.y, self._values("y")), "domain": [0, 0.86]}
-            strip = {"tickvals": [0], "ticktext": [plain(self.floor)], "range": [-1, 1], "showgrid": False}
-            strip |= {"ticklabelstandoff": 8}  # a mark at 0 reaches beyond the axis
-            layout["yaxis2"] = {**strip, "domain": [0.91, 1], "zeroline": False, "fixedrange": True, "automargin": True}
-            layout["xaxis2"] = {"anchor": "y2", "visible": False, "fixedrange": True}
-        return json.dumps({"data": self.traces, "layout": layout}, allow_nan=False)
+def line(
+    points: Sequence[Point],
+    name: str,
+    look: Look,
+    *,
+    symbols: Sequence[str] = (),
+    bounds: Sequence[tuple[float | None, float | None]] = (),
+    steps: bool = False,
+    legend: bool = True,
+    width: float = 2,
+) -> go.Scatter:
+    """Draw a line with a gap where y is missing. `symbols` marks each point, `bounds` gives its low and high."""
+    stroke = {"color": look.colour, "dash": look.shape, "width": width, "shape": "hv" if steps else "linear"}
+    return go.Scatter(
+        _common(points, name, legend),
+        mode="markers" if symbols and len(points) == 1 else "lines+markers" if symbols else "lines",
+        line=stroke,
+        legendgroup=plain(name),
+        marker=_marker(look.colour, list(symbols), 9) if symbols else None,
+        error_y=_error_bars([point.y for point in points], bounds) if bounds else None,
+    )
 
-    def _values(self, axis: str) -> list[float]:
-        """Numbers on the figure's own axis, those of the floor left out."""
-        return [v for trace in self.traces if "yaxis" not in trace for v in _numbers(trace[axis])]
 
-    def _add(self, points: Sequence[Point], name: str, legend: bool, **rest: object) -> None:
-        texts = [point.text for point in points]
-        self.traces.append(
-            {
-                "type": "scatter",
-                "x": [point.x for point in points],
-                "y": [point.y for point in points],
-                "name": plain(name),
-                "showlegend": legend,
-                "hovertext": texts,
-                "hoverinfo": "text" if any(texts) else "skip",
-                **rest,
-            }
-        )
+def limit(y: float, name: str, colour: str, across: Iterable[Trace]) -> go.Scatter:
+    """Draw a dashed horizontal line over the width of the traces `across`."""
+    end = max((v for trace in across if trace.yaxis is None for v in _numbers(trace.x)), default=1.0) * 1.05
+    return line([Point(0, y), Point(end, y)], name, Look(colour, "dash"), width=1.5)
+
+
+def bars(points: Sequence[Point], name: str, colour: str, *, bases: Sequence[float] = (), width: float = 0.7) -> go.Bar:
+    """Draw horizontal bars: x is the length, from `bases` if given."""
+    return go.Bar(
+        _common(points, name, bool(name)),
+        orientation="h",
+        width=width,
+        marker={"color": colour, "line": {"width": 0}},
+        base=list(bases) or None,
+    )
+
+
+def _common(points: Sequence[Point], name: str, legend: bool) -> dict[str, object]:
+    texts = [point.text for point in points]
+    return {
+        "x": [point.x for point in points],
+        "y": [point.y for point in points],
+        "name": plain(name),
+        "showlegend": legend,
+        "hovertext": texts,
+        "hoverinfo": "text" if any(texts) else "skip",
+    }
 
 
 def _marker(colour: str, symbol: str | list[str], size: float) -> dict[str, object]:
@@ -172,7 +176,7 @@ def _axis(axis: Axis, values: Sequence[float]) -> dict[str, object]:
 
 
 def _one_two_five(values: Sequence[float]) -> list[float]:
-    """1, 2, 5, 10, … around positive values: plotly writes 500 as a small 5."""
+    """List 1, 2, 5, 10, … around positive values: plotly's own ticks write 500 as a small 5."""
     if not values:
         return []
     low, high = min(values) / 2, max(values) * 2
@@ -180,5 +184,5 @@ def _one_two_five(values: Sequence[float]) -> list[float]:
     return [step * 10.0**power for power in powers for step in (1, 2, 5) if low <= step * 10.0**power <= high]
 
 
-def _numbers(values: object) -> list[float]:
-    return [v for v in values if isinstance(v, (int, float))] if isinstance(values, list) else []
+def _numbers(values: Iterable[object] | None) -> list[float]:
+    return [v for v in values or () if isinstance(v, (int, float))]

@@ -201,9 +201,9 @@ TABLE: dict[str, tuple[str, str]] = {
         "据其日志，KV 缓存容不下一个 max-model-len 长度的请求",
     ),
     "withdrawn": ("withdrawn: trial {trial} started", "已撤销：第 {trial} 次启动成功"),
-    "night-title": ("The night", "时间线"),
-    "night-note": ("Share of the time of all GPU groups: {shares}.", "所有 GPU 组的时间占比：{shares}。"),
-    "night-starts": ("Time until a server was ready: {times}.", "服务就绪用时：{times}。"),
+    "timeline-title": ("Timeline", "时间线"),
+    "timeline-note": ("Share of the time of all GPU groups: {shares}.", "所有 GPU 组的时间占比：{shares}。"),
+    "timeline-starts": ("Time until a server was ready: {times}.", "服务就绪用时：{times}。"),
     "start-cold": ("{time} where vLLM compiled (median of {n})", "vLLM 需编译时 {time}（{n} 次的中位数）"),
     "start-warm": (
         "{time} with the code in its compile cache (median of {n})",
