@@ -46,6 +46,18 @@ def test_vllms_custom_form_is_read(tmp_path: Path, tiny_model: str) -> None:
     assert sorted(r.max_tokens for r in made(text, tiny_model, count=2)) == [7, 256]
 
 
+def test_own_traffic_is_found_from_another_folder(
+    tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines(tmp_path / "own.jsonl", {"prompt": "Hello", "max_tokens": 5})
+    monkeypatch.chdir(tmp_path)
+    planned = workload("own.jsonl")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    (request,) = Prompts.for_model(planned, tiny_model, 0, None).requests("a", 1)
+    assert request.messages == (("user", "Hello"),)
+
+
 def timed(path: Path, *times: object) -> str:
     return lines(path, *({"prompt": f"p{i}", "max_tokens": 5, "arrival_s": at} for i, at in enumerate(times)))
 

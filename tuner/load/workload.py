@@ -43,7 +43,7 @@ class Share:
 class Workload:
     """Description of the traffic. Prompt lengths count the generated words; the chat template's tokens come on top.
 
-    `file` is the path of recorded traffic, `file_sha256` its content when the study was planned. The lengths in
+    `file` is the absolute path of recorded traffic, `file_sha256` its content when the study was planned. The lengths in
     `shares` are then estimates from bytes, and `timed` tells if its requests have arrival times. A `temperature` of
     None leaves sampling to the model. `extra_body` goes into every request.
     """
@@ -171,7 +171,8 @@ def _recorded(text: str) -> Workload:
     )
     timed = entries[0].arrival_s is not None
     source = f"recorded traffic: {len(entries)} requests" + (" with their arrival times" if timed else "")
-    return Workload(Path(text).name, source, (share,), file=text, file_sha256=sha256, timed=timed)
+    # Absolute, so that a study is resumed from any folder.
+    return Workload(Path(text).name, source, (share,), file=str(Path(text).absolute()), file_sha256=sha256, timed=timed)
 
 
 def _estimated_output(entry: Entry) -> int:
