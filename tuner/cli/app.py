@@ -1,4 +1,4 @@
-"""Commands, and the one error boundary: message, hint, exit code."""
+"""Commands and the one error boundary: message, hint, exit code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _Language = Annotated[Language, typer.Option("--lang", help="Language of the pag
 _WITH_EXTRA = {"allow_extra_args": True}
 
 MACHINE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.EMFILE)
-"""A disk that is full, forbidden or broken, wherever it is met: the machine's fault, not a bug of ours."""
+"""Errors of a disk that is full, forbidden or broken. They are the machine's fault, not a bug of tuner."""
 
 app = typer.Typer(
     name="tuner",
@@ -57,7 +57,7 @@ def _version(asked: bool) -> None:
 
 @app.callback(epilog="Example: tuner check && tuner search --model Qwen/Qwen3-8B --gpus 0-3")
 def _tuner(
-    version: Annotated[bool, typer.Option("--version", help="Say it and end.", callback=_version, is_eager=True)]
+    version: Annotated[bool, typer.Option("--version", help="Version of tuner.", callback=_version, is_eager=True)]
     = False,
 ) -> None:  # fmt: skip
     pass
@@ -80,7 +80,7 @@ def search(options: SearchOptions, plain: Plain = False) -> None:
 def resume(
     study: Name, studies: Studies = STUDIES, plain: Plain = False, allow_changed_environment: Changed = False
 ) -> None:
-    """Go on with an interrupted study to its own target."""
+    """Resume an interrupted study to its own target."""
     from tuner.cli import search as command
     from tuner.cli.folders import study_folder
     from tuner.cli.progress import Look
@@ -96,7 +96,7 @@ def resume(
 )
 @with_search_options
 def plan(options: SearchOptions, as_json: AsJson = False) -> None:
-    """Show the whole plan of such a search. Starts no server."""
+    """Show the whole plan of a search without starting a server."""
     from tuner.cli.plan import show_plan
     from tuner.cli.tables import Form
 
@@ -105,7 +105,7 @@ def plan(options: SearchOptions, as_json: AsJson = False) -> None:
 
 @app.command(epilog="Example: tuner check --gpus 0-3 --vllm '/opt/vllm/bin/vllm serve'")
 def check(vllm: Vllm = VLLM, gpus: Gpus = None, studies: Studies = STUDIES, as_json: AsJson = False) -> None:
-    """Look at this machine before the night. A line is ok, warning or error, with what to do; an error exits with 4."""
+    """Check this machine before a long search. An error exits with 4."""
     from tuner.cli.check import check_machine
     from tuner.cli.tables import Form
 
@@ -114,33 +114,43 @@ def check(vllm: Vllm = VLLM, gpus: Gpus = None, studies: Studies = STUDIES, as_j
 
 @app.command(epilog="Example: tuner bench --url http://127.0.0.1:8000 --workload chat --slo 'p99 ttft <= 500ms'")
 def bench(
-    url: Annotated[str, typer.Option(help="The running server.")] = "http://127.0.0.1:8000",
-    model: Annotated[str | None, typer.Option(help="Name as it is served. Default: the only one there is.")] = None,
+    url: Annotated[str, typer.Option(help="Address of the running server.")] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(help="Name of the model as it is served. Default: the only one.")] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Model folder or tokenizer.json. Default: this machine's, else the server's.")
     ] = None,
-    workload: Annotated[str, typer.Option(help="Preset, random:IN,OUT, or a file of your own traffic.")] = "chat",
-    slo: Annotated[list[str] | None, typer.Option(help="Limit, repeatable. Default: 'p99 ttft <= 500ms'.")] = None,
-    rate: Annotated[float | None, typer.Option(help="Open loop: requests per second, Poisson.")] = None,
-    levels: Annotated[str | None, typer.Option(help="Closed loop: concurrencies, such as 10,30,64.")] = None,
-    seconds: Annotated[float | None, typer.Option(help="Of a level (60), of a probe (30) or of a check (5).")] = None,
-    warm_up_seconds: Annotated[float, typer.Option(help="Load before the first level, not counted.")] = 15.0,
-    seed: Annotated[int, typer.Option(help="Of the prompts and of the arrivals.")] = 0,
+    workload: Annotated[str, typer.Option(help="Preset, random:IN,OUT, or file of recorded traffic.")] = "chat",
+    slo: Annotated[
+        list[str] | None, typer.Option(help="Latency limit, repeatable. Default: 'p99 ttft <= 500ms'.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Open loop: requests per second. Default: the rate is searched.")
+    ] = None,
+    levels: Annotated[
+        str | None, typer.Option(help="Closed loop: concurrencies, such as 10,30,64. Default: open loop.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Seconds of a level (60), a probe (20) or a self-check rate (5).")
+    ] = None,
+    warm_up_seconds: Annotated[float, typer.Option(help="Seconds of load before the first measurement.")] = 15.0,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts and of the arrivals.")] = 0,
     burstiness: Annotated[
         float | None,
-        typer.Option(help="Gamma shape of the arrivals, below 1 they clump. Default: as recorded, else 1."),
+        typer.Option(help="Gamma shape of the arrivals; 1 is Poisson, less is burstier. Default: as recorded, else 1."),
     ] = None,
     natural_stops: Annotated[
-        bool, typer.Option("--natural-stops", help="Let answers end on their own, where ignore_eos is unknown.")
+        bool, typer.Option("--natural-stops", help="Answers of natural length, for servers without ignore_eos.")
     ] = False,
-    claim: Annotated[bool, typer.Option("--claim", help="Test the search's result on fresh traffic.")] = False,
+    claim: Annotated[bool, typer.Option("--claim", help="Claim test of the search's result on fresh traffic.")] = False,
     self_check: Annotated[
-        bool, typer.Option("--self-check", help="Measure this machine's load generator instead of a server.")
+        bool, typer.Option("--self-check", help="Measurement of this machine's load generator instead of a server.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for bench.json and the parquet files.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for bench.json and the parquet files. Default: none is written.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure any running OpenAI-compatible server. Without --rate and --levels: the rate that it sustains."""
+    """Measure any running OpenAI-compatible server. Without --rate and --levels, search the rate that it sustains."""
     from tuner.cli.tables import Form
 
     form = Form.JSON if as_json else Form.TEXT
@@ -163,7 +173,7 @@ def bench(
 
 @app.command(epilog="Example: tuner status qwen3-8b-chat-1121-2200, or: watch --color tuner status NAME")
 def status(study: Name, studies: Studies = STUDIES, as_json: AsJson = False) -> None:
-    """Show a running or finished study. Reads its files alone, so from any shell."""
+    """Show a running or finished study from its files, in any shell."""
     from tuner.cli.status import show_status
     from tuner.cli.tables import Form
 
@@ -172,7 +182,7 @@ def status(study: Name, studies: Studies = STUDIES, as_json: AsJson = False) -> 
 
 @app.command(name="studies", epilog="Example: tuner studies --studies /data/studies")
 def list_studies(studies: Studies = STUDIES, as_json: AsJson = False) -> None:
-    """List the studies. Best QPS is of what kept the limits, gain is over vLLM's default."""
+    """List the studies with the best QPS within the limits and the gain over vLLM's default."""
     from tuner.cli.studies import show_studies
     from tuner.cli.tables import Form
 
@@ -187,7 +197,7 @@ def report(
     gpu_price: GpuPrice = None,
     open_it: Open = False,
 ) -> None:
-    """Write a study's report.html anew and say where it is."""
+    """Write a study's report.html and print its path."""
     from tuner.cli.report import Then, make_report
 
     make_report(studies, study, language, gpu_price, Then.OPEN if open_it else Then.SAY)
@@ -214,13 +224,16 @@ def compare(
 def best(
     study: Name,
     studies: Studies = STUDIES,
-    format: Annotated[str, typer.Option(help="sh, compose, systemd, k8s, nginx, yaml, args or json.")] = "sh",
-    out: Annotated[Path | None, typer.Option(help="Write into this folder instead of to stdout.")] = None,
-    trial: Annotated[int | None, typer.Option(help="The start with this number instead of the winner.")] = None,
-    replicas: Annotated[int | None, typer.Option(help="Servers behind nginx, or of the Kubernetes Deployment.")] = None,
+    format: Annotated[str, typer.Option(help="Format: sh, compose, systemd, k8s, nginx, yaml, args or json.")] = "sh",
+    out: Annotated[Path | None, typer.Option(help="Folder of the file. Default: stdout.")] = None,
+    trial: Annotated[int | None, typer.Option(help="Number of the trial. Default: the winner's.")] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(help="Servers behind nginx (default: one per GPU group) or in Kubernetes (default: 1)."),
+    ] = None,
     gpu_price: GpuPrice = None,
 ) -> None:
-    """Print the winner's launch. As a script, a file for a service manager, plain arguments or JSON."""
+    """Print the winner's launch as a script, a service file, plain arguments or JSON."""
     from tuner.cli.best import show_best
 
     show_best(studies, study, format, out, trial=trial, replicas=replicas, gpu_price=gpu_price)
@@ -240,7 +253,7 @@ def main() -> None:
     except (BrokenPipeError, SystemExit) as ended:
         if isinstance(ended, SystemExit) and not isinstance(ended.__context__, BrokenPipeError):
             raise  # shell completion ends like this
-        # `tuner studies | head`: whoever read has enough. click makes an exit of it.
+        # `tuner studies | head`: the reader has enough. click turns the error into an exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except (KeyboardInterrupt, typer.Abort):
@@ -252,8 +265,8 @@ def main() -> None:
             code = _bug(error)
         else:
             where = f": {error.filename}" if error.filename else ""
-            code = _fail(f"{error.strerror}{where}", "make room or mend it, then go on with: tuner resume STUDY", 4)
-    except Exception as error:  # the boundary: a bug of ours must be told apart from a person's mistake
+            code = _fail(f"{error.strerror}{where}", "make room or repair it, then go on with: tuner resume STUDY", 4)
+    except Exception as error:  # the boundary: a bug must look different from a user's mistake
         code = _bug(error)
     sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, declared once. Imports typer only, so that --help stays fast."""
+"""Options that several commands share. Only typer is imported, so that --help stays fast."""
 
 from __future__ import annotations
 
@@ -22,60 +22,74 @@ VLLM = "vllm serve"
 
 
 def _names(context: typer.Context, incomplete: str) -> list[str]:
-    """Studies that a shell may complete to."""
+    """Complete the name of a study."""
     studies = context.params.get("studies") or STUDIES
     return sorted(p.parent.name for p in studies.glob("*/plan.json") if p.parent.name.startswith(incomplete))
 
 
 Name = Annotated[str, typer.Argument(help="Name of the study.", show_default=False, autocompletion=_names)]
 Studies = Annotated[Path, typer.Option(help="Folder of all studies.")]
-Vllm = Annotated[str, typer.Option(help="The command that starts the server.")]
-Gpus = Annotated[str | None, typer.Option(help="0-3, or 0,2,5, or all; left out: all there are.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
-Plain = Annotated[bool, typer.Option("--plain", help="One line an event instead of the live screen.")]
+Vllm = Annotated[str, typer.Option(help="Command that starts the server.")]
+Gpus = Annotated[str | None, typer.Option(help="GPUs, such as 0-3, 0,2,5 or all. Default: all there are.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON output instead of text.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Log of one line an event instead of the live screen.")]
 Changed = Annotated[
     bool,
     typer.Option(
         "--allow-changed-environment",
-        help="Go on although vLLM, GPUs or model are not what the study was made with.",
+        help="Consent to another vLLM, GPU or model than the study began with.",
     ),
 ]
-GpuPrice = Annotated[float | None, typer.Option(help="Price of a GPU-hour: adds what requests and tokens cost.")]
-Open = Annotated[bool, typer.Option("--open", help="Show it in the browser.")]
+GpuPrice = Annotated[
+    float | None, typer.Option(help="Price of a GPU-hour, for the cost of requests and tokens. Default: no costs.")
+]
+Open = Annotated[bool, typer.Option("--open", help="Browser view of the finished page.")]
 
 
 def search_options(
     context: typer.Context,
     model: Annotated[str, typer.Option(help="Folder or hub name of the model.")],
     gpus: Gpus = None,
-    slo: Annotated[list[str] | None, typer.Option(help="Limit, repeatable. Default: 'p99 ttft <= 500ms'.")] = None,
-    workload: Annotated[str, typer.Option(help="Preset, random:IN,OUT, or a file of your own traffic.")] = "chat",
-    space: Annotated[str, typer.Option(help="Search space: preset or YAML file.")] = "default",
-    trials: Annotated[int, typer.Option(help="Starts that search.")] = 60,
-    confirm: Annotated[int, typer.Option(help="Starts that confirm winner and default at the end.")] = 4,
-    time_budget: Annotated[str, typer.Option(help="8h, 90m, 1h30m, or none. Confirmation is inside it.")] = "8h",
-    patience: Annotated[
-        int | None, typer.Option(help="End the search after so many starts without 1 % more QPS. Default: never.")
+    slo: Annotated[
+        list[str] | None, typer.Option(help="Latency limit, repeatable. Default: 'p99 ttft <= 500ms'.")
     ] = None,
-    study: Annotated[str | None, typer.Option(help="Name; the same name goes on with an earlier study.")] = None,
+    workload: Annotated[str, typer.Option(help="Preset, random:IN,OUT, or file of recorded traffic.")] = "chat",
+    space: Annotated[str, typer.Option(help="Search space, a preset or a YAML file.")] = "default",
+    trials: Annotated[int, typer.Option(help="Number of starts that search.")] = 60,
+    confirm: Annotated[int, typer.Option(help="Number of confirmation starts of winner and default.")] = 4,
+    time_budget: Annotated[
+        str, typer.Option(help="Time for search and confirmation, such as 8h, 90m, 1h30m or none.")
+    ] = "8h",
+    patience: Annotated[
+        int | None, typer.Option(help="Number of starts without 1 % more QPS that end the search. Default: no limit.")
+    ] = None,
+    study: Annotated[
+        str | None, typer.Option(help="Name of the study; a known name resumes it. Default: model, workload and time.")
+    ] = None,
     studies: Studies = STUDIES,
     vllm: Vllm = VLLM,
-    tensor_parallel_size: Annotated[int, typer.Option(help="GPUs of one server.")] = 1,
-    workers: Annotated[int | None, typer.Option(help="Servers at once; default: one a GPU group, else 1.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the search and of the prompts.")] = 0,
-    storage: Annotated[str | None, typer.Option(help="Optuna storage URL instead of the study's SQLite.")] = None,
-    load: Annotated[
-        str | None, typer.Option(help="open: requests arrive by chance; closed: a ladder of --levels. Default: open.")
+    tensor_parallel_size: Annotated[int, typer.Option(help="Number of GPUs of one server.")] = 1,
+    workers: Annotated[int | None, typer.Option(help="Number of servers at once. Default: one per GPU group.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the search and of the prompts.")] = 0,
+    storage: Annotated[
+        str | None, typer.Option(help="Optuna storage URL. Default: SQLite in the study's folder.")
     ] = None,
-    probe_seconds: Annotated[float | None, typer.Option(help="Time at each rate; claims get longer with it.")] = None,
+    load: Annotated[
+        str | None, typer.Option(help="Load, open (random arrivals) or closed (a ladder of --levels). Default: open.")
+    ] = None,
+    probe_seconds: Annotated[
+        float | None, typer.Option(help="Open loop: seconds at each rate; claims scale with it. Default: 20.")
+    ] = None,
     burstiness: Annotated[
         float | None,
-        typer.Option(help="Gamma shape of the arrivals: 1 is Poisson, below it clumps. Default: as recorded, else 1."),
+        typer.Option(help="Gamma shape of the arrivals; 1 is Poisson, less is burstier. Default: as recorded, else 1."),
     ] = None,
-    levels: Annotated[str | None, typer.Option(help="Closed: concurrencies. Default: 10,30,64,128,200,256.")] = None,
-    level_seconds: Annotated[float, typer.Option(help="Closed: time at each level.")] = 60.0,
-    warm_up_seconds: Annotated[float, typer.Option(help="Load before the first measurement, not counted.")] = 15.0,
-    start_limit_seconds: Annotated[float, typer.Option(help="How long a server may take to be ready.")] = 1800.0,
+    levels: Annotated[
+        str | None, typer.Option(help="Closed loop: concurrencies. Default: 10,30,64,128,200,256.")
+    ] = None,
+    level_seconds: Annotated[float, typer.Option(help="Closed loop: seconds at each level.")] = 60.0,
+    warm_up_seconds: Annotated[float, typer.Option(help="Seconds of load before the first measurement.")] = 15.0,
+    start_limit_seconds: Annotated[float, typer.Option(help="Seconds that a server may take to get ready.")] = 1800.0,
     allow_changed_environment: Changed = False,
 ) -> SearchOptions:
     from tuner.config import DEFAULT_SLOS, ChangedEnvironment, SearchOptions
@@ -93,8 +107,8 @@ def search_options(
 
 
 def with_search_options(run: Callable[Concatenate[SearchOptions, P], None]) -> Callable[..., None]:
-    """`run(options, own, …)` → a command that takes every option of a search and its own ones."""
-    # typer reads a signature: that of search_options, with what `run` takes beside its first parameter.
+    """Turn `run(options, own, …)` into a command with every option of a search and its own ones."""
+    # typer reads the signature: search_options' own, plus what `run` takes beside its first parameter.
     shared = inspect.signature(search_options, eval_str=True, locals={"SearchOptions": object})
     all_of_run = inspect.signature(run, eval_str=True, locals={"SearchOptions": object}).parameters.values()
     own = list(all_of_run)[1:]

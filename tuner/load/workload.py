@@ -43,7 +43,7 @@ class Share:
 class Workload:
     """Description of the traffic. Prompt lengths count the generated words; the chat template's tokens come on top.
 
-    `file` is the absolute path of recorded traffic, `file_sha256` its content when the study was planned. The lengths in
+    `file` is the absolute path of recorded traffic, `file_sha256` its content at planning. The lengths in
     `shares` are then estimates from bytes, and `timed` tells if its requests have arrival times. A `temperature` of
     None leaves sampling to the model. `extra_body` goes into every request.
     """
