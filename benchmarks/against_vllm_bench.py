@@ -1,13 +1,14 @@
-"""One running vLLM measured by us and by `vllm bench serve`: same prompts, same moments of sending, turn by turn.
+"""Comparison of this load generator with `vllm bench serve` on one running vLLM: same prompts, same moments, in
+turn.
 
     vllm serve MODEL …            # in another shell
     python benchmarks/against_vllm_bench.py --url http://127.0.0.1:8000 --model MODEL [--turns 4]
 
-Where the two differ by definition: vLLM 0.32 times the role chunk as the first token (it comes with the token, within
-one engine output), its QPS counts to the last answer, and its percentiles interpolate. All figures are therefore
-computed here from each tool's own rows, in one way, and pooled over the turns. Theirs and ours take turns at going
-first. Prompts are new in every turn, and ours carry a salt: neither tool finds the other's in the prefix cache. What
-the server itself says of each tool's requests (its TTFT histogram) tells a slow server from a slow client.
+The two differ by definition. vLLM 0.32 times the role chunk as the first token (it comes with the token, within one
+engine output). Its QPS counts to the last answer, and its percentiles interpolate. So all figures are computed here
+from each tool's own rows, in one way, and pooled over the turns. The tools alternate in going first. Prompts are new
+in every turn, and ours carry a salt: neither tool finds the other's in the prefix cache. The server's own TTFT
+histogram for each tool's requests separates a slow server from a slow client.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tuner.telemetry.sampler import Sampler
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One run of either tool, from its own rows; `server_ttft_ms` is the server's own mean over the same requests."""
+    """One run of either tool, from its own rows. `server_ttft_ms` is the server's own mean over the same requests."""
 
     sent_s: list[float]
     ttft_ms: list[float]
@@ -41,7 +42,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure of the comparison; `wanted` is the difference that counts as agreement, None where none is wanted."""
+    """One figure of the comparison. `wanted` is the difference that counts as agreement, None if there is none."""
 
     figure: str
     ours: float
@@ -50,7 +51,7 @@ class Row:
 
 
 def by_vllm(target: Target, requests: list[Request], rate: float, program: str) -> Seen:
-    """Raises AssertionError where it did not complete every request with every token."""
+    """Run `vllm bench serve`. Raises AssertionError unless it completes every request with every token."""
     with tempfile.TemporaryDirectory() as name:
         data, out = Path(name) / "prompts.jsonl", Path(name) / "result.json"
         rows = [{"prompt": r.messages[0][1], "output_tokens": r.max_tokens} for r in requests]
@@ -80,7 +81,7 @@ def by_vllm(target: Target, requests: list[Request], rate: float, program: str) 
 
 
 def by_us(target: Target, requests: list[Request], due_s: list[float]) -> Seen:
-    """The same requests at the moments `due_s` (seconds from the first)."""
+    """Send the same requests at the moments `due_s` (seconds from the first)."""
     recording = Sampler(f"{target.base_url}/metrics").start()
     samples = drive_open(target, requests, due_s, max(due_s) + 0.1)
     telemetry = recording.finish()

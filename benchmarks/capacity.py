@@ -1,11 +1,12 @@
-"""The capacity search on the stand-in in virtual time: bias, spread, cost, beside a naive ladder and plain bisection.
+"""Bias, spread and cost of the capacity search on the stand-in in virtual time, beside a naive ladder and plain
+bisection.
 
     python benchmarks/capacity.py [--seeds 30] [--regimes chat sequences ...] [--policies "warm step search" ...]
 
-Errors are against the true capacity of the regime (long Poisson runs). `sd of B/A` compares a candidate with one that
-is 2 % faster, each measured once with the same seeds. Seconds are seconds of load; a probe's overhead is not counted.
-The claim follows a cold search, whose seconds are not in it; the promise is the lower of two starts' claims, the second
-from the first one's rate downwards, on traffic of its own, as a study makes it.
+Errors are against the true capacity of the regime (long Poisson runs). `sd of B/A` compares a candidate with one
+that is 2 % faster, each measured once with the same seeds. Seconds are seconds of load, without a probe's overhead.
+The claim follows a cold search, whose seconds are not counted. The promise is the lower of two starts' claims. The
+second start claims downwards from the first one's rate, on traffic of its own, as in a study.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ LADDER = (10, 30, 64, 128, 200, 256)
 GAIN = 1.02
 INCUMBENT = 0.97
 SECOND_START = 10_000
-"""Added to the seed, for a second start's traffic."""
+"""Offset of the seed for a second start's traffic."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A: the candidate; B: the one that is `GAIN` faster. Rates per second, None where a policy found nothing."""
+    """Result of one pair: candidate A, and B, which is `GAIN` faster. Rates per second, None if a policy found
+    nothing."""
 
     policy: str
     seed: int
@@ -41,7 +43,7 @@ class Outcome:
 
 
 def warm(bench: Bench) -> float | None:
-    """The incumbent is a third candidate, 3 % slower, found by a cold search with the same seed, not counted here."""
+    """Search against an incumbent, a third candidate that is 3 % slower. Its own cold search is not counted here."""
     slower = Bench(bench.regime, bench.seed, INCUMBENT)
     before = search_capacity(slower.probe, slower.saturate)
     if before.rate is None:
@@ -55,7 +57,7 @@ def cold(bench: Bench) -> float | None:
 
 
 def ladder(bench: Bench) -> float | None:
-    """The seed article's: closed loop, 30 s a rung, the best QPS whose P99 keeps the limit."""
+    """Climb a closed loop, 30 s a rung, and take the best QPS whose P99 keeps the limit."""
     best = None
     for clients in LADDER:
         level = bench.closed_level(clients, 30.0, 5.0)
@@ -68,7 +70,7 @@ def ladder(bench: Bench) -> float | None:
 
 
 def bisection(bench: Bench) -> float | None:
-    """Saturation, then 30 s probes until the interval is 2.5 % wide (Sarathi's rule), each with fresh traffic."""
+    """Bisect from saturation with 30 s probes on fresh traffic until the interval is 2.5 % wide (Sarathi's rule)."""
     saturation = bench.saturate(15.0).rate
     low, high = 0.4 * saturation, 1.1 * saturation
     number = 0
@@ -96,7 +98,7 @@ def compare(task: tuple[Regime, str, int]) -> Outcome:
 
 
 def claimed(task: tuple[Regime, int]) -> tuple[float | None, float | None, float]:
-    """The claim behind a cold search, on fresh traces; what a second start holds of it; the first one's seconds."""
+    """Return the claim after a cold search, what a second start holds of it, and the first one's seconds."""
     regime, seed = task
     bench, again = Bench(regime, seed), Bench(regime, SECOND_START + seed)
     found = search_capacity(bench.probe, bench.saturate)
@@ -108,7 +110,7 @@ def claimed(task: tuple[Regime, int]) -> tuple[float | None, float | None, float
 
 
 def report(regime: Regime, policies: Sequence[str], seeds: Sequence[int], pool: multiprocessing.pool.Pool) -> str:
-    """Prints a row for each policy; returns the row of the claims."""
+    """Print a row for each policy and return the row of the claims."""
     saturation = Bench(regime, 0).saturate(60.0).rate
     truth = true_capacity(regime, 0.9 * saturation, pool)
     claims = pool.map(claimed, [(regime, seed) for seed in seeds], chunksize=1)

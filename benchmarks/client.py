@@ -1,11 +1,11 @@
-"""Our load generator against the request function of `vllm bench serve`: same server, same cores, same streams.
+"""CPU cost of our load generator beside the request function of `vllm bench serve`: same server, cores and streams.
 
     python benchmarks/client.py [--seconds 6] [--rates 5000 10000 20000 40000] [--repeats 3]
 
-Server on one core, client on the other; both ask for SCHED_FIFO, so that other jobs of a shared machine do not count
-as the client's. Every stream emits at the same moments (20 ms apart), as an engine's step does. Inflation is what the
-client adds to a TTFT: its own stamp of the first token minus the server's. CPU is that of the client's thread. vLLM's
-function is driven as its benchmark does: plain asyncio, one aiohttp session, json.loads on every chunk.
+The server has one core, the client the other. Both ask for SCHED_FIFO, so that other jobs of a shared machine do not
+count as the client's. Every stream emits at the same moments (20 ms apart), as an engine's step does. Inflation is
+the client's stamp of the first token minus the server's own. CPU is that of the client's thread. vLLM's function is
+driven as its benchmark does: plain asyncio, one aiohttp session, json.loads on every chunk.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Cell:
 
 
 def prefer(core: int) -> None:
-    """This process on one core, before other jobs if the machine allows it."""
+    """Pin this process to one core, before other jobs if the machine allows it."""
     os.sched_setaffinity(0, {core})
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
@@ -63,7 +63,7 @@ def ours(base_url: str, rate: float, seconds: float) -> Cell:
 
 
 def vllms(base_url: str, rate: float, seconds: float) -> Cell:
-    """Closed loop of workers around vLLM's own request function, ramped as ours."""
+    """Drive vLLM's own request function in a closed loop of workers, ramped as ours."""
     import aiohttp
     from vllm.benchmarks.lib.endpoint_request_func import RequestFuncInput, async_request_openai_chat_completions
 
@@ -129,7 +129,7 @@ CLIENTS = {"tuner": ours, "vllm": vllms}
 
 
 def child(client: str, rate: float, seconds: float) -> None:
-    """One cell in a fresh process, as JSON on stdout."""
+    """Run one cell in a fresh process and print it as JSON."""
     prefer(0)
     with known_server() as base_url:  # inherits core and class
         prefer(1)

@@ -1,9 +1,9 @@
-"""What the tail of a lost race says of a candidate's capacity, on the stand-in in virtual time.
+"""Accuracy of the capacity that the tail of a lost race indicates, on the stand-in in virtual time.
 
     python benchmarks/lost_race.py [--seeds 10]
 
-The incumbent is searched cold; candidates whose steps are slower by known factors are raced against it on its trace.
-The truth is the incumbent's estimate times the factor: both are read on one trace, so that its error is in neither.
+The incumbent is searched cold. Candidates whose steps are slower by known factors then race against it on its trace.
+The truth is the incumbent's estimate times the factor. Both are read on one trace, so that its error is in neither.
 """
 
 from __future__ import annotations

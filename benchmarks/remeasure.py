@@ -1,10 +1,11 @@
-"""A study's promise, measured again for much longer: the emitted start.sh, fresh traffic at the promised rate.
+"""Second, much longer measurement of a study's promise, with its own start.sh and fresh traffic at the promised
+rate.
 
     tuner search --study NAME … && python benchmarks/remeasure.py studies/NAME [--times 5] [--longer 10]
 
-Each turn starts the winner anew with the study's own start.sh, warms it up, loads it once for `--longer` times a
-claim's trace at the rate that the study promised, on arrivals and prompts that no start of the study has seen, and
-ends it with stop.sh. Nothing is left out of the table.
+Each turn starts the winner with the study's own start.sh, warms it up, loads it once and ends it with stop.sh. The
+load lasts `--longer` times a claim's trace, at the promised rate, on arrivals and prompts that no start of the study
+has seen. Nothing is left out of the table.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from tuner.study.plan import StudyPlan
 from tuner.telemetry.sampler import Sampler
 
 FRESH_SEED = 1_000_000
-"""Added to the study's seed: its searches and claims draw from the seed itself."""
+"""Offset of the study's seed. Its searches and claims draw from the seed itself."""
 
 
 def once(folder: Path, plan: StudyPlan, rate: float, seconds: float, turn: int, port: int) -> LevelRun:
-    """One start of the winner under `rate` requests/s for `seconds`."""
+    """Start the winner and load it at `rate` requests/s for `seconds`."""
     environment = {**os.environ, "PORT": str(port)}
     subprocess.run([folder / "start.sh"], env=environment, check=True, stdout=subprocess.DEVNULL)
     levels: list[LevelRun] = []

@@ -1,16 +1,19 @@
-"""The stand-in against a public measurement: Qwen 27B BF16, TP 4, on four of eight RTX 5090 (PCIe, no P2P).
+"""Comparison of the stand-in with a public measurement: Qwen 27B BF16, TP 4, on four of eight RTX 5090 (PCIe, no
+P2P).
 
     python benchmarks/sim_5090.py
 
 Source of the measured numbers: "8 × RTX 5090, Qwen3.6-27B, vLLM 0.20.2"
 (gitcode.csdn.net/6a0ceb7b10ee7a33f273cb87.html, found as a stored copy): max-num-seqs 256, max-num-batched-tokens
-16384, closed loop at 10 to 256 concurrent. Everything about the machine comes from the rtx5090 profile and the model's
-shape (64 layers, hidden 5120, 17408, 16 layers with attention; Qwen3.5/3.6-27B model card). The part of the
-article that could be read here does not say how long its requests were. Their lengths are the only assumption:
+16384, closed loop at 10 to 256 concurrent. Everything about the machine comes from the rtx5090 profile and the
+model's shape (64 layers, hidden 5120, 17408, 16 layers with attention; Qwen3.5/3.6-27B model card). The accessible
+part of the article does not give the lengths of its requests. They are the only assumption:
+
 - general chat: answers of 150 tokens (given), prompts of 40 (assumed: one question in a chat template);
-- short answers: 50 tokens out, 60 in. At 10 concurrent, where the step hardly depends on the load, both workloads have
-  the same step: 10 / 4.7 s for 150 tokens and 10 / 13.4 s for a short answer make that 150 · 4.7 / 13.4 = 53 tokens
-  and their prefill. The prompt is assumed.
+- short answers: 50 tokens out, 60 in. At 10 concurrent the step hardly depends on the load, so both workloads have the
+  same step. 10 / 4.7 s for 150 tokens and 10 / 13.4 s for a short answer make that 150 · 4.7 / 13.4 = 53 tokens and
+  their prefill. The prompt is assumed.
+
 Lengths are spread by ±30 % so that the clients do not march in step.
 """
 
@@ -31,7 +34,7 @@ TOLERANCE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Public:
-    """A measured series: concurrency → QPS."""
+    """Measured series: concurrency → QPS."""
 
     name: str
     prompt_tokens: int

@@ -1,10 +1,10 @@
-"""Stand-in against the real vLLM (CPU build, tiny model): the same 12 configurations and 5 refusals, one load.
+"""Comparison of the stand-in with the real vLLM (CPU build, tiny model): 12 configurations, 5 refusals, one load.
 
     python benchmarks/sim_fidelity.py measure --vllm "vllm serve" --model DIR --out measured.json   # about 13 minutes
     python benchmarks/sim_fidelity.py compare measured.json                                        # seconds
 
 `measure` starts the real server once per configuration and sends a closed loop of token-id prompts. `compare` fits
-four constants of the CPU profile to the four configurations marked for calibration and predicts the other eight in
+four constants of the CPU profile to the four configurations marked for calibration. It predicts the other eight in
 virtual time.
 """
 
@@ -91,7 +91,7 @@ CAUSES = (
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What one configuration did: client-side times, the server's own preemption counter."""
+    """Result of one configuration: client-side times, and the server's own preemption counter."""
 
     qps: float
     ttft_p50_ms: float
@@ -101,7 +101,7 @@ class Level:
 
 
 def shapes() -> list[Shape]:
-    """400 requests, 32-96 tokens in and 32-64 out, the same ones in the same order for both."""
+    """Draw 400 requests, 32-96 tokens in and 32-64 out, the same ones in the same order for both."""
     generator = random.Random(11)
     return [Shape(generator.randint(32, 96), generator.randint(32, 64)) for _ in range(400)]
 
@@ -118,7 +118,8 @@ def command(vllm: str, model: str, flags: str, port: int) -> list[str]:
 
 
 def start(arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """In a session of its own, the engine on core 0 so that client and API server have the other."""
+    """Start the real server in its own session, with the engine on core 0. Client and API server have the other
+    core."""
     environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "0", "VLLM_ENABLE_STARTUP_PLAN": "0"}
     with log.open("wb") as stream:
         return subprocess.Popen(
@@ -127,7 +128,7 @@ def start(arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def wait_ready(process: subprocess.Popen[bytes], port: int, limit_s: float = 180.0) -> bool:
-    """False when the process ended before /health answered."""
+    """Wait for /health. Returns False if the process ended before."""
     end_s = time.monotonic() + limit_s
     while process.poll() is None:
         if time.monotonic() > end_s:
@@ -141,7 +142,7 @@ def wait_ready(process: subprocess.Popen[bytes], port: int, limit_s: float = 180
 
 
 def prefer(group: int) -> None:
-    """Server and client before the other jobs of a shared machine; without the right to it the numbers are noise."""
+    """Give server and client priority over other jobs. Without the right to do so the numbers are noise."""
     try:
         os.setpriority(os.PRIO_PGRP, group, PRIORITY)
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
@@ -165,7 +166,7 @@ def preemptions(port: int) -> int:
 
 
 async def drive(port: int, model: str) -> list[tuple[float, float, float, int]]:
-    """Closed loop; (sent, first token, done, tokens) of every request, in seconds since the start."""
+    """Drive a closed loop. Returns (sent, first token, done, tokens) of every request, in seconds since the start."""
     todo, generator = iter(range(10**9)), random.Random(5)
     samples: list[tuple[float, float, float, int]] = []
     wanted = shapes()
@@ -205,9 +206,10 @@ def cause_of(log: str) -> str:
 
 
 def measure(vllm: str, model: str, out: Path, port: int, only: str | None, *, again: bool) -> None:
-    """Every case once; the file is written after each, and cases that are in it already are skipped.
+    """Measure every case once. Writes the file after each, and skips cases that are in it.
 
-    `again` measures once more and keeps the run with the higher QPS: other jobs of the machine can only slow it down.
+    `again` measures once more and keeps the run with the higher QPS: other jobs of the machine can only slow it
+    down.
     """
     levels: dict[str, dict[str, float]] = {}
     refusals: dict[str, dict[str, object]] = {}
@@ -280,7 +282,7 @@ FITTED = ("flops_per_s", "launch_s_per_layer", "sequence_overhead_s", "frontend_
 
 
 def fit(error: Callable[[Hardware], float], hardware: Hardware) -> Hardware:
-    """Coordinate descent on the logarithms of the four constants: small steps at the end, no library needed."""
+    """Minimise by coordinate descent on the logarithms of the four constants. Needs no library."""
     best, best_error = hardware, error(hardware)
     for factor in (3.0, 1.7, 1.3, 1.12, 1.05, 1.02):
         improved = True
@@ -296,7 +298,7 @@ def fit(error: Callable[[Hardware], float], hardware: Hardware) -> Hardware:
 
 
 def calibrate(measured: dict[str, Level], model_dir: str) -> Hardware:
-    """Least squares of the logarithms of QPS (twice), median and P99 TTFT and ITL over the calibration cases."""
+    """Fit logarithms of QPS (twice), median and P99 TTFT and ITL over the calibration cases, by least squares."""
 
     def error(hardware: Hardware) -> float:
         total = 0.0
@@ -347,7 +349,7 @@ def compare(path: Path) -> int:
 
 
 def refuse_simulated(case: Case, model_dir: str) -> tuple[str, int]:
-    """Through the process, because refusals are about logs and exit codes."""
+    """Start the stand-in as a process, because refusals are about logs and exit codes."""
     environment = {**os.environ, "TUNER_SIM_PROFILE": "cpu", "TUNER_SIM_SPEED": "100"}
     words = command(f"{sys.executable} -m tuner.sim serve", model_dir, case.flags, 18999)
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60, check=False)

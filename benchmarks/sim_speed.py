@@ -1,4 +1,4 @@
-"""How fast virtual time is: a 60 s level of 200 concurrent requests, in seconds of one core.
+"""Speed of virtual time: a 60 s level of 200 concurrent requests, in seconds of one core.
 
 python benchmarks/sim_speed.py
 """

@@ -1,4 +1,4 @@
-"""Four regimes on the stand-in in virtual time, as probes for the capacity search, with their true capacity."""
+"""Regimes on the stand-in in virtual time, as probes for the capacity search, with their true capacity."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MODEL = "Qwen/Qwen3-8B"
 
 @dataclass(frozen=True, slots=True)
 class Regime:
-    """`prompt` and `output` are ranges of tokens; `slo_s` the limit on P99 TTFT."""
+    """Model, card and traffic. `prompt` and `output` are ranges of tokens; `slo_s` is the limit on P99 TTFT."""
 
     name: str
     hardware: str
@@ -63,7 +63,7 @@ REGIMES = (
     ),
     Regime("long prompts", "h100", EngineArguments(max_model_len=8192), (2000, 4000), (40, 80), 1.0, 128),
 )
-"""The rules of the search were chosen on these."""
+"""Regimes on which the rules of the search were chosen."""
 
 HOLD_OUTS = (
     Regime("4090 chat", "rtx4090", EngineArguments(max_model_len=4096), (200, 600), (80, 180), 1.0, 128),
@@ -102,7 +102,7 @@ HOLD_OUTS = (
 
 
 def faster(hardware: Hardware, factor: float) -> Hardware:
-    """The same machine with every step shorter by `factor`."""
+    """Return the same machine with every step shorter by `factor`."""
     return replace(
         hardware,
         bandwidth_bytes_per_s=hardware.bandwidth_bytes_per_s * factor,
@@ -165,9 +165,9 @@ class Bench:
 
 
 def rejected_at_s(level: SimulatedLevel, seconds: float, limit_s: float) -> float | None:
-    """When a probe of the first `seconds` is certain not to pass; None when it passes.
+    """Return when a probe of the first `seconds` is certain not to pass. None if it passes.
 
-    More than one request in a hundred over the limit, each known as soon as it is unanswered for that long.
+    It fails with more than one request in a hundred over the limit. Each counts once it is unanswered for that long.
     """
     due = level.sent_s < seconds
     late = due & (level.first_token_s - level.sent_s > limit_s)
@@ -182,20 +182,22 @@ def p99(ttft_s: NDArray[np.float64]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """A true capacity in requests per second, and its standard error as a share of it."""
+    """True capacity in requests per second, and its standard error as a share of it."""
 
     rate: float
     error: float
 
 
 def true_capacity(regime: Regime, start: float, pool: Pool, seconds: float = 600.0, traces: int = 12) -> Truth:
-    """The Poisson rate at which one request in a hundred exceeds the limit; from around `start`, 0.9 of saturation.
+    """Find the Poisson rate at which one request in a hundred exceeds the limit. `start` is about 0.9 of saturation.
 
-    Short runs enclose it within 6 %; then `traces` long ones at three rates across that interval, and a straight line
-    through ln(share of late requests) over ln(rate), without rates at which hardly any was late. The error is the
-    jackknife's over traces, which are the same at all rates: violations come in clusters and are not independent.
+    Short runs enclose it within 6 %. Then `traces` long ones follow at three rates across that interval. A straight
+    line is fitted through ln(share of late requests) over ln(rate), without rates that have hardly any late request.
+    The error is the jackknife's over traces, which are the same at all rates: violations come in clusters and are
+    not independent.
 
-    Kept in a file, since it takes minutes: `start` was measured on the same simulator and changes with it.
+    The result is kept in a file, since it takes minutes. `start` was measured on the same simulator and changes with
+    it.
     """
     kept = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
     key = f"{regime} {start!r} {seconds} {traces}"
@@ -225,7 +227,7 @@ def _true_capacity(regime: Regime, start: float, pool: Pool, seconds: float, tra
 
 
 def _crossing(rates: NDArray[np.float64], shares: NDArray[np.float64]) -> float:
-    """The rate at which the fitted share is ALLOWED."""
+    """Return the rate at which the fitted share is ALLOWED."""
     seen = shares > ALLOWED / 50
     slope, level = np.polyfit(np.log(rates[seen]), np.log(shares[seen] / ALLOWED), 1)
     return float(np.exp(-level / slope))

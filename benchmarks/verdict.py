@@ -1,9 +1,9 @@
-"""How often a probe's verdict is right: loads that are known to be too high or low enough, in virtual time.
+"""Reliability of a probe's verdict, on loads that are known to be too high or low enough, in virtual time.
 
     python benchmarks/verdict.py [--seeds 30] [--seconds 30 60 120]
 
-A load f times the true capacity should pass for f < 1 and fail for f > 1. The probe's rule is that of the search and of
-the claim: at most one request in a hundred over the limit, counted from when it was due. Each seed is one run of the
+A load f times the true capacity should pass for f < 1 and fail for f > 1. The probe's rule is that of the search and
+of the claim: at most one request in a hundred over the limit, counted from its due time. Each seed is one run of the
 longest time, judged after each of `--seconds`.
 """
 
@@ -20,7 +20,7 @@ SHARES = (0.90, 0.94, 0.97, 1.00, 1.03, 1.06, 1.10)
 
 
 def judged(regime: Regime, rate: float, times_s: Sequence[float], seed: int) -> list[float]:
-    """For each of `times_s` when the probe was rejected, NaN where it passed."""
+    """Return when the probe was rejected, for each of `times_s`. NaN if it passed."""
     level = Bench(regime, seed).open_level(rate, max(times_s), "verdict")
     rejected = [rejected_at_s(level, seconds, regime.slo_s) for seconds in times_s]
     return [np.nan if at_s is None else at_s for at_s in rejected]

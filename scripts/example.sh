@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# studies/example: the tiny model in an open loop, of which only what belongs in git is kept. About 25 minutes on 2 cores.
+# Makes studies/example: the tiny model in an open loop. Keeps only the files that belong in git. About 25 minutes on 2 cores.
 # Probes of 5 s and claims of 30 s, a quarter of the usual: the promise says ± 5 % for it.
 # usage: scripts/example.sh MODEL_DIR [more tuner flags]      with the environment's bin folder on PATH
 set -euo pipefail

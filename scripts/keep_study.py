@@ -1,11 +1,12 @@
-"""Copy of a study what belongs in git: what start.sh and the report are built from, without the machine it was made on.
+"""Copy the parts of a study that belong in git: the sources of start.sh and the report, without traces of the
+machine.
 
-usage: scripts/keep_study.py .cache/example/example studies/example
+    usage: scripts/keep_study.py .cache/example/example studies/example
 
 Kept: plan, environment, result, records, the Optuna study, and the telemetry of winner and default. Not kept: server
-logs, single requests, vLLM's cache. Paths below the working directory become relative to it, of a model elsewhere the
-last two names stay, and the host's name and the rest of the kernel's version are left out. start.sh, stop.sh and
-report.html are then built from the copy alone.
+logs, single requests, vLLM's cache. Paths below the working directory become relative to it. The path of a model
+elsewhere is cut to its last two names. The host's name and the rest of the kernel's version are left out. start.sh,
+stop.sh and report.html are then built from the copy alone.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ MOST_BYTES = 2_000_000
 
 
 def keep(source: Path, target: Path) -> None:
-    """Replaces `target`. Ends with a message where `source` is not finished, or something of the machine is left."""
+    """Replace `target`. Ends with a message if `source` is not finished, or if something of the machine is left."""
     source = source.absolute()
     study = read_study(source)
     if study.result is None or not study.result.complete or study.winner is None:

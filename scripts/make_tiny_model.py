@@ -1,13 +1,13 @@
 """Write a tiny Llama (no weights), its tokenizer and chat template for `vllm serve --load-format dummy`.
 
-Why these sizes, on two CPU cores:
+Reasons for these sizes, on two CPU cores:
 - hidden 128 x 12 layers, thin and deep: a step costs about 15 ms of Python and operator calls even with few requests,
   so throughput rises with the batch as it does on a GPU: 19, 29, 36 requests/s at 16, 32, 64 concurrent (32-96 tokens
   in, 32-64 out). The engine is busy, not the API server or the client, so launch flags move the results.
   With 64-192 tokens in, from 16 to 64 concurrent: this shape 15 to 25 requests/s, hidden 256 x 4 layers 21 to 22.
 - 2 heads of 64, because CPU attention knows head sizes 32, 64, 80, 96, 112, 128 and up.
 - float32: a CPU without bfloat16 instructions falls back to a path that is six times slower. vLLM turns float32 into
-  bfloat16 unless it is told `--dtype float32`.
+  bfloat16 unless `--dtype float32` is given.
 - 12 KiB of KV cache a token; max_position 2048 then needs 24 MiB, and a smaller cache is refused at start-up.
 - vocab 4096: the softmax stays cheap, every id has a text.
 """
@@ -47,7 +47,7 @@ class Shape:
 
 
 def model_config(shape: Shape) -> dict[str, object]:
-    """A float32 Llama; token ids 0, 1, 2 are SPECIAL."""
+    """Return the config of a float32 Llama; token ids 0, 1, 2 are SPECIAL."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -74,7 +74,7 @@ def model_config(shape: Shape) -> dict[str, object]:
 
 
 def train_tokenizer(corpus: Path, vocab: int) -> Tokenizer:
-    """Byte-level BPE with exactly `vocab` tokens, so that every id the model can emit has a text."""
+    """Train a byte-level BPE with exactly `vocab` tokens, so that every id the model can emit has a text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

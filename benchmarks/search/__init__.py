@@ -1,1 +1,1 @@
-"""The search against its peers: landscapes with a known optimum, one start, six methods, and what came of it."""
+"""Benchmark of the search against its peers: landscapes with a known optimum, one start, six methods, their results."""

@@ -1,7 +1,9 @@
-"""python -m benchmarks.search tabulate NAME … | run --landscapes … --methods … --seeds 0-19 --starts 40 | report
+"""Command line of the search benchmark.
 
-`run` appends one line for each night to results.jsonl and leaves out what is there already; `report` writes the tables
-of docs/search.md, and docs/search.html.
+    python -m benchmarks.search tabulate NAME … | run --landscapes … --methods … --seeds 0-19 --starts 40 | report
+
+`run` appends one line for each run to results.jsonl and skips runs that are there already. `report` writes the
+tables of docs/search.md, and docs/search.html.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ def _run(landscapes: list[str], methods: list[str], seeds: range, starts: int) -
 
 
 def _keys(landscapes: list[str], methods: list[str], seeds: range, starts: int) -> Iterator[tuple[str, str, int, int]]:
-    """Seed by seed, so that a run that is ended early has every method on every landscape."""
+    """Order the runs seed by seed, so that an interrupted run has every method on every landscape."""
     yield from ((name, how, seed, starts) for seed in seeds for how in methods for name in landscapes)
 
 

@@ -1,4 +1,4 @@
-"""The landscapes. A new one is one more entry of LANDSCAPES and `python -m benchmarks.search tabulate NAME`.
+"""Landscapes of the benchmark. A new one is an entry of LANDSCAPES and `python -m benchmarks.search tabulate NAME`.
 
 The space is the product's default preset: max-num-seqs, max-num-batched-tokens, gpu-memory-utilization,
 long-prefill-token-threshold with its adaptive floor, and chunked prefill.
@@ -27,8 +27,11 @@ WARM_UP_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Landscape:
-    """`max_model_len` is the person's own flag, for the default configuration too; None leaves it to vLLM and the
-    space. `held_gib` of each GPU is not to be had: what the driver keeps, and other programs."""
+    """Model, machine and traffic with a known optimum. `held_gib` of each GPU belong to the driver and other
+    programs.
+
+    `max_model_len` is the user's own flag, for the default configuration too. None leaves it to vLLM and the space.
+    """
 
     name: str
     about: str
@@ -62,7 +65,7 @@ class Landscape:
         return tuple(Gpu(i, self.gpu, memory_gib, f"GPU-{i}") for i in range(self.tensor_parallel))
 
     def plan(self, folder: Path, starts: int, confirm_starts: int, seed: int) -> StudyPlan:
-        """The study that `tuner search` would plan; `folder` gets the model's config.json, which the seeds read."""
+        """Plan the study as `tuner search` would. `folder` gets the model's config.json, which the seeds read."""
         (folder / "config.json").write_text(json.dumps(_config(self.shape)))
         own = {} if self.max_model_len is None else {"max-model-len": self.max_model_len}
         whole = read_space("default").needs_at_least(self.workload.longest + TEMPLATE_TOKENS)
@@ -95,7 +98,7 @@ def _words(own: dict[str, int]) -> tuple[str, ...]:
 
 
 def _config(shape: ModelShape) -> dict[str, object]:
-    """The config.json of a dense model."""
+    """Build the config.json of a dense model."""
     return {
         "num_hidden_layers": shape.layers,
         "hidden_size": shape.hidden,
@@ -166,4 +169,4 @@ LANDSCAPES = {
     )
 }  # fmt: skip
 HOLD_OUTS = ("32b-on-h100", "rag-on-a100")
-"""First run when the search was finished."""
+"""Landscapes that first ran when the search was finished."""

@@ -1,8 +1,9 @@
-"""One start as the product makes it: its own search and claim over a made-up server whose capacity is in the table.
+"""One start as the product makes it: its own search and claim over a simulated server whose capacity is in the
+table.
 
-Noise as it was measured (docs/measuring.md). All candidates of a night see the same search trace: its bias is common to
-them, and only what is left differs from start to start. What a real GPU adds between two starts of one configuration is
-not known yet; 1 % is the middle of what facts/measurement.md calculates with.
+The noise is as measured (docs/measuring.md). All candidates of a run see the same search trace. Its bias is common
+to them, and only the rest differs from start to start. The difference between two starts of one configuration on a
+real GPU is not measured; 1 % is assumed.
 """
 
 from __future__ import annotations
@@ -33,32 +34,35 @@ from .table import Point, Table, longest_prompt, start
 
 START_SD = 0.010
 SEARCH_BIAS, SEARCH_BIAS_SD = 0.10, 0.05
-"""A short search probe reads high by 7 to 18 %, by the trace; the same for every candidate of a study."""
+"""Excess of a short search probe's reading. It was 7 to 18 %, by the trace, and the same for every candidate of a
+study."""
 
 REST_SD = 0.005
-"""sd of B/A on one trace is 0.2 to 1.0 %, of which each of the two starts has its share."""
+"""Spread of one start on one trace. The sd of B/A is 0.2 to 1.0 %, and both starts have their share in it."""
 
 SATURATION_SD = 0.007
 CLAIM_BIAS, CLAIM_SD = 0.017, 0.030
-"""A trace of n requests reads a capacity with a spread of 1 to 2 / √n; a claim's has 2,500. With this bias claims come
-out as measured before W / T was taken off: a mean of .974 to .981 of the truth, sd .023 to .034 (here .978, .022)."""
+"""Bias and spread of a claim's trace. A trace of n requests reads a capacity with a spread of 1 to 2 / √n; it has
+2,500. With this bias claims come out as measured before W / T was taken off. Measured was a mean of .974 to .981 of
+the truth with sd .023 to .034; here it is .978 and .022."""
 
 STEEPNESS = 10.0
-"""1 % of load is 10 % of P99."""
+"""Slope of ln(P99) over ln(load): 1 % of load is 10 % of P99."""
 
 TAIL_SD = 0.2
-"""A load that is a share x too high for a probe of T seconds has a P99 of W + x T, where W is the limit; in the regimes
-of benchmarks/lost_race.py it says so with a spread of up to so much of x, by the trace."""
+"""Spread of x as read from a tail, as a share of x, by the trace (benchmarks/lost_race.py). With a load that is a
+share x too high, P99 after T seconds is W + x T, where W is the limit."""
 
 REJECTED_IN = 0.03
-"""A load that is too high by this share is rejected at the end of a claim's trace, by twice as much in half of it."""
+"""Excess load that is rejected at the end of a claim's trace. Twice as much is rejected in half of it."""
 
 STOP_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one start told. `rate` None: refused, or nothing kept the limits; `kv_usage` None where it was refused."""
+    """Result of one start. `rate` is None if it was refused or nothing kept the limits; `kv_usage` is None if it was
+    refused."""
 
     rate: float | None
     kv_usage: float | None
@@ -71,7 +75,8 @@ class Seen:
 
 @dataclass
 class Machine:
-    """`clock` runs on by what every start takes, compile cache included. `seed` fixes all noise but the optimizer's."""
+    """Simulated machine. `clock` advances by the time of every start, compile cache included. `seed` fixes all noise
+    but the optimizer's."""
 
     landscape: Landscape
     table: Table
@@ -83,12 +88,12 @@ class Machine:
     _starts: int = 0
 
     def truth(self, candidate: Candidate) -> float:
-        """Requests/s; 0 where nothing starts or nothing keeps the limits."""
+        """Return the true requests/s. 0 if nothing starts or nothing keeps the limits."""
         found = start(self.landscape, candidate.as_dict())
         return self.table.at(found, longest_prompt(self.landscape)).rate if isinstance(found, Started) else 0.0
 
     def measure(self, candidate: Candidate) -> Seen:
-        """A start of a method that knows of no incumbent: searched cold, whatever it was that came before."""
+        """Start a candidate for a method that knows no incumbent, and search it cold."""
         found = self._start(candidate)
         if isinstance(found, Refused):
             return Seen(None, None)
@@ -159,7 +164,7 @@ class Machine:
 
 
 class _Server:
-    """One started server under load, where a request may wait `wait_s`. `spent_s` are seconds of load."""
+    """One started server under load. A request may wait `wait_s`; `spent_s` are seconds of load."""
 
     def __init__(self, point: Point, wait_s: float, night: str, number: int, fresh: int) -> None:
         self.point = point
@@ -187,7 +192,7 @@ class _Server:
         return ProbeResult(rate, passed, None if cut else margin, spent)
 
     def _tail(self, too_high: float, seconds: float) -> float:
-        """ln(P99 / limit) of a load that is a share too high."""
+        """Draw ln(P99 / limit) of a load that is a share too high."""
         grown_s = too_high * math.exp(self._own.gauss(0.0, TAIL_SD)) * seconds
         return math.log1p(grown_s / self.wait_s)
 
@@ -202,7 +207,7 @@ class _Server:
 
 
 def _level(load: Load, qps: float, margin: float, kv_usage: float, seconds: float) -> Level:
-    """`margin` is ln(P99 / limit)."""
+    """Build a level. `margin` is ln(P99 / limit)."""
     p99 = math.exp(min(margin, 5.0))
     outcome = Outcome.FEASIBLE if margin <= 0 else Outcome.INFEASIBLE
     count = max(1, round(qps * seconds))

@@ -1,12 +1,12 @@
-"""How others choose the next start, under one interface; the product's own search is run whole, in run.py.
+"""Ways to choose the next start, under one interface. The product's own search is run whole, in run.py.
 
 | method | what it stands for |
 |---|---|
-| random | uniform over flags as a person would write them: lists of powers of two, nothing mended |
+| random | uniform over flags as a user would write them: lists of powers of two, not adapted to vLLM's rules |
 | auto_tune | the order of vLLM's auto_tune.sh: the highest gpu-memory-utilization that starts at the largest corner of its grid, from 0.98 down to 0.90, then sequences × token budget, nested |
-| tpe-fail | those flags, TPE, a refused start told FAIL: auto-tuning-vllm, and vllm-optimizer but for its limits, which an open-loop rate has in it |
-| tpe-constraints | our encoding of the space, Optuna's default TPE, a refused start told as a broken constraint |
-| gp | facts/search.md section 4: our encoding, five seeds, GP with three constraints, neutral imputation of refusals |
+| tpe-fail | those flags, TPE, FAIL for a refused start: auto-tuning-vllm, and vllm-optimizer but for its limits, which an open-loop rate has in it |
+| tpe-constraints | our encoding of the space, Optuna's default TPE, a violated constraint for a refused start |
+| gp | best practice for GPs (docs/search.md): our encoding, five seeds, three constraints, neutral imputation of refusals |
 """  # noqa: E501
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ UTILIZATIONS = (0.98, 0.97, 0.96, 0.95, 0.94, 0.93, 0.92, 0.91, 0.90)
 NAMES = ("random", "auto_tune", "tpe-fail", "tpe-constraints", "gp", "ours")
 
 REPEATS = 20
-"""Of proposals that are known already; the next is started again."""
+"""Number of already known proposals in a row after which the next one is started again."""
 
 
 class Method(Protocol):
     def ask(self) -> Candidate | None:
-        """None: it has nothing more to try."""
+        """Propose a candidate. None if there is nothing more to try."""
         ...
 
     def tell(self, seen: Seen) -> None:
-        """What the candidate that was asked for last did."""
+        """Report the result of the last proposal."""
         ...
 
 
@@ -68,7 +68,7 @@ def method(name: str, landscape: Landscape, plan: StudyPlan, seed: int) -> Metho
 
 
 def written(parameter: Parameter) -> tuple[Value, ...]:
-    """The values that a person would list: powers of two, and the ends."""
+    """List the values that a user would write: powers of two, and the ends."""
     match parameter.kind:
         case Kind.CHOICE:
             return parameter.choices
@@ -97,8 +97,11 @@ class RandomRaw:
 
 
 class AutoTune:
-    """`memory` are the values of `memory_flag` from which it goes down until the largest corner of the grid starts;
-    below the last it gives up, as the script does below 0.90. The grid is facts/search.md section 3's, 4 × 6."""
+    """Grid of 4 × 6 points in the order of vLLM's auto_tune.sh.
+
+    `memory` are the values of `memory_flag`, tried downwards until the largest corner of the grid starts. Below the
+    last it gives up, as the script does below 0.90.
+    """
 
     def __init__(
         self,
@@ -128,7 +131,7 @@ class AutoTune:
 
 
 class TpeFail:
-    """The default is started first, as auto-tuning-vllm's baseline is."""
+    """TPE that gets FAIL for a refused start. The default is started first, as auto-tuning-vllm's baseline is."""
 
     def __init__(self, plan: StudyPlan, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -162,7 +165,7 @@ Told = tuple[float, tuple[float, float, float]]
 
 
 class Encoded:
-    """Numbers on our axes, mended where vLLM's argument rules would refuse them; a repeat is answered from memory."""
+    """Proposals on our axes, clipped to vLLM's argument rules. A repeat is answered from memory."""
 
     def __init__(self, plan: StudyPlan, sampler: BaseSampler, enqueued: Sequence[dict[str, float]]) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -222,7 +225,7 @@ def _suggest(trial: Trial, parameter: Parameter) -> float:
 
 
 def _placed(plan: StudyPlan, candidate: Candidate, defaults: dict[str, Value]) -> dict[str, float]:
-    """Where a candidate lies on the axes."""
+    """Place a candidate on the axes."""
     values = {**defaults, **candidate.as_dict()}
     return {
         p.flag: int(p.encode(values[p.flag])) if p.kind in (Kind.CHOICE, Kind.FLAG) else p.encode(values[p.flag])

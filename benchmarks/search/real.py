@@ -1,12 +1,12 @@
-"""Ours, auto_tune's grid and TPE with FAIL on a real vLLM whose KV memory is tight, in the same wall-clock.
+"""Comparison of our search, auto_tune's grid and TPE with FAIL on a real vLLM with tight KV memory, in equal time.
 
     python -m benchmarks.search.real MODEL [--minutes 6] [--repetitions 3] [--folder .cache/against]
 
-MODEL as scripts/make_tiny_model.py makes it, vLLM's CPU build. Every start of every method is launched, warmed up and
-loaded by the same code on the same ladder; what differs is who chooses. Ours is `tuner search` as a person runs it,
-its confirming starts inside the time; the others' choice is the best that they measured. The methods take turns, each
-repetition in another order. In the end all winners are started again, one after the other, in rounds, at the level that
-they won at and on traffic that no search has seen. Nothing is left out of the tables.
+MODEL comes from scripts/make_tiny_model.py; vLLM is the CPU build. Every start of every method is launched, warmed
+up and loaded by the same code on the same ladder. Only the choice of candidates differs. Ours is `tuner search` as a
+user runs it, with its confirmation runs inside the time. The others choose the best that they measured. The methods
+take turns, each repetition in another order. In the end all winners are started again, one after the other, in
+rounds, at the level that they won at. That traffic is new to every search. Nothing is left out of the tables.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ env:
   VLLM_NO_USAGE_STATS: "1"
 """
 GRID = ("kv-cache-memory-bytes", tuple(m * MIB for m in (96, 64, 48, 32)), (16, 32, 64, 128), (512, 1024, 2048, 4096))
-"""auto_tune's order with KV bytes in the place of the share of a GPU's memory."""
+"""Grid of auto_tune, with KV bytes in the place of the share of a GPU's memory."""
 
 METHODS = ("ours", "auto_tune", "tpe-fail")
 LONGER = 3
-"""Times the seconds of a level, for the winners at the end."""
+"""Factor on the seconds of a level, for the winners at the end."""
 
 ROUNDS = 2
 
@@ -83,7 +83,7 @@ def options(model: str, folder: Path, name: str, minutes: float, seed: int) -> S
 
 
 def ours(asked: SearchOptions) -> None:
-    """The command, as it is typed."""
+    """Run the command as a user types it."""
     words = [
         "tuner", "search", "--model", asked.model, "--space", asked.space, "--workload", asked.workload,
         "--slo", asked.slos[0], "--levels", str(asked.levels), "--level-seconds", str(asked.level_seconds),
@@ -95,7 +95,7 @@ def ours(asked: SearchOptions) -> None:
 
 
 class Starts:
-    """Starts by somebody else's choice, kept on disk as a study is."""
+    """Starts that another method chose, kept on disk as a study is."""
 
     def __init__(self, asked: SearchOptions) -> None:
         clock = RealClock()
@@ -116,7 +116,7 @@ class Starts:
 
 
 def theirs(asked: SearchOptions, method: str, minutes: float) -> None:
-    """Starts as long as one more of the longest so far ends in time."""
+    """Start candidates as long as one more of the longest so far ends in time."""
     starts = Starts(asked)
     policy = _policy(method, starts.plan)
     began, longest = time.monotonic(), 0.0
@@ -185,7 +185,7 @@ def main() -> None:
 
 
 def measured_again(model: str, folder: Path, nights: list[RealNight]) -> dict[tuple[str, int], list[TrialRecord]]:
-    """Every winner once a round, all on the same traffic."""
+    """Start every winner once a round, all on the same traffic."""
     starts = Starts(replace(options(model, folder, f"again-{time.time():.0f}", 60, 0), seed=100))
     found: dict[tuple[str, int], list[TrialRecord]] = {}
     for turn in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""docs/search.md from the nights, and a page of curves."""
+"""Writer of docs/search.md from the runs, and of a page of curves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .run import Night
 ROOT = Path(__file__).resolve().parents[2]
 MARKS = (10, 20, 40, 80)
 OVERPROMISED = 1.03
-"""A claim's accuracy is 3 % (study/confirm.py): what is promised above that of the truth does not hold."""
+"""Ratio above which a promise does not hold. A claim's accuracy is 3 % (study/confirm.py)."""
 
 COLOURS = ("#8a8a8a", "#b07aa1", "#e15759", "#f28e2b", "#4e79a7", "#1b7837")
 
@@ -36,7 +36,7 @@ BEGIN = "<!-- from here on by `python -m benchmarks.search report` -->"
 
 
 def _of(nights: Sequence[Night], landscape: str, method: str) -> list[Night]:
-    """Longer nights have the shorter ones' curve inside them, so that each seed is counted once."""
+    """Select one run for each seed. The curve of a longer run contains that of a shorter one."""
     longest: dict[int, Night] = {}
     for n in sorted(nights, key=lambda n: n.starts):
         if (n.landscape, n.method) == (landscape, method):
@@ -53,7 +53,7 @@ def _header(*titles: str) -> list[str]:
 
 
 def _targets(nights: Sequence[Night], names: Sequence[str]) -> str:
-    """What was aimed at, by the product's own search."""
+    """Render the aims and how the product's own search met them."""
     rows = _header(
         "landscape (seeds)", "median at 20, ≥ .97", "median at 40, ≥ .985", "over-promised, ≤ 2 %",
         "claim against truth, within 2 %", "time in refused starts, ≤ 10 %", "GPU-hours",
@@ -124,7 +124,7 @@ def _picks(nights: Sequence[Night], names: Sequence[str]) -> str:
 
 
 def figure(nights: Sequence[Night], names: Sequence[str]) -> go.Figure:
-    """Medians over nights of 40 starts: by starts on the left, by GPU-hours on the right."""
+    """Draw medians over runs of 40 starts: by starts on the left, by GPU-hours on the right."""
     nights = [n for n in nights if n.starts == 40]
     titles = [f"{name}, by {axis}" for name in names for axis in ("starts", "GPU-hours")]
     made = make_subplots(rows=max(1, len(names)), cols=2, subplot_titles=titles)

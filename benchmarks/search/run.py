@@ -27,7 +27,7 @@ CONFIRM_STARTS = 4
 
 @dataclass(frozen=True, slots=True)
 class Rise:
-    """After `start` starts and `gpu_hours` the best that was started truly sustains `share` of the optimum."""
+    """Improvement: after `start` starts and `gpu_hours` the best candidate truly sustains `share` of the optimum."""
 
     start: int
     gpu_hours: float

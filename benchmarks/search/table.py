@@ -1,9 +1,9 @@
-"""What a started candidate can truly do: tabulated once on the virtual stand-in, interpolated in between.
+"""True figures of a started candidate, tabulated once on the virtual stand-in and interpolated in between.
 
-Coordinates: sequences, token budget, KV tokens, cap on long prompts. The nodes are no round numbers, so that no list of
-powers of two hits them. The adaptive floor of the cap, and chunked prefill switched off, are taken as without effect on
-the rate; what they make vLLM refuse is computed for each candidate by the stand-in's own start-up, as are memory and
-times of a start.
+Coordinates: sequences, token budget, KV tokens, cap on long prompts. The nodes are no round numbers, so no list of
+powers of two hits them. The adaptive floor of the cap and chunked prefill are taken as without effect on the rate.
+Their effect on refusals is computed for each candidate by the stand-in's own start-up, as are memory and times of a
+start.
 """
 
 from __future__ import annotations
@@ -30,19 +30,21 @@ from .landscapes import TEMPLATE_TOKENS, Landscape
 
 TABLES = Path(__file__).with_name("tables")
 CLOSED_S = 150.0
-"""Of the closed loop, of which the first third is left out: answers take up to a minute."""
+"""Seconds of the closed loop. The first third is left out: answers take up to a minute."""
 
 STEP, PRECISION = 1.06, 1.02
-"""Pass and fail enclose a rate this closely, more closely where it is preemption or a backlog that fails; the surface
-between the nodes is the truth by definition."""
+"""Widths of the final bracket. The narrower one holds if preemption or a backlog fails. The surface between the
+nodes is the truth by definition."""
 
 Axes = tuple[Sequence[float], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Requests/s: sustained in open loop within the limit and without preemption, and in a closed loop that keeps the
-    server full, in which an answer takes `answer_s`. `kv_usage` is the peak at the sustained rate."""
+    """Requests/s in open loop (within the limit, without preemption) and in a saturating closed loop.
+
+    In the closed loop an answer takes `answer_s`. `kv_usage` is the peak at the sustained rate.
+    """
 
     rate: float
     saturation: float
@@ -52,7 +54,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Table:
-    """`cells` has one row of a Point's numbers for every node, `axes` in the order of the coordinates."""
+    """Points on a grid. `cells` has one row of a Point's numbers for every node, `axes` in the order of the
+    coordinates."""
 
     axes: Axes
     cells: NDArray[np.float64]
@@ -61,14 +64,14 @@ class Table:
 
     @cached_property
     def _logs(self) -> NDArray[np.float64]:
-        """Cells on the grid, all but kv_usage as logarithms; a rate of 0 has none, and gets a hundredth of the best."""
+        """Return the cells on the grid, all but kv_usage as logarithms. A rate of 0 gets a hundredth of the best."""
         nothing = self.cells[:, 0].max() / 100
         numbers = self.cells.copy()
         numbers[:, (0, 1, 3)] = np.log(np.maximum(numbers[:, (0, 1, 3)], (nothing, nothing, 1e-3)))
         return numbers.reshape(*(len(axis) for axis in self.axes), 4)
 
     def at(self, started: Started, longest_prompt: int) -> Point:
-        """Linear in the logarithms of coordinates and rates; outside the nodes as at the nearest."""
+        """Interpolate linearly in the logarithms of coordinates and rates. Outside the grid the nearest node holds."""
         config = started.config
         cap = min(config.long_prefill_token_threshold or longest_prompt, config.max_num_batched_tokens, longest_prompt)
         here = (config.max_num_seqs, config.max_num_batched_tokens, started.kv_tokens, cap)
@@ -96,7 +99,7 @@ class Table:
 
 
 def start(landscape: Landscape, flags: dict[str, Value], compiled: set[str] | None = None) -> Started | Refused:
-    """`flags` with vLLM's names; a start that succeeds leaves its compilation in `compiled`."""
+    """Start `flags`, spelt as vLLM does. A successful start leaves its compilation in `compiled`."""
     values = {flag.replace("-", "_"): value for flag, value in flags.items()}
     if landscape.max_model_len is not None:
         values["max_model_len"] = landscape.max_model_len
@@ -168,7 +171,7 @@ def _between(axis: tuple[float, float], share: float, logarithmic: bool) -> floa
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """`excess` is ln(P99 / limit)."""
+    """Result of one probe. `excess` is ln(P99 / limit)."""
 
     rate: float
     excess: float
@@ -194,7 +197,7 @@ class _Cell:
         self.fullest = 0.0
 
     def point(self, share: float) -> tuple[float, float, float, float]:
-        """The numbers of a Point; the search starts at `share` of the saturation."""
+        """Measure the numbers of a Point. The search starts at `share` of the saturation."""
         closed = ClosedLoop(_shapes(self._landscape, 3000), self._clients, CLOSED_S, CLOSED_S / 3)
         level = simulate(self._started, self._hardware, self._landscape.shape, closed)
         self.fullest = level.peak_kv_usage
@@ -204,8 +207,11 @@ class _Cell:
         return rate, level.qps, usage, answer_s
 
     def _sustained(self, first: float) -> tuple[float, float]:
-        """Steps out, then halves, until pass and fail enclose the answer: where the line through ln(P99 / limit) over
-        ln(rate) crosses zero, or their middle where the fail was no matter of lateness."""
+        """Step out, then halve, until pass and fail enclose the answer.
+
+        The answer is the zero of the line through ln(P99 / limit) over ln(rate). It is the middle if the failure was
+        not lateness.
+        """
         low, high, rate, step, usage = Probe(0.0, 0.0), Probe(math.inf, 0.0), first, STEP, 1.0
         while not high.rate < low.rate * (STEP if high.excess > 0 else PRECISION) and rate > 0.02 * first:
             kept, excess, peak = self._keeps(rate)
@@ -223,7 +229,7 @@ class _Cell:
         return low.rate * (high.rate / low.rate) ** share, usage
 
     def _keeps(self, rate: float) -> tuple[bool, float, float]:
-        """Whether everything is kept at a rate, ln(P99 / limit), and the peak of the KV cache's usage."""
+        """Return (all limits kept, ln(P99 / limit), peak of the KV cache's usage) at a rate."""
         seconds = min(max(40.0, 1000 / rate), 150.0)
         due = schedule(rate, seconds, seed=0, trace="truth")
         load = OpenLoop(_shapes(self._landscape, len(due)), due)
@@ -248,8 +254,10 @@ def _shapes(landscape: Landscape, count: int) -> list[Shape]:
 
 
 def with_optimum(table: Table, landscape: Landscape, plan: StudyPlan) -> Table:
-    """The best of the decoded space: dense in sequences, budget and cap, and on both sides of every node, where a
-    surface that is linear between its nodes has its peaks; with the most memory that starts each."""
+    """Find the best of the decoded space: dense in sequences, budget and cap, each with the most memory that starts.
+
+    Both sides of every node are tried too: a surface that is linear between its nodes has its peaks there.
+    """
     ranges = {p.flag: p for p in plan.parameters}
     budget, utilization = ranges["max-num-batched-tokens"], ranges["gpu-memory-utilization"]
     longest = longest_prompt(landscape)
