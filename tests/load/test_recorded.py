@@ -132,7 +132,7 @@ def test_times_that_cannot_be_replayed_are_refused_with_the_line(
 def test_a_file_that_changed_since_the_plan_is_not_loaded(tmp_path: Path, tiny_model: str) -> None:
     planned = workload(timed(tmp_path / "t.jsonl", 1, 2))
     timed(tmp_path / "t.jsonl", 1, 3)
-    with pytest.raises(UsageError, match="t.jsonl has changed"):
+    with pytest.raises(UsageError, match="has changed since"):
         Prompts.for_model(planned, tiny_model, 0, None)
 
 
