@@ -22,7 +22,7 @@ from tuner.errors import UsageError
 from tuner.load.endpoint import find_endpoint
 from tuner.load.prompts import Prompts
 from tuner.report.tables import read_study
-from tuner.study.plan import StudyPlan
+from tuner.study.plan import OpenSearch, StudyPlan
 from tuner.telemetry.sampler import Sampler
 
 FRESH_SEED = 1_000_000
@@ -39,10 +39,10 @@ def once(folder: Path, plan: StudyPlan, rate: float, seconds: float, turn: int, 
         seed = plan.seed + FRESH_SEED * turn
         prompts = Prompts.for_model(plan.workload, plan.model, seed, endpoint.target.base_url)
         sampler = Sampler(f"{endpoint.target.base_url}/metrics")
-        assert plan.load.open is not None
+        assert isinstance(plan.load, OpenSearch)
         bench = Bench(
             endpoint.target, prompts, plan.slos, sampler, lambda: False, levels.append, plan.load.warm_up_s, seed,
-            plan.load.open.arrivals,
+            plan.load.arrivals,
         )  # fmt: skip
         bench.at_rate(rate, seconds)
     finally:
@@ -58,11 +58,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8123)
     given = parser.parse_args()
     study = read_study(given.study)
-    result, opened = study.result, study.plan.load.open
-    if result is None or result.winner is None or opened is None:
+    result, opened = study.result, study.plan.load
+    if result is None or result.winner is None or not isinstance(opened, OpenSearch):
         raise UsageError(f"{given.study} promises no open-loop rate", hint="search with --load open")
     winner = result.winner
-    seconds = given.longer * opened.rules.claim_seconds_at(winner.qps)
+    seconds = given.longer * opened.settings.claim_seconds_at(winner.qps)
     limits = ", ".join(map(str, study.plan.slos))
     print(f"{result.sentence}\n")
     print(f"| turn | s | promised req/s | offered | QPS | P99 TTFT | over the limit | preemptions | {limits} |")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import stat
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,7 +22,8 @@ from tuner.load.arrivals import Arrivals
 from tuner.report.conditions import environment_rows, repeat_command
 from tuner.report.tables import StudyFiles
 from tuner.report.translations import Language, Words
-from tuner.study.plan import LoadPolicy, OpenSearch, StudyPlan
+from tuner.study.plan import Ladder, OpenSearch, StudyPlan, saturating_clients
+from tuner.study.upgrade import upgraded_plan
 
 NOW = datetime(2026, 11, 21, 22, 0, tzinfo=UTC)
 
@@ -156,21 +158,21 @@ def test_any_text_is_a_duration_or_a_usage_error(text: str) -> None:
 def test_requests_arrive_by_chance_unless_a_ladder_is_asked_for(model: Path, vllm: str, tmp_path: Path) -> None:
     options = SearchOptions(model=str(model), vllm=vllm)
     open_loop, _ = planned(options, tmp_path)
-    assert open_loop.load == LoadPolicy((), 0.0, 15.0, OpenSearch(SearchSettings(), Arrivals()))
+    assert open_loop.load == OpenSearch(15.0, SearchSettings(), Arrivals())
     for asked, levels in (({"load": "closed"}, LADDER), ({"levels": "4,8"}, (4, 8))):
         ladder, _ = planned(replace(options, **asked), tmp_path)  # type: ignore[arg-type]
-        assert ladder.load == LoadPolicy(levels, 60.0, 15.0)
+        assert ladder.load == Ladder(levels, 60.0, 15.0)
 
 
 def test_the_length_of_a_probe_sets_those_of_the_others(model: Path, vllm: str, tmp_path: Path) -> None:
     usual = SearchSettings()
     twice = 2 * usual.probe_s
     plan, _ = planned(SearchOptions(model=str(model), vllm=vllm, probe_seconds=twice, burstiness=0.5), tmp_path)
-    assert plan.load.open is not None
-    rules = plan.load.open.rules
+    assert isinstance(plan.load, OpenSearch)
+    rules = plan.load.settings
     assert (rules.probe_s, rules.saturation_s) == (twice, 2 * usual.saturation_s)
     assert (rules.longest_probe_s, rules.claim_s) == (2 * usual.longest_probe_s, 2 * usual.claim_s)
-    assert str(plan.load.open.arrivals) == "gamma, shape 0.5"
+    assert str(plan.load.arrivals) == "gamma, shape 0.5"
 
 
 @pytest.mark.parametrize("burstiness", [None, 1.0, 0.5])
@@ -206,9 +208,18 @@ def test_a_plan_is_read_back_as_it_was(change: dict[str, object], model: Path, v
 
 def test_a_plan_of_before_open_loop_is_a_ladder(model: Path, vllm: str, tmp_path: Path) -> None:
     plan, _ = planned(SearchOptions(model=str(model), vllm=vllm, levels="4,8"), tmp_path)
-    text = jsonfile.dumps(plan).replace(',\n  "open": null', "")
-    assert '"open"' not in text
-    assert jsonfile.loads(text, StudyPlan).load == LoadPolicy((4, 8), 60.0, 15.0)
+    raw = json.loads(jsonfile.dumps(plan))
+    old = {**raw, "load": {"levels": [4, 8], "level_s": 60.0, "warm_up_s": 15.0}, "schema": 1}
+    assert upgraded_plan({**old, "load": {**old["load"], "open": None}})["load"] == old["load"]
+    assert jsonfile.loads(json.dumps(upgraded_plan(old)), StudyPlan) == plan
+
+
+def test_a_plan_of_schema_1_with_an_open_loop_is_read_as_it_was(model: Path, vllm: str, tmp_path: Path) -> None:
+    plan, _ = planned(SearchOptions(model=str(model), vllm=vllm), tmp_path)
+    raw = json.loads(jsonfile.dumps(plan))
+    search = {"rules": raw["load"]["settings"], "arrivals": raw["load"]["arrivals"]}
+    old = {**raw, "load": {"levels": [], "level_s": 0.0, "warm_up_s": 15.0, "open": search}, "schema": 1}
+    assert jsonfile.loads(json.dumps(upgraded_plan(old)), StudyPlan) == plan
 
 
 def test_a_plan_of_before_early_stop_never_stops_early(model: Path, vllm: str, tmp_path: Path) -> None:
@@ -221,4 +232,4 @@ def test_a_plan_of_before_early_stop_never_stops_early(model: Path, vllm: str, t
 
 @pytest.mark.parametrize(("sequences", "clients"), [(8, 10), (64, 80), (1024, 320), (None, 320)])
 def test_a_saturating_loop_has_a_few_more_clients_than_sequences(sequences: int | None, clients: int) -> None:
-    assert LoadPolicy((), 0.0, 15.0, OpenSearch()).clients(sequences) == clients
+    assert saturating_clients(sequences) == clients

@@ -21,7 +21,7 @@ from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Space
 from tuner.study.learnt import CAPACITY, Rule
 from tuner.study.loop import Loop
-from tuner.study.plan import LoadPolicy, StudyPlan
+from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.result import StudyResult
 from tuner.study.search import Search
@@ -57,7 +57,7 @@ class Night:
         (folder / "config.json").write_text(json.dumps({**QWEN3_8B, "torch_dtype": "bfloat16"}))
         self.plan: StudyPlan = replace(
             made, seed=seed, space=SPACE, model=str(folder), workload=workload("random:100-400,80-200"),
-            load=LoadPolicy((32,), 15.0, 0.0),
+            load=Ladder((32,), 15.0, 0.0),
         )  # fmt: skip
         self.machine = VirtualMachine(self.plan, "rtx4090", "Qwen/Qwen3-8B", seed)
         store = Store(folder)

@@ -14,7 +14,7 @@ from tuner.clock import ScriptedClock
 from tuner.environment import Gpu, describe
 from tuner.load.workload import workload
 from tuner.study.loop import Loop
-from tuner.study.plan import LoadPolicy
+from tuner.study.plan import Ladder
 from tuner.study.result import Decision
 from tuner.study.search import Search
 from tuner.study.seeds import seeds
@@ -28,7 +28,7 @@ def test_a_study_finds_at_least_95_percent_of_the_known_optimum(tmp_path: Path) 
     night = replace(
         plan(tmp_path / "s", starts=24),
         workload=workload("random:100-400,80-200"),
-        load=LoadPolicy((32, 48, 64, 72, 80, 88, 96, 112, 128), 30.0, 0.0),
+        load=Ladder((32, 48, 64, 72, 80, 88, 96, 112, 128), 30.0, 0.0),
     )
     machine = VirtualMachine(night, "rtx4090", "Qwen/Qwen3-8B")
     # More memory never hurts on this machine, so the best lies at the top of that range.

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from tuner.bench.task import RunLadder
 from tuner.candidate import Candidate
 from tuner.launch import launch
 from tuner.load.workload import Workload
@@ -29,7 +30,7 @@ from tuner.sim import (
     startup,
 )
 from tuner.study.assignment import Assignment
-from tuner.study.plan import StudyPlan
+from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import Level, Phases, TrialOutcome, TrialRecord, best_of
 from tuner.verdict import Outcome, judge
 from tuner.vllm.facts import StartFacts
@@ -59,10 +60,11 @@ class VirtualMachine:
         started = self._start(assignment.candidate)
         noise = Noise(run=START_NOISE, step=0.05)
         levels: list[Level] = []
+        assert isinstance(assignment.task, RunLadder)
         if isinstance(started, Started):
-            for concurrency in assignment.load.levels:
-                seen = self._level(started, concurrency, assignment.load.level_s, assignment.trial, noise)
-                levels.append(self._judged(seen, concurrency, assignment.load.level_s))
+            for concurrency in assignment.task.levels:
+                seen = self._level(started, concurrency, assignment.task.level_s, assignment.trial, noise)
+                levels.append(self._judged(seen, concurrency, assignment.task.level_s))
                 if levels[-1].verdict.outcome is Outcome.INFEASIBLE:
                     break
         best = best_of(tuple(levels))
@@ -75,7 +77,7 @@ class VirtualMachine:
             group=assignment.group.name,
             outcome=measured if levels else TrialOutcome.REFUSED,
             started_at=self.plan.created_at,
-            phases=Phases(60, 5, assignment.load.level_s * len(levels), 1),
+            phases=Phases(60, 5, assignment.task.level_s * len(levels), 1),
             levels=tuple(levels),
             best=best,
             cause=_cause(started) if isinstance(started, Refused) else None,
@@ -91,13 +93,18 @@ class VirtualMachine:
         """The highest feasible QPS without noise; 0 where nothing starts or keeps the limits."""
         started = self._start(candidate)
         best = 0.0
-        for concurrency in self.plan.load.levels if isinstance(started, Started) else ():
+        for concurrency in self._ladder.levels if isinstance(started, Started) else ():
             assert isinstance(started, Started)
-            level = self._judged(self._level(started, concurrency, self.plan.load.level_s, 0, None), concurrency, 1.0)
+            level = self._judged(self._level(started, concurrency, self._ladder.level_s, 0, None), concurrency, 1.0)
             if level.verdict.outcome is Outcome.INFEASIBLE:
                 break
             best = max(best, level.measurement.qps or 0.0)
         return best
+
+    @property
+    def _ladder(self) -> Ladder:
+        assert isinstance(self.plan.load, Ladder)
+        return self.plan.load
 
     def _start(self, candidate: Candidate) -> Started | Refused:
         values = {flag.replace("-", "_"): value for flag, value in candidate.values}

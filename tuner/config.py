@@ -23,7 +23,7 @@ from tuner.model import UnknownModelError, read_config
 from tuner.placement import groups_of, parse_gpus
 from tuner.slo import parse_slo
 from tuner.space.files import read_space
-from tuner.study.plan import LoadPolicy, OpenSearch, StudyPlan
+from tuner.study.plan import Ladder, LoadPolicy, OpenSearch, StudyPlan
 from tuner.vllm.flags import installed_vllm, split_command
 
 TEMPLATE_TOKENS = 128
@@ -228,7 +228,7 @@ def _load(options: SearchOptions, load: Workload) -> LoadPolicy:
         if options.burstiness is not None:
             raise UsageError("--burstiness is of an open loop", hint="a closed loop sends when an answer has come")
         levels = LADDER if options.levels is None else parse_levels(options.levels)
-        return LoadPolicy(levels, options.level_seconds, options.warm_up_seconds)
+        return Ladder(levels, options.level_seconds, options.warm_up_seconds)
     if options.levels is not None:
         raise UsageError(
             "--levels are a closed loop's, --load is open", hint="leave --levels out, or say --load closed"
@@ -237,7 +237,7 @@ def _load(options: SearchOptions, load: Workload) -> LoadPolicy:
     usual = SearchSettings()
     probe_s = usual.probe_s if options.probe_seconds is None else options.probe_seconds
     scale = probe_s / usual.probe_s
-    rules = replace(
+    settings = replace(
         usual,
         probe_s=probe_s,
         saturation_s=usual.saturation_s * scale,
@@ -246,7 +246,7 @@ def _load(options: SearchOptions, load: Workload) -> LoadPolicy:
         claim_requests=usual.claim_requests * scale,
         longest_claim_s=usual.longest_claim_s * scale,
     )
-    return LoadPolicy((), 0.0, options.warm_up_seconds, OpenSearch(rules, arrivals))
+    return OpenSearch(options.warm_up_seconds, settings, arrivals)
 
 
 def parse_levels(text: str) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ import json
 import os
 import types
 import typing
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -40,9 +41,13 @@ def dumps(value: object) -> str:
     return json.dumps(_plain(value), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
-def load(path: Path, kind: type[T]) -> T:
+def load(path: Path, kind: type[T], upgrade: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> T:
+    """Read a file. `upgrade` turns an object of an older schema into today's. Raises TornFileError."""
     try:
-        return loads(path.read_text(encoding="utf-8"), kind)
+        text = path.read_text(encoding="utf-8")
+        if upgrade is None or not isinstance(raw := json.loads(text), dict):
+            return loads(text, kind)
+        return loads(json.dumps(upgrade(raw)), kind)
     except (ValueError, UnicodeDecodeError) as error:
         raise TornFileError(f"{path}: {error}") from error
 

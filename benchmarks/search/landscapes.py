@@ -18,7 +18,7 @@ from tuner.sim import Hardware, ModelShape, hardware_profile, load_model
 from tuner.sim.hardware import GIB
 from tuner.slo import parse_slo
 from tuner.space.files import read_space
-from tuner.study.plan import LoadPolicy, OpenSearch, StudyPlan
+from tuner.study.plan import OpenSearch, StudyPlan
 
 VLLM = "0.32.0"
 TEMPLATE_TOKENS = 128
@@ -82,7 +82,7 @@ class Landscape:
             given=tuple(own.items()),
             base=LaunchBase(("vllm", "serve"), str(folder), tuple(flags), fixed, _words(own), ()),
             groups=(GpuGroup(tuple(range(self.tensor_parallel))),),
-            load=LoadPolicy((), 0.0, WARM_UP_S, OpenSearch()),
+            load=OpenSearch(WARM_UP_S),
             starts=starts,
             confirm_starts=confirm_starts,
             time_budget_s=None,

@@ -13,6 +13,7 @@ import random
 from dataclasses import dataclass, field
 
 from tuner.bench.capacity_search import ProbeResult, Saturation, SearchSettings, Stop
+from tuner.bench.task import ClaimRate, SearchCapacity
 from tuner.candidate import Candidate
 from tuner.clock import ScriptedClock
 from tuner.launch import launch
@@ -113,10 +114,12 @@ class Machine:
             log = f"{found.error}: {found.message}"
             cause = diagnose(log, exit_code=1, phase=Phase.STARTING, held_by_others_gib=None)
             return self._record(assignment, TrialOutcome.REFUSED, Phases(found.after_s, stop_s=STOP_S), cause=cause)
-        assert assignment.load.open is not None
-        server = self._server(found, assignment.fresh)
+        task = assignment.task
+        assert isinstance(task, SearchCapacity | ClaimRate)
+        estimate = task.estimate if isinstance(task, ClaimRate) else None
+        server = self._server(found, assignment.traffic)
         answer = OpenLoopResult(assignment.incumbent)
-        answer.find(server.probe, server.saturate, assignment.load.open.rules, assignment.estimate, server.wait_s)
+        answer.find(server.probe, server.saturate, task.settings, estimate, server.wait_s)
         self._spend(found.start_s + WARM_UP_S + server.spent_s)
         levels = tuple(server.levels)
         return self._record(

@@ -19,12 +19,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tuner import formatting
+from tuner.bench.task import RunLadder
 from tuner.candidate import Candidate
 from tuner.cli.search import cache_folder, this_machine
 from tuner.clock import RealClock
 from tuner.config import SearchOptions, plan_study
 from tuner.study.assignment import Assignment
-from tuner.study.plan import StudyPlan
+from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.store import Store
 from tuner.study.trial import TrialRunner
@@ -105,12 +106,21 @@ class Starts:
         self.store.save_plan(self.plan, environment)
         self._runner = TrialRunner(self.plan, self.store, clock, gpu_adapter(), lambda event: None, threading.Event())
 
+    @property
+    def levels(self) -> tuple[int, ...]:
+        assert isinstance(self.plan.load, Ladder)
+        return self.plan.load.levels
+
     def start(self, candidate: Candidate, levels: tuple[int, ...], longer: int = 1, fresh: int = 0) -> TrialRecord:
-        load = replace(self.plan.load, levels=levels, level_s=self.plan.load.level_s * longer)
+        load = self.plan.load
+        assert isinstance(load, Ladder)
+        task = RunLadder(levels, load.level_s * longer)
         trial = self.store.next_trial()
         self.store.trial_folder(trial)
         group = self.plan.groups[0]
-        record = self._runner.run(Assignment(trial, Role.SEARCH, candidate, group, load, trial, 1, fresh=fresh))
+        record = self._runner.run(
+            Assignment(trial, Role.SEARCH, candidate, group, task, load.warm_up_s, trial, traffic=fresh)
+        )
         self.store.save_record(record)
         return record
 
@@ -122,7 +132,7 @@ def theirs(asked: SearchOptions, method: str, minutes: float) -> None:
     began, longest = time.monotonic(), 0.0
     while time.monotonic() - began + longest <= minutes * 60 and (candidate := policy.ask()) is not None:
         start_began = time.monotonic()
-        record = starts.start(candidate, starts.plan.load.levels)
+        record = starts.start(candidate, starts.levels)
         refused = record.outcome in (TrialOutcome.REFUSED, TrialOutcome.DIED)
         policy.tell(Seen(record.qps, None if refused else 1.0))
         longest = max(longest, time.monotonic() - start_began)

@@ -34,7 +34,7 @@ from tuner.space.space import Space
 from tuner.study import trial
 from tuner.study.events import Event, TrialFinished
 from tuner.study.loop import Loop
-from tuner.study.plan import LoadPolicy, OpenSearch, StudyPlan
+from tuner.study.plan import Ladder, OpenSearch, StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.result import StudyResult
 from tuner.study.search import Search
@@ -100,7 +100,7 @@ def make_plan(
             shutdown_timeout_s=1,
         ),
         groups=groups,
-        load=LoadPolicy((4,), 0.8, 0.3),
+        load=Ladder((4,), 0.8, 0.3),
         starts=starts,
         confirm_starts=confirm_starts,
         time_budget_s=None,
@@ -118,7 +118,7 @@ def open_plan(folder: Path, model: str, *, starts: int, confirm_starts: int) -> 
         plan,
         slos=(parse_slo("p99 ttft <= 60s"),),
         space=replace(plan.space, parameters=(Parameter("max-num-seqs", Kind.INT, 2, 4),)),
-        load=LoadPolicy((), 0.0, 0.3, OpenSearch(OPEN_RULES)),
+        load=OpenSearch(0.3, OPEN_RULES),
     )
 
 

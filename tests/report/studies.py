@@ -20,7 +20,7 @@ from tuner.candidate import Candidate, Value
 from tuner.environment import Environment, Gpu
 from tuner.launch import launch
 from tuner.measurement import Caution, CautionKind
-from tuner.study.plan import StudyPlan
+from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import Level, Phases, Role, TrialOutcome, TrialRecord, best_of
 from tuner.study.result import Decision, Figures, StudyResult
 from tuner.verdict import Outcome
@@ -135,6 +135,7 @@ def _start(
     server = Server(candidate, noise=rng.gauss(1, 0.012), speed=best_speed)
     levels: list[Level] = []
     if cause is None:
+        assert isinstance(plan.load, Ladder)
         for concurrency in plan.load.levels:
             levels.append(server.level(concurrency, plan, rng))
             if levels[-1].verdict.outcome is Outcome.INFEASIBLE:
@@ -145,7 +146,7 @@ def _start(
         phases = Phases(start_s=rng.uniform(18, 31))
     else:
         outcome = TrialOutcome.FEASIBLE if best is not None else TrialOutcome(levels[-1].verdict.outcome.value)
-        spent = len(levels) * (plan.load.level_s + 4)
+        spent = len(levels) * (levels[0].measurement.planned_s + 4)
         phases = Phases(rng.uniform(62, 95), plan.load.warm_up_s, spent, rng.uniform(6, 12))
     used = sum(s for s in (phases.start_s, phases.warm_up_s, phases.measure_s, phases.stop_s) if s is not None)
     clock[group.name] = started + timedelta(seconds=used)

@@ -25,7 +25,7 @@ from tuner.server.diagnosis import Bound, Cause, Fault
 from tuner.slo import Metric, Slo
 from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Dropped, Space
-from tuner.study.plan import LoadPolicy, StudyPlan
+from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import Level
 from tuner.verdict import Outcome, Verdict
 
@@ -58,7 +58,7 @@ PLAN = StudyPlan(
         secret_env=("HF_TOKEN",),
     ),
     groups=GROUPS,
-    load=LoadPolicy(levels=(8, 16, 32, 48, 64, 96, 128), level_s=60.0, warm_up_s=20.0),
+    load=Ladder(levels=(8, 16, 32, 48, 64, 96, 128), level_s=60.0, warm_up_s=20.0),
     starts=61,
     confirm_starts=3,
     time_budget_s=8 * 3600.0,
@@ -153,7 +153,9 @@ class Server:
         queued = max(0, concurrency - seqs)
         p50 = (62 + batched * 0.011 + running * 0.9 + queued * 150 + preemptions * 21) / self.speed
         p99 = p50 * (1.9 + batched / 12000) * rng.gauss(1, 0.03)
-        sent = int(qps * plan.load.level_s)
+        assert isinstance(plan.load, Ladder)
+        level_s = plan.load.level_s
+        sent = int(qps * level_s)
         kv_usage = min(1.0, kv)
         cautions: tuple[Caution, ...] = ()
         if sent < 300:
@@ -162,8 +164,8 @@ class Server:
         return Measurement(
             load=Load(LoadKind.CLOSED, concurrency),
             seed=1000 + concurrency,
-            planned_s=plan.load.level_s,
-            window_s=plan.load.level_s - 6,
+            planned_s=level_s,
+            window_s=level_s - 6,
             sent=sent,
             completed=sent,
             failed=(),

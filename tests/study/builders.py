@@ -16,7 +16,7 @@ from tuner.slo import parse_slo
 from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Space
 from tuner.study.assignment import Assignment
-from tuner.study.plan import LoadPolicy, StudyPlan
+from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import Level, Phases, Role, TrialOutcome, TrialRecord, best_of
 from tuner.verdict import Outcome, Verdict
 
@@ -44,7 +44,7 @@ def plan(folder: Path, *, starts: int = 12, confirm_starts: int = 4, groups: int
         given=(),
         base=LaunchBase(("vllm", "serve"), "/models/tiny", ("shutdown-timeout",), (), (), ()),
         groups=tuple(GpuGroup((i,)) for i in range(groups)) if groups > 1 else (GpuGroup(),),
-        load=LoadPolicy((8, 16), 1.0, 0.0),
+        load=Ladder((8, 16), 1.0, 0.0),
         starts=starts,
         confirm_starts=confirm_starts,
         time_budget_s=None,

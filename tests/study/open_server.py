@@ -8,11 +8,12 @@ from pathlib import Path
 
 from tests.study.builders import landscape, level, plan, record
 from tuner.bench.capacity_search import ProbeResult, Saturation, Stop
+from tuner.bench.task import ClaimRate, Saturate, SearchCapacity
 from tuner.measurement import Load, LoadKind
 from tuner.study.assignment import Assignment
 from tuner.study.open_loop import OpenLoopResult
-from tuner.study.plan import LoadPolicy, OpenSearch, StudyPlan
-from tuner.study.record import Level, Role, TrialOutcome, TrialRecord, best_of
+from tuner.study.plan import OpenSearch, StudyPlan
+from tuner.study.record import Level, TrialOutcome, TrialRecord, best_of
 
 LIMIT_MS = 500.0
 STEEPNESS = 20.0
@@ -21,7 +22,7 @@ STEEPNESS = 20.0
 
 def open_plan(folder: Path, *, starts: int = 12, confirm_starts: int = 4, groups: int = 1) -> StudyPlan:
     made = plan(folder, starts=starts, confirm_starts=confirm_starts, groups=groups)
-    return replace(made, load=LoadPolicy((), 0.0, 0.0, OpenSearch()))
+    return replace(made, load=OpenSearch(0.0))
 
 
 def open_level(rate: float, p99_ms: float = 300.0, preemptions: int | None = 0) -> Level:
@@ -57,7 +58,7 @@ def capacity(assignment: Assignment) -> float | None:
 def open_trial(assignment: Assignment, *, fresh_share: float = 0.98) -> TrialRecord:
     """What the trial runner records of such a server."""
     found, refused = capacity(assignment), landscape(assignment)
-    if found is None or assignment.load.open is None:
+    if found is None:
         return refused
     server, answer = OpenServer(found, fresh_share), OpenLoopResult(assignment.incumbent)
     made = record(
@@ -67,11 +68,14 @@ def open_trial(assignment: Assignment, *, fresh_share: float = 0.98) -> TrialRec
         search_trial=assignment.search_trial,
         group=assignment.group,
     )
-    if assignment.role is Role.CHECK:
-        server.saturate(15.0)
+    task = assignment.task
+    if isinstance(task, Saturate):
+        server.saturate(task.seconds)
         levels = tuple(server.levels)
         return replace(made, levels=levels, best=best_of(levels), outcome=TrialOutcome.INFEASIBLE)
-    answer.find(server.probe, server.saturate, assignment.load.open.rules, assignment.estimate)
+    assert isinstance(task, SearchCapacity | ClaimRate)
+    estimate = task.estimate if isinstance(task, ClaimRate) else None
+    answer.find(server.probe, server.saturate, task.settings, estimate)
     outcome = answer.outcome(server.levels)
     return replace(
         made,

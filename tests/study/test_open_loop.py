@@ -72,15 +72,15 @@ def test_most_candidates_end_behind_the_best_and_are_no_failures(night: tuple[Ni
 
 def test_winner_and_default_claim_in_turn_on_traffic_that_they_share(night: tuple[Night, Seen]) -> None:
     winner, default = night[1].confirming[0].candidate, night[1].confirming[1].candidate
-    turns = [(a.candidate == winner, a.fresh) for a in night[1].confirming]
+    turns = [(a.candidate == winner, a.traffic) for a in night[1].confirming]
     assert winner != default
     assert turns == [(True, 1), (False, 1), (False, 2), (True, 2)]
-    assert {a.fresh for a in night[1].assignments if a.role is not Role.CONFIRM} == {0}
+    assert {a.traffic for a in night[1].assignments if a.role is not Role.CONFIRM} == {0}
 
 
 def test_a_start_claims_no_more_than_an_earlier_one_held_and_the_least_is_the_promise(tmp_path: Path) -> None:
     def run_trial(assignment: Assignment) -> TrialRecord:
-        return open_trial(assignment, fresh_share=0.93 if assignment.fresh == 2 else 0.98)
+        return open_trial(assignment, fresh_share=0.93 if assignment.traffic == 2 else 0.98)
 
     night = Night(open_plan(tmp_path / "s", starts=8), run_trial)
     result = night.loop.run()

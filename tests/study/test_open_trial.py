@@ -13,12 +13,13 @@ import pytest
 from tests.faults.night import make_plan
 from tuner import jsonfile
 from tuner.bench.capacity_search import Ended, Incumbent, SearchSettings
+from tuner.bench.task import ClaimRate, Saturate, SearchCapacity
 from tuner.candidate import Candidate
 from tuner.clock import RealClock
 from tuner.measurement import LoadKind
 from tuner.study.assignment import Assignment
 from tuner.study.events import Event, LevelMeasured
-from tuner.study.plan import LoadPolicy, OpenSearch
+from tuner.study.plan import OpenSearch
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.store import Store
 from tuner.study.trial import TrialRunner
@@ -38,8 +39,8 @@ class Machine:
     events: list[Event] = field(default_factory=list)
 
     def run(self, trial: int, role: Role = Role.SEARCH, **more: object) -> TrialRecord:
-        load, group = self.runner.plan.load, self.runner.plan.groups[0]
-        assignment = Assignment(trial, role, CANDIDATE, group, load, trial, 1)
+        group = self.runner.plan.groups[0]
+        assignment = Assignment(trial, role, CANDIDATE, group, SearchCapacity(RULES), 0.2, trial)
         return self.runner.run(replace(assignment, **more))  # type: ignore[arg-type]
 
 
@@ -48,7 +49,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> Iterat
     folder = tmp_path_factory.mktemp("open") / "s"
     plan = make_plan(folder, tiny_model, starts=1, confirm_starts=0)
     env = tuple((k, "0.1" if k == "TUNER_SIM_STARTUP_S" else v) for k, v in plan.base.env)
-    plan = replace(plan, base=replace(plan.base, env=env), load=LoadPolicy((), 0.0, 0.2, OpenSearch(RULES)))
+    plan = replace(plan, base=replace(plan.base, env=env), load=OpenSearch(0.2, RULES))
     store, events = Store(folder), list[Event]()
     store.create()
     runner = TrialRunner(plan, store, RealClock(), gpu_adapter(), events.append, threading.Event())
@@ -86,7 +87,7 @@ def test_every_level_is_an_event_a_table_and_part_of_a_record_that_can_be_read_b
 
 def test_a_hopeless_candidate_ends_after_its_closed_loop(machine: Machine, searched: TrialRecord) -> None:
     full = searched.saturation or 0.0
-    record = machine.run(1, incumbent=Incumbent(10 * full, 10 * full))
+    record = machine.run(1, task=SearchCapacity(RULES, incumbent=Incumbent(10 * full, 10 * full)))
     assert record.outcome is TrialOutcome.BEHIND and record.qps is None
     assert record.capacity is not None and record.capacity.ended is Ended.HOPELESS
     assert [level.measurement.load.kind for level in record.levels] == [LoadKind.CLOSED]
@@ -95,7 +96,7 @@ def test_a_hopeless_candidate_ends_after_its_closed_loop(machine: Machine, searc
 
 def test_a_confirming_start_claims_without_a_closed_loop(machine: Machine, searched: TrialRecord) -> None:
     easy = 0.3 * (searched.saturation or 0.0)
-    record = machine.run(2, Role.CONFIRM, search_trial=None, estimate=easy, fresh=1)
+    record = machine.run(2, Role.CONFIRM, search_trial=None, task=ClaimRate(easy, RULES), traffic=1)
     assert record.outcome is TrialOutcome.FEASIBLE
     assert record.claim is not None and record.qps == record.claim.rate
     assert record.claim.rate is not None and record.claim.rate <= easy
@@ -103,7 +104,7 @@ def test_a_confirming_start_claims_without_a_closed_loop(machine: Machine, searc
 
 
 def test_the_check_of_the_groups_is_the_closed_loop_alone(machine: Machine) -> None:
-    record = machine.run(3, Role.CHECK, search_trial=None)
+    record = machine.run(3, Role.CHECK, search_trial=None, task=Saturate(RULES.saturation_s))
     assert [level.measurement.load.kind for level in record.levels] == [LoadKind.CLOSED]
     assert record.capacity is None
 
@@ -127,6 +128,6 @@ def test_a_refusal_is_the_candidates_unless_it_has_started_before(
     machine: Machine, role: Role, outcome: TrialOutcome
 ) -> None:
     tiny = Candidate.of({"max-num-seqs": 4, "kv-cache-memory-bytes": 2**20})
-    record = machine.run(5 if role is Role.SEARCH else 6, role, candidate=tiny, estimate=1.0)
+    record = machine.run(5 if role is Role.SEARCH else 6, role, candidate=tiny, task=ClaimRate(1.0, RULES))
     assert record.outcome is outcome
     assert record.cause is not None and record.cause.kind == "kv-too-small"

@@ -13,7 +13,7 @@ from tuner.load.workload import workload
 from tuner.space.files import read_space
 from tuner.space.parameter import Kind, Parameter
 from tuner.study.compile_cache import compile_key
-from tuner.study.plan import MOST_CLIENTS, LoadPolicy, OpenSearch, StudyPlan
+from tuner.study.plan import MOST_CLIENTS, OpenSearch, StudyPlan
 from tuner.study.seeds import seeds
 from tuner.vllm.defaults import vllm_defaults
 
@@ -91,5 +91,5 @@ def test_seeds_that_run_the_same_compiled_code_come_one_after_the_other(tmp_path
 
 def test_an_open_loop_that_has_no_levels_has_its_seed_all_the_same(tmp_path: Path) -> None:
     made = plan(tmp_path / "s")
-    opened = replace(made, load=LoadPolicy((), 0.0, 0.0, OpenSearch()))
+    opened = replace(made, load=OpenSearch(0.0))
     assert MOST_CLIENTS in [c.as_dict()["max-num-seqs"] for c in seeds(opened, DEFAULTS)]

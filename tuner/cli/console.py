@@ -20,7 +20,7 @@ from tuner.study.events import (
     TrialStarted,
 )
 from tuner.study.learnt import Rule
-from tuner.study.plan import LoadPolicy, StudyPlan
+from tuner.study.plan import Ladder, LoadPolicy, StudyPlan
 from tuner.study.plateau import RISE
 from tuner.study.record import Role, TrialOutcome, TrialRecord, asked
 from tuner.study.result import Lack, StudyResult
@@ -119,13 +119,13 @@ def outcome_words(record: TrialRecord) -> str:
 
 def load_words(load: LoadPolicy) -> str:
     """How each server is loaded, in a few words."""
-    if load.open is None:
+    if isinstance(load, Ladder):
         levels = ", ".join(map(str, load.levels))
         return f"{levels} concurrent requests, {formatting.duration(load.level_s)} each"
-    rules = load.open.rules
+    settings = load.settings
     return (
-        f"{load.open.arrivals.phrase}, {formatting.duration(rules.probe_s)} a rate; "
-        f"claims {rules.claim_traces} × {formatting.duration(rules.claim_s)} or longer"
+        f"{load.arrivals.phrase}, {formatting.duration(settings.probe_s)} a rate; "
+        f"claims {settings.claim_traces} × {formatting.duration(settings.claim_s)} or longer"
     )
 
 

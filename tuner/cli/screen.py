@@ -24,7 +24,7 @@ from tuner.cli.tables import spaced
 from tuner.clock import Clock, RealClock
 from tuner.formatting import one_line
 from tuner.study.events import Event, LevelMeasured, Notice, PhaseChanged, StudyFinished, TrialFinished, TrialStarted
-from tuner.study.plan import LoadPolicy, StudyPlan
+from tuner.study.plan import LoadPolicy, OpenSearch, StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.result import Figures, StudyResult
 from tuner.study.sentence import LACKS
@@ -189,7 +189,7 @@ def _head(p: Picture, width: int) -> list[RenderableType]:
 
 
 def _load(load: LoadPolicy) -> str:
-    if load.open is not None:
+    if isinstance(load, OpenSearch):
         return load_words(load)
     ends = f"{load.levels[0]}-{load.levels[-1]}" if len(load.levels) > 1 else f"{load.levels[0]}"
     return f"{ends} concurrent, {formatting.duration(load.level_s)} each"

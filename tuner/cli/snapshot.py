@@ -9,7 +9,7 @@ from tuner.candidate import Candidate
 from tuner.cli.folders import State
 from tuner.measurement import Measurement
 from tuner.study import confirm
-from tuner.study.plan import StudyPlan
+from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import Role, TrialRecord
 from tuner.study.result import Figures, Lack, StudyResult
 
@@ -116,7 +116,7 @@ class Picture:
         searched = sum(r.role.searches and r.counts for r in self.records)
         search_s = mean_s * max(0, self.plan.starts - searched) / len(self.plan.groups)
         # A claim of an open loop takes far longer than the starts that it follows.
-        confirm_s = mean_s if self.plan.load.open is None else self.plan.load.confirm_s + START_S
+        confirm_s = mean_s if isinstance(self.plan.load, Ladder) else self.plan.load.confirm_s + START_S
         return search_s + confirm_s * max(0, self.plan.confirm_starts - confirmed)
 
 

@@ -9,7 +9,7 @@ from tuner import formatting
 from tuner.report.quote import shell_word
 from tuner.report.tables import StudyFiles
 from tuner.report.translations import Words
-from tuner.study.plan import LoadPolicy, StudyPlan
+from tuner.study.plan import Ladder, LoadPolicy, StudyPlan
 
 
 class FactRow(NamedTuple):
@@ -51,26 +51,26 @@ def environment_rows(study: StudyFiles, words: Words) -> list[FactRow]:
 
 def _load(load: LoadPolicy, words: Words) -> str:
     warm_up = formatting.duration(load.warm_up_s)
-    if load.open is None:
+    if isinstance(load, Ladder):
         levels = ", ".join(map(str, load.levels))
         return words("env-level-time", levels=levels, time=formatting.duration(load.level_s), warm_up=warm_up)
-    rules = load.open.rules
+    settings = load.settings
     return words(
         "env-open-loop",
-        arrivals=words.arrivals(str(load.open.arrivals)),
-        time=formatting.duration(rules.probe_s),
-        traces=rules.claim_traces,
-        claim=formatting.duration(rules.claim_s),
+        arrivals=words.arrivals(str(load.arrivals)),
+        time=formatting.duration(settings.probe_s),
+        traces=settings.claim_traces,
+        claim=formatting.duration(settings.claim_s),
         warm_up=warm_up,
     )
 
 
 def _load_flags(plan: StudyPlan) -> list[str]:
     load = plan.load
-    if load.open is None:
+    if isinstance(load, Ladder):
         return ["--levels", ",".join(map(str, load.levels)), "--level-seconds", f"{load.level_s:g}"]
-    seconds = ["--probe-seconds", f"{load.open.rules.probe_s:g}"]
-    burstiness = load.open.arrivals.asked_for(plan.workload)
+    seconds = ["--probe-seconds", f"{load.settings.probe_s:g}"]
+    burstiness = load.arrivals.asked_for(plan.workload)
     return seconds if burstiness is None else [*seconds, "--burstiness", f"{burstiness:g}"]
 
 

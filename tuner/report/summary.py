@@ -13,6 +13,7 @@ from tuner.report.quote import flags_of, visible_gpus
 from tuner.report.tables import StudyFiles, shown_level
 from tuner.report.translations import Language, Words
 from tuner.study import confirm
+from tuner.study.plan import OpenSearch
 from tuner.study.result import Decision, Figures, Lack, StudyResult
 
 
@@ -35,7 +36,7 @@ def sentence(study: StudyFiles, words: Words) -> str:
     sure = words("sure-fresh", n=len(winner.trials)) if winner.fresh else words("sure-not")
     said = {"ttft": formatting.ms(winner.p99_ttft_ms), "limits": limits, "sure": sure, "tail": tail}
     said["lack"] = words(f"lack-{confirm.lack(study.records, study.plan.baseline) or Lack.NOT_MEASURED}")
-    if (search := study.plan.load.open) is not None:
+    if isinstance(search := study.plan.load, OpenSearch):
         accuracy = f", ± {formatting.share(confirm.accuracy(winner.qps, search))}" if winner.fresh else ""
         said |= {
             "qps": formatting.significant(winner.qps),

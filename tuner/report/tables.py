@@ -17,6 +17,7 @@ from tuner.jsonfile import TornFileError
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Level, Role, TrialOutcome, TrialRecord, asked
 from tuner.study.result import Figures, StudyResult
+from tuner.study.upgrade import read_plan
 
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ def read_study(folder: Path) -> StudyFiles:
     Raises UsageError where `folder` holds no readable plan.
     """
     try:
-        plan = jsonfile.load(folder / "plan.json", StudyPlan)
+        plan = read_plan(folder / "plan.json")
     except FileNotFoundError as error:
         raise UsageError(f"{folder} holds no study", hint="`tuner studies` lists those there are") from error
     except TornFileError as error:

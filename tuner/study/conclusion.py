@@ -9,7 +9,7 @@ from enum import StrEnum
 from tuner.load.arrivals import Arrivals
 from tuner.slo import Slo
 from tuner.study import confirm
-from tuner.study.plan import StudyPlan
+from tuner.study.plan import OpenSearch, StudyPlan
 from tuner.study.record import TrialRecord
 from tuner.study.result import Decision, Lack, StudyResult
 
@@ -57,7 +57,7 @@ class Conclusion:
 
 def conclude(plan: StudyPlan, result: StudyResult, records: Sequence[TrialRecord]) -> Conclusion:
     """Choose the sentence that a study has earned so far. The sentence in `result` is not read."""
-    search = plan.load.open
+    search = plan.load if isinstance(plan.load, OpenSearch) else None
     shown = (result.default or result.winner) if result.decision is Decision.KEEP_DEFAULT else result.winner
     key = _key(result, is_open=search is not None)
     if shown is None:

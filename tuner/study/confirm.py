@@ -26,7 +26,7 @@ _REFUTED = (TrialOutcome.INFEASIBLE, TrialOutcome.REFUSED, TrialOutcome.DIED)
 
 def accuracy(rate: float, search: OpenSearch) -> float:
     """How far a claim of `rate` requests/s may be off, as a share of it: short traces say less."""
-    return max(BEST_ACCURACY, CLAIM_SPREAD / math.sqrt(rate * search.rules.claim_seconds_at(rate)))
+    return max(BEST_ACCURACY, CLAIM_SPREAD / math.sqrt(rate * search.settings.claim_seconds_at(rate)))
 
 
 def finalists(records: Sequence[TrialRecord]) -> list[TrialRecord]:

@@ -10,18 +10,19 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 
 from tuner import formatting
+from tuner.bench.task import Task
 from tuner.candidate import Candidate
 from tuner.clock import Clock
 from tuner.errors import EnvironmentFaultError
 from tuner.measurement import LoadKind, Measurement
 from tuner.placement import GpuGroup
 from tuner.study import confirm
-from tuner.study.assignment import Assignment
+from tuner.study.assignment import Assignment, check_task, confirm_task, search_task
 from tuner.study.compile_cache import Cache, expected_start_s
 from tuner.study.conclusion import conclude
 from tuner.study.events import Event, Notice, StudyFinished, TrialFinished, TrialStarted
 from tuner.study.open_loop import incumbent
-from tuner.study.plan import LoadPolicy, StudyPlan
+from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.plateau import RISE, starts_without_rise
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision, StudyResult
@@ -117,10 +118,8 @@ class Loop:
         alone = next((_in_closed_loop(r) for r in self._records if r.role is Role.DEFAULT and r.levels), None)
         if alone is None or any(r.role is Role.CHECK for r in self._records):
             return
-        load = self.plan.load
-        if load.open is None:
-            load = replace(load, levels=(int(alone.load.level),))
-        together = [pool.submit(self._start, self._fresh(Role.CHECK, self.plan.baseline, g, load), 1)
+        task = check_task(self.plan.load, alone)
+        together = [pool.submit(self._start, self._fresh(Role.CHECK, self.plan.baseline, g, task), 1)
                     for g in self._healthy_groups]  # fmt: skip
         for future in together:
             self._finished(future.result())
@@ -165,10 +164,10 @@ class Loop:
     @property
     def _expected_claim_s(self) -> float:
         """Seconds that a confirming start is likely to take: in an open loop far longer than one that searches."""
-        if self.plan.load.open is None:
+        if isinstance(self.plan.load, Ladder):
             return self._expected_s(Cache.WARM)  # winner and default have started before
         best = incumbent(self._records)
-        load_s = self.plan.load.warm_up_s + self.plan.load.open.claim_s(best.rate if best else math.inf)
+        load_s = self.plan.load.warm_up_s + self.plan.load.claim_s(best.rate if best else math.inf)
         return self._start_s(Cache.WARM) + load_s
 
     @property
@@ -188,16 +187,19 @@ class Loop:
         self._attempts[proposal.candidate.id] = attempt
         load = self.plan.load
         # The default is never raced: a gain over it needs its own figure, also where its first start was interrupted.
-        alone = load.open is None or proposal.role is Role.DEFAULT
-        best = None if alone else incumbent(self._records)
+        best = None if proposal.role is Role.DEFAULT else incumbent(self._records)
         assignment = Assignment(
-            self._new_trial(), proposal.role, proposal.candidate, group, load, proposal.number, attempt, best
-        )
+            trial=self._new_trial(), role=proposal.role, candidate=proposal.candidate, group=group,
+            task=search_task(load, best), warm_up_s=load.warm_up_s, search_trial=proposal.number, attempt=attempt,
+        )  # fmt: skip
         return self._start(assignment, start)
 
-    def _fresh(self, role: Role, candidate: Candidate, group: GpuGroup, load: LoadPolicy) -> Assignment:
+    def _fresh(self, role: Role, candidate: Candidate, group: GpuGroup, task: Task, traffic: int = 1) -> Assignment:
         """A start that answers no proposal, on traffic that the search has not seen."""
-        return Assignment(self._new_trial(), role, candidate, group, load, None, 1, fresh=1)
+        return Assignment(
+            trial=self._new_trial(), role=role, candidate=candidate, group=group, task=task,
+            warm_up_s=self.plan.load.warm_up_s, search_trial=None, traffic=traffic,
+        )  # fmt: skip
 
     def _new_trial(self) -> int:
         with _numbering:
@@ -296,15 +298,10 @@ class Loop:
         return None
 
     def _confirmation(self, candidate: Candidate, found: TrialRecord) -> Assignment:
-        load, group = self.plan.load, self._healthy_groups[0]
-        assert found.best_level is not None and found.qps is not None
-        if load.open is None:
-            load = replace(load, levels=(int(found.best_level.load.level),), level_s=load.level_s * 2)
-            return self._fresh(Role.CONFIRM, candidate, group, load)
         runs = confirm.fresh_runs(self._records, candidate)
-        held = [r.qps for r in runs if r.qps is not None]
-        made = self._fresh(Role.CONFIRM, candidate, group, load)
-        return replace(made, estimate=min([found.qps, *held]), fresh=1 + len(runs))
+        task = confirm_task(self.plan.load, found, runs)
+        traffic = 1 if isinstance(self.plan.load, Ladder) else 1 + len(runs)
+        return self._fresh(Role.CONFIRM, candidate, self._healthy_groups[0], task, traffic)
 
     # --- result
 

@@ -29,56 +29,73 @@ REJECTED_TRACES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class OpenSearch:
-    """The search over open-loop rates: its seconds and factors, and how requests arrive."""
-
-    rules: SearchSettings = field(default_factory=SearchSettings)
-    arrivals: Arrivals = field(default_factory=Arrivals)
-
-    def claim_s(self, rate: float) -> float:
-        """Seconds that a claim near `rate` takes: its traces, and rejected attempts before them, which end early."""
-        return self.rules.claim_seconds_at(rate) * (self.rules.claim_traces + REJECTED_TRACES)
-
-
-@dataclass(frozen=True, slots=True)
-class LoadPolicy:
-    """How each server is loaded after `warm_up_s`.
-
-    A ladder: closed-loop concurrencies `levels` in order, `level_s` seconds each. With `open` it is that search
-    instead, and there are no levels.
-    """
+class Ladder:
+    """A closed loop: `levels` concurrent requests in order, `level_s` seconds each, after a warm-up."""
 
     levels: tuple[int, ...]
     level_s: float
     warm_up_s: float
-    open: OpenSearch | None = None
 
     @property
     def kind(self) -> LoadKind:
-        return LoadKind.CLOSED if self.open is None else LoadKind.OPEN
+        return LoadKind.CLOSED
 
     @property
     def most_concurrent(self) -> int:
-        return MOST_CLIENTS if self.open is not None else max(self.levels)
+        return max(self.levels)
 
     @property
     def longest_s(self) -> float:
-        """Seconds of load on one server of the search: most candidates of an open-loop study end far sooner."""
-        if self.open is None:
-            return self.warm_up_s + self.level_s * len(self.levels)
-        rules = self.open.rules
-        return self.warm_up_s + rules.saturation_s + rules.most_probes * rules.probe_s
+        """Most seconds of load in one trial of the search."""
+        return self.warm_up_s + self.level_s * len(self.levels)
 
     @property
     def confirm_s(self) -> float:
-        """Seconds of load on one confirming server, at a rate that fills the shortest claim; see claim_s."""
-        return self.warm_up_s + (2 * self.level_s if self.open is None else self.open.claim_s(math.inf))
+        """Seconds of load in one confirmation run."""
+        return self.warm_up_s + 2 * self.level_s
 
-    def clients(self, max_num_seqs: int | None) -> int:
-        """Of the closed loop that saturates a server. None: vLLM's own default, some hundreds."""
-        if max_num_seqs is None:
-            return MOST_CLIENTS
-        return min(math.ceil(CLIENTS_A_SEQUENCE * max_num_seqs), MOST_CLIENTS)
+
+@dataclass(frozen=True, slots=True)
+class OpenSearch:
+    """An open loop: a search over rates after a warm-up, its seconds and factors, and how requests arrive."""
+
+    warm_up_s: float
+    settings: SearchSettings = field(default_factory=SearchSettings)
+    arrivals: Arrivals = field(default_factory=Arrivals)
+
+    @property
+    def kind(self) -> LoadKind:
+        return LoadKind.OPEN
+
+    @property
+    def most_concurrent(self) -> int:
+        return MOST_CLIENTS
+
+    @property
+    def longest_s(self) -> float:
+        """Most seconds of load in one trial of the search; most candidates end far sooner."""
+        settings = self.settings
+        return self.warm_up_s + settings.saturation_s + settings.most_probes * settings.probe_s
+
+    @property
+    def confirm_s(self) -> float:
+        """Seconds of load in one confirmation run, at a rate that fills the shortest claim; see claim_s."""
+        return self.warm_up_s + self.claim_s(math.inf)
+
+    def claim_s(self, rate: float) -> float:
+        """Return the seconds of a claim near `rate`: its traces, and rejected attempts before them, which end early."""
+        return self.settings.claim_seconds_at(rate) * (self.settings.claim_traces + REJECTED_TRACES)
+
+
+LoadPolicy = Ladder | OpenSearch
+"""How the server of every trial is loaded."""
+
+
+def saturating_clients(max_num_seqs: int | None) -> int:
+    """Return the clients of the closed loop that saturates a server; None: vLLM's own default, some hundreds."""
+    if max_num_seqs is None:
+        return MOST_CLIENTS
+    return min(math.ceil(CLIENTS_A_SEQUENCE * max_num_seqs), MOST_CLIENTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +125,7 @@ class StudyPlan:
     storage: str
     created_at: str
     patience: int | None = None
-    schema: int = 1
+    schema: int = 2
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:

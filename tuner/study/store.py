@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from tuner.jsonfile import TornFileError, dump, load
 from tuner.study.plan import StudyPlan
 from tuner.study.record import SCHEMA, TrialRecord
 from tuner.study.result import StudyResult
+from tuner.study.upgrade import read_plan
 
 T = TypeVar("T")
 
@@ -70,7 +71,7 @@ class Store:
         dump(self.folder / "plan.json", plan)
 
     def plan(self) -> StudyPlan:
-        return self._read("plan.json", StudyPlan)
+        return self._checked("plan.json", read_plan)
 
     def environment(self) -> Environment:
         return self._read("environment.json", Environment)
@@ -100,9 +101,12 @@ class Store:
         return self._read("result.json", StudyResult)
 
     def _read(self, name: str, kind: type[T]) -> T:
+        return self._checked(name, lambda path: load(path, kind))
+
+    def _checked(self, name: str, read: Callable[[Path], T]) -> T:
         path = self.folder / name
         try:
-            return load(path, kind)
+            return read(path)
         except FileNotFoundError as error:
             raise UsageError(f"no {name} in {self.folder}", hint="is this the folder of a study?") from error
         except TornFileError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tuner.bench.capacity_search import Saturation
 from tuner.bench.ladder import INTERRUPTED, LadderLostError, LevelRun, run_ladder, warm_up
 from tuner.bench.open_probe import InterruptedLoadError, OpenProbe
+from tuner.bench.task import ClaimRate, RunLadder, Saturate, SearchCapacity
 from tuner.clock import Clock
 from tuner.errors import InterruptedSearchError
 from tuner.launch import LaunchSpec, launch
@@ -25,7 +26,7 @@ from tuner.slo import longest_wait_s
 from tuner.study.assignment import Assignment
 from tuner.study.events import Event, LevelMeasured, PhaseChanged
 from tuner.study.open_loop import OpenLoopResult
-from tuner.study.plan import StudyPlan
+from tuner.study.plan import StudyPlan, saturating_clients
 from tuner.study.record import Level, Phases, Role, TrialOutcome, TrialRecord, best_of
 from tuner.study.store import Store
 from tuner.telemetry.gpu import GpuAdapter
@@ -70,7 +71,7 @@ class _Trial:
         self._folder: Path = runner.store.trial_folder(assignment.trial)
         self._started_at = runner.clock.wall().isoformat(timespec="seconds")
         self._levels: list[Level] = []
-        open_loop = assignment.load.open is not None and assignment.role is not Role.CHECK
+        open_loop = isinstance(assignment.task, SearchCapacity | ClaimRate)
         self._answer = OpenLoopResult(assignment.incumbent) if open_loop else None
         self._measured_s = 0.0
         self._facts: StartFacts | None = None
@@ -149,14 +150,14 @@ class _Trial:
                 self._cause = service.died() or self._hung(target, prompts)
 
     def _measure(self, target: Target, prompts: Prompts, sampler: Sampler) -> None:
-        runner, load = self._runner, self._assignment.load
-        if load.open is None:
+        runner, task, warm_up_s = self._runner, self._assignment.task, self._assignment.warm_up_s
+        if isinstance(task, RunLadder):
             run_ladder(
                 target,
                 prompts,
-                load.levels,
-                load.level_s,
-                load.warm_up_s,
+                task.levels,
+                task.level_s,
+                warm_up_s,
                 runner.plan.slos,
                 sampler,
                 runner.stop.is_set,
@@ -164,8 +165,8 @@ class _Trial:
                 seed=runner.plan.seed,
             )
             return
-        clients = load.clients(self._spec.max_num_seqs)
-        pace = warm_up(target, prompts, clients, load.warm_up_s, runner.stop.is_set)
+        clients = saturating_clients(self._spec.max_num_seqs)
+        pace = warm_up(target, prompts, clients, warm_up_s, runner.stop.is_set)
         probe = OpenProbe(
             target,
             prompts,
@@ -174,17 +175,17 @@ class _Trial:
             seed=self._traffic_seed,
             should_stop=runner.stop.is_set,
             on_level=self._level_log(),
-            arrivals=load.open.arrivals,
+            arrivals=task.arrivals if isinstance(task, SearchCapacity | ClaimRate) else None,
         )
 
         def saturate(seconds: float) -> Saturation:
             return probe.saturate(seconds, clients, pace.requests(seconds, clients))
 
-        if self._answer is None:  # the check of the GPU groups: the closed loop is all that they share
-            saturate(load.open.rules.saturation_s)
-        else:
-            wait_s = longest_wait_s(runner.plan.slos)
-            self._answer.find(probe, saturate, load.open.rules, self._assignment.estimate, wait_s)
+        if isinstance(task, Saturate):
+            saturate(task.seconds)
+        elif self._answer is not None and isinstance(task, SearchCapacity | ClaimRate):
+            estimate = task.estimate if isinstance(task, ClaimRate) else None
+            self._answer.find(probe, saturate, task.settings, estimate, longest_wait_s(runner.plan.slos))
 
     def _hung(self, target: Target, prompts: Prompts) -> Cause | None:
         """An engine that stands still leaves /health at 200, and what was measured looks like a slow candidate."""
@@ -203,7 +204,7 @@ class _Trial:
     @property
     def _traffic_seed(self) -> int:
         """Confirmations get prompts and arrivals that no search trial saw; the same ones for winner and default."""
-        return self._runner.plan.seed + 1000 * self._assignment.fresh
+        return self._runner.plan.seed + 1000 * self._assignment.traffic
 
     def _level_log(self) -> Callable[[LevelRun], None]:
         requests = RequestLog(self._folder / "requests.parquet")
@@ -216,7 +217,7 @@ class _Trial:
             self._measured_s += (run.samples.drained_ns - run.samples.started_ns) / 1e9
             self._levels.append(Level(run.measurement, run.verdict))
             assignment = self._assignment
-            verdict = run.verdict if load.kind is assignment.load.kind else None
+            verdict = run.verdict if load.kind is self._runner.plan.load.kind else None
             self._runner.emit(LevelMeasured(assignment.trial, assignment.group.name, run.measurement, verdict))
 
         return on_level
