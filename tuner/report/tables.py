@@ -77,7 +77,9 @@ def read_study(folder: Path) -> StudyFiles:
     try:
         plan = read_plan(folder / "plan.json")
     except FileNotFoundError as error:
-        raise UsageError(f"{folder} holds no study", hint="`tuner studies` lists those there are") from error
+        raise UsageError(
+            f"{folder} holds no study", hint="name the folder that holds its plan.json, such as studies/NAME"
+        ) from error
     except TornFileError as error:
         raise UsageError(f"the plan cannot be read: {error}", hint="was it written by a newer tuner?") from error
     unread: list[Unread] = []

@@ -1,0 +1,206 @@
+"""Studies for notebooks: records as pandas tables, the report's figures as plotly figures. See docs/api.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from tuner import formatting
+from tuner.errors import UsageError
+from tuner.measurement import ClientLoad, Distribution, GpuLoad, Measurement, ServerLoad
+from tuner.report.gallery import gallery
+from tuner.report.quote import shell_line
+from tuner.report.tables import StudyFiles, read_study, shown_level, trial_rows
+from tuner.report.translations import Language, Words
+from tuner.study.record import Level, TrialRecord
+from tuner.study.result import Figures
+from tuner.vllm.facts import StartFacts
+
+Cells = dict[str, object]
+
+
+def load_study(folder: str | Path) -> Study:
+    """Read a study's folder, such as "studies/example". Torn files are left out.
+
+    Raises UsageError if the folder holds no study.
+    """
+    return Study(read_study(Path(folder)))
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A study as it was on disk when it was loaded, finished or not."""
+
+    files: StudyFiles
+
+    def __repr__(self) -> str:
+        return f"<Study {self.files.plan.study}: {len(self.files.records)} trials>"
+
+    @property
+    def sentence(self) -> str:
+        """Return the study in one sentence. Empty before the first trial has finished."""
+        return formatting.one_line(self.files.result.sentence) if self.files.result else ""
+
+    @property
+    def best(self) -> Figures | None:
+        """Return the winner: `candidate` (its flags), `qps`, `p99_ttft_ms`, `trials`, `fresh`. None if nothing won.
+
+        `fresh` is True if confirmation runs measured the figures.
+        """
+        return self.files.winner
+
+    @property
+    def command(self) -> str | None:
+        """Return the winner's launch as one line for a shell. None if nothing won."""
+        record = self.files.quoted(self.files.winner)
+        return shell_line(record.launch) if record else None
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """Return one row per trial, indexed by its number. Figures are those of the level that stands for the trial.
+
+        Columns: `role`, `outcome`, `cause` (of a failed start), `gpu_group`, `attempt`, `started_at` (UTC);
+        seconds in `start_s`, `warm_up_s`, `measure_s`, `stop_s`; the load in `load_kind` and `level` (concurrent
+        requests or requests/s); `qps` and `saturation_qps` (requests/s), `ttft_p50_ms`, `ttft_p99_ms`,
+        `preemptions`; what vLLM's log says of the start in `kv_tokens`, `kv_memory_gib`, `max_concurrency`,
+        `weights_gib`, `compile_s`, `compile_cache_hit`, `engine_init_s`, `max_model_len`; and one column per flag
+        of the search space, missing where it was left to vLLM.
+        """
+        rows = trial_rows(self.files)
+        cells = [
+            {**_trial_cells(record), "qps": row.qps, "preemptions": row.preemptions, **_flag_cells(self.files, record)}
+            for row, record in zip(rows, self.files.records, strict=True)
+        ]
+        return pd.DataFrame(cells).set_index("trial") if cells else pd.DataFrame()
+
+    @property
+    def levels(self) -> pd.DataFrame:
+        """Return one row per measured level of every trial, in the order in which they were measured.
+
+        Columns: `trial`, `load_kind` and `level` as in `trials`, `outcome`, `counts` (True for the level behind the
+        trial's figures); seconds in `planned_s` and `window_s`; `sent`, `completed`, `failed`, `prompt_tokens`,
+        `output_tokens`; `qps`, `output_tokens_per_s`; `count` and ms of `ttft_…`, `tpot_…`, `itl_…`, `e2e_…`
+        (mean, p50, p90, p95, p99, max, and p99_low and p99_high, the P99's 95 % bounds); /metrics in `server_…`,
+        NVML in `gpu_…`, the load generator in `client_…`; `cautions`.
+        """
+        cells = [
+            {"trial": record.trial, **_level_cells(level, counts=index == record.best)}
+            for record in self.files.records
+            for index, level in enumerate(record.levels)
+        ]
+        return pd.DataFrame(cells)
+
+    def requests(self, trial: int) -> pd.DataFrame:
+        """Return one row per request of a trial.
+
+        Columns of requests.parquet, times in ns of the machine's monotonic clock; and `ttft_ms` and `e2e_ms` from
+        the moment when the request was due, `tpot_ms` per output token after the first. Raises UsageError if the
+        trial has no such file.
+        """
+        frame = self._read(trial, "requests.parquet")
+        tokens = frame["output_tokens"].where(frame["output_tokens"] > 1) - 1
+        return frame.assign(
+            ttft_ms=(frame["first_ns"] - frame["due_ns"]) / 1e6,
+            e2e_ms=(frame["last_ns"] - frame["due_ns"]) / 1e6,
+            tpot_ms=(frame["last_ns"] - frame["first_ns"]) / 1e6 / tokens,
+        )
+
+    def telemetry(self, trial: int) -> pd.DataFrame:
+        """Return one row per sample and GPU of a trial, about two samples a second while a level runs.
+
+        Columns of telemetry.parquet, and `seconds` since the first sample. Raises UsageError if the trial has no
+        such file.
+        """
+        frame = self._read(trial, "telemetry.parquet")
+        frame.insert(0, "seconds", (frame["at_ns"] - frame["at_ns"].min()) / 1e9)
+        return frame
+
+    def figures(self, language: str = "en") -> dict[str, go.Figure]:
+        """Return the report's figures by name, such as "best-so-far". `language` is "en" or "zh"."""
+        drawn = gallery(self.files, Words(Language(language)))
+        return {drawing.name: drawing.figure for drawings in drawn.values() for drawing in drawings}
+
+    def _read(self, trial: int, name: str) -> pd.DataFrame:
+        if trial not in {record.trial for record in self.files.records}:
+            raise UsageError(f"{self.files.folder} has no trial {trial}", hint="`study.trials` lists those there are")
+        path = self.files.folder / "trials" / f"{trial:04d}" / name
+        try:
+            return pd.read_parquet(path)
+        except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+            hint = "a trial that measured nothing has none, and a copy of a study may lack it"
+            raise UsageError(f"{path} cannot be read: {formatting.one_line(str(error))}", hint=hint) from error
+
+
+def _trial_cells(record: TrialRecord) -> Cells:
+    level = shown_level(record)
+    measured = level.measurement if level else None
+    ttft = measured.ttft_ms if measured else None
+    return {
+        "trial": record.trial,
+        "role": record.role.value,
+        "outcome": record.outcome.value,
+        "cause": record.cause.kind if record.cause else None,
+        "gpu_group": record.group,
+        "attempt": record.attempt,
+        "started_at": pd.Timestamp(record.started_at),
+        "start_s": record.phases.start_s,
+        "warm_up_s": record.phases.warm_up_s,
+        "measure_s": record.phases.measure_s,
+        "stop_s": record.phases.stop_s,
+        "load_kind": measured.load.kind.value if measured else None,
+        "level": measured.load.level if measured else None,
+        "qps": None,
+        "saturation_qps": record.saturation,
+        "ttft_p50_ms": ttft.p50 if ttft else None,
+        "ttft_p99_ms": ttft.p99 if ttft else None,
+        "preemptions": None,
+        **{name: getattr(record.facts, name, None) for name in _FACTS},
+    }
+
+
+_FACTS = tuple(f.name for f in fields(StartFacts) if f.name != "vllm_version")
+
+
+def _flag_cells(files: StudyFiles, record: TrialRecord) -> Cells:
+    values = record.candidate.as_dict()
+    return {parameter.flag: values.get(parameter.flag) for parameter in files.plan.parameters}
+
+
+def _level_cells(level: Level, *, counts: bool) -> Cells:
+    m = level.measurement
+    return {
+        "load_kind": m.load.kind.value,
+        "level": m.load.level,
+        "outcome": level.verdict.outcome.value,
+        "counts": counts,
+        "planned_s": m.planned_s,
+        "window_s": m.window_s,
+        "sent": m.sent,
+        "completed": m.completed,
+        "failed": m.failed_total,
+        "prompt_tokens": m.prompt_tokens,
+        "output_tokens": m.output_tokens,
+        "qps": m.qps,
+        "output_tokens_per_s": m.output_tokens_per_s,
+        **dict(_latency_cells(m)),
+        **_prefixed("server", ServerLoad, m.server),
+        **_prefixed("gpu", GpuLoad, m.gpu),
+        **_prefixed("client", ClientLoad, m.client),
+        "cautions": ", ".join(caution.kind.value for caution in m.cautions),
+    }
+
+
+def _latency_cells(m: Measurement) -> Iterator[tuple[str, object]]:
+    for metric, found in (("ttft", m.ttft_ms), ("tpot", m.tpot_ms), ("itl", m.itl_ms), ("e2e", m.e2e_ms)):
+        for field in fields(Distribution):
+            name = f"{metric}_count" if field.name == "count" else f"{metric}_{field.name}_ms"
+            yield name, getattr(found, field.name, None)
+
+
+def _prefixed(prefix: str, kind: type[ServerLoad | GpuLoad | ClientLoad], found: object) -> Cells:
+    cells = {f"{prefix}_{field.name}": getattr(found, field.name, None) for field in fields(kind)}
+    return {name: ", ".join(cell) if isinstance(cell, tuple) else cell for name, cell in cells.items()}
