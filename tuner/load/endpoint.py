@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import ProxyHandler, build_opener
-from urllib.request import Request as HttpRequest
+
+import httpx
 
 from tuner.errors import EnvironmentFaultError, TunerError, UsageError
+from tuner.http import control_client
 from tuner.load.drive import drive_closed
 from tuner.load.prompts import Request, ServerCounter, tokenizer_file
 from tuner.load.stream import Failure, RequestSample, Target
@@ -20,7 +18,6 @@ from tuner.load.workload import Workload
 
 TIMEOUT_S = 10.0
 FIRST_ANSWER_S = 120.0
-_OPENER = build_opener(ProxyHandler({}))  # directly, as the load goes, whatever http_proxy says
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,21 +145,20 @@ def _base_url(url: str) -> str:
 def _models(base_url: str, api_key: str | None) -> Sequence[Mapping[str, object]] | None:
     """Return the entries of /v1/models. None if the page does not exist."""
     url = f"{base_url}/v1/models"
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        with _OPENER.open(HttpRequest(url, headers=headers), timeout=TIMEOUT_S) as reply:
-            found = json.load(reply)
-    except HTTPError as error:
-        if error.code in (404, 405):
+        with control_client(timeout_s=TIMEOUT_S, api_key=api_key) as client:
+            answer = client.get(url)
+        if answer.status_code in (404, 405):
             return None
-        hint = _KEY_HINT if error.code in (401, 403) else "see the server's log"
-        raise EnvironmentFaultError(f"{url} answers {error.code} {error.reason}", hint=hint) from error
-    except (ValueError, HTTPException) as error:
+        if not answer.is_success:
+            hint = _KEY_HINT if answer.status_code in (401, 403) else "see the server's log"
+            raise EnvironmentFaultError(f"{url} answers {answer.status_code} {answer.reason_phrase}", hint=hint)
+        found = answer.json()
+    except (ValueError, httpx.ProtocolError, httpx.DecodingError) as error:
         raise _nonsense(url) from error
-    except OSError as error:
+    except httpx.HTTPError as error:
         raise EnvironmentFaultError(
-            f"no server answers at {base_url}: {getattr(error, 'reason', None) or error}",
-            hint="start the server first, or correct --url",
+            f"no server answers at {base_url}: {error}", hint="start the server first, or correct --url"
         ) from error
     entries = found.get("data") if isinstance(found, dict) else None
     if not isinstance(entries, list) or not all(isinstance(e, dict) and e.get("id") for e in entries):

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from http.client import HTTPException
 from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
-from urllib.request import ProxyHandler, build_opener
-from urllib.request import Request as HttpRequest
 
+import httpx
 from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer
 
 from tuner.errors import EnvironmentFaultError, UsageError
+from tuner.http import control_client
 from tuner.load.recorded import DEFAULT_OUTPUT_TOKENS, Entry, read_recording
 from tuner.load.workload import BodyValue, Share, Workload
 
@@ -73,18 +71,16 @@ class ServerCounter:
     def __init__(self, base_url: str, model: str) -> None:
         self._url = f"{base_url.rstrip('/')}/tokenize"
         self._model = model
-        self._opener = build_opener(ProxyHandler({}))  # the server is on this machine, whatever http_proxy says
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        return [self._count(text) for text in texts]
+        with control_client(timeout_s=30) as client:
+            return [self._count(client, text) for text in texts]
 
-    def _count(self, text: str) -> int:
-        body = json.dumps({"model": self._model, "prompt": text, "add_special_tokens": False}).encode()
-        request = HttpRequest(self._url, body, {"Content-Type": "application/json"})
+    def _count(self, client: httpx.Client, text: str) -> int:
+        body = {"model": self._model, "prompt": text, "add_special_tokens": False}
         try:
-            with self._opener.open(request, timeout=30) as reply:
-                return int(json.load(reply)["count"])
-        except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
+            return int(client.post(self._url, json=body).raise_for_status().json()["count"])
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             raise EnvironmentFaultError(
                 f"{self._url} does not count tokens: {error}",
                 hint="give --model a folder with a tokenizer.json, or start the server with a tokenizer",

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from urllib.request import ProxyHandler, build_opener
 
 import numpy as np
 
+from tuner.http import control_client
 from tuner.load.drive import drive_closed
 from tuner.load.prompts import Request
 from tuner.load.stream import RequestSample, Target
@@ -97,8 +96,9 @@ def known_requests(count: int, tokens: int = TOKENS) -> list[Request]:
 
 def truth_ns(base_url: str) -> dict[int, int]:
     """Return when the server sent each first token since the last call."""
-    with build_opener(ProxyHandler({})).open(f"{base_url}/truth", timeout=30) as reply:
-        return {int(index): int(at) for index, at in json.load(reply).items()}
+    with control_client(base_url, timeout_s=30) as client:
+        truth = client.get("/truth").raise_for_status().json()
+    return {int(index): int(at) for index, at in truth.items()}
 
 
 def check_rate(base_url: str, rate: float, seconds: float) -> CheckedRate:

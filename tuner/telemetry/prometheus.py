@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from urllib.request import ProxyHandler, build_opener
 
+import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
+
+from tuner.http import control_client
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "running": ("vllm:num_requests_running",),
@@ -31,7 +33,6 @@ _NAMES: dict[str, tuple[str, ...]] = {
 _WANTED = tuple(name for names in _NAMES.values() for name in names)
 _FINISHED = ("stop", "length")
 SCRAPE_TIMEOUT_S = 5.0
-_OPENER = build_opener(ProxyHandler({}))  # the server is on this machine, whatever http_proxy says
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +84,11 @@ class Deltas:
 def scrape(metrics_url: str) -> Scrape | None:
     """None when the server does not answer, or answers without one of vLLM's metrics."""
     try:
-        with _OPENER.open(metrics_url, timeout=SCRAPE_TIMEOUT_S) as reply:
-            text = reply.read().decode("utf-8", "replace")
-    except OSError:
+        with control_client(timeout_s=SCRAPE_TIMEOUT_S) as client:
+            answer = client.get(metrics_url).raise_for_status()
+    except httpx.HTTPError:
         return None
-    return parse(text, time.monotonic_ns())
+    return parse(answer.text, time.monotonic_ns())
 
 
 def parse(text: str, at_ns: int) -> Scrape | None:
