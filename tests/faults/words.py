@@ -1,4 +1,4 @@
-"""docs/faults.md: the matrix with the results of a run."""
+"""Writer of docs/faults.md: the matrix with the results of a run."""
 
 from __future__ import annotations
 
@@ -12,18 +12,25 @@ from tuner.formatting import duration
 
 HEAD = """# Faults
 
-What a night does to tuner, and what comes of it. Made by `pytest tests/faults --fault-table docs/faults.md`;
-`make test-faults` runs the same matrix. Servers are the stand-in (`tuner/sim`), processes, signals, ports, files and
-disks are real.
+This page shows how tuner and a study survive faults of servers, machine and user. It is written by
+`pytest tests/faults --fault-table docs/faults.md`; `make test-faults` runs the same matrix. Servers are the stand-in
+(`tuner/sim`). Processes, signals, ports, files and disks are real.
 
-Each row asserts: finished records are all there, byte for byte; no process, port, socket or /dev/shm file of ours is
-left; a process with the same name and words in another session lives on; the search was told what the table says, as
-Optuna's own storage shows it; and the study was completed afterwards, by the next tuner where this one was struck.
+Each row asserts:
+
+- Finished records are all there, byte for byte.
+- No process, port, socket or /dev/shm file of tuner is left.
+- A process with the same name and arguments in another session lives on.
+- The search got what the table says, as Optuna's own storage shows.
+- The study was completed afterwards, by the next tuner if this one was killed.
+
+*Queued again* means that the candidate is retried and the model learns nothing. A *violated constraint* is a refused
+start: the model learns to avoid it. *Measured, not feasible* is a level that broke a limit.
 """
 
 
 def as_table(rows: Sequence[tuple[Row | TunerRow, bool]], seconds: float) -> str:
-    """`rows` with whether their test passed."""
+    """Render the rows, each with the result of its test."""
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     passed = sum(ok for _, ok in rows)
     lines = [
@@ -31,7 +38,7 @@ def as_table(rows: Sequence[tuple[Row | TunerRow, bool]], seconds: float) -> str
         f"Run on {now}: {passed} of {len(rows)} cases passed in {duration(seconds)}, "
         f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}.",
         "",
-        "| fault | moment | what the search is told, or how tuner ends | cause in the record | result |",
+        "| fault | moment | what the search learns, or how tuner ends | cause in the record | result |",
         "|---|---|---|---|---|",
     ]
     for row, ok in rows:
