@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tuner"
 
-LEAVES = ("errors", "http", "clock", "formatting", "jsonfile", "environment", "quantiles", "model")
+LEAVES = ("errors", "http", "clock", "formatting", "jsonfile", "environment", "quantiles", "model", "flagwords")
 SENTENCE = (
     "vllm",
     "space",

@@ -7,8 +7,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-Value = bool | int | float | str
-"""What a vLLM flag can be set to. A flag that is absent is left to vLLM's own default."""
+from tuner.flagwords import Value
+
+__all__ = ["Candidate", "Value"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from tuner.bench.capacity_search import SearchSettings
 from tuner.candidate import Value
 from tuner.environment import Environment, Gpu, describe
 from tuner.errors import UsageError
-from tuner.launch import LaunchBase, mentioned_flags
+from tuner.flagwords import flag_names, flag_values, given_flags
+from tuner.launch import LaunchBase
 from tuner.load.arrivals import chosen_arrivals
 from tuner.load.workload import Workload, workload
 from tuner.measurement import LoadKind
@@ -24,12 +25,13 @@ from tuner.placement import groups_of, parse_gpus
 from tuner.slo import parse_slo
 from tuner.space.files import read_space
 from tuner.study.plan import Ladder, LoadPolicy, OpenSearch, StudyPlan
+from tuner.vllm import knobs
 from tuner.vllm.flags import installed_vllm, split_command
 
 TEMPLATE_TOKENS = 128
 """Room for the chat template around a prompt when max-model-len is fixed to the workload's need."""
 
-SECRET_FLAGS = {"api-key": "VLLM_API_KEY", "hf-token": "HF_TOKEN"}
+SECRET_FLAGS = {knobs.API_KEY: "VLLM_API_KEY", knobs.HF_TOKEN: "HF_TOKEN"}
 """Flags whose values go to the server through the environment, so that no process list and no file shows them."""
 
 DEFAULT_SLOS = ("p99 ttft <= 500ms",)
@@ -103,7 +105,9 @@ def plan_study(
     vllm = installed_vllm(command, cache / "flags")
     given = given_values(extra)
     length = _length(model, load, given)
-    space, dropped = space.needs_at_least(length).on(vllm.flags, vllm.version, mentioned_flags(extra))
+    space, dropped = space.needs_at_least(length).on(
+        vllm.flags, vllm.version, flag_names(extra, short=knobs.SHORT_OPTIONS)
+    )
     name = options.study or re.sub(r"[^\w.+-]", "-", f"{Path(model).name}-{load.name}-{now.astimezone():%m%d-%H%M}")
     folder = options.studies.absolute() / checked_study_name(name)
     plan = StudyPlan(
@@ -174,48 +178,26 @@ def parse_duration(text: str) -> float | None:
 
 
 def given_values(extra: Sequence[str]) -> dict[str, Value]:
-    """The numbers and switches among a person's own vLLM flags, for the rules that candidates must keep with them."""
-    values: dict[str, Value] = {}
-    for word, following in zip(extra, (*extra, "")[1:], strict=True):
-        if not word.startswith("--") or len(word) < 3:
-            continue
-        name, _, text = word[2:].partition("=")
-        name = name.replace("_", "-")
-        text = text or ("" if following.startswith("--") else following)
-        if name.startswith("no-"):
-            values[name.removeprefix("no-")] = False
-        elif not text:
-            values[name] = True
-        elif (number := _number(text)) is not None:
-            values[name] = number
-    return values
-
-
-def _number(text: str) -> int | float | None:
-    """vLLM's human-readable numbers: 16k is 16,000 and 16K is 16,384."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgKMG]?)", text)
-    if not match:
-        return None
-    scale = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}[match[2]]
-    value = float(match[1]) * scale
-    return int(value) if value.is_integer() and ("." not in match[1] or match[2]) else value
+    """Read the numbers and switches among the user's own vLLM flags."""
+    found = flag_values(extra, short=knobs.SHORT_OPTIONS)
+    return {flag: value for flag, value in found.items() if not isinstance(value, str)}
 
 
 def split_secrets(extra: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The words without secrets, and the secrets by the variable that hands them to the server instead."""
+    """Return the words without secrets, and the secrets by the variable that hands them to the server instead.
+
+    Raises UsageError if a secret flag has not exactly one value.
+    """
     words: list[str] = []
     secrets: dict[str, str] = {}
-    rest = iter(extra)
-    for word in rest:
-        name, equals, value = word.removeprefix("--").partition("=")
-        variable = SECRET_FLAGS.get(name.replace("_", "-")) if word.startswith("--") else None
+    for flag in given_flags(extra, short=knobs.SHORT_OPTIONS):
+        variable = SECRET_FLAGS.get(flag.name)
         if variable is None:
-            words.append(word)
-            continue
-        secret = value if equals else next(rest, "")
-        if not secret:
-            raise UsageError(f"--{name} has no value", hint=f"or set {variable} in the environment")
-        secrets[variable] = secret
+            words += flag.words
+        elif len(flag.texts) != 1 or not flag.text:
+            raise UsageError(f"--{flag.name} needs one value", hint=f"or set {variable} in the environment")
+        else:
+            secrets[variable] = flag.text
     return tuple(words), secrets
 
 
@@ -288,7 +270,7 @@ def _length(model: str, load: Workload, given: dict[str, Value]) -> int:
             hint="choose a workload with shorter requests",
         )
     own = given.get("max-model-len")
-    if isinstance(own, int) and not isinstance(own, bool) and own < load.longest:
+    if isinstance(own, int) and not isinstance(own, bool) and 0 < own < load.longest:
         raise UsageError(
             f"--max-model-len {own} cannot hold the workload's {load.longest} tokens",
             hint="vLLM would cut answers short and look faster: raise it, or choose a shorter workload",
@@ -307,6 +289,6 @@ def _model_length(model: str) -> int | None:
 
 
 def _parallel(options: SearchOptions, extra: tuple[str, ...]) -> tuple[tuple[str, Value], ...]:
-    if options.tensor_parallel_size == 1 or "tensor-parallel-size" in mentioned_flags(extra):
+    if options.tensor_parallel_size == 1 or "tensor-parallel-size" in flag_names(extra, short=knobs.SHORT_OPTIONS):
         return ()
     return (("tensor-parallel-size", options.tensor_parallel_size),)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from tuner.candidate import Candidate, Value
+from tuner.candidate import Candidate
+from tuner.flagwords import Value, flag_names, flag_values, words_for
 from tuner.placement import GpuGroup
+from tuner.vllm import knobs
 
 CONTAINER_ENGINES = ("docker", "podman", "nerdctl")
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchSpec:
     """Everything needed to start one server, but for host and port, which each start chooses afresh.
 
-    `prefix` is numactl and its options or empty; `command` starts vLLM; `arguments` are the model and every flag;
-    `env` what is set on top of the inherited environment; `secret_env` names of variables that are handed down from the
-    environment of whoever starts the server and whose values are never recorded.
+    `prefix` is numactl and its options or empty. `command` starts vLLM. `arguments` are the model and every flag.
+    `env` is set on top of the inherited environment. `secret_env` names variables that the server inherits and whose
+    values are never recorded. `flags` are the values that `arguments` set, `gpus` the indices that the server sees;
+    both are derived if they are left out, as in records of older studies.
     """
 
     prefix: tuple[str, ...]
@@ -24,28 +29,51 @@ class LaunchSpec:
     arguments: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
     secret_env: tuple[str, ...] = ()
+    flags: tuple[tuple[str, Value], ...] = ()
+    gpus: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.flags:
+            found = flag_values(self.arguments, short=knobs.SHORT_OPTIONS)
+            object.__setattr__(self, "flags", tuple(found.items()))
+        if not self.gpus:
+            visible = dict(self.env).get(VISIBLE_GPUS, "").split(",")
+            object.__setattr__(self, "gpus", tuple(int(gpu) for gpu in visible if gpu.isdecimal()))
 
     def argv(self, host: str, port: int) -> tuple[str, ...]:
-        return (*self.prefix, *self.command, *self.arguments, "--host", host, "--port", str(port))
+        """Return the words to execute."""
+        address = (*words_for(knobs.HOST, host), *words_for(knobs.PORT, port))
+        return (*self.prefix, *self.command, *self.arguments, *address)
+
+    def value(self, flag: str) -> Value | None:
+        """Return the value that the arguments set, None if they leave it to vLLM."""
+        return dict(self.flags).get(flag)
 
     @property
     def max_num_seqs(self) -> int | None:
-        """The limit that the arguments set, None where vLLM's default holds."""
-        words = [part for word in self.arguments for part in word.split("=", 1)]
-        given = [words[i + 1] for i, word in enumerate(words[:-1]) if word in ("--max-num-seqs", "--max_num_seqs")]
-        return int(given[-1]) if given and given[-1].isdigit() else None
+        """The most sequences at once, None if vLLM's default holds."""
+        value = self.value(knobs.MAX_NUM_SEQS)
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    @property
+    def shutdown_timeout_s(self) -> int:
+        """Seconds that the server gives open requests after SIGTERM; vLLM's default is 0."""
+        value = self.value(knobs.SHUTDOWN_TIMEOUT)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return max(0, math.ceil(float(value))) if is_number and value is not None else 0
 
     @property
     def in_container(self) -> bool:
+        """Whether the command runs an image of a container engine."""
         return _is_container(self.command)
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchBase:
-    """What is the same for every candidate of a study.
+    """What all candidates of a study share.
 
-    `flags` are those the installed vLLM has: no option is given that it lacks; `extra` are the person's own words
-    after `--`, passed on unchanged; `fixed` are the space's constant flags.
+    `flags` are those that the installed vLLM has. `extra` are the user's own words after `--`, passed on unchanged.
+    `fixed` are the space's constant flags.
     """
 
     command: tuple[str, ...]
@@ -59,54 +87,33 @@ class LaunchBase:
 
 
 def launch(base: LaunchBase, candidate: Candidate, group: GpuGroup) -> LaunchSpec:
+    """Build the launch of one candidate. The user's own words come last, so that they win."""
     values = {**dict(base.fixed), **candidate.as_dict()}
-    arguments = [*_model_arguments(base), *(word for flag, value in values.items() for word in _words(flag, value))]
-    if "shutdown-timeout" in base.flags and not _mentions(base.extra, "shutdown-timeout"):
-        # SIGTERM otherwise force-kills the engine at once (vllm.md section 4).
-        arguments += ["--shutdown-timeout", str(base.shutdown_timeout_s)]
+    arguments = [*_model_arguments(base), *(word for flag, value in values.items() for word in words_for(flag, value))]
+    given = flag_names(base.extra, short=knobs.SHORT_OPTIONS)
+    if knobs.SHUTDOWN_TIMEOUT in base.flags and knobs.SHUTDOWN_TIMEOUT not in given:
+        # Without it, SIGTERM kills the engine at once.
+        arguments += words_for(knobs.SHUTDOWN_TIMEOUT, base.shutdown_timeout_s)
     env = dict(base.env)
-    # A saved start-up plan ignores gpu-memory-utilization: one candidate would get another's KV cache (vllm.md 0.1).
+    # A saved start-up plan ignores gpu-memory-utilization: one candidate would get another's KV cache.
     env["VLLM_ENABLE_STARTUP_PLAN"] = "0"
     if group.gpus:
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, group.gpus))
+        env[VISIBLE_GPUS] = ",".join(map(str, group.gpus))
+    words = (*arguments, *base.extra)
     return LaunchSpec(
         prefix=() if _is_container(base.command) else group.numactl,
         command=_container_env(base.command, env) if _is_container(base.command) else base.command,
-        arguments=(*arguments, *base.extra),
+        arguments=words,
         env=tuple(sorted(env.items())),
         secret_env=base.secret_env,
+        flags=tuple(flag_values(words, short=knobs.SHORT_OPTIONS).items()),
+        gpus=group.gpus,
     )
 
 
 def _model_arguments(base: LaunchBase) -> list[str]:
-    # `vllm serve MODEL` is positional; the module entry points and the image's entry point know only --model.
-    return [base.model] if base.command[-1] == "serve" else ["--model", base.model]
-
-
-def _words(flag: str, value: Value) -> list[str]:
-    if isinstance(value, bool):
-        return [f"--{flag}" if value else f"--no-{flag}"]
-    return [f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value)]
-
-
-def mentioned_flags(extra: tuple[str, ...]) -> frozenset[str]:
-    """Flags (without dashes, `_` as `-`, `--no-x` as `x`) that a person's own words set."""
-    names = (w[2:].split("=", 1)[0].replace("_", "-") for w in extra if w.startswith("--") and len(w) > 2)
-    return frozenset(name.removeprefix("no-") for name in names)
-
-
-def given_word(extra: tuple[str, ...], flag: str) -> str | None:
-    """What a person's own words set a flag to, the last time they do; None when they do not, or give it no value."""
-    found = None
-    for word, following in zip(extra, (*extra, "--")[1:], strict=True):
-        name, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and name.replace("_", "-") == flag:
-            found = value if equals else None if following.startswith("--") else following
-    return found
-
-
-def _mentions(extra: tuple[str, ...], flag: str) -> bool:
-    return flag in mentioned_flags(extra)
+    # `vllm serve MODEL` is positional; the module entry points and the image's entry point know only the flag.
+    return [base.model] if base.command[-1] == "serve" else [*words_for(knobs.MODEL, base.model)]
 
 
 def _is_container(command: tuple[str, ...]) -> bool:
@@ -114,7 +121,7 @@ def _is_container(command: tuple[str, ...]) -> bool:
 
 
 def _container_env(command: tuple[str, ...], env: dict[str, str]) -> tuple[str, ...]:
-    """`docker run …` → `docker run -e A=B …`: the container does not inherit our environment."""
+    """Insert `-e A=B` after `docker run`: a container does not inherit our environment."""
     if "run" not in command:
         return command
     at = command.index("run") + 1

@@ -30,7 +30,7 @@ def recorded(study: Study) -> Recorded:
 def local(recorded: Recorded) -> Recorded:
     """The same on this machine: no GPU, no numactl, no secret, the stand-in for vLLM."""
     env = tuple((n, v) for n, v in recorded.launch.env if n != "CUDA_VISIBLE_DEVICES")
-    launch = dataclasses.replace(recorded.launch, prefix=(), secret_env=(), env=env)
+    launch = dataclasses.replace(recorded.launch, prefix=(), secret_env=(), env=env, gpus=())
     return with_launch(recorded, launch=launch)
 
 

@@ -20,7 +20,8 @@ from tests.deploy.conftest import with_launch
 from tests.report.studies import Study
 from tuner.deploy.formats import FORMATS, file_name, render, render_study
 from tuner.deploy.kubernetes import object_name
-from tuner.deploy.recorded import Recorded
+from tuner.deploy.recorded import STOP_MARGIN_S, Recorded
+from tuner.deploy.start import stop_script
 from tuner.errors import UsageError
 from tuner.launch import LaunchSpec
 
@@ -45,7 +46,9 @@ def text(recorded: Recorded, format: str, **options: float) -> str:
 def nasty(recorded: Recorded) -> Recorded:
     """A launch whose every word and value has a meaning somewhere else."""
     words = ("/models/my model", *(w for i, value in enumerate(NASTY) for w in (f"--flag-{i}", value)))
-    launch = dataclasses.replace(recorded.launch, prefix=(), arguments=words, env=(("ODD", "a $b %c 'd' \"e\""),))
+    launch = dataclasses.replace(
+        recorded.launch, prefix=(), arguments=words, flags=(), env=(("ODD", "a $b %c 'd' \"e\""),)
+    )
     plan = dataclasses.replace(recorded.plan, model="/models/my model")
     return dataclasses.replace(with_launch(recorded, launch=launch), plan=plan)
 
@@ -106,7 +109,7 @@ def test_vllm_reads_the_recorded_words_back_from_the_config_file(recorded: Recor
 
 def test_short_options_go_to_the_command_line_of_the_config_file(recorded: Recorded) -> None:
     words = ("m", "-tp", "4", "-O3", "--sizes", "1", "2", "--x=1", "--no-y")
-    made = text(with_launch(recorded, launch=dataclasses.replace(recorded.launch, arguments=words)), "yaml")
+    made = text(with_launch(recorded, launch=dataclasses.replace(recorded.launch, arguments=words, flags=())), "yaml")
     entries = yaml.safe_load(made)
     assert entries == {"model": "m", "tensor-parallel-size": 4, "sizes": [1, 2], "x": 1, "no-y": True}
     assert "vllm serve --config vllm.yaml -O3 --host" in made
@@ -242,3 +245,18 @@ def _answers(command: list[str]) -> bool:
         return subprocess.run(command, capture_output=True, timeout=30).returncode == 0
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.parametrize(
+    "words", [("--shutdown-timeout", "60"), ("--shutdown_timeout", "60"), ("--shutdown_timeout=60",)]
+)
+def test_every_file_waits_for_the_users_shutdown_timeout(recorded: Recorded, words: tuple[str, ...]) -> None:
+    arguments = ("m", "--shutdown-timeout", "10", *words)
+    chosen = with_launch(recorded, launch=dataclasses.replace(recorded.launch, arguments=arguments, flags=()))
+    values = (chosen.record, chosen.result, chosen.plan, chosen.environment)
+    wait_s = 60 + STOP_MARGIN_S
+    assert f"STOP_TIMEOUT:-{wait_s}" in stop_script(*values)
+    assert f"TimeoutStopSec={wait_s}" in text(chosen, "systemd")
+    deployment, _ = yaml.safe_load_all(text(chosen, "k8s"))
+    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == wait_s
+    assert yaml.safe_load(text(chosen, "compose"))["services"]["vllm"]["stop_grace_period"] == f"{wait_s}s"

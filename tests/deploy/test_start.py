@@ -261,7 +261,7 @@ def test_every_word_of_the_launch_survives_the_shell(
         '{"a": "ü"}',
         "\x1b[31m'\\\u202e",
     )
-    launch = dataclasses.replace(local.launch, arguments=nasty, env=(("ODD", "a'b\n$HOME"),))
+    launch = dataclasses.replace(local.launch, arguments=nasty, flags=(), env=(("ODD", "a'b\n$HOME"),))
     plan = dataclasses.replace(local.plan, model="m\nrm -rf /tmp/x")
     start, _ = write_pair(tmp_path, dataclasses.replace(with_launch(local, launch=launch), plan=plan))
     vllm_on_path.write_text('#!/bin/bash\nprintf \'%s\\0\' "$ODD" "$@"\n')

@@ -205,7 +205,7 @@ class Night:
             return replace(spec, command=("/nowhere/vllm", "serve"))
         if row.fault in acts.ARGUMENTS:
             self._struck = True
-            return replace(spec, arguments=(*spec.arguments, *acts.ARGUMENTS[row.fault]))
+            return replace(spec, arguments=(*spec.arguments, *acts.ARGUMENTS[row.fault]), flags=())
         faults = list(ROOM.get(row.moment, ())) if row.fault in acts.ACTS else []
         if row.fault in acts.WORKS_WITH:
             faults.append(acts.WORKS_WITH[row.fault])

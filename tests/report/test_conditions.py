@@ -11,7 +11,7 @@ import pytest
 from tuner.launch import LaunchSpec
 from tuner.report.conditions import environment_rows, repeat_command
 from tuner.report.cost import cost
-from tuner.report.quote import flags_of, production_env, shell_line, shell_word, visible_gpus
+from tuner.report.quote import production_env, shell_line, shell_word
 from tuner.report.summary import flag_rows
 from tuner.report.tables import StudyFiles
 from tuner.report.translations import Words
@@ -71,14 +71,14 @@ LAUNCH = LaunchSpec(
 
 def test_what_belongs_to_the_studys_folders_is_not_quoted() -> None:
     assert production_env(LAUNCH) == (("CUDA_VISIBLE_DEVICES", "2,3"), ("A", "1"))
-    assert visible_gpus(LAUNCH) == ("2", "3")
+    assert LAUNCH.gpus == (2, 3)
     line = shell_line(LAUNCH)
     assert line.startswith("CUDA_VISIBLE_DEVICES=2,3 A=1 numactl --membind=0 vllm serve m --max-num-seqs 64 ")
     assert line.endswith(" --host 127.0.0.1 --port 8000")
 
 
-def test_flags_are_read_from_the_recorded_arguments() -> None:
-    assert flags_of(LAUNCH) == [
+def test_the_flags_of_one_launch_are_shown_with_their_values(words: Words) -> None:
+    assert [row[:2] for row in flag_rows(LAUNCH, None, words)] == [
         ("max-num-seqs", "64"),
         ("enable-chunked-prefill", "off"),
         ("x", "1"),
@@ -87,7 +87,7 @@ def test_flags_are_read_from_the_recorded_arguments() -> None:
 
 
 def test_of_two_launches_only_the_flags_that_differ_are_shown(words: Words) -> None:
-    other = dataclasses.replace(LAUNCH, arguments=("m", "--max-num-seqs", "32", "--x=1", "--y", "2"))
+    other = LaunchSpec((), ("vllm", "serve"), ("m", "--max-num-seqs", "32", "--x=1", "--y", "2"))
     rows = flag_rows(LAUNCH, other, words)
     assert [(row.flag, row.first, row.second) for row in rows] == [
         ("max-num-seqs", "64", "32"),

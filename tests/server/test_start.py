@@ -13,7 +13,7 @@ from tuner.launch import LaunchSpec
 from tuner.server import process, running_file
 from tuner.server.containers import with_cid_file
 from tuner.server.ports import fresh_port
-from tuner.server.start import _environment, _flag_value
+from tuner.server.start import _api_key, _environment, _secrets
 
 
 def test_ports_are_fresh_free_and_outside_the_range_of_outgoing_connections() -> None:
@@ -40,17 +40,10 @@ def test_the_launchs_own_environment_has_the_last_word() -> None:
     assert _environment(fake_spec(env=(("TMPDIR", "/mine"),)), Path("/tmp/tuner-01234567"))["TMPDIR"] == "/mine"
 
 
-@pytest.mark.parametrize(
-    ("words", "value"),
-    [
-        (("--shutdown-timeout", "10"), "10"),
-        (("--shutdown_timeout=7",), "7"),
-        (("--shutdown-timeout", "10", "--shutdown-timeout=20"), "20"),
-        (("--other", "1"), None),
-    ],
-)
-def test_the_last_value_of_a_flag_counts(words: tuple[str, ...], value: str | None) -> None:
-    assert _flag_value(words, "--shutdown-timeout") == value
+def test_every_key_on_the_command_line_is_a_secret() -> None:
+    words = ("--api-key", "sk-1", "--api_key=sk-2", "--api-key", "sk-3", "sk-4")
+    assert set(_secrets(fake_spec(*words))) >= {"sk-1", "sk-2", "sk-3", "sk-4"}
+    assert _api_key(fake_spec(*words)) == "sk-3"
 
 
 def test_a_container_gets_an_id_file_unless_the_launch_names_one() -> None:

@@ -23,7 +23,7 @@ def refused(trial: int, values: dict[str, Value]) -> TrialRecord:
 
 
 def with_words(made: TrialRecord, *words: str) -> TrialRecord:
-    return replace(made, launch=replace(made.launch, arguments=(*made.launch.arguments, *words)))
+    return replace(made, launch=replace(made.launch, arguments=(*made.launch.arguments, *words), flags=()))
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from tuner.candidate import Candidate, Value
+from tuner.candidate import Candidate
 from tuner.cli.console import outcome_line
 from tuner.cli.folders import State, is_worked_on, study_folder
 from tuner.cli.screen import Drawn
 from tuner.cli.snapshot import GroupNow, LevelNow, Picture, spent_before_s
 from tuner.cli.tables import Form, print_drawn, print_json
+from tuner.flagwords import flag_values
 from tuner.jsonfile import TornFileError
 from tuner.load.quantiles import order_statistic
 from tuner.measurement import Load, LoadKind
@@ -25,6 +26,7 @@ from tuner.server import proctable, running_file
 from tuner.study.learnt import Rule
 from tuner.study.plan import StudyPlan
 from tuner.study.result import Figures
+from tuner.vllm import knobs
 
 _REQUEST_COLUMNS = ["level", "kind", "due_ns", "first_ns", "last_ns"]
 _LOG_TAIL_BYTES = 64 * 1024
@@ -122,15 +124,8 @@ def _candidate(found: running_file.Marker, plan: StudyPlan) -> Candidate | None:
         words = (proctable.PROC / str(found.pid) / "cmdline").read_text(errors="replace").split("\0")
     except OSError:
         return None
-    values: dict[str, Value] = {}
-    for parameter in plan.parameters:
-        flag = f"--{parameter.flag}"
-        if f"--no-{parameter.flag}" in words:
-            values[parameter.flag] = False
-        elif flag in words:
-            following = words[words.index(flag) + 1 : words.index(flag) + 2]
-            values[parameter.flag] = following[0] if following and not following[0].startswith("--") else True
-    return Candidate.of(values)
+    given = flag_values(words, short=knobs.SHORT_OPTIONS)
+    return Candidate.of({p.flag: given[p.flag] for p in plan.parameters if p.flag in given})
 
 
 def last_level(folder: Path) -> LevelNow | None:

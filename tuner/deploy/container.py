@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from tuner.deploy.recorded import Recorded
+from tuner.launch import VISIBLE_GPUS
 
 GPU_IMAGE = "vllm/vllm-openai"
 CPU_IMAGE = "public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo"
@@ -54,7 +55,7 @@ def container(recorded: Recorded) -> Container:
         image=image,
         entrypoint=entrypoint,
         arguments=(*launch.arguments, "--host", "0.0.0.0", "--port", str(PORT)),
-        env=tuple((n, v) for n, v in recorded.env if n != "CUDA_VISIBLE_DEVICES"),
+        env=tuple((n, v) for n, v in recorded.env if n != VISIBLE_GPUS),
         secrets=launch.secret_env,
         gpus=recorded.gpus,
         model_folder=model if PurePosixPath(model).is_absolute() else None,

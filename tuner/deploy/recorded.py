@@ -10,14 +10,14 @@ from tuner.environment import Environment
 from tuner.errors import UsageError
 from tuner.formatting import one_line
 from tuner.launch import LaunchSpec
-from tuner.report.quote import production_env, visible_gpus
+from tuner.report.quote import production_env
 from tuner.report.tables import StudyFiles
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
 from tuner.study.result import Decision, Figures, StudyResult
 
 STOP_MARGIN_S = 15
-"""What vLLM's processes get on top of --shutdown-timeout before they are killed (vllm.md section 4)."""
+"""Seconds that vLLM's processes get beyond the server's own shutdown timeout before they are killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +44,12 @@ class Recorded:
 
     @property
     def gpus(self) -> tuple[str, ...]:
-        return visible_gpus(self.launch)
+        return tuple(map(str, self.launch.gpus))
 
     @property
     def stop_s(self) -> int:
-        """Seconds to wait after TERM: the server's own --shutdown-timeout and a margin."""
-        words = [w for word in self.launch.arguments for w in word.split("=", 1)]
-        timeouts = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--shutdown-timeout"]
-        return (int(timeouts[-1]) if timeouts and timeouts[-1].isdigit() else 0) + STOP_MARGIN_S
+        """Seconds to wait after TERM: the server's own shutdown timeout and a margin."""
+        return self.launch.shutdown_timeout_s + STOP_MARGIN_S
 
     @property
     def figures(self) -> Figures | None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import jinja2
 
 from tuner.deploy.recorded import Recorded, header, recorded_in
 from tuner.environment import Environment
+from tuner.flagwords import given_flags
 from tuner.formatting import one_line
 from tuner.jsonfile import write_atomically
+from tuner.launch import VISIBLE_GPUS
 from tuner.report.quote import cache_env, shell_word
 from tuner.report.tables import read_study
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
 from tuner.study.result import StudyResult
+from tuner.vllm import knobs
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("tuner.deploy", "."),
@@ -38,7 +40,7 @@ def start_script(record: TrialRecord, result: StudyResult, plan: StudyPlan, envi
     launch = recorded.launch
     return _TEMPLATES.get_template("start.sh.j2").render(
         header=header(recorded, file="start.sh"),
-        env=[(n, v) for n, v in recorded.env if n != "CUDA_VISIBLE_DEVICES"],
+        env=[(n, v) for n, v in recorded.env if not (recorded.gpus and n == VISIBLE_GPUS)],
         caches=cache_env(launch),
         secrets=launch.secret_env,
         # A container gets its variables with -e, in the recorded command itself.
@@ -46,7 +48,7 @@ def start_script(record: TrialRecord, result: StudyResult, plan: StudyPlan, envi
         prefix=launch.prefix,
         command=launch.command,
         container=launch.in_container,
-        arguments=list(argument_lines(launch.arguments)),
+        arguments=argument_lines(launch.arguments),
         start_s=round(plan.start_limit_s),
         stop_s=recorded.stop_s,
     )
@@ -84,21 +86,6 @@ def write_pair(folder: Path, recorded: Recorded) -> tuple[Path, Path]:
     return start, stop
 
 
-def argument_lines(arguments: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Arguments in lines of a flag with its values, for people to read: `("--max-num-seqs", "64")`."""
-    line: list[str] = []
-    for word in arguments:
-        if word.startswith("-") and not _is_number(word) and line:
-            yield tuple(line)
-            line = []
-        line.append(word)
-    if line:
-        yield tuple(line)
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
+def argument_lines(arguments: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Split arguments into lines of a flag with its values: `("--max-num-seqs", "64")`."""
+    return [flag.words for flag in given_flags(arguments, short=knobs.SHORT_OPTIONS)]

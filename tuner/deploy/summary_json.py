@@ -11,7 +11,7 @@ from tuner.environment import Environment
 from tuner.launch import LaunchSpec
 from tuner.measurement import Measurement
 from tuner.report.cost import cost
-from tuner.report.quote import shell_line, visible_gpus
+from tuner.report.quote import shell_line
 from tuner.study.result import Figures
 
 
@@ -43,7 +43,7 @@ class Best:
 
 def best_json(recorded: Recorded, gpu_price: float | None = None) -> str:
     record, result = recorded.record, recorded.result
-    gpus = len(visible_gpus(record.launch))
+    gpus = len(record.launch.gpus)
     default = result.default
     return jsonfile.dumps(
         Best(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from typing import NamedTuple
 
 from tuner.launch import LaunchSpec
 
@@ -20,12 +19,6 @@ def production_env(launch: LaunchSpec) -> tuple[tuple[str, str], ...]:
 
 def cache_env(launch: LaunchSpec) -> tuple[tuple[str, str], ...]:
     return tuple((n, v) for n, v in launch.env if n in CACHES)
-
-
-def visible_gpus(launch: LaunchSpec) -> tuple[str, ...]:
-    """As CUDA_VISIBLE_DEVICES names them; empty on a machine without GPUs."""
-    visible = dict(launch.env).get("CUDA_VISIBLE_DEVICES", "")
-    return tuple(gpu for gpu in visible.split(",") if gpu)
 
 
 def shell_word(text: str) -> str:
@@ -46,28 +39,3 @@ def shell_line(launch: LaunchSpec, host: str = "127.0.0.1", port: int = 8000) ->
     """One line to paste into a shell."""
     words = [f"{name}={shell_word(value)}" for name, value in production_env(launch)]
     return " ".join([*words, *map(shell_word, launch.argv(host, port))])
-
-
-class Flag(NamedTuple):
-    """A flag as it stands on the command line: `--no-x` is (x, off), a flag without a value is (x, on)."""
-
-    name: str
-    value: str
-
-
-def flags_of(launch: LaunchSpec) -> list[Flag]:
-    """The long flags of the recorded arguments, in their order; the model and short options are left out."""
-    found: list[Flag] = []
-    words = launch.arguments
-    for i, word in enumerate(words):
-        if not word.startswith("--"):
-            continue
-        name, given, value = word[2:].partition("=")
-        following = words[i + 1 : i + 2]
-        if given:
-            found.append(Flag(name, value))
-        elif following and not following[0].startswith("--"):
-            found.append(Flag(name, following[0]))
-        else:
-            found.append(Flag(name.removeprefix("no-"), "off" if name.startswith("no-") else "on"))
-    return found

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tuner import formatting
+from tuner.flagwords import value_text
 from tuner.launch import LaunchSpec
 from tuner.measurement import Measurement
 from tuner.report.cost import cost
-from tuner.report.quote import flags_of, visible_gpus
 from tuner.report.tables import StudyFiles, shown_level
 from tuner.report.translations import Language, Words
 from tuner.study import confirm
@@ -70,7 +70,7 @@ def side(study: StudyFiles, figures: Figures | None) -> Side | None:
     measured = [level.measurement for level in levels if level is not None]
     worst = max(measured, key=lambda m: m.ttft_ms.p99 if m.ttft_ms else 0.0, default=None)
     full = next((r.saturation for r in study.starts_of(figures.candidate) if r.saturation is not None), None)
-    return Side(figures, worst, len(visible_gpus(record.launch)), full)
+    return Side(figures, worst, len(record.launch.gpus), full)
 
 
 class SummaryRow(NamedTuple):
@@ -151,7 +151,7 @@ class FlagRow(NamedTuple):
 
 def flag_rows(first: LaunchSpec, second: LaunchSpec | None, words: Words) -> list[FlagRow]:
     """Flags of two launches; where there are two, only those in which they differ."""
-    one, other = dict(flags_of(first)), dict(flags_of(second)) if second else None
+    one, other = _shown_flags(first), _shown_flags(second) if second else None
     names = [*one, *(name for name in other or () if name not in one)]
     absent = words("flag-absent")
     return [
@@ -163,6 +163,10 @@ def flag_rows(first: LaunchSpec, second: LaunchSpec | None, words: Words) -> lis
         for name in names
         if other is None or one.get(name) != other.get(name)
     ]
+
+
+def _shown_flags(launch: LaunchSpec) -> dict[str, str]:
+    return {flag: value_text(value) for flag, value in launch.flags}
 
 
 class CautionRow(NamedTuple):

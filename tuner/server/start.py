@@ -7,9 +7,9 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
+from tuner.flagwords import given_flags
 from tuner.launch import LaunchSpec
 from tuner.server import leftovers, logtext, proctable, running_file
 from tuner.server.containers import end_container, with_cid_file
@@ -20,11 +20,12 @@ from tuner.server.process import ServerProcess, held_at_gate
 from tuner.server.readiness import Endpoint, Health, NotReady, Ready, Watch, health
 from tuner.server.running_file import Marker
 from tuner.server.shutdown import StopReport
+from tuner.vllm import knobs
 from tuner.vllm.cause import Cause
 from tuner.vllm.facts import StartFacts, parse_facts
 
 STOP_MARGIN_S = 15.0
-"""Seconds beyond --shutdown-timeout that vLLM takes to close its workers and its HTTP server."""
+"""Seconds beyond the server's own shutdown timeout that vLLM takes to close its workers and its HTTP server."""
 DEATH_LIMIT_S = 12.0
 """Seconds until a server has left whose engine died: vLLM looks every 5 s, and then needs a moment."""
 
@@ -143,7 +144,7 @@ class Start:
     def end(self) -> StopReport:
         """End the server and remove what it leaves. Its running file stays if something survives."""
         begun_ns = self._clock.now_ns()
-        ended = self.process.stop(_shutdown_timeout_s(self._spec) + STOP_MARGIN_S)
+        ended = self.process.stop(self._spec.shutdown_timeout_s + STOP_MARGIN_S)
         killed = ended.killed
         if self._engine:
             killed += end_container(self._engine, self._scratch)
@@ -192,26 +193,17 @@ def _environment(spec: LaunchSpec, scratch: Path) -> dict[str, str]:
     return {**kept, **own, **dict(spec.env)}
 
 
-def _shutdown_timeout_s(spec: LaunchSpec) -> float:
-    """Return the last --shutdown-timeout of the launch; 0, vLLM's default, if it is absent or no number."""
-    value = _flag_value(spec.arguments, "--shutdown-timeout")
-    return float(value) if value is not None and value.isdecimal() else 0.0
-
-
 def _api_key(spec: LaunchSpec) -> str | None:
-    return _flag_value(spec.arguments, "--api-key") or os.environ.get("VLLM_API_KEY") or None
+    return next(iter(_given_keys(spec)), None) or os.environ.get("VLLM_API_KEY") or None
 
 
 def _secrets(spec: LaunchSpec) -> tuple[str, ...]:
     """Collect the values that must stand in no record and no excerpt."""
     named = (os.environ.get(name) for name in {*spec.secret_env, *_USUAL_SECRETS})
-    return tuple(value for value in (*named, _flag_value(spec.arguments, "--api-key")) if value)
+    return tuple(value for value in (*named, *_given_keys(spec)) if value)
 
 
-def _flag_value(words: tuple[str, ...], flag: str) -> str | None:
-    value = None
-    for word, following in pairwise((*words, "")):
-        name, equals, rest = word.partition("=")
-        if name.replace("_", "-") == flag:
-            value = rest if equals else following
-    return value
+def _given_keys(spec: LaunchSpec) -> tuple[str, ...]:
+    """Keys on the command line, those that the server goes by first."""
+    given = reversed(given_flags(spec.arguments, short=knobs.SHORT_OPTIONS))
+    return tuple(key for flag in given if flag.name == knobs.API_KEY for key in flag.texts)

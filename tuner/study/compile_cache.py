@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from tuner.candidate import Candidate, Value
 from tuner.study.record import TrialRecord
+from tuner.vllm import knobs
 
 NOT_IN_THE_KEY = frozenset({
     "gpu-memory-utilization", "kv-cache-memory-bytes", "num-gpu-blocks-override", "enable-prefix-caching",
@@ -53,7 +54,9 @@ def cache_states(records: Iterable[TrialRecord]) -> dict[int, Cache | None]:
         key = compile_key(record.candidate)
         known = ready.get(key)
         state = Cache.COLD if known is None else Cache.WARM if known else None
-        states[record.trial] = None if _is_eager(record) or record.launch.in_container else state
+        states[record.trial] = (
+            None if record.launch.value(knobs.ENFORCE_EAGER) is True or record.launch.in_container else state
+        )
         ready[key] = bool(known) or record.got_ready
     return states
 
@@ -73,9 +76,3 @@ def expected_start_s(records: Sequence[TrialRecord], cache: Cache) -> float | No
     times = start_times_s(records)
     like = times.get(cache) or [seconds for alike in times.values() for seconds in alike]
     return statistics.median(like) if like else None
-
-
-def _is_eager(record: TrialRecord) -> bool:
-    words = [word.replace("_", "-") for word in record.launch.arguments]
-    said = [word for word in words if word in ("--enforce-eager", "--no-enforce-eager")]
-    return said[-1:] == ["--enforce-eager"]

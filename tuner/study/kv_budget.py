@@ -20,11 +20,12 @@ from tuner.capacity import (
     model_memory,
 )
 from tuner.environment import Gpu
-from tuner.launch import given_word, mentioned_flags
+from tuner.flagwords import flag_names, given_flags
 from tuner.model import UnknownModelError
 from tuner.space.parameter import Parameter
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
+from tuner.vllm import knobs
 
 UTILIZATION, KV_BYTES, LENGTH = "gpu-memory-utilization", "kv-cache-memory-bytes", "max-model-len"
 UTILIZATIONS = (0.80, 0.85, 0.90, 0.92, 0.95, 0.97)
@@ -112,7 +113,7 @@ def _shortest_length(plan: StudyPlan, record: TrialRecord) -> float | None:
             known = len(numbers) == len(parameter.choices)
             return min(numbers, default=parameter.low) if known else None
     same = {**dict(plan.base.fixed), **dict(plan.space.fixed), **dict(plan.given)}
-    if LENGTH not in same and LENGTH not in mentioned_flags(plan.base.extra):
+    if LENGTH not in same and LENGTH not in flag_names(plan.base.extra, short=knobs.SHORT_OPTIONS):
         return None if record.facts is None else record.facts.max_model_len
     length = same.get(LENGTH)
     return length if isinstance(length, (int, float)) and length > 0 else None
@@ -147,6 +148,7 @@ def _spread(parameter: Parameter) -> tuple[float, ...]:
 
 def _flags(plan: StudyPlan, gpus: tuple[Gpu, ...], same: Mapping[str, Value]) -> ServerFlags:
     extra = plan.base.extra
+    texts = {flag.name: flag.text for flag in given_flags(extra, short=knobs.SHORT_OPTIONS)}
 
     def number(flag: str, default: int) -> int:
         value = same.get(flag, default)
@@ -157,10 +159,10 @@ def _flags(plan: StudyPlan, gpus: tuple[Gpu, ...], same: Mapping[str, Value]) ->
         max_num_seqs=number("max-num-seqs", 256),
         block_tokens=number("block-size", 16 if gpus else 128),  # vLLM's defaults on a GPU and on a CPU
         tensor_parallel_size=number("tensor-parallel-size", 1),
-        dtype=given_word(extra, "dtype") or "auto",
-        kv_cache_dtype=given_word(extra, "kv-cache-dtype") or "auto",
-        quantization=given_word(extra, "quantization"),
-        mentioned=mentioned_flags(extra),
+        dtype=texts.get("dtype") or "auto",
+        kv_cache_dtype=texts.get("kv-cache-dtype") or "auto",
+        quantization=texts.get("quantization"),
+        mentioned=flag_names(extra, short=knobs.SHORT_OPTIONS),
     )
 
 
