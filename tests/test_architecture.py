@@ -35,7 +35,7 @@ VALUES = ("candidate", "slo", "placement")
 """Single modules of plain values that any word may use."""
 
 OUTPUTS = ("report", "deploy")
-EDGES = ("config", "cli")
+EDGES = ("config", "machine", "cli")
 THIRD_PARTY_ROOMS = {
     "optuna": ("study/search.py",),
     "pynvml": ("telemetry/gpu.py",),

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.fakes import ScriptedClock
 from tests.study.builders import landscape, plan
 from tuner.cli import app
-from tuner.clock import ScriptedClock
 from tuner.environment import describe
 from tuner.errors import TunerError, UsageError
 from tuner.load.workload import workload

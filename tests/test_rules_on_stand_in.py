@@ -10,11 +10,11 @@ from pathlib import Path
 import optuna
 import pytest
 
+from tests.fakes import ScriptedClock
 from tests.study.builders import plan
 from tests.test_capacity import QWEN3_8B
 from tests.virtual_night import VirtualMachine
 from tuner.candidate import Candidate
-from tuner.clock import ScriptedClock
 from tuner.environment import Gpu, describe
 from tuner.load.workload import workload
 from tuner.space.parameter import Kind, Parameter

@@ -7,10 +7,10 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+from tests.fakes import ScriptedClock
 from tests.study.builders import plan
 from tests.virtual_night import VirtualMachine
 from tuner.candidate import Candidate
-from tuner.clock import ScriptedClock
 from tuner.environment import Gpu, describe
 from tuner.load.workload import workload
 from tuner.study.loop import Loop

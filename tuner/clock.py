@@ -1,4 +1,4 @@
-"""Clock protocol, the real clock (integer monotonic ns) and a scripted clock for tests."""
+"""Clock protocol, and the clock of this machine."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from typing import Protocol
 
 
 class Clock(Protocol):
+    """Source of time that a test can script."""
+
     def now_ns(self) -> int:
-        """Monotonic nanoseconds: for durations only."""
+        """Return monotonic nanoseconds, for durations only."""
         ...
 
     def wall(self) -> datetime:
-        """Time of day, UTC: for records a person reads."""
+        """Return the time of day in UTC, for records."""
         ...
 
     def sleep(self, seconds: float) -> None: ...
 
 
 class RealClock:
+    """Clock of this machine."""
+
     def now_ns(self) -> int:
         return time.monotonic_ns()
 
@@ -28,20 +32,3 @@ class RealClock:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
-
-
-class ScriptedClock:
-    """Moves only when something sleeps: a test of an hour's timeout takes no time."""
-
-    def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
-        self._start = start
-        self._elapsed_ns = 0
-
-    def now_ns(self) -> int:
-        return self._elapsed_ns
-
-    def wall(self) -> datetime:
-        return datetime.fromtimestamp(self._start.timestamp() + self._elapsed_ns / 1e9, UTC)
-
-    def sleep(self, seconds: float) -> None:
-        self._elapsed_ns += round(seconds * 1e9)

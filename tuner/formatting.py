@@ -78,20 +78,8 @@ def gib(value: float | None) -> str:
     return _with_unit(significant(value), "GiB")
 
 
-def watts(value: float | None) -> str:
-    return _with_unit(count(value), "W")
-
-
-def celsius(value: float | None) -> str:
-    return _with_unit(count(value), "°C")
-
-
 def tokens(value: float | None) -> str:
     return _with_unit(count(value), "tokens")
-
-
-def tokens_per_s(value: float | None) -> str:
-    return _with_unit(significant(value), "tokens/s")
 
 
 def price(value: float | None) -> str:

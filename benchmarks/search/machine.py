@@ -12,10 +12,10 @@ import math
 import random
 from dataclasses import dataclass, field
 
+from tests.fakes import ScriptedClock
 from tuner.bench.capacity_search import ProbeResult, Saturation, SearchSettings, Stop
 from tuner.bench.task import ClaimRate, SearchCapacity
 from tuner.candidate import Candidate
-from tuner.clock import ScriptedClock
 from tuner.launch import launch
 from tuner.load.prompts import SEARCH_TRACE
 from tuner.measurement import ClientLoad, Distribution, Load, LoadKind, Measurement, ServerLoad

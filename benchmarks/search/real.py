@@ -21,9 +21,9 @@ from pathlib import Path
 from tuner import formatting
 from tuner.bench.task import RunLadder
 from tuner.candidate import Candidate
-from tuner.cli.search import cache_folder, this_machine
 from tuner.clock import RealClock
 from tuner.config import SearchOptions, plan_study
+from tuner.machine import cache_folder, this_machine
 from tuner.study.assignment import Assignment
 from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli.support import STAND_IN, tuner
+from tests.fakes import RecordedGpu
 from tuner.cli import check
 from tuner.cli.check import Finding, Grade, peers_without
-from tuner.telemetry.gpu import GpuReading, Installed, RecordedGpu
+from tuner.telemetry.gpu import GpuReading, Installed
 
 MATRIX = """\
  \tGPU0\tGPU1\tGPU2\t

@@ -14,11 +14,11 @@ from tests.study.test_kv_budget import DEFAULTS, H100, planned, started
 from tests.test_capacity import DEEPSEEK_V3, GEMMA_3_27B
 from tuner.cli.kv import kv_lines
 from tuner.cli.plan import show_plan
-from tuner.cli.search import cache_folder, this_machine
 from tuner.cli.tables import Form
 from tuner.clock import RealClock
 from tuner.config import SearchOptions, plan_study
 from tuner.load.workload import workload
+from tuner.machine import cache_folder, this_machine
 from tuner.placement import GpuGroup
 from tuner.study.kv_budget import kv_table
 from tuner.study.store import Store

@@ -9,10 +9,10 @@ from tests.cli.support import STAND_IN, short_search, tuner
 from tests.study.builders import REFUSAL, record
 from tuner.candidate import Candidate
 from tuner.cli.plan import show_plan
-from tuner.cli.search import cache_folder, this_machine
 from tuner.cli.tables import Form
 from tuner.clock import RealClock
 from tuner.config import SearchOptions, plan_study
+from tuner.machine import cache_folder, this_machine
 from tuner.study.record import TrialOutcome
 from tuner.study.store import Store
 

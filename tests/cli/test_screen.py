@@ -21,6 +21,7 @@ from rich.console import Console as Terminal
 
 from tests.cli.conftest import HOSTILE
 from tests.cli.support import TUNER, short_search, tuner
+from tests.fakes import ScriptedClock
 from tests.study.builders import REFUSAL, level, plan, record
 from tests.study.open_server import open_level, open_plan
 from tuner.cli.console import Console
@@ -28,7 +29,6 @@ from tuner.cli.folders import State
 from tuner.cli.progress import Look, Progress, progress
 from tuner.cli.screen import Drawn, Screen
 from tuner.cli.snapshot import Picture
-from tuner.clock import ScriptedClock
 from tuner.study.events import LevelMeasured, Notice, PhaseChanged, TrialFinished, TrialStarted
 from tuner.study.record import Role, TrialOutcome
 

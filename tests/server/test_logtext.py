@@ -68,9 +68,9 @@ def test_secrets_are_taken_out_of_a_finished_log(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_excerpt_is_the_redacted_end(tmp_path: Path) -> None:
+def test_a_line_for_a_record_is_redacted_and_short(tmp_path: Path) -> None:
     path = tmp_path / "server.log"
     path.write_text("".join(f"line {n}\n" for n in range(100)) + "HF_TOKEN=abcdef\n" + "z" * 5000)
-    lines = logtext.excerpt(path, lines=3).splitlines()
+    lines = logtext.redact(logtext.read(path)).splitlines()[-3:]
     assert lines[:2] == ["line 99", "HF_TOKEN=[redacted]"]
-    assert len(lines[2]) == logtext.MAX_LINE_CHARS
+    assert len(logtext.shorten(lines[2])) == logtext.MAX_LINE_CHARS

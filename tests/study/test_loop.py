@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes import ScriptedClock
 from tests.study.builders import MACHINE, landscape, plan
-from tuner.clock import ScriptedClock
 from tuner.environment import describe
 from tuner.errors import EnvironmentFaultError
 from tuner.server.diagnosis import Bound

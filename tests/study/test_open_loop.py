@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes import ScriptedClock
 from tests.study.open_server import capacity, open_plan, open_trial
 from tests.study.test_loop import Night
 from tuner.bench.capacity_search import Ended
-from tuner.clock import ScriptedClock
 from tuner.study.assignment import Assignment
 from tuner.study.events import Notice
 from tuner.study.record import Role, TrialOutcome, TrialRecord

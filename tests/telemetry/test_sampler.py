@@ -12,7 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tuner.telemetry.gpu import GpuReading, NoGpu, RecordedGpu, gpu_adapter
+from tests.fakes import RecordedGpu
+from tuner.telemetry.gpu import GpuReading, NoGpu, gpu_adapter
 from tuner.telemetry.host import Host
 from tuner.telemetry.sampler import Sampler, TelemetryLog
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 
 from tuner import formatting
-from tuner.cli.search import cache_folder
 from tuner.cli.tables import Form, print_drawn, print_json
 from tuner.cli.tables import lines as drawn_lines
 from tuner.errors import EnvironmentFaultError
+from tuner.machine import cache_folder
 from tuner.placement import parse_gpus
 from tuner.server.ports import fresh_port
 from tuner.space.files import read_space

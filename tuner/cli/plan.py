@@ -7,7 +7,6 @@ import sys
 from tuner.cli.console import Console, describe, plan_lines
 from tuner.cli.folders import study_names
 from tuner.cli.kv import kv_lines
-from tuner.cli.search import cache_folder, this_machine
 from tuner.cli.tables import Form, print_json
 from tuner.clock import RealClock
 from tuner.config import SearchOptions, plan_study
@@ -15,6 +14,7 @@ from tuner.environment import Environment, differences
 from tuner.errors import UsageError
 from tuner.formatting import one_line
 from tuner.launch import launch
+from tuner.machine import cache_folder, this_machine
 from tuner.model import UnknownModelError
 from tuner.report.quote import shell_line
 from tuner.study.kv_budget import kv_table

@@ -12,10 +12,11 @@ from pathlib import Path
 from tuner.cli.console import Console, plan_lines, printable, result_lines
 from tuner.cli.progress import Look, Progress, progress
 from tuner.clock import RealClock
-from tuner.config import ChangedEnvironment, Machine, SearchOptions, plan_study, split_secrets
+from tuner.config import ChangedEnvironment, SearchOptions, plan_study, split_secrets
 from tuner.deploy.start import write_scripts
-from tuner.environment import Environment, Gpu, describe, differences
+from tuner.environment import Environment, describe, differences
 from tuner.errors import EnvironmentFaultError, InterruptedSearchError, NothingFeasibleError, UsageError
+from tuner.machine import cache_folder, this_machine
 from tuner.server.leftovers import end_leftovers
 from tuner.study.loop import Loop
 from tuner.study.plan import StudyPlan
@@ -24,22 +25,9 @@ from tuner.study.search import Search, sampler_name
 from tuner.study.seeds import seeds
 from tuner.study.store import Store
 from tuner.study.trial import TrialRunner
-from tuner.telemetry.gpu import gpu_adapter, inventory
+from tuner.telemetry.gpu import gpu_adapter
 from tuner.vllm.defaults import vllm_defaults
 from tuner.vllm.flags import installed_vllm
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tuner"
-
-
-def this_machine() -> Machine:
-    installed, driver = inventory()
-    return Machine(
-        gpus=tuple(Gpu(gpu.index, gpu.name, gpu.memory_gib, gpu.uuid) for gpu in installed),
-        numa_nodes=tuple(gpu.numa_node for gpu in installed),
-        driver=driver,
-    )
 
 
 def run_search(options: SearchOptions, look: Look) -> None:

@@ -80,12 +80,6 @@ def redact_file(path: Path, secrets: Iterable[str]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def excerpt(log_path: Path, secrets: Iterable[str] = (), *, lines: int = 40) -> str:
-    """The last lines of the log, for a report: clean, redacted, no line longer than MAX_LINE_CHARS."""
-    text = redact(read(log_path), secrets)
-    return "\n".join(shorten(line) for line in text.rstrip().splitlines()[-lines:])
-
-
 def shorten(line: str) -> str:
     line = line.strip()
     return line if len(line) <= MAX_LINE_CHARS else line[: MAX_LINE_CHARS - 1] + "…"

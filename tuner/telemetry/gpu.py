@@ -55,22 +55,6 @@ class NoGpu:
         return None
 
 
-class RecordedGpu:
-    """Readings taken earlier, given back one after the other; the last one repeats."""
-
-    def __init__(self, readings: Sequence[tuple[GpuReading, ...]]) -> None:
-        self._readings = tuple(readings)
-        self._next = 0
-
-    def read(self, indices: Sequence[int]) -> tuple[GpuReading, ...]:
-        reading = self._readings[min(self._next, len(self._readings) - 1)]
-        self._next += 1
-        return tuple(gpu for gpu in reading if gpu.index in indices)
-
-    def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
-        return {gpu.index: gpu.memory_used_bytes or 0 for gpu in self.read(gpus)}
-
-
 class Nvml:
     """The driver of this machine. Made by `gpu_adapter`, which has initialised NVML."""
 
