@@ -19,6 +19,7 @@ from tuner.study.events import (
     TrialFinished,
     TrialStarted,
 )
+from tuner.study.forecast import UNKNOWN_START_S, left_s
 from tuner.study.learnt import Rule
 from tuner.study.plan import Ladder, LoadPolicy, StudyPlan
 from tuner.study.plateau import RISE
@@ -154,11 +155,8 @@ def plan_lines(plan: StudyPlan, vllm_version: str, sampler: str) -> str:
 
 
 def _time(plan: StudyPlan) -> str:
-    load = plan.load
-    search_s = plan.starts / len(plan.groups) * (load.longest_s + 90)
-    confirm_s = plan.confirm_starts * (max(load.longest_s, load.confirm_s) + 90)
     limit = "" if plan.time_budget_s is None else f", ended after {formatting.duration(plan.time_budget_s)}"
-    return f"at most about {formatting.duration(search_s + confirm_s)} with 90 s a start{limit}"
+    return f"at most about {formatting.duration(left_s(plan, ()))} with {UNKNOWN_START_S:.0f} s a start{limit}"
 
 
 def result_lines(

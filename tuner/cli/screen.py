@@ -19,11 +19,12 @@ from rich.text import Text
 from tuner import formatting
 from tuner.cli.console import describe, load_words, outcome_words, printable
 from tuner.cli.folders import State
-from tuner.cli.snapshot import GroupNow, LevelNow, Picture, spent_before_s
+from tuner.cli.snapshot import GroupNow, LevelNow, Picture
 from tuner.cli.tables import spaced
 from tuner.clock import Clock, RealClock
 from tuner.formatting import one_line
 from tuner.study.events import Event, LevelMeasured, Notice, PhaseChanged, StudyFinished, TrialFinished, TrialStarted
+from tuner.study.forecast import spent_s
 from tuner.study.plan import LoadPolicy, OpenSearch, StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.result import Figures, StudyResult
@@ -69,7 +70,7 @@ class Screen:
         self._groups = {g.name: _Running(GroupNow(g.name), self._clock.now_ns()) for g in plan.groups}
         self._state = State.RUNNING
         self._result: StudyResult | None = None
-        self._spent_before_s = spent_before_s(plan, records)
+        self._spent_before_s = spent_s(plan, records)
         self._began_ns = self._clock.now_ns()
         self._lock = threading.Lock()
         self._live = Live(

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tuner.candidate import Candidate
 from tuner.cli.folders import State
 from tuner.measurement import Measurement
-from tuner.study import confirm
-from tuner.study.plan import Ladder, StudyPlan
+from tuner.study import confirm, forecast
+from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialRecord
 from tuner.study.result import Figures, Lack, StudyResult
 
 LAST = 5
 """Outcomes that are shown."""
-
-START_S = 90.0
-"""What a start is taken to need before any was seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,20 +102,5 @@ class Picture:
         if self.state is not State.RUNNING:
             return None
         budget = self.plan.time_budget_s
-        by_pace_s = self._left_by_pace_s()
+        by_pace_s = forecast.left_s(self.plan, self.records)
         return by_pace_s if budget is None else min(by_pace_s, max(0.0, budget - self.elapsed_s))
-
-    def _left_by_pace_s(self) -> float:
-        spent = [r.phases.spent_s for r in self.records if r.counts]
-        mean_s = sum(spent) / len(spent) if spent else self.plan.load.longest_s + START_S
-        confirmed = sum(r.role is Role.CONFIRM and r.counts for r in self.records)
-        searched = sum(r.role.searches and r.counts for r in self.records)
-        search_s = mean_s * max(0, self.plan.starts - searched) / len(self.plan.groups)
-        # A claim of an open loop takes far longer than the starts that it follows.
-        confirm_s = mean_s if isinstance(self.plan.load, Ladder) else self.plan.load.confirm_s + START_S
-        return search_s + confirm_s * max(0, self.plan.confirm_starts - confirmed)
-
-
-def spent_before_s(plan: StudyPlan, records: Sequence[TrialRecord]) -> float:
-    """What finished trials took, as the loop adds it to its time when it goes on."""
-    return sum(r.phases.spent_s for r in records) / len(plan.groups)

@@ -15,7 +15,7 @@ from tuner.candidate import Candidate
 from tuner.cli.console import outcome_line
 from tuner.cli.folders import State, is_worked_on, study_folder
 from tuner.cli.screen import Drawn
-from tuner.cli.snapshot import GroupNow, LevelNow, Picture, spent_before_s
+from tuner.cli.snapshot import GroupNow, LevelNow, Picture
 from tuner.cli.tables import Form, print_drawn, print_json
 from tuner.flagwords import flag_values
 from tuner.jsonfile import TornFileError
@@ -23,6 +23,7 @@ from tuner.load.quantiles import order_statistic
 from tuner.measurement import Load, LoadKind
 from tuner.report.tables import StudyFiles, read_study
 from tuner.server import proctable, running_file
+from tuner.study import forecast
 from tuner.study.learnt import Rule
 from tuner.study.plan import StudyPlan
 from tuner.study.result import Figures
@@ -60,7 +61,7 @@ def picture_of(folder: Path) -> Picture:
 
 def _elapsed_s(study: StudyFiles, state: State) -> float:
     result = study.result
-    spent_s = result.elapsed_s if result else spent_before_s(study.plan, study.records)
+    spent_s = result.elapsed_s if result else forecast.spent_s(study.plan, study.records)
     if state is not State.RUNNING:
         return spent_s
     running = [began for folder in _unfinished(study) if (began := _began_unix_s(folder)) is not None]

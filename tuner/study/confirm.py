@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from tuner.bench.capacity_search import Incumbent
 from tuner.candidate import Candidate
 from tuner.measurement import LoadKind, Measurement
 from tuner.study.plan import OpenSearch
@@ -34,6 +35,13 @@ def finalists(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     refuted = {r.candidate.id for r in records if r.role is Role.CONFIRM and r.outcome in _REFUTED}
     feasible = [r for r in records if r.role.searches and r.qps is not None]
     return sorted((r for r in feasible if r.candidate.id not in refuted), key=lambda r: -(r.qps or 0.0))
+
+
+def incumbent(records: Sequence[TrialRecord]) -> Incumbent | None:
+    """Find the best capacity of the search so far; None before anything was feasible."""
+    found = [r.capacity for r in records if r.role.searches and r.qps is not None and r.capacity is not None]
+    known = [Incumbent(c.rate, c.saturation, c.answer_s) for c in found if c.rate is not None]
+    return max(known, key=lambda best: best.rate, default=None)
 
 
 def fresh_runs(records: Sequence[TrialRecord], candidate: Candidate) -> list[TrialRecord]:

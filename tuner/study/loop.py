@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import threading
 from collections.abc import Callable
@@ -16,12 +15,10 @@ from tuner.clock import Clock
 from tuner.errors import EnvironmentFaultError
 from tuner.measurement import LoadKind, Measurement
 from tuner.placement import GpuGroup
-from tuner.study import confirm
+from tuner.study import confirm, forecast
 from tuner.study.assignment import Assignment, check_task, confirm_task, search_task
-from tuner.study.compile_cache import Cache, expected_start_s
 from tuner.study.conclusion import conclude
 from tuner.study.events import Event, Notice, StudyFinished, TrialFinished, TrialStarted
-from tuner.study.open_loop import incumbent
 from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.plateau import RISE, starts_without_rise
 from tuner.study.record import Role, TrialOutcome, TrialRecord
@@ -36,9 +33,6 @@ ATTEMPTS = 3
 FAULTS_IN_A_ROW = 3
 """As many starts that the machine spoilt, one after the other, end the night: the rest would fare no better."""
 
-
-UNKNOWN_START_S = 60.0
-"""What a start is taken to need before any was seen."""
 
 LEAST_DISK_BYTES = 2**30
 """Less free disk than this, and a log or a compile cache may fill it in the middle of a trial."""
@@ -67,7 +61,7 @@ class Loop:
 
     def run(self) -> StudyResult:
         self._records = list(self.store.records())
-        self._spent_before_s = sum(r.phases.spent_s for r in self._records) / len(self.plan.groups)
+        self._spent_before_s = forecast.spent_s(self.plan, self._records)
         self._began_ns = self.clock.now_ns()
         self.search.restore(self._records)
         with ThreadPoolExecutor(len(self.plan.groups)) as pool:
@@ -143,32 +137,12 @@ class Loop:
         if budget is None:
             return True
         # At most half for the claims, or a short budget would search nothing that could be claimed.
-        claims_s = min(self._expected_claim_s * self.plan.confirm_starts, budget / 2)
-        # What searches has to compile. Of 70 proposals (two studies of 40 starts, default space) one had the sizes of
-        # an earlier start and four were within 5 % of them: to hold back cold ones for warm ones would gain nothing.
-        in_time = self._elapsed_s + self._expected_s(Cache.COLD) + claims_s <= budget or not self._records
+        claims_s = min(forecast.confirmation_s(self.plan, self._records) * self.plan.confirm_starts, budget / 2)
+        needed_s = forecast.search_trial_s(self.plan, self._records) + claims_s
+        in_time = self._elapsed_s + needed_s <= budget or not self._records
         if not in_time and not in_flight:
             self.emit(Notice("the search ends here: what is left of --time-budget is for confirming starts"))
         return in_time
-
-    def _expected_s(self, cache: Cache) -> float:
-        """Seconds that a start of the search is likely to take: ready as in the median, under load as the longest."""
-        searched = (r.phases for r in self._records if r.levels and r.role is not Role.CONFIRM)
-        load_s = max((phases.spent_s - (phases.start_s or 0.0) for phases in searched), default=None)
-        return self._start_s(cache) + (self.plan.load.longest_s if load_s is None else load_s)
-
-    def _start_s(self, cache: Cache) -> float:
-        seconds = expected_start_s(self._records, cache)
-        return UNKNOWN_START_S if seconds is None else seconds
-
-    @property
-    def _expected_claim_s(self) -> float:
-        """Seconds that a confirming start is likely to take: in an open loop far longer than one that searches."""
-        if isinstance(self.plan.load, Ladder):
-            return self._expected_s(Cache.WARM)  # winner and default have started before
-        best = incumbent(self._records)
-        load_s = self.plan.load.warm_up_s + self.plan.load.claim_s(best.rate if best else math.inf)
-        return self._start_s(Cache.WARM) + load_s
 
     @property
     def _elapsed_s(self) -> float:
@@ -187,7 +161,7 @@ class Loop:
         self._attempts[proposal.candidate.id] = attempt
         load = self.plan.load
         # The default is never raced: a gain over it needs its own figure, also where its first start was interrupted.
-        best = None if proposal.role is Role.DEFAULT else incumbent(self._records)
+        best = None if proposal.role is Role.DEFAULT else confirm.incumbent(self._records)
         assignment = Assignment(
             trial=self._new_trial(), role=proposal.role, candidate=proposal.candidate, group=group,
             task=search_task(load, best), warm_up_s=load.warm_up_s, search_trial=proposal.number, attempt=attempt,
@@ -268,7 +242,7 @@ class Loop:
     def _time_to_confirm(self, candidate: Candidate) -> bool:
         """Past the budget one start each of winner and default is still made: nothing can be said without them."""
         budget = self.plan.time_budget_s
-        if budget is None or self._elapsed_s + self._expected_claim_s <= budget:
+        if budget is None or self._elapsed_s + forecast.confirmation_s(self.plan, self._records) <= budget:
             return True
         return not any(r.candidate == candidate for r in self._records if r.role is Role.CONFIRM and r.counts)
 

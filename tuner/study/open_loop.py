@@ -22,7 +22,7 @@ from tuner.bench.capacity_search import (
 from tuner.bench.open_probe import InvalidLoadError
 from tuner.load.stream import Failure
 from tuner.measurement import Load, LoadKind
-from tuner.study.record import Level, TrialOutcome, TrialRecord
+from tuner.study.record import Level, TrialOutcome
 from tuner.verdict import passes
 
 
@@ -95,14 +95,6 @@ class OpenLoopResult:
         if outcome is not TrialOutcome.BEHIND or self.capacity is None or self.incumbent is None:
             return self.client_faults
         return [*self.client_faults, _behind(self.capacity, self.incumbent)]
-
-
-def incumbent(records: Sequence[TrialRecord]) -> Incumbent | None:
-    """The best of the search so far, as the capacity search races against it; None before anything was feasible."""
-    feasible = [r for r in records if r.role.searches and r.qps is not None]
-    found = [r.capacity for r in feasible if r.capacity is not None]
-    known = [Incumbent(c.rate, c.saturation, c.answer_s) for c in found if c.rate is not None]
-    return max(known, key=lambda best: best.rate, default=None)
 
 
 def _is_kept(level: Level) -> bool:
