@@ -210,7 +210,7 @@ def test_a_plan_of_before_open_loop_is_a_ladder(model: Path, vllm: str, tmp_path
     plan, _ = planned(SearchOptions(model=str(model), vllm=vllm, levels="4,8"), tmp_path)
     raw = json.loads(jsonfile.dumps(plan))
     old = {**raw, "load": {"levels": [4, 8], "level_s": 60.0, "warm_up_s": 15.0}, "schema": 1}
-    assert upgraded_plan({**old, "load": {**old["load"], "open": None}})["load"] == old["load"]
+    assert upgraded_plan({**old, "load": {**old["load"], "open": None}})["load"] == {"kind": "ladder", **old["load"]}
     assert jsonfile.loads(json.dumps(upgraded_plan(old)), StudyPlan) == plan
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import re
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,39 @@ from tuner.candidate import Candidate
 from tuner.jsonfile import TornFileError, dump, dumps, load, loads
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+@dataclass(frozen=True, slots=True)
+class RunLadder:
+    levels: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRate:
+    rate: float
+    colour: Colour = Colour.RED
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    task: RunLadder | ClaimRate
+    then: RunLadder | ClaimRate | None = None
+    pair: tuple[int, str] = (1, "a")
+    shares: dict[str, float] | None = None
+    more: tuple[RunLadder | ClaimRate, ...] = ()
+    sure: bool = True
+    value: bool | int | str = "x"
+    bad: Labelled | RunLadder | None = None
+
 
 values = st.dictionaries(
     st.text(min_size=1, max_size=10), st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False), st.text())
@@ -62,3 +97,68 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         dump(path, record(1, Candidate(), (level(float("nan")),)))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+JOBS = (
+    Job(RunLadder((1, 2))),
+    Job(ClaimRate(2.5), RunLadder(()), (7, "ß"), {"a": 0.5}, (ClaimRate(1.0), RunLadder((3,))), False, True),
+)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_unions_of_dataclasses_come_back_as_the_member_that_was_written(job: Job) -> None:
+    assert loads(dumps(job), Job) == job
+
+
+def test_a_union_writes_the_class_name_in_kebab_case_as_its_kind() -> None:
+    raw = json.loads(dumps(JOBS[1]))
+    assert raw["task"] == {"kind": "claim-rate", "rate": 2.5, "colour": "red"}
+    assert [entry["kind"] for entry in raw["more"]] == ["claim-rate", "run-ladder"]
+    assert "kind" not in json.loads(dumps(RunLadder((1,))))
+
+
+def test_a_member_with_a_field_named_kind_is_not_written() -> None:
+    with pytest.raises(AssertionError, match="Labelled"):
+        dumps(Job(RunLadder(()), bad=Labelled("x")))
+
+
+def test_an_integer_is_read_as_a_float_where_a_float_belongs() -> None:
+    rate = loads('{"rate": 3}', ClaimRate).rate
+    assert (rate, type(rate)) == (3.0, float)
+
+
+TASK = {"kind": "run-ladder", "levels": [1]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "where", "fault"),
+    [
+        ({"task": {"levels": [1]}}, "Job.task", "has no kind of run-ladder, claim-rate"),
+        ({"task": {"kind": "saturate"}}, "Job.task", "has no kind of"),
+        ({"task": None}, "Job.task", "has no kind of"),
+        ({"task": {**TASK, "rate": 1.0}}, "Job.task", "unknown key 'rate'"),
+        ({"task": {"kind": "run-ladder", "levels": [1, "2"]}}, "Job.task.levels[1]", "'2' is not int"),
+        ({"task": {"kind": "run-ladder", "levels": [True]}}, "Job.task.levels[0]", "True is not int"),
+        ({"task": {"kind": "run-ladder", "levels": "12"}}, "Job.task.levels", "'12' is not list"),
+        ({"task": {"kind": "run-ladder"}}, "Job.task.levels", "missing"),
+        ({"task": {"kind": "claim-rate", "rate": "3"}}, "Job.task.rate", "'3' is not float"),
+        ({"task": {"kind": "claim-rate", "rate": 1, "colour": "blue"}}, "Job.task.colour", "blue"),
+        ({"more": [TASK, {"kind": "run-ladder", "levels": [0.5]}]}, "Job.more[1].levels[0]", "0.5 is not int"),
+        ({"pair": [1]}, "Job.pair", ""),
+        ({"pair": [1, 2]}, "Job.pair[1]", "2 is not str"),
+        ({"shares": {"a": "b"}}, "Job.shares['a']", "'b' is not float"),
+        ({"shares": [1.0]}, "Job.shares", "is not dict"),
+        ({"sure": 1}, "Job.sure", "1 is not bool"),
+        ({"value": 0.5}, "Job.value", "0.5"),
+        ({"value": None}, "Job.value", "None"),
+        ({"novel": 1}, "Job", "unknown key 'novel'"),
+    ],
+)
+def test_a_fault_is_named_by_its_path(fields: dict[str, object], where: str, fault: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{re.escape(where)}: .*{re.escape(fault)}"):
+        loads(json.dumps({"task": TASK, **fields}), Job)
+
+
+def test_another_json_value_than_an_object_is_no_record() -> None:
+    with pytest.raises(ValueError, match="is not dict"):
+        loads("[]", Job)

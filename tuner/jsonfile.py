@@ -1,27 +1,34 @@
-"""Frozen dataclasses as JSON files: strict both ways, written atomically, UTF-8."""
+"""Frozen dataclasses as JSON files: strict in both directions, written atomically, UTF-8."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
-import types
-import typing
+import re
 from collections.abc import Callable
-from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+from cattrs import Converter, transform_error
+from cattrs.cols import homogenous_tuple_structure_factory, is_mapping
+from cattrs.errors import BaseValidationError, ForbiddenExtraKeysError
+from cattrs.strategies import configure_union_passthrough
 
 T = TypeVar("T")
+Hook = Callable[[Any, Any], Any]
 
 
 class TornFileError(ValueError):
-    """The file is not what we wrote: cut short, edited by hand, or of a newer schema. Names file and key."""
+    """A file that this program did not write in this form: truncated, edited, or of a newer schema.
+
+    The message names the file and the key.
+    """
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """A reader sees the old file or the new one, also after a power cut; mode follows the user's umask."""
+    """Replace the file in one step, also across a power cut. Its mode follows the user's umask."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -38,91 +45,107 @@ def dump(path: Path, value: object) -> None:
 
 
 def dumps(value: object) -> str:
-    return json.dumps(_plain(value), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    return json.dumps(_CONVERTER.unstructure(value), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
 def load(path: Path, kind: type[T], upgrade: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> T:
     """Read a file. `upgrade` turns an object of an older schema into today's. Raises TornFileError."""
     try:
-        text = path.read_text(encoding="utf-8")
-        if upgrade is None or not isinstance(raw := json.loads(text), dict):
-            return loads(text, kind)
-        return loads(json.dumps(upgrade(raw)), kind)
-    except (ValueError, UnicodeDecodeError) as error:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        return decode(upgrade(raw) if upgrade is not None and isinstance(raw, dict) else raw, kind)
+    except ValueError as error:
         raise TornFileError(f"{path}: {error}") from error
 
 
 def loads(text: str, kind: type[T]) -> T:
-    return cast(T, _typed(json.loads(text), kind, kind.__name__))
+    """Raises ValueError if the text is not JSON or not a `kind`."""
+    return decode(json.loads(text), kind)
 
 
-def _plain(value: object) -> object:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value
-
-
-def _typed(raw: object, kind: object, where: str) -> object:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return _one_of(raw, arguments, where)
-    if origin is tuple:
-        return _tuple(raw, arguments, where)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _dataclass(raw, kind, where)
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return kind(raw)
-    if kind is float and type(raw) is int:
-        return float(raw)
-    if not isinstance(kind, type) or type(raw) is not kind:
-        raise ValueError(f"{where}: {raw!r} is not {getattr(kind, '__name__', kind)}")
-    return raw
-
-
-def _one_of(raw: object, kinds: tuple[Any, ...], where: str) -> object:
-    if raw is None and type(None) in kinds:
-        return None
-    exact = [k for k in kinds if type(raw) is k]
-    errors = []
-    for kind in exact or [k for k in kinds if k is not type(None)]:
-        try:
-            return _typed(raw, kind, where)
-        except ValueError as error:
-            errors.append(str(error))
-    raise ValueError(errors[0] if errors else f"{where}: {raw!r}")
-
-
-def _tuple(raw: object, kinds: tuple[object, ...], where: str) -> object:
-    if not isinstance(raw, list):
-        raise ValueError(f"{where}: {raw!r} is not a list")
-    if len(kinds) == 2 and kinds[1] is Ellipsis:
-        kinds = (kinds[0],) * len(raw)
-    if len(kinds) != len(raw):
-        raise ValueError(f"{where}: {len(raw)} values where {len(kinds)} belong")
-    return tuple(_typed(r, k, f"{where}[{i}]") for i, (r, k) in enumerate(zip(raw, kinds, strict=True)))
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def _dataclass(raw: object, kind: type, where: str) -> object:
-    if not isinstance(raw, dict):
-        raise ValueError(f"{where}: {raw!r} is not an object")
-    hints = _hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = sorted(set(raw) - set(fields))
-    if unknown:
-        raise ValueError(f"{where}: unknown key {unknown[0]!r}")
-    values = {name: _typed(raw[name], hints[name], f"{where}.{name}") for name in fields if name in raw}
+def decode(raw: object, kind: type[T]) -> T:
+    """Build a `kind` from parsed JSON. Raises ValueError with the path of the first fault."""
     try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"{where}: {error}") from error
+        return _CONVERTER.structure(raw, kind)
+    except (BaseValidationError, ValueError) as error:
+        fault, _, where = transform_error(error, kind.__name__, _fault)[0].rpartition(" @ ")
+        raise ValueError(f"{where}: {fault}") from error
+
+
+def _fault(error: BaseException, _: type | None) -> str:
+    if isinstance(error, KeyError):
+        return "missing"
+    if isinstance(error, ForbiddenExtraKeysError):
+        return f"unknown key {min(error.extra_fields)!r}"
+    return str(error)
+
+
+def _only(json_types: tuple[type, ...], build: Hook) -> Hook:
+    """Refuse JSON of other types before `build`: cattrs would convert it, or iterate over it."""
+
+    def strict(raw: Any, kind: Any) -> Any:
+        if type(raw) not in json_types:
+            raise ValueError(f"{raw!r} is not {json_types[0].__name__}")
+        return build(raw, kind)
+
+    return strict
+
+
+def _tuple(kind: Any) -> Hook:
+    variadic = get_args(kind)[1:] == (...,)
+    build = (
+        homogenous_tuple_structure_factory(kind, _CONVERTER)
+        if variadic
+        else _CONVERTER.gen_structure_hetero_tuple(kind)
+    )
+    return _only((list,), build)
+
+
+def _is_tuple(kind: Any) -> bool:
+    return get_origin(kind) is tuple
+
+
+def _is_tagged(kind: Any) -> bool:
+    return get_origin(kind) in (Union, UnionType) and sum(map(dataclasses.is_dataclass, get_args(kind))) > 1
+
+
+def _tag(kind: type) -> str:
+    """Spell a class name in kebab-case: SearchCapacity → search-capacity."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", kind.__name__).lower()
+
+
+def _read_tagged(union: Any) -> Hook:
+    members = {_tag(member): member for member in get_args(union)}
+
+    def structure(raw: Any, _: Any) -> Any:
+        if type(raw) is not dict or raw.get("kind") not in members:
+            raise ValueError(f"{raw!r} has no kind of {', '.join(members)}")
+        return _CONVERTER.structure({k: v for k, v in raw.items() if k != "kind"}, members[raw["kind"]])
+
+    return structure
+
+
+def _write_tagged(union: Any) -> Callable[[Any], Any]:
+    def unstructure(value: Any) -> Any:
+        plain = _CONVERTER.unstructure(value)
+        if value is None:
+            return None
+        assert "kind" not in plain, f"{type(value).__name__}.kind hides the tag of {union}"
+        return {"kind": _tag(type(value)), **plain}
+
+    return unstructure
+
+
+def _make_strict(converter: Converter) -> None:
+    hook = converter.register_structure_hook_factory  # the last that fits a type is taken
+    hook(dataclasses.is_dataclass, lambda kind: _only((dict,), converter.gen_structure_attrs_fromdict(kind)))
+    hook(is_mapping, lambda kind: _only((dict,), converter.gen_structure_mapping(kind)))
+    hook(_is_tuple, _tuple)
+    hook(_is_tagged, _read_tagged)
+    for plain, json_types in ((bool, (bool,)), (int, (int,)), (str, (str,)), (float, (float, int))):
+        converter.register_structure_hook(plain, _only(json_types, lambda raw, kind: kind(raw)))  # enums of str too
+    configure_union_passthrough(bool | int | float | str | None, converter)
+    converter.register_unstructure_hook_factory(_is_tagged, _write_tagged)
+
+
+_CONVERTER = Converter(forbid_extra_keys=True)
+_make_strict(_CONVERTER)

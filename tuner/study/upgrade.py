@@ -23,6 +23,7 @@ def upgraded_plan(raw: Raw) -> Raw:
         return raw
     load = dict(raw["load"])
     search = load.pop("open", None)
-    if search is not None:
-        load = {"settings": search["rules"], "arrivals": search["arrivals"], "warm_up_s": load["warm_up_s"]}
-    return {**raw, "load": load, "schema": 2}
+    if search is None:
+        return {**raw, "load": {"kind": "ladder", **load}, "schema": 2}
+    load = {"settings": search["rules"], "arrivals": search["arrivals"], "warm_up_s": load["warm_up_s"]}
+    return {**raw, "load": {"kind": "open-search", **load}, "schema": 2}
