@@ -15,21 +15,20 @@ from tuner.bench.capacity_search import SearchSettings
 from tuner.candidate import Value
 from tuner.environment import Environment, Gpu, describe
 from tuner.errors import UsageError
-from tuner.flagwords import flag_names, flag_values, given_flags
+from tuner.flagwords import flag_names, flag_values, given_flags, number
 from tuner.launch import LaunchBase
 from tuner.load.arrivals import chosen_arrivals
 from tuner.load.workload import Workload, workload
 from tuner.measurement import LoadKind
-from tuner.model import UnknownModelError, read_config
 from tuner.placement import groups_of, parse_gpus
 from tuner.slo import parse_slo
 from tuner.space.files import read_space
+from tuner.study.kv_budget import LENGTH
+from tuner.study.length_choice import checked_length, needed_tokens, own_length, with_length
 from tuner.study.plan import Ladder, LoadPolicy, OpenSearch, StudyPlan
 from tuner.vllm import knobs
+from tuner.vllm.defaults import vllm_defaults
 from tuner.vllm.flags import installed_vllm, split_command
-
-TEMPLATE_TOKENS = 128
-"""Room for the chat template around a prompt when max-model-len is fixed to the workload's need."""
 
 SECRET_FLAGS = {knobs.API_KEY: "VLLM_API_KEY", knobs.HF_TOKEN: "HF_TOKEN"}
 """Flags whose values go to the server through the environment, so that no process list and no file shows them."""
@@ -63,6 +62,7 @@ class SearchOptions:
     slos: tuple[str, ...] = DEFAULT_SLOS
     workload: str = "chat"
     space: str = "default"
+    max_model_len: str | None = None
     trials: int = 60
     confirm: int = 4
     time_budget: str = "8h"
@@ -100,14 +100,18 @@ def plan_study(
     numa = dict(zip((gpu.index for gpu in machine.gpus), machine.numa_nodes, strict=False))
     groups = groups_of(indices, options.tensor_parallel_size, numa, options.workers)
     extra, secrets = split_secrets(options.extra)
+    given = given_values(extra)
+    own_flags = flag_names(extra, short=knobs.SHORT_OPTIONS)
+    asked = _asked_length(options, own_flags)
+    _check_own_length(given, load)
+    limit = own_length(model, own_flags)
+    needed = needed_tokens(load, limit)
+    if asked is not None:
+        checked_length(asked, needed, limit)
     command = split_command(options.vllm)
     say(f"asking {options.vllm!r} which flags it has")
     vllm = installed_vllm(command, cache / "flags")
-    given = given_values(extra)
-    length = _length(model, load, given)
-    space, dropped = space.needs_at_least(length).on(
-        vllm.flags, vllm.version, flag_names(extra, short=knobs.SHORT_OPTIONS)
-    )
+    space, dropped = space.needs_at_least(asked or needed).on(vllm.flags, vllm.version, own_flags)
     name = options.study or re.sub(r"[^\w.+-]", "-", f"{Path(model).name}-{load.name}-{now.astimezone():%m%d-%H%M}")
     folder = options.studies.absolute() / checked_study_name(name)
     plan = StudyPlan(
@@ -138,7 +142,9 @@ def plan_study(
         created_at=now.isoformat(timespec="seconds"),
         patience=options.patience,
     )
-    used = [gpu for gpu in machine.gpus if gpu.index in indices]
+    used = tuple(gpu for gpu in machine.gpus if gpu.index in indices)
+    defaults = vllm_defaults(vllm.version, used)
+    plan = with_length(plan, asked, needed, limit, used, defaults)
     return plan, describe(vllm.version, model, used, machine.driver)
 
 
@@ -260,32 +266,28 @@ def _check_counts(options: SearchOptions) -> None:
         raise UsageError("--confirm 1", hint="0, or 2 and more: winner and default have a fresh start each")
 
 
-def _length(model: str, load: Workload, given: dict[str, Value]) -> int:
-    """Tokens that max-model-len must hold; checked against the model's own limit and the person's own flag."""
-    needed = load.longest + TEMPLATE_TOKENS
-    limit = _model_length(model)
-    if limit is not None and load.longest >= limit:
+def _asked_length(options: SearchOptions, own_flags: frozenset[str]) -> int | None:
+    """Read --max-model-len, with vLLM's suffixes. None if it is left to the plan."""
+    text = options.max_model_len
+    if text is None:
+        return None
+    if LENGTH in own_flags:
         raise UsageError(
-            f"workload {load.name!r} needs {load.longest} tokens a request, the model takes {limit}",
-            hint="choose a workload with shorter requests",
+            "--max-model-len stands before and after --", hint="keep the first: it goes to every server too"
         )
-    own = given.get("max-model-len")
+    tokens = number(text.strip())
+    if not isinstance(tokens, int) or tokens < 1:
+        raise UsageError(f"--max-model-len {text!r}", hint="tokens, such as 8192, 8k (8,000) or 8K (8,192)")
+    return tokens
+
+
+def _check_own_length(given: dict[str, Value], load: Workload) -> None:
+    own = given.get(LENGTH)
     if isinstance(own, int) and not isinstance(own, bool) and 0 < own < load.longest:
         raise UsageError(
             f"--max-model-len {own} cannot hold the workload's {load.longest} tokens",
             hint="vLLM would cut answers short and look faster: raise it, or choose a shorter workload",
         )
-    return min(needed, limit) if limit is not None else needed
-
-
-def _model_length(model: str) -> int | None:
-    if not (Path(model) / "config.json").is_file():
-        return None
-    try:
-        length = read_config(Path(model)).get("max_position_embeddings")
-    except UnknownModelError as error:
-        raise UsageError(str(error), hint="the model's config.json must be a JSON object") from error
-    return length if isinstance(length, int) else None
 
 
 def _parallel(options: SearchOptions, extra: tuple[str, ...]) -> tuple[tuple[str, Value], ...]:

@@ -68,7 +68,7 @@ class Landscape:
         """Plan the study as `tuner search` would. `folder` gets the model's config.json, which the seeds read."""
         (folder / "config.json").write_text(json.dumps(_config(self.shape)))
         own = {} if self.max_model_len is None else {"max-model-len": self.max_model_len}
-        whole = read_space("default").needs_at_least(self.workload.longest + TEMPLATE_TOKENS)
+        whole = read_space("default").fixing("max-model-len", self.workload.longest + TEMPLATE_TOKENS)
         flags = [f for f in whole.flags if "partial-prefills" not in f]
         space, dropped = whole.on(flags, VLLM, list(own))
         fixed = () if self.tensor_parallel == 1 else (("tensor-parallel-size", self.tensor_parallel),)

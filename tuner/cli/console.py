@@ -24,6 +24,7 @@ from tuner.study.learnt import Rule
 from tuner.study.plan import Ladder, LoadPolicy, StudyPlan
 from tuner.study.plateau import RISE
 from tuner.study.record import Role, TrialOutcome, TrialRecord, asked
+from tuner.study.request_length import cautions, reason, up_to
 from tuner.study.result import Lack, StudyResult
 from tuner.study.sentence import LACKS
 from tuner.verdict import Outcome, Verdict
@@ -135,6 +136,7 @@ def plan_lines(plan: StudyPlan, vllm_version: str, sampler: str) -> str:
     lines = [f"study     {plan.study}", f"model     {plan.model}", f"vLLM      {vllm_version}"]
     lines.append(f"limits    {', '.join(map(str, plan.slos))}, no preemption, no failed request")
     lines.append(f"workload  {plan.workload.name}: up to {plan.workload.longest} tokens a request")
+    lines += _length_lines(plan)
     lines.append(f"load      {plan.load.kind} loop: {load_words(plan.load)}")
     lines.append(f"servers   {', '.join(group.name for group in plan.groups)}, one candidate at a time on each")
     lines.append(f"searched  by {sampler}, space {plan.space.name}")
@@ -157,6 +159,16 @@ def plan_lines(plan: StudyPlan, vllm_version: str, sampler: str) -> str:
 def _time(plan: StudyPlan) -> str:
     limit = "" if plan.time_budget_s is None else f", ended after {formatting.duration(plan.time_budget_s)}"
     return f"at most about {formatting.duration(left_s(plan, ()))} with {UNKNOWN_START_S:.0f} s a start{limit}"
+
+
+def _length_lines(plan: StudyPlan) -> list[str]:
+    """Say how long a request servers accept, why, and what of it may surprise in production."""
+    if plan.length is None:
+        return []
+    tokens = plan.length.tokens
+    said = "as long as vLLM chooses" if tokens is None else f"{up_to(tokens)} are accepted"
+    first = f"requests  {said}: {reason(plan.length)}"
+    return [first, *(f"          caution: {text}" for text in cautions(plan.length))]
 
 
 def result_lines(

@@ -55,6 +55,13 @@ def search_options(
     ] = None,
     workload: Annotated[str, typer.Option(help="Preset, random:IN,OUT, or file of recorded traffic.")] = "chat",
     space: Annotated[str, typer.Option(help="Search space, a preset or a YAML file.")] = "default",
+    max_model_len: Annotated[
+        str | None,
+        typer.Option(
+            help="Longest request that production must accept, in tokens (8k is 8,000, 8K is 8,192). Default: the "
+            "model's own length where the KV cache has room for it, else the workload's need.",
+        ),
+    ] = None,
     trials: Annotated[int, typer.Option(help="Number of starts that search.")] = 60,
     confirm: Annotated[int, typer.Option(help="Number of confirmation starts of winner and default.")] = 4,
     time_budget: Annotated[
@@ -96,7 +103,8 @@ def search_options(
 
     _only_after_dashes(context.args)
     return SearchOptions(
-        model=model, gpus=gpus, slos=tuple(slo or DEFAULT_SLOS), workload=workload, space=space, trials=trials,
+        model=model, gpus=gpus, slos=tuple(slo or DEFAULT_SLOS), workload=workload, space=space,
+        max_model_len=max_model_len, trials=trials,
         confirm=confirm, time_budget=time_budget, patience=patience, study=study, studies=studies, vllm=vllm,
         tensor_parallel_size=tensor_parallel_size, workers=workers, seed=seed, storage=storage, load=load,
         probe_seconds=probe_seconds, burstiness=burstiness, levels=levels,

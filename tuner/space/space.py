@@ -77,6 +77,20 @@ class Space:
             point.pop("long-prefill-token-threshold-adaptive", None)  # it floors a cap that is not there
         return Candidate.of(point)
 
+    def fixing(self, flag: str, value: Value) -> Space:
+        """Return the space with `flag` the same for every candidate; the default configuration goes without it."""
+        return replace(self, fixed=(*((f, v) for f, v in self.fixed if f != flag), (flag, value)))
+
+    def requiring(self, flag: str, value: Value) -> Space:
+        """Return the space with `flag` the same for every server, the default configuration's too."""
+        rest = {name: tuple((f, v) for f, v in getattr(self, name) if f != flag) for name in ("baseline", "fixed")}
+        always = (*((f, v) for f, v in self.always if f != flag), (flag, value))
+        return replace(self, baseline=rest["baseline"], fixed=rest["fixed"], always=always)
+
+    def without(self, flag: str) -> Space:
+        """Return the space without the parameter `flag`."""
+        return replace(self, parameters=tuple(p for p in self.parameters if p.flag != flag))
+
     def needs_at_least(self, tokens: int) -> Space:
         """`workload` in the file becomes `tokens`; a max-model-len range below that is lifted to it."""
         return replace(

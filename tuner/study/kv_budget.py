@@ -83,6 +83,25 @@ def kv_table(
     return KvTable(flag, rows, memory, trial, why)
 
 
+def default_room(
+    plan: StudyPlan, gpus: tuple[Gpu, ...], defaults: Mapping[str, Value]
+) -> tuple[Room, ModelMemory] | None:
+    """Return the KV cache of the default configuration, before any start.
+
+    Where the space searches the cache's bytes and the default has none, it is the largest that is searched. None if the
+    weights or the GPUs' memory are not known. Raises UnknownModelError with the reason if nothing can be said.
+    """
+    table = kv_table(plan, gpus, defaults)
+    values = {**defaults, **dict(plan.base.fixed), **dict(plan.given), **plan.baseline.as_dict()}
+    if isinstance(kv_bytes := values.get(KV_BYTES), int):
+        return at_kv_bytes(table.memory, kv_bytes), table.memory
+    gpu_bytes = _gpu_bytes(gpus)
+    if gpu_bytes is not None:
+        room = at_utilization(table.memory, gpu_bytes, float(values[UTILIZATION]))
+        return None if room is None else (room, table.memory)
+    return (table.rows[-1][1], table.memory) if table.flag == KV_BYTES and table.rows else None
+
+
 def kv_floor(
     plan: StudyPlan, gpus: tuple[Gpu, ...], defaults: Mapping[str, Value], records: Iterable[TrialRecord]
 ) -> KvFloor | None:

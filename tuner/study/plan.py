@@ -15,6 +15,7 @@ from tuner.placement import GpuGroup
 from tuner.slo import Slo
 from tuner.space.parameter import Parameter
 from tuner.space.space import Dropped, Space
+from tuner.study.request_length import RequestLength
 
 MOST_CLIENTS = 320
 """Of the closed loop that saturates a server in an open-loop study: 1.25 times 256, vLLM's default on most GPUs. With
@@ -105,6 +106,7 @@ class StudyPlan:
     `given` holds the values of the flags that the person's own words set, as far as the argument rules need them.
     `start_limit_s` is how long a server may take to be ready; `time_budget_s` None is no limit. The search ends early
     after `patience` of its own starts without a gain (plateau.py); None, and in plans that do not tell: never.
+    `length` is the longest request that servers accept; None in plans of before it was chosen.
     """
 
     study: str
@@ -125,6 +127,7 @@ class StudyPlan:
     storage: str
     created_at: str
     patience: int | None = None
+    length: RequestLength | None = None
     schema: int = 2
 
     @property

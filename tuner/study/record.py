@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -155,3 +156,9 @@ def best_of(levels: tuple[Level, ...]) -> int | None:
         if level.verdict.outcome is Outcome.FEASIBLE and level.measurement.qps is not None
     ]
     return max(feasible)[1] if feasible else None
+
+
+def accepted_tokens(candidate: Candidate, records: Iterable[TrialRecord]) -> int | None:
+    """Return the longest request that the candidate's servers reported to accept. None if none got ready."""
+    reported = (r.facts.max_model_len for r in records if r.candidate == candidate and r.facts is not None)
+    return next((tokens for tokens in reported if tokens is not None), None)
