@@ -1,5 +1,5 @@
 # make demo         environment, install, and a real search on a tiny model
-# make test         environment, install, and every test          make test-faults  what a night does to a tuner
+# make test         environment, install, and every test          make test-faults  the fault matrix
 # make check        ruff, mypy, the import rule                   make env          only the environment
 PYTHON ?= python3
 VENV   ?= .venv

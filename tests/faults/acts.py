@@ -1,4 +1,4 @@
-"""What others do to our servers: kill, freeze, take memory or a port. Each act may return how it is undone."""
+"""Acts of others on our servers: kill, freeze, take memory or a port. An act may return its undo."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tuner.sim.gpu_memory import hold
 
 Undo = Callable[[], object]
 Act = Callable[[Path], Undo | None]
-"""Gets the trial's folder."""
+"""Function of the trial's folder."""
 
 HOG_BYTES = 20 * 2**30
 
@@ -45,7 +45,7 @@ def _kill_engine(folder: Path) -> None:
 
 
 def _hold_memory(folder: Path) -> Undo:
-    """This very process is the other one that holds memory."""
+    """Hold memory in this very process, which plays the other one."""
     return hold(folder.parents[1] / "gpu", [0], HOG_BYTES).unlink
 
 
@@ -68,19 +68,19 @@ ACTS: Mapping[str, Act] = {
 }
 
 WORKS_WITH: Mapping[str, str] = {"metrics gone": "metrics-gone"}
-"""What the stand-in must be told at its start for an act to work on it later."""
+"""Fault that the stand-in needs at its start, so that an act can work on it later."""
 
 BEFORE_START = ("memory held by others",)
-"""Done to a machine on which the server is yet to start."""
+"""Acts on a machine whose server is yet to start."""
 
 ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "KV cache too small": ("--kv-cache-memory-bytes", "20000000"),
     "unknown flag": ("--no-such-flag", "1"),
 }
-"""Words that one start gets in addition: a candidate that vLLM refuses."""
+"""Additional words of one start: a candidate that vLLM refuses."""
 
 
 def listener() -> tuple[int, socket.socket]:
-    """Somebody else's, on a port that was free a moment ago."""
+    """Open a listener of another program, on a port that was free a moment ago."""
     taken = socket.create_server(("127.0.0.1", 0))
     return int(taken.getsockname()[1]), taken

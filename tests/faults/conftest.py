@@ -1,4 +1,4 @@
-"""The nights of the matrix, each run once and looked at by many tests."""
+"""Runs of the matrix, each executed once and examined by many tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.all_nights import NightSeen, StudySeen, run_night
+from tests.faults.all_runs import RunSeen, StudySeen, run_named
 from tests.faults.table import MEMORY_ROWS, Row, TunerRow
 from tests.faults.words import as_table
 
@@ -28,7 +28,8 @@ SHAPE = {
 
 @pytest.fixture(scope="session")
 def sim_model(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Shape of an 8B model, so that a token takes time, and a tokenizer, so that prompts cost none."""
+    """Make a folder with the shape of an 8B model, so that a token takes time, and a tokenizer, so that prompts cost
+    none."""
     folder = tmp_path_factory.mktemp("sim-model") / "eight"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SHAPE))
@@ -37,15 +38,15 @@ def sim_model(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def nights(
+def runs(
     sim_model: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Mapping[str, Future[NightSeen | StudySeen]]]:
-    """All nights that the selected tests look at, by name, three at a time: most of a night is waiting."""
-    root = tmp_path_factory.mktemp("nights")
+) -> Iterator[Mapping[str, Future[RunSeen | StudySeen]]]:
+    """Execute all runs that the selected tests examine, by name, three at a time: most of a run is waiting."""
+    root = tmp_path_factory.mktemp("runs")
     rows = [row for item in request.session.items if (row := row_of(item)) is not None]
-    wanted = dict.fromkeys(row.night for row in rows if row not in MEMORY_ROWS)
+    wanted = dict.fromkeys(row.run for row in rows if row not in MEMORY_ROWS)
     with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn")) as pool:
-        yield {name: pool.submit(run_night, name, root, sim_model) for name in wanted}
+        yield {name: pool.submit(run_named, name, root, sim_model) for name in wanted}
 
 
 def row_of(item: pytest.Item) -> Row | TunerRow | None:

@@ -1,4 +1,4 @@
-"""The moments of a night, found by what the program does and never by a clock: hooks that call `strike` at each."""
+"""Moments of a trial, found by what the program does and never by a clock. Hooks call `strike` at each."""
 
 from __future__ import annotations
 
@@ -49,14 +49,15 @@ OPEN_RULES = SearchSettings(
     saturation_s=0.6, probe_s=0.6, longest_probe_s=4.0, most_probes=2, hopeless=0.0,
     claim_s=0.6, claim_requests=20.0, longest_claim_s=4.0, claim_traces=2, claim_attempts=2,
 )  # fmt: skip
-"""Short, and with no candidate too slow for its race: which one is faster is not what these nights are about."""
+"""Short settings in which no candidate is too slow for its race: these runs are not about which is faster."""
 
 DRAIN_S = 3.5
 
 
 @dataclass
 class Hooks:
-    """Calls `strike(moment, trial's folder)` whenever a moment has come; `CONFIRMING` is measuring in a confirmation.
+    """Hooks that call `strike(moment, trial's folder)` at each moment. `CONFIRMING` is measuring in a confirmation
+    run.
 
     One server at a time: with several the folder would be a guess.
     """
@@ -146,7 +147,7 @@ class Hooks:
 
 
 def short_limits(patch: pytest.MonkeyPatch) -> None:
-    """What is minutes in a night is seconds here; nothing else differs."""
+    """Shorten minutes of an overnight run to seconds. Nothing else differs."""
     patch.setattr(verdict, "FEWEST_REQUESTS", 5)
     patch.setattr(ladder, "FEWEST_REQUESTS", 5)
     patch.setattr(capacity_search, "FEWEST_REQUESTS", 20)

@@ -1,4 +1,4 @@
-"""Studies whose tuner is killed or whose files are damaged, and whether the next tuner completes them."""
+"""Studies whose tuner is killed or whose files are damaged, and their completion by the next tuner."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import optuna
 from optuna.trial import TrialState
 
-from tests.faults.night import COMMAND, left_of, records_of
+from tests.faults.study_run import COMMAND, left_of, records_of
 from tests.faults.table import Ends, TunerRow
 from tests.server.support import bystander, runs
 from tuner.study.result import StudyResult
@@ -35,7 +35,7 @@ baseline:
 
 
 class Words(NamedTuple):
-    """What a study is searched with beside what all have in common."""
+    """Options of a study beside those that all have in common."""
 
     sequences: tuple[int, int]
     load: tuple[str, ...]
@@ -47,7 +47,8 @@ OPEN_LOOP = Words((2, 4), ("--slo", "p99 ttft <= 60s"))
 
 @dataclass(frozen=True)
 class Struck:
-    """`after` is the first look once the struck tuner has ended; `left` what the next tuner did not clear away."""
+    """Observations after a fault. `after` is taken when the struck tuner has ended; `left` is what the next tuner
+    left behind."""
 
     code: int
     said: str
@@ -59,7 +60,7 @@ class Struck:
 
 
 @dataclass
-class Nights:
+class StruckStudy:
     """One study that is struck row after row, and completed at the end."""
 
     folder: Path
@@ -86,7 +87,7 @@ class Nights:
         (self.folder / "space.yaml").write_text(SPACE % self.words.sequences)
 
     def tuner(self, strike: str) -> subprocess.CompletedProcess[str]:
-        """The first one searches, all others resume with nothing said again."""
+        """Run a tuner. The first one searches, all others resume without options."""
         resume = ["resume", NAME, "--studies", str(self.folder)]
         words = resume if (self.study / "plan.json").exists() else self._words
         env = {
@@ -104,7 +105,7 @@ class Nights:
         )
 
     def run(self, rows: Sequence[TunerRow]) -> None:
-        """Every row strikes one tuner; the row after it is the next tuner, which must clear away and go on."""
+        """Strike one tuner per row. The row after it is the next tuner, which must clear away and go on."""
         with bystander(*COMMAND[1:], self.model, "--max-model-len", "2048") as other:
             struck: tuple[TunerRow, subprocess.CompletedProcess[str], dict[str, bytes], list[str]] | None = None
             for row in [*rows, None]:
@@ -116,19 +117,19 @@ class Nights:
             self._completed(ended)
 
     def damage(self, rows: Sequence[TunerRow]) -> None:
-        """A study that is complete, but for one damaged file a row; the file is mended after each."""
+        """Damage one file per row of a complete study, and restore it after each."""
         with bystander(*COMMAND[1:], self.model, "--max-model-len", "2048") as other:
             self.tuner("none@")
             for row in rows:
-                before, mend = records_of(self.study), self._damage(row.fault)
+                before, repair = records_of(self.study), self._damage(row.fault)
                 ended = self.tuner("none@")
-                mend()
+                repair()
                 known = {name: data for name, data in before.items() if not row.fault.endswith("record.json")}
                 self._look(row, ended, known, ["struck", *self._noted()], known, other)
             self._completed(self.tuner("none@"))
 
     def disk(self, row: TunerRow) -> None:
-        """A disk of this study's own, 32 MiB large."""
+        """Run on a disk of this study's own, 32 MiB large."""
         with bystander(*COMMAND[1:], self.model, "--max-model-len", "2048") as other, mounted(self.folder):
             self._files()
             before = records_of(self.study)
@@ -143,7 +144,7 @@ class Nights:
             self._look(row, ended, before, noted, before, other)
 
     def _damage(self, fault: str) -> Callable[[], object]:
-        """Does it, and returns how it is mended."""
+        """Damage the file and return its repair."""
         name = fault.split()[1]
         newest = sorted((self.study / "trials").glob("[0-9]*"))[-1]
         path = newest / name if name in ("record.json", "running.json") else self.study / name
@@ -191,7 +192,7 @@ class Nights:
         )
 
     def _forgotten(self) -> bool:
-        """A FAIL that nobody asks for again, as a trial that is queued, runs or was answered."""
+        """Return True if a failed proposal is neither queued, running nor answered again."""
         trials = optuna.load_study(study_name=NAME, storage=f"sqlite:///{self.study / 'study.db'}").trials
         failed = [t for t in trials if t.state is TrialState.FAIL]
         return any(
@@ -220,7 +221,7 @@ def last_lines(said: str) -> list[str]:
 
 
 def well_said(said: str) -> bool:
-    """Ends with a message and a hint, and shows no traceback."""
+    """Return True for a message and a hint without a traceback."""
     lines = last_lines(said)
     return (
         len(lines) == 2

@@ -1,4 +1,4 @@
-"""The matrix as data: fault × moment → what the search is told, and the cause that the record names."""
+"""Matrix as data: fault × moment → what the search learns, and the cause that the record names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from tests.faults.moments import OPEN_LOOP, Moment
 
 
-class Told(StrEnum):
+class Learnt(StrEnum):
     """What the search learns of a start that a fault struck."""
 
     VIOLATED = "violated constraint"
@@ -19,11 +19,12 @@ class Told(StrEnum):
 
 
 class Row(NamedTuple):
-    """`fault` is one of tuner.sim's, or an act of tests/faults/acts.py. `cause`: kind in the record, "" for none."""
+    """One case. `fault` is one of tuner.sim's, or an act of tests/faults/acts.py; `cause` is the record's kind, ""
+    for none."""
 
     fault: str
     moment: Moment
-    told: Told
+    learnt: Learnt
     cause: str = ""
 
     @property
@@ -31,8 +32,8 @@ class Row(NamedTuple):
         return name_of(self.fault, self.moment)
 
     @property
-    def night(self) -> str:
-        """The study that this fault strikes one start of."""
+    def run(self) -> str:
+        """Name the study in which this fault strikes one start."""
         if self.moment in OPEN_LOOP:
             return f"servers in an open loop, {'confirming' if self.moment is Moment.CLAIMING else 'searching'}"
         return f"servers, {self.moment}"
@@ -46,7 +47,7 @@ _S, _W, _M, _D = Moment.STARTING, Moment.WARMING_UP, Moment.MEASURING, Moment.DR
 _STOP, _C, _WRITE = Moment.STOPPING, Moment.CONFIRMING, Moment.WRITING
 _SATURATING, _RACING, _STEPPING, _CLAIMING = OPEN_LOOP
 _AGAIN, _VIOLATED, _MEASURED, _UNAFFECTED, _NOTHING = (
-    Told.AGAIN, Told.VIOLATED, Told.MEASURED, Told.UNAFFECTED, Told.NOTHING,
+    Learnt.AGAIN, Learnt.VIOLATED, Learnt.MEASURED, Learnt.UNAFFECTED, Learnt.NOTHING,
 )  # fmt: skip
 
 SERVER_ROWS: tuple[Row, ...] = (
@@ -120,7 +121,7 @@ SERVER_ROWS: tuple[Row, ...] = (
 
 
 class Ends(StrEnum):
-    """How the tuner that the fault struck ends; the next one then completes the study."""
+    """End of the tuner that the fault struck. The next one then completes the study."""
 
     KILLED = "killed"
     RESUMABLE = "130, resumable"
@@ -130,7 +131,7 @@ class Ends(StrEnum):
 
 
 class TunerRow(NamedTuple):
-    """A fault of the tuner's own process or of its files; `words` must be in what it says."""
+    """Fault of the tuner's own process or of its files. `words` must be in what it prints."""
 
     fault: str
     moment: Moment
@@ -142,7 +143,7 @@ class TunerRow(NamedTuple):
         return name_of(self.fault, self.moment)
 
     @property
-    def night(self) -> str:
+    def run(self) -> str:
         if self.fault.startswith(("torn", "garbled")):
             return "damaged files"
         if self.moment in OPEN_LOOP:

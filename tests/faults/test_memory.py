@@ -1,4 +1,4 @@
-"""GPU memory that a dead server does not give back: its group is left alone, and the night says so."""
+"""GPU memory that a dead server does not give back: its slot is left alone, and the study says so."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.moments import short_limits
-from tests.faults.night import SimGpu, make_plan, records_of
+from tests.faults.study_run import SimGpu, make_plan, records_of
 from tests.faults.table import MEMORY_ROWS, Ends, TunerRow
 from tests.server.support import bystander, children_of_ours, runs
 from tuner.clock import RealClock
@@ -30,7 +30,7 @@ from tuner.vllm.defaults import vllm_defaults
 GONE_BYTES = 24 * 2**30
 
 
-def night(plan: StudyPlan, store: Store, emit: Callable[[Event], None]) -> StudyResult:
+def search(plan: StudyPlan, store: Store, emit: Callable[[Event], None]) -> StudyResult:
     stop, clock = threading.Event(), RealClock()
     runner = TrialRunner(plan, store, clock, SimGpu(store.folder / "gpu"), emit, stop)
     return Loop(plan, store, Search(plan, (), vllm_defaults("0.32.0", ())), runner.run, emit, clock, stop).run()
@@ -60,9 +60,9 @@ def test_a_group_whose_memory_is_gone_is_used_no_more(
     with bystander() as other:
         if row.ends is Ends.ENVIRONMENT:
             with pytest.raises(EnvironmentFaultError, match=row.words):
-                night(plan, store, emit)
+                search(plan, store, emit)
         else:
-            assert night(plan, store, emit).complete
+            assert search(plan, store, emit).complete
         assert held and any("QUARANTINED gpu0" in e.text for e in events if isinstance(e, Notice))
         (dirty,) = (r for r in store.records() if r.dirty)
         assert dirty.dirty == "GPU memory" and dirty.group == "gpu0"
@@ -71,7 +71,7 @@ def test_a_group_whose_memory_is_gone_is_used_no_more(
         assert {process.pid for process in children_of_ours()} == {other}
     finished = records_of(store.folder)
     held[0].unlink()
-    result = night(plan, store, lambda event: None)
+    result = search(plan, store, lambda event: None)
     assert result.complete
     after = records_of(store.folder)
     assert {name: after[name] for name in finished} == finished

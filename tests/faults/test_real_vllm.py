@@ -1,4 +1,4 @@
-"""The worst of the matrix once more on the real vLLM, CPU build: three starts, each some 25 s."""
+"""The worst cases of the matrix on the real vLLM, CPU build: three starts of some 25 s."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.faults.night import records_of
+from tests.faults.study_run import records_of
 from tests.server.support import bystander, children_of_ours, eventually, fake_running, runs
 from tests.test_search_on_real_vllm import servers_of
 from tuner.launch import LaunchSpec
@@ -92,7 +92,7 @@ def hog() -> Iterator[int]:
 def test_memory_that_another_process_holds_refuses_the_start_and_says_so(
     tmp_path: Path, vllm_command: tuple[str, ...], tiny_model: str
 ) -> None:
-    """A share that would fit, were it not for the other process."""
+    """The share would fit, were it not for the other process."""
     memory = psutil.virtual_memory()
     share = (memory.available - HOG_BYTES // 2) / memory.total
     words = (

@@ -1,7 +1,7 @@
-"""`tuner`, with a fault of its own: `tuner_to_strike.py FAULT@MOMENT tuner's words…`; FAULT may be `none`.
+"""`tuner` with a fault of its own: `tuner_to_strike.py FAULT@MOMENT tuner's words…`. FAULT may be `none`.
 
-The real command line in a process of its own, with the short limits of tests/faults/moments.py. A note of what came to
-pass is written to TUNER_NOTE.
+The real command line runs in its own process, with the short limits of tests/faults/moments.py. A note of what
+happened is written to TUNER_NOTE.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
     real_report = page.write_report
 
     def write_report(folder: Path) -> Path:
-        # Drawn at the end only: pictures after each trial are not what these nights are about.
+        # Drawn at the end only: these runs do not need a page after each trial.
         if fault == "report cannot be drawn" and not (folder / "report-failed").exists():
             (folder / "report-failed").touch()
             note("struck\n")
@@ -96,7 +96,7 @@ def strike(fault: str, wanted: str, now: Moment, folder: Path) -> None:
 
 
 def remember(record: running_file.Marker) -> None:
-    """Files that must be gone when the server has been ended, by whomever."""
+    """Note the files that must be gone when the server has ended."""
     note(f"{record.scratch}\n")
     for process in proctable.table().values():
         if process.session == record.pid:

@@ -42,7 +42,7 @@ def as_table(rows: Sequence[tuple[Row | TunerRow, bool]], seconds: float) -> str
         "|---|---|---|---|---|",
     ]
     for row, ok in rows:
-        outcome, cause = (row.told, row.cause or "–") if isinstance(row, Row) else (f"exit {row.ends}", "–")
+        outcome, cause = (row.learnt, row.cause or "–") if isinstance(row, Row) else (f"exit {row.ends}", "–")
         if outcome == "exit killed":
             outcome = "killed; the next tuner goes on"
         lines.append(f"| {row.fault} | {row.moment} | {outcome} | {cause} | {'passed' if ok else 'FAILED'} |")

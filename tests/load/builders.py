@@ -1,4 +1,4 @@
-"""Samples and telemetry with numbers that are known."""
+"""Builders of samples and telemetry with known numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def request(
     end_ms: float | None = None,
     status: int | None = 200,
 ) -> RequestSample:
-    """Sent 1 ms after it was due. Without a TTFT it was never answered, and ended at `end_ms`."""
+    """Build a request that was sent 1 ms after it was due. Without a TTFT it has no answer and ended at `end_ms`."""
     due = round(due_ms * MS)
     times = [] if ttft_ms is None else [round((due_ms + ttft_ms + tpot_ms * i) * MS) for i in range(tokens)]
     last = times[-1] if times else None

@@ -1,4 +1,4 @@
-"""An HTTP server that sends known bytes at known times, whatever it is asked: truth by construction."""
+"""HTTP server that sends known bytes at known times, whatever it is asked: truth by construction."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """`data` is written in one call, `after_s` seconds after the step before."""
+    """Step that writes `data` in one call, `after_s` seconds after the step before."""
 
     data: bytes
     after_s: float = 0.0
@@ -27,7 +27,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """The connection is cut with a TCP reset, as when a process is killed."""
+    """Step that cuts the connection with a TCP reset, as a killed process does."""
 
     after_s: float = 0.0
 
@@ -37,7 +37,7 @@ Step = Send | Reset
 
 @dataclass(slots=True)
 class Served:
-    """One request as the server saw it: its body, and when each `Send` was written (CLOCK_MONOTONIC ns)."""
+    """One request as the server saw it: its body, and the time of each `Send` (CLOCK_MONOTONIC ns)."""
 
     body: dict[str, object]
     received_ns: int
@@ -49,7 +49,7 @@ def event(payload: object) -> bytes:
 
 
 def chunked(data: bytes) -> bytes:
-    """One HTTP chunk."""
+    """Frame one HTTP chunk."""
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
@@ -58,7 +58,7 @@ def delta(**fields: object) -> dict[str, object]:
 
 
 def role() -> bytes:
-    """vLLM's first chunk: a role, empty content and no token."""
+    """Build vLLM's first chunk: a role, empty content and no token."""
     return event(delta(role="assistant", content=""))
 
 
@@ -78,7 +78,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def answer(tokens: int, first_s: float, gap_s: float, prompt_tokens: int = 7) -> list[Step]:
-    """What vLLM sends: role at the first token's time, one token a chunk, usage, [DONE]."""
+    """Script an answer as vLLM sends it: role at the first token's time, one token a chunk, usage, [DONE]."""
     steps: list[Step] = [Send(HEAD + chunked(role()), first_s), Send(chunked(token()))]
     steps += [Send(chunked(token()), gap_s) for _ in range(tokens - 2)]
     return [
@@ -89,9 +89,9 @@ def answer(tokens: int, first_s: float, gap_s: float, prompt_tokens: int = 7) ->
 
 
 class ScriptedServer:
-    """Serves the scripts in turn, the last one for ever. `served` holds every request in order of arrival.
+    """Server of scripts in turn, the last one for ever. `served` holds every request in order of arrival.
 
-    `pages` are bodies by path, for GET; other paths of GET, and POST /tokenize, are not found.
+    `pages` are bodies by path, for GET. Other paths of GET, and POST /tokenize, are not found.
     """
 
     def __init__(self, scripts: Iterable[list[Step]], pages: Mapping[str, bytes] | None = None) -> None:
@@ -160,7 +160,7 @@ class ScriptedServer:
         return b"connection: close" not in b"".join(s.data for s in script if isinstance(s, Send)).lower()
 
     def refuse(self) -> None:
-        """Stops listening and cuts every connection, as a killed server does; callable from any thread."""
+        """Stop listening and cut every connection, as a killed server does. Callable from any thread."""
         self._refused = threading.Event()
         self.loop.call_soon_threadsafe(self._refuse)
         self._refused.wait()
@@ -180,7 +180,7 @@ class ScriptedServer:
 
 @contextmanager
 def serving(*scripts: list[Step], pages: Mapping[str, bytes] | None = None) -> Iterator[ScriptedServer]:
-    """Runs in a thread of its own, with an event loop of its own, on a free port of 127.0.0.1."""
+    """Run the server in its own thread and event loop, on a free port of 127.0.0.1."""
     server = ScriptedServer(scripts, pages)
     ready = threading.Event()
     loop = server.loop

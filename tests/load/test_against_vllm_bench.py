@@ -1,4 +1,4 @@
-"""The same server measured by us, by `vllm bench serve` and by its own counters (benchmarks/against_vllm_bench.py)."""
+"""One server measured by tuner, by `vllm bench serve` and by its own counters (benchmarks/against_vllm_bench.py)."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def test_we_and_vllms_own_benchmark_see_the_same_server(
         sys.executable, str(BENCHMARK), "--url", server, "--model", tiny_model, "--vllm", vllm_command[0],
         "--workload", WORKLOAD, "--rate", str(RATE), "--requests", "150", "--turns", "1", "--json",
     ]  # fmt: skip
-    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=240)
-    rows = {row["figure"]: row for row in json.loads(told.stdout)}
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=240)
+    rows = {row["figure"]: row for row in json.loads(answer.stdout)}
     record_property("ours, theirs, wanted when idle", rows)
     # Latencies are recorded, not judged: between two runs a busy machine moves the server itself by more than the tools
     # differ (docs/measuring.md). The rate is set by the schedule, and only the last answers' tail can move it.
@@ -115,7 +115,7 @@ def test_prompt_lengths_are_exact_up_to_the_chat_template(
 
 
 def test_the_servers_own_ttft_agrees_with_ours(server: str, tiny_model: str, requests: list[Request]) -> None:
-    """Its histogram's mean leaves out HTTP and the network; ours must lie above it, by more where the host is busy."""
+    """The histogram's mean leaves out HTTP and the network. Ours must lie above it, by more on a busy host."""
     samples, rise = by_us(server, tiny_model, requests)
     ttft_ms = [(r.first_ns - r.sent_ns) / 1e6 for r in samples.requests if r.first_ns is not None]
     assert rise.server_ttft_ms_mean is not None

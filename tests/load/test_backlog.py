@@ -8,7 +8,7 @@ from tuner.load.drive import Progress
 
 
 def queue(load: float, seconds: float, seed: int) -> list[Progress]:
-    """A single server of rate 20/s under Poisson arrivals, as the watch would see it ten times a second."""
+    """Simulate a single server of rate 20/s under Poisson arrivals, as the watch sees it ten times a second."""
     rng = np.random.default_rng(seed)
     arrivals = np.cumsum(rng.exponential(1 / (20 * load), round(20 * load * seconds * 2)))
     served = np.zeros_like(arrivals)

@@ -1,4 +1,4 @@
-"""Over real sockets, against a server whose times and bytes are known."""
+"""Load over real sockets, against a server with known times and bytes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tuner.load.prompts import Request
 from tuner.load.stream import Failure, RequestSample, Target
 
 SLACK_MS = 2000.0
-"""What a busy machine may add to a time; never less than the truth."""
+"""Time that a busy machine may add. A measured time is never less than the truth."""
 
 
 def requests(count: int, max_tokens: int = 5) -> list[Request]:

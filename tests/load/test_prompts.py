@@ -83,7 +83,7 @@ def test_a_thousand_prompts_of_300_tokens_take_under_a_second(tiny_model: str) -
 
 
 class _Tokenize(BaseHTTPRequestHandler):
-    """Answers like vLLM's /tokenize, with a tokenizer of one token a word."""
+    """Server of vLLM's /tokenize, with a tokenizer of one token a word."""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))

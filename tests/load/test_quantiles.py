@@ -1,4 +1,4 @@
-"""Against tables printed elsewhere (MLPerf LoadGen's early stopping, textbook order statistics) and simulation."""
+"""Quantiles against published tables (MLPerf LoadGen's early stopping, textbook order statistics) and simulation."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_interval_covers_the_true_quantile_as_often_as_it_says() -> None:
 
 @pytest.mark.parametrize(("violations", "count"), [(0, 459), (1, 662), (2, 838), (5, 1307), (20, 3304), (100, 12571)])
 def test_confidence_matches_mlperf_loadgens_early_stopping(violations: int, count: int) -> None:
-    """rules appendix, c = 0.99: the fewest requests with which so many over the limit still pass."""
+    """MLPerf rules appendix, c = 0.99: the fewest requests with which so many over the limit still pass."""
     assert confidence_below(violations, count, 0.01) >= 0.99
     assert confidence_below(violations, count - 1, 0.01) < 0.99
 

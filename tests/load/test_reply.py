@@ -1,4 +1,4 @@
-"""Bytes and arrival times in, numbers out: every one of them is known beforehand."""
+"""Bytes and arrival times in, numbers out. Every number is known in advance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stand-in server as a child process, and the few HTTP calls the tests need."""
+"""Stand-in server as a child process, and the few HTTP calls that tests need."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def free_port() -> int:
 
 @dataclass
 class Server:
-    """One `python -m tuner.sim serve`, in a session of its own."""
+    """One `python -m tuner.sim serve` in its own session."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -41,7 +41,7 @@ class Server:
         return self.log_path.read_text(errors="replace")
 
     def call(self, path: str, body: object = None, timeout_s: float = 5.0) -> tuple[int, str]:
-        """(status, text); (0, name of the error) where there is no answer."""
+        """Return (status, text), or (0, name of the error) if there is no answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:
             connection.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body))
@@ -64,7 +64,7 @@ class Server:
         return self.call("/v1/chat/completions", body)
 
     def metric(self, name: str) -> float:
-        """Sum over labels of one sample name."""
+        """Sum one sample name over its labels."""
         lines = self.call("/metrics")[1].splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.split("{")[0] == name)
 
@@ -80,7 +80,7 @@ class Server:
         return self.process.wait(timeout_s)
 
     def children(self) -> dict[int, str]:
-        """pid → title of the living vLLM processes of this server's session."""
+        """Map pid to title for the living vLLM processes of this server's session."""
         found: dict[int, str] = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
@@ -103,7 +103,7 @@ Serve = Callable[..., Server]
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Start servers that share GPUs, compile cache and start counter; all of them are gone after the test."""
+    """Start servers that share GPUs, compile cache and start counter. All of them are gone after the test."""
     servers: list[Server] = []
     begun_s = time.time()
     rpc_dir = tmp_path / "rpc"

@@ -1,4 +1,4 @@
-"""Every fault does what its name says, and only on the start it was asked for."""
+"""Every fault does what its name says, and only on the requested start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TESTED: set[str] = set()
 
 
 def faulty(serve: Serve, fault: str, **env: str) -> Server:
-    """A server with the fault from the environment, as a whole search would be put through it."""
+    """Start a server with the fault from the environment, as a whole search gets it."""
     TESTED.add(parse_fault(fault).name)
     return serve(env={"TUNER_SIM_FAULTS": fault, **env})
 
@@ -211,7 +211,7 @@ def test_a_log_can_flood(serve: Serve) -> None:
 
 
 def test_every_fault_has_been_tested() -> None:
-    """Last in this file on purpose; meaningful only when the whole file ran."""
+    """Last in this file on purpose: it means something only after the whole file ran."""
     if len(TESTED) < 10:
         pytest.skip("only part of the file ran")
     assert set(FAULTS) == TESTED

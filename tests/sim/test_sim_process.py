@@ -1,4 +1,4 @@
-"""The process as others see it: argv, log, endpoints, signals, exit codes, children, and what it leaves behind."""
+"""The process as others see it: argv, log, endpoints, signals, exit codes, children, remains."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tuner.sim import (
 
 
 def until(claim: object, seconds: float = 5.0) -> bool:
-    """Whether a condition comes true in time."""
+    """Return True if a condition comes true in time."""
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s:
         if claim():  # type: ignore[operator]

@@ -27,7 +27,7 @@ def config(**changes: object) -> EngineConfig:
 
 
 def run(scheduler: Scheduler, limit: int = 10_000) -> int:
-    """Steps until nothing is left."""
+    """Step until nothing is left."""
     for count in range(limit):
         step = scheduler.schedule()
         if step is None:

@@ -1,4 +1,4 @@
-"""Loads in virtual time: conserved, repeatable, and moved by flags and hardware the way they should be."""
+"""Loads in virtual time: conserved, repeatable, and moved by flags and hardware as they should be."""
 
 from __future__ import annotations
 

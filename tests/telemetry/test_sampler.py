@@ -91,7 +91,7 @@ def test_a_server_that_stays_busy_is_not_idle(metrics: tuple[str, type[_Metrics]
 
 
 def test_an_engine_whose_gauges_went_stale_is_idle(metrics: tuple[str, type[_Metrics]]) -> None:
-    """vLLM shows the last step's gauges after every request was aborted; here no token is processed any more."""
+    """vLLM shows the last step's gauges after every request was aborted. Here no token is processed any more."""
     assert Sampler(metrics[0]).wait_until_idle(30.0)
 
 

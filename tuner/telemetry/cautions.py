@@ -1,4 +1,4 @@
-"""What makes a level's numbers less sure, each with a next step. Pure."""
+"""Cautions: findings that make a level's numbers less sure, each with a next step. Pure."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from tuner.slo import Metric, Slo
 from tuner.telemetry.sampler import Telemetry
 
 LAG_LIMIT_MS = 2.0
-"""A ticker whose P99 lateness stays under 2 ms inflates a P99 TTFT by under 3 ms (measurement.md 5)."""
+"""P99 lateness of the client's ticker that needs no caution. P99 TTFT is then inflated by 1.8 ms in the median
+(docs/measuring.md)."""
 
 CLIENT_CPU_LIMIT = 0.8
 FOREIGN_CORES_LIMIT = 0.25
 FEW_REQUESTS = 368
-"""Below this a P99 has no 95 % upper bound."""
+"""Requests below which a P99 has no 95 % upper bound."""
 
 DRIFT_LIMIT = 0.10
 
@@ -36,7 +37,7 @@ class CautionKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caution:
-    """Something that makes a number less sure: `detail` says what was seen, `next_step` what to do about it."""
+    """Finding that makes a number less sure: `detail` is what was seen, `next_step` what to do about it."""
 
     kind: CautionKind
     detail: str
@@ -55,7 +56,7 @@ def cautions(samples: Samples, telemetry: Telemetry | None, slos: Sequence[Slo])
 
 
 def lag_limit_ms(slos: Sequence[Slo]) -> float:
-    """1 % of the tightest TTFT limit, at least `LAG_LIMIT_MS`."""
+    """Return 1 % of the tightest TTFT limit, at least `LAG_LIMIT_MS`."""
     return max(LAG_LIMIT_MS, 0.01 * min((s.limit_ms for s in slos if s.metric is Metric.TTFT), default=0.0))
 
 
@@ -87,7 +88,7 @@ def _few(samples: Samples, slos: Sequence[Slo]) -> Iterator[Caution]:
 
 
 def _drift(samples: Samples) -> Iterator[Caution]:
-    """First half against second half of the answered requests, by when they were due: medians of TTFT, sign test."""
+    """Compare TTFT of the first and the second half of the answered requests, by due time: medians, sign test."""
     ttft = [r.ttft_ns / 1e6 for r in samples.requests if r.ttft_ns is not None and r.failure is None]
     half = len(ttft) // 2
     if half < 50:
@@ -127,7 +128,7 @@ def _gpus(telemetry: Telemetry | None) -> Iterator[Caution]:
         )
     seen = {(g.index, pid) for g in readings for pid in g.pids or ()}
     own = set(telemetry.server_pids) if telemetry else set()
-    # In a container NVML may name processes by the host's numbers: then none is the server's, none can be told apart.
+    # In a container NVML may name processes by the host's numbers: then the server's cannot be identified.
     foreign = (
         sorted((index, pid) for index, pid in seen if pid not in own) if any(pid in own for _, pid in seen) else []
     )

@@ -1,4 +1,4 @@
-"""GPUs through NVML: utilisation, memory, power, temperature, clocks, throttle reasons, processes."""
+"""Reader of GPUs through NVML: utilisation, memory, power, temperature, clocks, throttle reasons, processes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _THROTTLE_REASONS: tuple[tuple[int, str], ...] = (
     (pynvml.nvmlClocksThrottleReasonHwThermalSlowdown, "hardware thermal slowdown"),
     (pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown, "power brake"),
 )
-"""Idle, application clocks and sync boost are reasons too, and no trouble."""
+"""Throttle reasons that mean trouble. Idle, application clocks and sync boost do not."""
 
 
 @dataclass(frozen=True, slots=True)
 class GpuReading:
-    """One GPU now; None where the driver does not tell. `utilization` and `memory_used_bytes` as NVML has them."""
+    """One GPU now, in NVML's units. None if the driver does not tell."""
 
     index: int
     utilization: float | None
@@ -36,17 +36,17 @@ class GpuReading:
 
 
 class GpuAdapter(Protocol):
-    """Indices are NVML's, the ones that nvidia-smi shows, whatever CUDA_VISIBLE_DEVICES says."""
+    """Source of GPU readings. Indices are NVML's, as in nvidia-smi, whatever CUDA_VISIBLE_DEVICES says."""
 
     def read(self, indices: Sequence[int]) -> tuple[GpuReading, ...]: ...
 
     def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
-        """Bytes in use on each GPU, by whatever process: what must fall back before the next start."""
+        """Return the bytes in use on each GPU by any process. They must fall back before the next start."""
         ...
 
 
 class NoGpu:
-    """A machine without an NVIDIA GPU: nothing to read."""
+    """Machine without an NVIDIA GPU, where there is nothing to read."""
 
     def read(self, indices: Sequence[int]) -> tuple[GpuReading, ...]:
         return ()
@@ -56,7 +56,7 @@ class NoGpu:
 
 
 class Nvml:
-    """The driver of this machine. Made by `gpu_adapter`, which has initialised NVML."""
+    """Driver of this machine. Made by `gpu_adapter`, which has initialised NVML."""
 
     def read(self, indices: Sequence[int]) -> tuple[GpuReading, ...]:
         return tuple(_read(index) for index in indices)
@@ -67,7 +67,7 @@ class Nvml:
 
 
 def gpu_adapter() -> GpuAdapter:
-    """NVML where a driver answers, else an adapter that reads nothing."""
+    """Return NVML if a driver answers, else an adapter that reads nothing."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
@@ -76,24 +76,24 @@ def gpu_adapter() -> GpuAdapter:
 
 
 def _read(index: int) -> GpuReading:
-    handle = _told(lambda: pynvml.nvmlDeviceGetHandleByIndex(index))
+    handle = _answer(lambda: pynvml.nvmlDeviceGetHandleByIndex(index))
     if handle is None:
         return GpuReading(index, None, None, None, None, None)
-    reasons = _told(lambda: int(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle))) or 0
+    reasons = _answer(lambda: int(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle))) or 0
     return GpuReading(
         index=index,
-        utilization=_told(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100),
-        memory_used_bytes=_told(lambda: int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)),
-        power_w=_told(lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000),
-        temperature_c=_told(lambda: float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))),
-        sm_clock_mhz=_told(lambda: float(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))),
+        utilization=_answer(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100),
+        memory_used_bytes=_answer(lambda: int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)),
+        power_w=_answer(lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000),
+        temperature_c=_answer(lambda: float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))),
+        sm_clock_mhz=_answer(lambda: float(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))),
         throttled=tuple(name for bit, name in _THROTTLE_REASONS if reasons & bit),
-        pids=_told(lambda: tuple(p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle))),
+        pids=_answer(lambda: tuple(p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle))),
     )
 
 
-def _told(ask: Callable[[], T]) -> T | None:
-    """Many boards answer "not supported" to one question or another."""
+def _answer(ask: Callable[[], T]) -> T | None:
+    """Ask the driver. None if the board answers "not supported", as many do to some question."""
     try:
         return ask()
     except pynvml.NVMLError:
@@ -102,7 +102,7 @@ def _told(ask: Callable[[], T]) -> T | None:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """One GPU as it is built in; `numa_node` is None where the kernel does not know it."""
+    """One installed GPU. `numa_node` is None if the kernel does not know it."""
 
     index: int
     name: str
@@ -112,7 +112,7 @@ class Installed:
 
 
 def inventory() -> tuple[tuple[Installed, ...], str | None]:
-    """The GPUs of this machine and the driver's version; nothing and None without an NVIDIA driver."""
+    """Return the GPUs of this machine and the driver's version. Empty and None without an NVIDIA driver."""
     if isinstance(gpu_adapter(), NoGpu):
         return (), None
     return tuple(_installed(i) for i in range(pynvml.nvmlDeviceGetCount())), str(pynvml.nvmlSystemGetDriverVersion())
@@ -130,7 +130,8 @@ def _installed(index: int) -> Installed:
 
 
 def _numa_node(bus_id: str) -> int | None:
-    """NVML writes 00000000:65:00.0, the kernel 0000:65:00.0. The kernel says -1 where the board does not tell."""
+    """Return the NUMA node of a bus id. NVML writes 00000000:65:00.0, the kernel 0000:65:00.0, with node -1 for
+    unknown."""
     domain, _, rest = bus_id.lower().partition(":")
     try:
         node = int(Path(f"/sys/bus/pci/devices/{domain[-4:]}:{rest}/numa_node").read_text(encoding="ascii"))

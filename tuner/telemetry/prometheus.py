@@ -1,4 +1,4 @@
-"""vLLM's /metrics: counters as deltas, names across versions, engines summed. None where a metric is missing."""
+"""Reader of vLLM's /metrics: counters as deltas, names across versions, engines summed. None if a metric is missing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "server_ttft_s": ("vllm:time_to_first_token_seconds_sum",),
     "server_ttft_count": ("vllm:time_to_first_token_seconds_count",),
 }
-"""Field → names it had, newest first: `gpu_` until 0.10.2; request_num_preemptions from 0.30."""
+"""Names that each field had, newest first: `gpu_` until 0.10.2; request_num_preemptions from 0.30."""
 
 _WANTED = tuple(name for names in _NAMES.values() for name in names)
 _FINISHED = ("stop", "length")
@@ -37,9 +37,9 @@ SCRAPE_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """One reading. Counters since the server's start; `running`, `waiting` and `kv_usage` (0..1) are of this moment.
+    """One reading. Counters run since the server's start; `running`, `waiting` and `kv_usage` (0..1) are momentary.
 
-    Engines are summed, `kv_usage` is the fullest engine's. `queue_s` and `server_ttft_s` are sums over `queued` and
+    Engines are summed; `kv_usage` is the fullest engine's. `queue_s` and `server_ttft_s` are sums over `queued` and
     `server_ttft_count` requests. `succeeded` counts requests that stopped or reached their length.
     """
 
@@ -69,7 +69,7 @@ COUNTERS = tuple(f.name for f in fields(Scrape) if f.name not in ("at_ns", "runn
 
 @dataclass(frozen=True, slots=True)
 class Deltas:
-    """What the counters rose by between two scrapes; None where either lacks the metric."""
+    """Rise of the counters between two scrapes. None if either lacks the metric."""
 
     preemptions: int | None
     request_preemptions: int | None
@@ -82,7 +82,7 @@ class Deltas:
 
 
 def scrape(metrics_url: str) -> Scrape | None:
-    """None when the server does not answer, or answers without one of vLLM's metrics."""
+    """Read /metrics. None if the server does not answer, or answers without one of vLLM's metrics."""
     try:
         with control_client(timeout_s=SCRAPE_TIMEOUT_S) as client:
             answer = client.get(metrics_url).raise_for_status()
@@ -92,7 +92,7 @@ def scrape(metrics_url: str) -> Scrape | None:
 
 
 def parse(text: str, at_ns: int) -> Scrape | None:
-    """Only the wanted lines reach the parser: all of them would hold the interpreter, and the load, for 10 ms."""
+    """Parse the wanted lines alone: parsing all would hold the interpreter, and the load, for 10 ms."""
     wanted = "\n".join(line for line in text.splitlines() if line.startswith(_WANTED))
     samples: dict[str, list[Sample]] = {}
     for family in text_string_to_metric_families(wanted + "\n"):

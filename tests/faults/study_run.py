@@ -1,4 +1,4 @@
-"""A whole study on the stand-in, with one fault a start, and what was seen after each start."""
+"""Whole study on the stand-in, with one fault a start, and observations after each start."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from tests.faults import acts
 from tests.faults.moments import OPEN_LOOP, OPEN_RULES, Hooks, Moment, short_limits
-from tests.faults.table import Row, Told
+from tests.faults.table import Learnt, Row
 from tests.server.support import bystander, listens, runs
 from tuner.candidate import Candidate
 from tuner.clock import RealClock
@@ -45,15 +45,15 @@ from tuner.vllm.defaults import vllm_defaults
 
 COMMAND = (sys.executable, "-m", "tuner.sim", "serve")
 ROOM = {Moment.STARTING: ("slow-start:2",), Moment.DRAINING: ("stall:3",)}
-"""For acts: what makes the moment last. Requests that stall are under way when the level's time is over."""
+"""Faults that make a moment last for an act. Requests that stall are in flight when the level's time is over."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """The world right after a start: what the record says, what the search was told, and what is left."""
+    """State right after a start: what the record says, what the search learnt, and what is left."""
 
     record: TrialRecord
-    told: str
+    learnt: str
     struck: bool
     lost_or_changed: tuple[str, ...]
     left: tuple[str, ...]
@@ -76,7 +76,8 @@ class SimGpu:
 def make_plan(
     folder: Path, model: str, *, starts: int, confirm_starts: int, groups: tuple[GpuGroup, ...] = (GpuGroup(),)
 ) -> StudyPlan:
-    """The default runs one sequence at a time, so that anything else beats it and there is something to confirm."""
+    """Plan a study whose default runs one sequence at a time. Anything else beats it, so there is something to
+    confirm."""
     sequences = Parameter("max-num-seqs", Kind.INT, 4, 64)
     env = {
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
@@ -112,7 +113,7 @@ def make_plan(
 
 
 def open_plan(folder: Path, model: str, *, starts: int, confirm_starts: int) -> StudyPlan:
-    """In an open loop, at loads that a busy machine can offer. Nothing is late within a minute, so that rates pass."""
+    """Plan an open loop at loads that a busy machine can offer. Nothing is late within a minute, so rates pass."""
     plan = make_plan(folder, model, starts=starts, confirm_starts=confirm_starts)
     return replace(
         plan,
@@ -123,22 +124,24 @@ def open_plan(folder: Path, model: str, *, starts: int, confirm_starts: int) -> 
 
 
 def order_of(rows: Sequence[Row]) -> list[Row | None]:
-    """Faults by start, None for a healthy one: never three spoilt starts in a row, which would end the night, and
-    never more than two of one candidate."""
-    spoilt = [row for row in rows if row.told in (Told.AGAIN, Told.NOTHING)]
-    others: list[Row | None] = [row for row in rows if row not in spoilt]
+    """Order the faults by start, None for a healthy one.
+
+    Never three failed starts in a row, which would end the run, and never more than two of one candidate.
+    """
+    failed = [row for row in rows if row.learnt in (Learnt.AGAIN, Learnt.NOTHING)]
+    others: list[Row | None] = [row for row in rows if row not in failed]
     order: list[Row | None] = []
-    while spoilt or others:
-        order += spoilt[:2]
-        if spoilt or others:
+    while failed or others:
+        order += failed[:2]
+        if failed or others:
             order.append(others.pop(0) if others else None)
-        del spoilt[:2]
+        del failed[:2]
     return order
 
 
 @dataclass
-class Night:
-    """One study in this process; `seen` has an entry for every row, `result` or `ended_by` tells how it ended."""
+class StudyRun:
+    """One study in this process. `seen` has an entry for every row; `result` or `ended_by` tells how it ended."""
 
     folder: Path
     model: str
@@ -162,8 +165,8 @@ class Night:
         self._bystander = 0
 
     def run(self) -> None:
-        spoilt = sum(row is not None and row.told is Told.AGAIN for row in self._order)
-        starts = 2 if self.confirming else len(self._order) - spoilt
+        failed = sum(row is not None and row.learnt is Learnt.AGAIN for row in self._order)
+        starts = 2 if self.confirming else len(self._order) - failed
         make = open_plan if self.rows[0].moment in OPEN_LOOP else make_plan
         plan = make(self.folder, self.model, starts=starts, confirm_starts=2 if self.confirming else 0)
         self.store = Store(self.folder)
@@ -196,7 +199,7 @@ class Night:
         return self._order[self._start] if self._start < len(self._order) else None
 
     def _launch(self, base: LaunchBase, candidate: Candidate, group: GpuGroup) -> LaunchSpec:
-        """Called at the very beginning of a trial, after TrialStarted."""
+        """Launch at the very beginning of a trial, after TrialStarted."""
         spec, row = launch(base, candidate, group), self._row
         if row is None:
             return spec
@@ -234,7 +237,7 @@ class Night:
                 self._undo.append(undo)
 
     def _remember(self, record: running_file.Marker) -> None:
-        """What must be gone later; once its owner is dead nobody can tell whose it was."""
+        """Note what must be gone later. Once its owner is dead, its ownership cannot be proved."""
         self._scratch.add(Path(record.scratch))
         for pid in acts.session(record.pid):
             self._shared_memory |= proctable.shared_memory_files(pid)
@@ -270,7 +273,7 @@ class Night:
         self._scratch.clear()
 
     def _changed(self) -> tuple[str, ...]:
-        """Finished records that are not what they were; takes note of the new one."""
+        """List finished records that have changed, and take note of the new one."""
         now = records_of(self.folder)
         changed = tuple(name for name, data in self._bytes.items() if now.get(name) != data)
         self._bytes = now
@@ -283,24 +286,24 @@ class Night:
 
     def _told(self, record: TrialRecord) -> str:
         if record.search_trial is None:
-            return Told.NOTHING if record.outcome is TrialOutcome.INFRASTRUCTURE else Told.UNAFFECTED
-        return told_of(self.plan.storage, self.plan.study, record)
+            return Learnt.NOTHING if record.outcome is TrialOutcome.INFRASTRUCTURE else Learnt.UNAFFECTED
+        return learnt_of(self.plan.storage, self.plan.study, record)
 
 
-def told_of(storage: str, study: str, record: TrialRecord) -> str:
-    """What Optuna has of a start, in the words of the matrix."""
+def learnt_of(storage: str, study: str, record: TrialRecord) -> str:
+    """Describe what Optuna has of a start, in the words of the matrix."""
     assert record.search_trial is not None
     trials = optuna.load_study(study_name=study, storage=storage).trials
     one = trials[record.search_trial]
     if one.state is TrialState.FAIL:
         later = [t for t in trials if t.number > one.number and _fixed(t) == one.params and t.user_attrs.get("again")]
-        return Told.AGAIN if later else "FAIL, and forgotten"
+        return Learnt.AGAIN if later else "FAIL, and forgotten"
     if one.state is not TrialState.COMPLETE:
         return str(one.state)
     constraints = one.constraints
     if constraints["start"] > 0:
-        return Told.VIOLATED if one.user_attrs["imputed"] else "violated, and a value that nobody measured"
-    return Told.UNAFFECTED if all(value <= 0 for value in constraints.values()) else Told.MEASURED
+        return Learnt.VIOLATED if one.user_attrs["imputed"] else "violated, and a value that was not measured"
+    return Learnt.UNAFFECTED if all(value <= 0 for value in constraints.values()) else Learnt.MEASURED
 
 
 def _fixed(one: Any) -> dict[str, float]:
