@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow.parquet as pq
 import pytest
 
-from tests.faults.night import make_plan
+from tests.faults.study_run import make_plan
 from tuner import jsonfile
 from tuner.bench.capacity_search import Ended, Incumbent, SearchSettings
 from tuner.bench.task import ClaimRate, Saturate, SearchCapacity
