@@ -1,4 +1,4 @@
-"""Percentiles by order statistics, and how sure a sample makes them. Independent requests are assumed throughout."""
+"""Percentiles by order statistics, and how sure a sample makes them. Requests are assumed to be independent."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import bdtr, bdtrc  # P(B <= k) and P(B > k), without the second that scipy.stats takes to import
 
 Values = NDArray[np.float64]
 
 
 def order_statistic(ordered: Values, quantile: float) -> float:
-    """The smallest value that at least `quantile` of the sample do not exceed; `ordered` ascending, not empty."""
+    """Return the smallest value that at least `quantile` of the ascending, non-empty sample do not exceed."""
     return float(ordered[_rank(len(ordered), quantile) - 1])
 
 
@@ -21,16 +22,16 @@ def _rank(count: int, quantile: float) -> int:
 
 
 def interval(ordered: Values, quantile: float, confidence: float = 0.95) -> tuple[float | None, float | None]:
-    """Order statistics around the true quantile with at least `confidence`, two-sided, distribution-free.
+    """Return a two-sided, distribution-free confidence interval of a quantile: two order statistics.
 
-    A bound is None where the sample is too small to have one: the upper bound of a P99 needs 368 values (David and
+    A bound is None if the sample is too small to have one: the upper bound of a P99 needs 368 values (David and
     Nagaraja, Order Statistics, section 7.1).
     """
     count = len(ordered)
     if count == 0:
         return None, None
     tail = (1 - confidence) / 2
-    cumulative = np.cumsum(np.exp(_log_binomial(count, quantile)))
+    cumulative = bdtr(np.arange(count + 1), count, quantile)
     low = int(np.searchsorted(cumulative, tail))  # P(B < low) <= tail, so rank `low` bounds from below
     high = int(np.searchsorted(cumulative, 1 - tail)) + 1
     return (
@@ -40,25 +41,10 @@ def interval(ordered: Values, quantile: float, confidence: float = 0.95) -> tupl
 
 
 def confidence_above(violations: int, count: int, allowed: float) -> float:
-    """Clopper-Pearson confidence that the true share of violations exceeds `allowed`: P(B < violations)."""
-    return _binomial_cdf(violations - 1, count, allowed)
+    """Return the Clopper-Pearson confidence that the true share of violations exceeds `allowed`: P(B < violations)."""
+    return float(bdtr(violations - 1, count, allowed)) if violations else 0.0
 
 
 def confidence_below(violations: int, count: int, allowed: float) -> float:
-    """Clopper-Pearson confidence that the true share of violations is below `allowed`: 1 - P(B <= violations)."""
-    return 1 - _binomial_cdf(violations, count, allowed)
-
-
-def _binomial_cdf(successes: int, count: int, probability: float) -> float:
-    if successes < 0:
-        return 0.0
-    return min(1.0, float(np.exp(_log_binomial(count, probability)[: successes + 1]).sum()))
-
-
-def _log_binomial(count: int, probability: float) -> Values:
-    """log P(B = k) for k = 0..count; exact at any count, where multiplying would underflow."""
-    k = np.arange(count + 1)
-    log_factorial = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, count + 1)))))
-    choose = log_factorial[count] - log_factorial - log_factorial[::-1]
-    result: Values = choose + k * math.log(probability) + (count - k) * math.log1p(-probability)
-    return result
+    """Return the Clopper-Pearson confidence that the true share of violations is below `allowed`: P(B > violations)."""
+    return float(bdtrc(violations, count, allowed))
