@@ -18,6 +18,7 @@ from tuner.measurement import (
     measure,
 )
 from tuner.slo import Metric, parse_slo
+from tuner.telemetry.cautions import Sign
 from tuner.telemetry.gpu import GpuReading
 from tuner.telemetry.prometheus import Scrape
 from tuner.telemetry.sampler import Row
@@ -155,7 +156,10 @@ def test_a_busy_host_and_a_late_client_are_seen() -> None:
         slos=[TTFT_500],
     )
     assert {CautionKind.HOST_BUSY, CautionKind.CLIENT_BOUND} <= kinds(found)
-    assert all(caution.next_step for caution in found.cautions)
+    values = {seen.sign: seen.value for caution in found.cautions for seen in caution.seen}
+    assert values[Sign.LAG_MS] == 9.0
+    assert values[Sign.FOREIGN_CORES] == pytest.approx(0.9)
+    assert all(caution.seen for caution in found.cautions)
 
 
 def test_drift_between_the_halves_is_seen_and_noise_is_not() -> None:

@@ -27,6 +27,7 @@ from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Dropped, Space
 from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import Level
+from tuner.telemetry.cautions import Observation, Sign
 from tuner.verdict import Outcome, Verdict
 
 GROUPS = (
@@ -159,8 +160,7 @@ class Server:
         kv_usage = min(1.0, kv)
         cautions: tuple[Caution, ...] = ()
         if sent < 300:
-            detail = f"{sent} requests: an upper bound of the P99 needs about 300"
-            cautions = (Caution(CautionKind.FEW_REQUESTS, detail, "measure longer"),)
+            cautions = (Caution(CautionKind.FEW_REQUESTS, (Observation(Sign.COMPLETED, float(sent)),)),)
         return Measurement(
             load=Load(LoadKind.CLOSED, concurrency),
             seed=1000 + concurrency,

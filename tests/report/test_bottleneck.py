@@ -10,6 +10,7 @@ from tuner.measurement import Caution, CautionKind, ClientLoad, GpuLoad, Measure
 from tuner.report.bottleneck import Levels, Limit, Reading, binding, levels_of, why_rows
 from tuner.report.tables import StudyFiles
 from tuner.report.translations import Words
+from tuner.telemetry.cautions import Observation, Sign
 
 QUIET = ServerLoad(preemptions=0, kv_usage_peak=0.3, running_peak=20.0, waiting_mean=0.0)
 IDLE_CLIENT = ClientLoad(cpu_share=0.1, lag_p99_ms=1.0, late_p99_ms=None)
@@ -78,7 +79,7 @@ def test_without_a_higher_level_the_load_was_the_limit(levels: Levels, words: Wo
 
 
 def test_a_client_that_was_the_bottleneck_is_named_first(levels: Levels, words: Words) -> None:
-    caution = Caution(CautionKind.CLIENT_BOUND, "98 % of a core", "use more processes")
+    caution = Caution(CautionKind.CLIENT_BOUND, (Observation(Sign.CPU_SHARE, 0.98),))
     at = dataclasses.replace(levels.at, cautions=(caution,))
     assert binding(why_rows(levels._replace(at=at), words))[0] is Limit.CLIENT
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,16 +16,22 @@ from tests.report.conftest import HOSTILE
 from tests.report.studies import Study, build_study
 from tests.study.builders import REFUSAL
 from tuner import jsonfile
-from tuner.measurement import CautionKind
+from tuner.load.arrivals import ArrivalKind
+from tuner.measurement import CautionKind, LoadKind
 from tuner.report import translations
-from tuner.report.bottleneck import Limit
+from tuner.report.bottleneck import Limit, Reading
 from tuner.report.page import report, write_report
-from tuner.report.summary import sentence
+from tuner.report.phrases import CONCLUSIONS, sentence
+from tuner.report.summary import caution_rows
 from tuner.report.tables import StudyFiles, read_study
 from tuner.report.timeline import Phase
 from tuner.report.translations import TABLE, Language, Words
 from tuner.study import learnt
-from tuner.study.record import Role, TrialOutcome
+from tuner.study.conclusion import ConclusionKey
+from tuner.study.record import Role, TrialOutcome, TrialRecord
+from tuner.study.result import Lack
+from tuner.telemetry.cautions import Caution, Observation, Sign
+from tuner.telemetry.gpu import THROTTLE_REASONS
 
 REPORT = Path(translations.__file__).parent
 
@@ -189,6 +196,42 @@ def test_the_page_speaks_chinese(files: StudyFiles) -> None:
     assert left == []
 
 
+EVERY_CAUTION = (
+    Caution(
+        CautionKind.CLIENT_BOUND,
+        (Observation(Sign.CPU_SHARE, 0.93), Observation(Sign.LAG_MS, 12.0), Observation(Sign.LATE_MS, 18.1)),
+    ),
+    Caution(CautionKind.FEW_REQUESTS, (Observation(Sign.COMPLETED, 301.0),)),
+    Caution(CautionKind.THROTTLED, (Observation(Sign.THROTTLE_REASON, "power cap", 0),)),
+    Caution(CautionKind.FOREIGN_PROCESS, (Observation(Sign.PROCESS_ID, 4711.0, 1),)),
+    Caution(CautionKind.DRIFT, (Observation(Sign.FIRST_HALF_MS, 310.0), Observation(Sign.SECOND_HALF_MS, 402.0))),
+    Caution(CautionKind.HOST_BUSY, (Observation(Sign.FOREIGN_CORES, 1.3),)),
+    Caution(CautionKind.METRICS_MISSING, (Observation(Sign.NO_METRICS), Observation(Sign.NO_PREEMPTION_COUNTER))),
+)
+
+
+def with_cautions(files: StudyFiles, cautions: tuple[Caution, ...]) -> StudyFiles:
+    def doubted(record: TrialRecord) -> TrialRecord:
+        levels = tuple(replace(lv, measurement=replace(lv.measurement, cautions=cautions)) for lv in record.levels)
+        return replace(record, levels=levels)
+
+    return replace(files, records=tuple(map(doubted, files.records)))
+
+
+def test_cautions_of_the_chinese_page_hold_no_english_word(files: StudyFiles) -> None:
+    assert {c.kind for c in EVERY_CAUTION} == set(CautionKind)
+    assert {seen.sign for c in EVERY_CAUTION for seen in c.seen} == set(Sign)
+    doubted = with_cautions(files, EVERY_CAUTION)
+    rows = caution_rows(doubted, Words(Language.CHINESE))
+    assert len(rows) == 2 * len(CautionKind)  # winner and default
+    text = " ".join(f"{row.what} {row.detail} {row.next_step} {row.where}" for row in rows)
+    names = r"P99|TTFT|GPU|CPU|ms|PERFORMANCE|nvidia-smi -q -d|vLLM|--[\w-]+|/metrics|`tuner bench|`"
+    assert re.findall(r"[A-Za-z]{2,}", re.sub(names, " ", text)) == []
+    for value in ("93 %", "12 ms", "18 ms", "301", "功耗上限", "4711", "310 ms", "402 ms", "1.3"):
+        assert value in text
+    assert all(row.next_step in Page(report(doubted, language="zh")).text for row in rows)
+
+
 def test_sentences_of_every_decision_are_in_both_languages(files: StudyFiles) -> None:
     assert files.result is not None
     result = files.result
@@ -201,7 +244,7 @@ def test_sentences_of_every_decision_are_in_both_languages(files: StudyFiles) ->
 
 
 def test_every_word_is_used_and_both_languages_have_the_same_fields() -> None:
-    paths = [p for p in (*REPORT.glob("*.py"), *REPORT.glob("*.j2")) if p.name != "words.py"]
+    paths = [p for p in (*REPORT.glob("*.py"), *REPORT.glob("*.j2")) if not p.name.endswith("_texts.py")]
     sources = "".join(path.read_text(encoding="utf-8") for path in paths)
     families = (
         "outcome-",
@@ -216,13 +259,19 @@ def test_every_word_is_used_and_both_languages_have_the_same_fields() -> None:
         "next-",
         "compare-",
         "load-",
+        "sign-",
+        "throttle-",
     )
     for key, texts in TABLE.items():
         english, chinese = (set(re.findall(r"\{(\w+)\}", text)) for text in texts)
         assert english == chinese, key
         assert key.startswith(families) or re.search(f"[\"']{key}[\"']", sources), f"{key} is not used"
-    for names, family in ((Role, "role"), (TrialOutcome, "outcome"), (Phase, "phase"), (CautionKind, "caution")):
+    enums = ((Role, "role"), (TrialOutcome, "outcome"), (Phase, "phase"), (CautionKind, "caution"), (Sign, "sign"))
+    for names, family in (*enums, (ArrivalKind, "arrivals"), (LoadKind, "load"), (Lack, "lack"), (Reading, "reading")):
         assert all(f"{family}-{name}" in TABLE for name in names)
+    assert all(f"caution-{kind}-next" in TABLE for kind in CautionKind)
+    assert all(f"throttle-{reason.replace(' ', '-')}" in TABLE for _, reason in THROTTLE_REASONS)
+    assert set(CONCLUSIONS) == set(ConclusionKey)
     for limit in Limit:
         assert f"limit-{limit}" in TABLE and f"next-{limit}" in TABLE
 

@@ -83,8 +83,8 @@ def binding(rows: list[WhyRow]) -> list[Limit]:
 
 def _load(levels: Levels, words: Words) -> WhyRow:
     if levels.beyond is None:
-        return WhyRow(Limit.LOAD, Reading.BINDS, words("seen-load-ended", load=words.load(str(levels.at.load))))
-    return WhyRow(Limit.LOAD, Reading.CLEAR, words("seen-load-beyond", beyond=words.load(str(levels.beyond.load))))
+        return WhyRow(Limit.LOAD, Reading.BINDS, words("seen-load-ended", load=words.load(levels.at.load)))
+    return WhyRow(Limit.LOAD, Reading.CLEAR, words("seen-load-beyond", beyond=words.load(levels.beyond.load)))
 
 
 def _client(levels: Levels, words: Words) -> WhyRow:
@@ -102,15 +102,13 @@ def _kv(levels: Levels, words: Words) -> WhyRow:
     at, highest = levels.at.server, levels.highest.server
     peak = formatting.share(highest.kv_usage_peak)
     if highest.preemptions:
-        seen = words("seen-kv-preempted", n=highest.preemptions, load=words.load(str(levels.highest.load)), peak=peak)
+        seen = words("seen-kv-preempted", n=highest.preemptions, load=words.load(levels.highest.load), peak=peak)
         return WhyRow(Limit.KV, Reading.BINDS, seen)
     if at.kv_usage_peak is None:
         return WhyRow(Limit.KV, Reading.UNKNOWN, words("seen-nothing"))
     full = at.kv_usage_peak
     reading = Reading.BINDS if full >= KV_FULL else Reading.NEAR if full >= KV_NEAR else Reading.CLEAR
-    return WhyRow(
-        Limit.KV, reading, words("seen-kv", peak=formatting.share(full), load=words.load(str(levels.at.load)))
-    )
+    return WhyRow(Limit.KV, reading, words("seen-kv", peak=formatting.share(full), load=words.load(levels.at.load)))
 
 
 def _sequences(levels: Levels, words: Words) -> WhyRow:
@@ -123,14 +121,14 @@ def _sequences(levels: Levels, words: Words) -> WhyRow:
         return WhyRow(
             Limit.SEQUENCES,
             Reading.UNKNOWN,
-            words("seen-sequences-default", running=running, load=words.load(str(load))),
+            words("seen-sequences-default", running=running, load=words.load(load)),
         )
     waiting = server.waiting_mean or 0.0
     full = server.running_peak >= limit
     near = server.running_peak >= 0.8 * limit
     reading = Reading.BINDS if full and waiting >= 1 else Reading.NEAR if near else Reading.CLEAR
     seen = words(
-        "seen-sequences", running=running, limit=limit, waiting=_mean(server.waiting_mean), load=words.load(str(load))
+        "seen-sequences", running=running, limit=limit, waiting=_mean(server.waiting_mean), load=words.load(load)
     )
     return WhyRow(Limit.SEQUENCES, reading, seen)
 
@@ -141,15 +139,15 @@ def _tokens(levels: Levels, words: Words, *, hidden: bool) -> WhyRow:
         return WhyRow(Limit.TOKENS, Reading.UNKNOWN, words("seen-nothing"))
     if waiting < 1:
         return WhyRow(
-            Limit.TOKENS, Reading.CLEAR, words("seen-tokens-clear", waiting=_mean(waiting), load=words.load(str(load)))
+            Limit.TOKENS, Reading.CLEAR, words("seen-tokens-clear", waiting=_mean(waiting), load=words.load(load))
         )
     if hidden:
         return WhyRow(
             Limit.TOKENS,
             Reading.UNKNOWN,
-            words("seen-tokens-other", waiting=_mean(waiting), load=words.load(str(load))),
+            words("seen-tokens-other", waiting=_mean(waiting), load=words.load(load)),
         )
-    return WhyRow(Limit.TOKENS, Reading.BINDS, words("seen-tokens", waiting=_mean(waiting), load=words.load(str(load))))
+    return WhyRow(Limit.TOKENS, Reading.BINDS, words("seen-tokens", waiting=_mean(waiting), load=words.load(load)))
 
 
 def _compute(levels: Levels, words: Words, *, hidden: bool) -> WhyRow:
@@ -169,8 +167,8 @@ def _compute(levels: Levels, words: Words, *, hidden: bool) -> WhyRow:
     flat = gain < SATURATED * more
     seen = words(
         "seen-compute",
-        before=words.load(str(before.load)),
-        load=words.load(str(after.load)),
+        before=words.load(before.load),
+        load=words.load(after.load),
         more=formatting.change(after.load.level, before.load.level),
         gain=formatting.change(faster, slower),
         busy=busy,

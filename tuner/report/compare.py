@@ -11,6 +11,7 @@ from tuner.report import conditions, figures, summary
 from tuner.report.drawing import Look
 from tuner.report.gallery import Drawing, curves_of
 from tuner.report.page import render
+from tuner.report.phrases import sentence
 from tuner.report.tables import StudyFiles, level_rows, read_study
 from tuner.report.translations import Language, Words
 
@@ -42,7 +43,7 @@ def compare(folder_a: Path, folder_b: Path, *, language: str = "en", gpu_price: 
         {
             "names": names,
             "version": one_line(", ".join(sorted(versions)) or formatting.NOT_OBSERVED),
-            "sentences": [summary.sentence(study, words) for study in (first, second)],
+            "sentences": [sentence(study, words) for study in (first, second)],
             "differences": difference_rows(first, second, words),
             "summary": summary.summary_rows(right, left, words, gpu_price) if left and right else [],
             "flags": flags,

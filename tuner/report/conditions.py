@@ -57,7 +57,7 @@ def _load(load: LoadPolicy, words: Words) -> str:
     settings = load.settings
     return words(
         "env-open-loop",
-        arrivals=words.arrivals(str(load.arrivals)),
+        arrivals=words.arrivals(load.arrivals),
         time=formatting.duration(settings.probe_s),
         traces=settings.claim_traces,
         claim=formatting.duration(settings.claim_s),

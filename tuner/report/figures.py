@@ -199,9 +199,7 @@ def _limits(slos: Sequence[Slo], across: Sequence[Trace]) -> list[Trace]:
 def _about(row: TrialRow, words: Words) -> str:
     lines = [f"{words('trial')} {row.trial}: {words(f'outcome-{row.outcome}')}"]
     if row.has_figures:
-        lines.append(
-            f"{formatting.qps(row.qps)} ({words.load(row.load or '')}), P99 TTFT {formatting.ms(row.p99_ttft_ms)}"
-        )
+        lines.append(f"{formatting.qps(row.qps)} ({words.load(row.load)}), P99 TTFT {formatting.ms(row.p99_ttft_ms)}")
     lines += [row.words[:160]] if row.words else []
     lines += [f"{flag} = {value}" for flag, value in row.candidate.values] or [words("vllm-default")]
     return "<br>".join(map(plain, lines))

@@ -17,6 +17,7 @@ from tuner.formatting import one_line
 from tuner.jsonfile import write_atomically
 from tuner.report import bottleneck, conditions, parameters, summary, timeline
 from tuner.report.gallery import gallery
+from tuner.report.phrases import sentence
 from tuner.report.quote import shell_line
 from tuner.report.refusals import refused_rows
 from tuner.report.tables import StudyFiles, read_study, trial_rows
@@ -92,7 +93,7 @@ def _top(study: StudyFiles, words: Words, gpu_price: float | None) -> dict[str, 
     return {
         "study": study,
         "version": one_line(version),
-        "sentence": summary.sentence(study, words),
+        "sentence": sentence(study, words),
         "launched": launched,
         "launch": shell_line(launched.launch) if launched else "",
         "flags": _flags(study, words),
@@ -139,6 +140,6 @@ def _why(study: StudyFiles, words: Words) -> dict[str, object]:
     rows = bottleneck.why_rows(levels, words)
     binding = bottleneck.binding(rows)
     headline = words("why-binds", limit=words(f"limit-{binding[0]}")) if binding else words("why-none")
-    at = words.load(str(levels.at.load))
-    beyond = words.load(str(levels.beyond.load)) if levels.beyond else words("none")
+    at = words.load(levels.at.load)
+    beyond = words.load(levels.beyond.load) if levels.beyond else words("none")
     return {"why": rows, "why_headline": headline, "why_levels": words("why-at", at=at, beyond=beyond)}

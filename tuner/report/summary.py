@@ -1,4 +1,4 @@
-"""The first screen as rows: the sentence, winner beside default, the flags that differ, cautions."""
+"""Study → rows of the first screen: winner beside default, the flags that differ, cautions."""
 
 from __future__ import annotations
 
@@ -8,46 +8,12 @@ from typing import NamedTuple
 from tuner import formatting
 from tuner.flagwords import value_text
 from tuner.launch import LaunchSpec
-from tuner.measurement import Measurement
+from tuner.measurement import Load, Measurement
 from tuner.report.cost import cost
+from tuner.report.phrases import caution_detail
 from tuner.report.tables import StudyFiles, shown_level
-from tuner.report.translations import Language, Words
-from tuner.study import confirm
-from tuner.study.plan import OpenSearch
-from tuner.study.result import Decision, Figures, Lack, StudyResult
-
-
-def sentence(study: StudyFiles, words: Words) -> str:
-    """The study's own sentence; in another language, the same from the same figures."""
-    result = study.result
-    if result is None:
-        return words("no-result")
-    if words.language is Language.ENGLISH:
-        return formatting.one_line(result.sentence)
-    limits = ", ".join(map(str, study.plan.slos))
-    time = formatting.duration(result.elapsed_s)
-    tail = words("tail", starts=result.starts, time=time, refused=result.refused)
-    winner, default = result.winner, result.default
-    if result.decision is Decision.KEEP_DEFAULT and (default or winner):
-        kept = default or winner
-        return words("sentence-keep", qps=formatting.qps(kept.qps if kept else None), tail=tail)
-    if winner is None:
-        return words("sentence-nothing", limits=limits, tail=tail)
-    sure = words("sure-fresh", n=len(winner.trials)) if winner.fresh else words("sure-not")
-    said = {"ttft": formatting.ms(winner.p99_ttft_ms), "limits": limits, "sure": sure, "tail": tail}
-    said["lack"] = words(f"lack-{confirm.lack(study.records, study.plan.baseline) or Lack.NOT_MEASURED}")
-    if isinstance(search := study.plan.load, OpenSearch):
-        accuracy = f", ± {formatting.share(confirm.accuracy(winner.qps, search))}" if winner.fresh else ""
-        said |= {
-            "qps": formatting.significant(winner.qps),
-            "accuracy": accuracy,
-            "arrivals": words.arrivals(str(search.arrivals)),
-        }
-        gain = formatting.change(winner.qps, default.qps if default else None)
-        return words("sentence-open-only" if default is None else "sentence-open-winner", gain=gain, **said)
-    if default is None:
-        return words("sentence-only", qps=formatting.qps(winner.qps), **said)
-    return words("sentence-winner", gain=formatting.change(winner.qps, default.qps), **said)
+from tuner.report.translations import Words
+from tuner.study.result import Figures, StudyResult
 
 
 class Side(NamedTuple):
@@ -59,6 +25,7 @@ class Side(NamedTuple):
     figures: Figures
     level: Measurement | None
     gpus: int
+    load: Load | None
     saturation: float | None = None
 
 
@@ -70,7 +37,9 @@ def side(study: StudyFiles, figures: Figures | None) -> Side | None:
     measured = [level.measurement for level in levels if level is not None]
     worst = max(measured, key=lambda m: m.ttft_ms.p99 if m.ttft_ms else 0.0, default=None)
     full = next((r.saturation for r in study.starts_of(figures.candidate) if r.saturation is not None), None)
-    return Side(figures, worst, len(record.launch.gpus), full)
+    quoted = shown_level(record)
+    load = quoted.measurement.load if quoted else None
+    return Side(figures, worst, len(record.launch.gpus), load, full)
 
 
 class SummaryRow(NamedTuple):
@@ -101,7 +70,7 @@ def summary_rows(first: Side, second: Side | None, words: Words, gpu_price: floa
         row("row-tpot", lambda s: s.level.tpot_ms.p50 if s.level and s.level.tpot_ms else None, formatting.ms),
         row("row-e2e", lambda s: s.level.e2e_ms.p99 if s.level and s.level.e2e_ms else None, formatting.ms),
         row("row-tokens", lambda s: s.level.output_tokens_per_s if s.level else None, formatting.significant),
-        said("row-load", lambda s: words.load(s.figures.level)),
+        said("row-load", lambda s: words.load(s.load)),
         said("row-preemptions", lambda s: formatting.count(s.figures.preemptions)),
         said("row-failed", lambda s: formatting.count(s.level.failed_total if s.level else None)),
         said("row-kv-peak", lambda s: formatting.share(s.level.server.kv_usage_peak if s.level else None)),
@@ -190,11 +159,10 @@ def caution_rows(study: StudyFiles, words: Words) -> list[CautionRow]:
                 continue
             m = level.measurement
             for caution in m.cautions:
-                where = words("caution-where", who=words(name), trial=record.trial, load=words.load(str(m.load)))
-                what = words(f"caution-{caution.kind}")
-                detail, next_step = formatting.one_line(caution.detail), formatting.one_line(caution.next_step)
-                made = CautionRow(what, detail, next_step, where)
-                rows.setdefault((f"{name} {what}", made.next_step), made)
+                where = words("caution-where", who=words(name), trial=record.trial, load=words.load(m.load))
+                key = f"caution-{caution.kind}"
+                made = CautionRow(words(key), caution_detail(caution, words), words(f"{key}-next"), where)
+                rows.setdefault((name, key), made)
     return [*rows.values(), *_about_confirmation(study.result, words)]
 
 

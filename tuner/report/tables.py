@@ -14,6 +14,7 @@ from tuner.environment import Environment
 from tuner.errors import UsageError
 from tuner.formatting import one_line
 from tuner.jsonfile import TornFileError
+from tuner.measurement import Load
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Level, Role, TrialOutcome, TrialRecord, asked
 from tuner.study.result import Figures, StudyResult
@@ -120,7 +121,7 @@ class TrialRow(NamedTuple):
     group: str
     began_h: float
     ended_h: float
-    load: str | None
+    load: Load | None
     qps: float | None
     p99_ttft_ms: float | None
     preemptions: int | None
@@ -148,7 +149,7 @@ def trial_rows(study: StudyFiles) -> list[TrialRow]:
                 group=record.group,
                 began_h=begin_h,
                 ended_h=begin_h + record.phases.spent_s / 3600,
-                load=str(measured.load) if measured else None,
+                load=measured.load if measured else None,
                 qps=record.qps if record.qps is not None else measured.qps if measured else None,
                 p99_ttft_ms=measured.ttft_ms.p99 if measured and measured.ttft_ms else None,
                 # Of a start that counts, those at the load that counts: a search goes on until something breaks.

@@ -1,4 +1,4 @@
-"""Cautions: findings that make a level's numbers less sure, each with a next step. Pure."""
+"""Signs that make a level's numbers less sure, as values. The report puts them into words."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ LAG_LIMIT_MS = 2.0
 (docs/measuring.md)."""
 
 CLIENT_CPU_LIMIT = 0.8
+"""Share of its core above which the load generator counts as the bottleneck."""
+
 FOREIGN_CORES_LIMIT = 0.25
+"""Cores that other processes may use on average before the host counts as busy."""
+
 FEW_REQUESTS = 368
-"""Requests below which a P99 has no 95 % upper bound."""
+"""Requests from which a P99 has a 95 % upper bound."""
 
 DRIFT_LIMIT = 0.10
+"""Relative change of the median TTFT between the halves of a level that counts as drift, if it is significant."""
 
 
 class CautionKind(StrEnum):
@@ -35,24 +40,53 @@ class CautionKind(StrEnum):
     METRICS_MISSING = "metrics-missing"
 
 
+class Sign(StrEnum):
+    """Quantity behind a caution, with its unit; see `Observation`."""
+
+    CPU_SHARE = "cpu-share"
+    LAG_MS = "lag-ms"
+    LATE_MS = "late-ms"
+    COMPLETED = "completed"
+    THROTTLE_REASON = "throttle-reason"
+    PROCESS_ID = "process-id"
+    FIRST_HALF_MS = "first-half-ms"
+    SECOND_HALF_MS = "second-half-ms"
+    FOREIGN_CORES = "foreign-cores"
+    NO_METRICS = "no-metrics"
+    NO_PREEMPTION_COUNTER = "no-preemption-counter"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One sign with its value: a number, or NVML's name of a throttle reason. `gpu` is NVML's index."""
+
+    sign: Sign
+    value: float | str | None = None
+    gpu: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Caution:
-    """Finding that makes a number less sure: `detail` is what was seen, `next_step` what to do about it."""
+    """Reason why a level's numbers are less sure. `detail` and `next_step` are the text of a record of schema 1."""
 
     kind: CautionKind
-    detail: str
-    next_step: str
+    seen: tuple[Observation, ...] = ()
+    detail: str = ""
+    next_step: str = ""
 
 
 def cautions(samples: Samples, telemetry: Telemetry | None, slos: Sequence[Slo]) -> tuple[Caution, ...]:
-    return (
-        *_client(samples, slos),
-        *_few(samples, slos),
-        *_drift(samples),
-        *_metrics(samples, telemetry),
-        *_gpus(telemetry),
-        *_host(telemetry),
-    )
+    """Find every reason to doubt a level."""
+    found = {
+        CautionKind.CLIENT_BOUND: _client(samples, slos),
+        CautionKind.FEW_REQUESTS: _few(samples, slos),
+        CautionKind.DRIFT: _drift(samples),
+        CautionKind.METRICS_MISSING: _metrics(telemetry),
+        CautionKind.THROTTLED: _throttled(telemetry),
+        CautionKind.FOREIGN_PROCESS: _foreign(telemetry),
+        CautionKind.HOST_BUSY: _host(telemetry),
+    }
+    return tuple(Caution(kind, seen) for kind, signs in found.items() if (seen := tuple(signs)))
 
 
 def lag_limit_ms(slos: Sequence[Slo]) -> float:
@@ -60,35 +94,24 @@ def lag_limit_ms(slos: Sequence[Slo]) -> float:
     return max(LAG_LIMIT_MS, 0.01 * min((s.limit_ms for s in slos if s.metric is Metric.TTFT), default=0.0))
 
 
-def _client(samples: Samples, slos: Sequence[Slo]) -> Iterator[Caution]:
+def _client(samples: Samples, slos: Sequence[Slo]) -> Iterator[Observation]:
     client, limit_ms = samples.client, lag_limit_ms(slos)
-    seen = []
     if client.cpu_share > CLIENT_CPU_LIMIT:
-        seen.append(f"used {client.cpu_share:.0%} of its core")
+        yield Observation(Sign.CPU_SHARE, client.cpu_share)
     if client.lag_p99_ms > limit_ms:
-        seen.append(f"was {client.lag_p99_ms:.1f} ms late at P99")
+        yield Observation(Sign.LAG_MS, client.lag_p99_ms)
     if client.late_p99_ms is not None and client.late_p99_ms > limit_ms:
-        seen.append(f"sent {client.late_p99_ms:.1f} ms behind its schedule at P99")
-    if seen:
-        yield Caution(
-            CautionKind.CLIENT_BOUND,
-            f"the load generator {', '.join(seen)}",
-            "leave it a core of its own, or run `tuner bench --self-check` to see what it can do here",
-        )
+        yield Observation(Sign.LATE_MS, client.late_p99_ms)
 
 
-def _few(samples: Samples, slos: Sequence[Slo]) -> Iterator[Caution]:
+def _few(samples: Samples, slos: Sequence[Slo]) -> Iterator[Observation]:
     completed = sum(r.failure is None for r in samples.requests)
     if completed < FEW_REQUESTS and any(s.quantile >= 0.99 for s in slos):
-        yield Caution(
-            CautionKind.FEW_REQUESTS,
-            f"{completed} requests completed; a P99 has an upper bound from {FEW_REQUESTS} on",
-            "measure longer levels",
-        )
+        yield Observation(Sign.COMPLETED, float(completed))
 
 
-def _drift(samples: Samples) -> Iterator[Caution]:
-    """Compare TTFT of the first and the second half of the answered requests, by due time: medians, sign test."""
+def _drift(samples: Samples) -> Iterator[Observation]:
+    """Compare the median TTFT of both halves of the answered requests, in order of due times, by a sign test."""
     ttft = [r.ttft_ns / 1e6 for r in samples.requests if r.ttft_ns is not None and r.failure is None]
     half = len(ttft) // 2
     if half < 50:
@@ -98,54 +121,36 @@ def _drift(samples: Samples) -> Iterator[Caution]:
     of = len(ttft) - half
     sure = max(confidence_above(slower, of, 0.5), confidence_above(of - slower, of, 0.5))
     if sure > 0.999 and abs(second - first) > DRIFT_LIMIT * first:
-        yield Caution(
-            CautionKind.DRIFT,
-            f"median TTFT went from {first:.0f} ms in the first half to {second:.0f} ms in the second",
-            "warm up longer, or measure longer: this level was not steady",
-        )
+        yield Observation(Sign.FIRST_HALF_MS, first)
+        yield Observation(Sign.SECOND_HALF_MS, second)
 
 
-def _metrics(samples: Samples, telemetry: Telemetry | None) -> Iterator[Caution]:
-    missing = "/metrics did not answer" if telemetry is None or telemetry.after is None else None
-    if telemetry is not None and telemetry.after is not None and telemetry.after.preemptions is None:
-        missing = "/metrics has no preemption counter"
-    if missing:
-        yield Caution(
-            CautionKind.METRICS_MISSING,
-            missing,
-            "start vLLM without --disable-log-stats; preemptions cannot be ruled out",
-        )
+def _metrics(telemetry: Telemetry | None) -> Iterator[Observation]:
+    if telemetry is None or telemetry.after is None:
+        yield Observation(Sign.NO_METRICS)
+    elif telemetry.after.preemptions is None:
+        yield Observation(Sign.NO_PREEMPTION_COUNTER)
 
 
-def _gpus(telemetry: Telemetry | None) -> Iterator[Caution]:
+def _throttled(telemetry: Telemetry | None) -> Iterator[Observation]:
     readings = [gpu for row in telemetry.rows for gpu in row.gpus] if telemetry else []
-    throttled = sorted({(g.index, reason) for g in readings for reason in g.throttled})
-    if throttled:
-        yield Caution(
-            CautionKind.THROTTLED,
-            "; ".join(f"GPU {index}: {reason}" for index, reason in throttled),
-            "look at power limit and cooling (`nvidia-smi -q -d PERFORMANCE`); a cold morning would measure more",
-        )
+    for index, reason in sorted({(g.index, reason) for g in readings for reason in g.throttled}):
+        yield Observation(Sign.THROTTLE_REASON, reason, index)
+
+
+def _foreign(telemetry: Telemetry | None) -> Iterator[Observation]:
+    readings = [gpu for row in telemetry.rows for gpu in row.gpus] if telemetry else []
     seen = {(g.index, pid) for g in readings for pid in g.pids or ()}
     own = set(telemetry.server_pids) if telemetry else set()
-    # In a container NVML may name processes by the host's numbers: then the server's cannot be identified.
-    foreign = (
-        sorted((index, pid) for index, pid in seen if pid not in own) if any(pid in own for _, pid in seen) else []
-    )
-    if foreign:
-        yield Caution(
-            CautionKind.FOREIGN_PROCESS,
-            "; ".join(f"GPU {index}: process {pid}" for index, pid in foreign),
-            "end what else runs on these GPUs, or give --gpus others",
-        )
+    # In a container NVML may report the host's process ids: if none is the server's, none can be told apart.
+    if any(pid in own for _, pid in seen):
+        for index, pid in sorted(seen):
+            if pid not in own:
+                yield Observation(Sign.PROCESS_ID, float(pid), index)
 
 
-def _host(telemetry: Telemetry | None) -> Iterator[Caution]:
+def _host(telemetry: Telemetry | None) -> Iterator[Observation]:
     rows = telemetry.rows if telemetry else ()
     foreign = [cores for row in rows if (cores := row.host.foreign_cores) is not None]
-    if foreign and float(np.mean(foreign)) > FOREIGN_CORES_LIMIT:
-        yield Caution(
-            CautionKind.HOST_BUSY,
-            f"other processes used {float(np.mean(foreign)):.1f} cores of this machine",
-            "end them, or pin the server and the load to cores of their own",
-        )
+    if foreign and (mean := float(np.mean(foreign))) > FOREIGN_CORES_LIMIT:
+        yield Observation(Sign.FOREIGN_CORES, mean)

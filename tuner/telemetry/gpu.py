@@ -11,7 +11,7 @@ import pynvml
 
 T = TypeVar("T")
 
-_THROTTLE_REASONS: tuple[tuple[int, str], ...] = (
+THROTTLE_REASONS: tuple[tuple[int, str], ...] = (
     (pynvml.nvmlClocksEventReasonSwPowerCap, "power cap"),
     (pynvml.nvmlClocksThrottleReasonHwSlowdown, "hardware slowdown"),
     (pynvml.nvmlClocksEventReasonSwThermalSlowdown, "software thermal slowdown"),
@@ -87,7 +87,7 @@ def _read(index: int) -> GpuReading:
         power_w=_answer(lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000),
         temperature_c=_answer(lambda: float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))),
         sm_clock_mhz=_answer(lambda: float(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))),
-        throttled=tuple(name for bit, name in _THROTTLE_REASONS if reasons & bit),
+        throttled=tuple(name for bit, name in THROTTLE_REASONS if reasons & bit),
         pids=_answer(lambda: tuple(p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle))),
     )
 

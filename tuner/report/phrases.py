@@ -1,0 +1,75 @@
+"""Recorded values → sentences in the page's language: the conclusion and the cautions."""
+
+from __future__ import annotations
+
+from tuner import formatting
+from tuner.report.tables import StudyFiles
+from tuner.report.translations import TABLE, Language, Words
+from tuner.study.conclusion import Conclusion, ConclusionKey, conclude
+from tuner.telemetry.cautions import FEW_REQUESTS, Caution, Observation, Sign
+
+_AT = "P99 TTFT {ttft}（{limits}），无抢占，{sure}；{tail}。"
+CONCLUSIONS = {
+    ConclusionKey.NOTHING_FEASIBLE: "没有候选配置在无抢占的情况下满足 {limits}；{tail}。",
+    ConclusionKey.KEEP_DEFAULT: "保留默认配置：没有候选配置显著超过它的 {qps}（{sure}）；{tail}。",
+    ConclusionKey.GAINS: "QPS 比默认配置 {gain}，" + _AT,
+    ConclusionKey.ONLY_WINNER: "{qps}（默认配置{lack}），" + _AT,
+    ConclusionKey.SUSTAINS: "可持续 {rate} QPS{accuracy}（{arrivals}），比默认配置 {gain}，" + _AT,
+    ConclusionKey.SUSTAINS_ONLY: "可持续 {rate} QPS{accuracy}（{arrivals}；默认配置{lack}），" + _AT,
+}
+"""Chinese template of each conclusion. The English sentence is recorded (study/sentence.py)."""
+
+
+def sentence(study: StudyFiles, words: Words) -> str:
+    """Say what the study came to: in English as it was recorded, in Chinese from the same values."""
+    if study.result is None:
+        return words("no-result")
+    if words.language is Language.ENGLISH:
+        return formatting.one_line(study.result.sentence)
+    return _chinese(conclude(study.plan, study.result, study.records), words)
+
+
+def _chinese(said: Conclusion, words: Words) -> str:
+    time = formatting.duration(said.elapsed_s)
+    return CONCLUSIONS[said.key].format(
+        limits=", ".join(map(str, said.limits)),
+        tail=f"共启动 {said.starts} 次，用时 {time}，其中 {said.refused} 次被拒绝",
+        qps=formatting.qps(said.qps),
+        rate=formatting.significant(said.qps),
+        gain=formatting.change(said.qps, said.default_qps),
+        ttft=formatting.ms(said.p99_ttft_ms),
+        sure=f"经 {said.confirmed} 次全新启动确认" if said.confirmed else "尚未经全新启动确认",
+        accuracy="" if said.accuracy is None else f", ± {formatting.share(said.accuracy)}",
+        arrivals="" if said.arrivals is None else words.arrivals(said.arrivals),
+        lack=words(f"lack-{said.lack}"),
+    )
+
+
+def caution_detail(caution: Caution, words: Words) -> str:
+    """Say what was seen. A record of schema 1 has it as English text only."""
+    if caution.detail:
+        return formatting.one_line(caution.detail)
+    separator = ", " if words.language is Language.ENGLISH else "，"
+    return separator.join(_seen(observation, words) for observation in caution.seen)
+
+
+def _seen(seen: Observation, words: Words) -> str:
+    value = _value(seen.sign, seen.value, words)
+    return words(f"sign-{seen.sign}", value=value, gpu=seen.gpu, needed=formatting.count(FEW_REQUESTS))
+
+
+def _value(sign: Sign, value: float | str | None, words: Words) -> str:
+    if isinstance(value, str):
+        # A later driver may know a reason that has no translation.
+        return words(key) if (key := f"throttle-{value.replace(' ', '-')}") in TABLE else formatting.one_line(value)
+    match sign:
+        case Sign.CPU_SHARE:
+            return formatting.share(value)
+        case Sign.COMPLETED:
+            return formatting.count(value)
+        case Sign.PROCESS_ID:
+            return formatting.NOT_OBSERVED if value is None else f"{value:.0f}"
+        case Sign.FOREIGN_CORES:
+            return formatting.NOT_OBSERVED if value is None else f"{value:.1f}"
+        case _:
+            return formatting.ms(value)
