@@ -61,7 +61,7 @@ def main() -> None:
         done = (folder / "result.json").read_text().count('"complete": true')
         return real_report(folder) if done else folder / "report.html"
 
-    patch.setattr(search, "write_report", write_report)
+    patch.setattr(page, "write_report", write_report)
     app.main()
 
 
