@@ -39,10 +39,14 @@ class Environment:
     kernel: str
 
 
+def tuner_version() -> str:
+    return version("vllm-launch-tuner")
+
+
 def describe(vllm_version: str, model: str, gpus: Sequence[Gpu], driver: str | None) -> Environment:
     config = Path(model) / "config.json"
     return Environment(
-        tuner_version=version("tuner"),
+        tuner_version=tuner_version(),
         vllm_version=vllm_version,
         python_version=platform.python_version(),
         model=model,

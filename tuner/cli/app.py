@@ -49,9 +49,9 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        from tuner.environment import tuner_version
 
-        print(f"tuner {version('tuner')}")
+        print(f"tuner {tuner_version()}")
         raise typer.Exit
 
 
