@@ -77,7 +77,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 OPTIONS = (
     "--gpus", "--slo", "--workload", "--space", "--trials", "--confirm", "--time-budget", "--study", "--vllm",
     "--tensor-parallel-size", "--workers", "--seed", "--storage", "--levels", "--level-seconds", "--warm-up-seconds",
-    "--start-limit-seconds", "--load", "--probe-seconds", "--burstiness", "--no-such-option",
+    "--start-limit-seconds", "--load", "--probe-seconds", "--burstiness", "--max-model-len", "--no-such-option",
 )  # fmt: skip
 
 
@@ -94,6 +94,10 @@ OPTIONS = (
 @example(option="--vllm", value="'")
 @example(option="--vllm", value="")
 @example(option="--time-budget", value="9" * 400 + "h")
+@example(option="--max-model-len", value="9" * 5000)
+@example(option="--max-model-len", value="auto")
+@example(option="--max-model-len", value="0")
+@example(option="--max-model-len", value="4097")
 @example(option="--workload", value="random:" + "9" * 5000 + ",1")
 def test_any_value_of_any_flag_is_refused_in_words(option: str, value: str, model: Path) -> None:
     """The command that starts vLLM does not exist: what is not wrong in itself ends there."""
