@@ -21,15 +21,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from .landscapes import LANDSCAPES
 from .methods import NAMES
 from .report import write_report
-from .run import Night, night
+from .run import Run, run_method
 from .table import share_refused, tabulate
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 
 
-def kept() -> list[Night]:
+def kept() -> list[Run]:
     lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
-    return [Night.from_json(json.loads(line)) for line in lines]
+    return [Run.from_json(json.loads(line)) for line in lines]
 
 
 def _tabulate(names: list[str]) -> None:
@@ -49,7 +49,7 @@ def _run(landscapes: list[str], methods: list[str], seeds: range, starts: int) -
         if key in done:
             continue
         began = time.process_time()
-        found = night(*key)
+        found = run_method(*key)
         with RESULTS.open("a") as file:
             file.write(json.dumps(found.as_json(), separators=(",", ":")) + "\n")
         print(f"{found.landscape} {found.method} {found.seed}: best {found.at(starts):.3f}, pick {found.pick:.3f}, "

@@ -60,8 +60,9 @@ ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class RealNight:
-    """`winner` None: nothing that it started kept the limits. It won at the concurrency `level`, and says `qps`."""
+class RealRun:
+    """Result of a run. `winner` is None if nothing kept the limits. It won at the concurrency `level`, and says
+    `qps`."""
 
     method: str
     repetition: int
@@ -142,8 +143,8 @@ def _policy(method: str, plan: StudyPlan) -> Method:
     return AutoTune(*GRID) if method == "auto_tune" else TpeFail(plan, plan.seed)
 
 
-def night(model: str, folder: Path, method: str, repetition: int, minutes: float) -> RealNight:
-    """Made, or read where it was made before."""
+def run_method(model: str, folder: Path, method: str, repetition: int, minutes: float) -> RealRun:
+    """Execute a run, or read it if it was made before."""
     asked = options(model, folder, f"{method}-{repetition}", minutes, repetition)
     took = folder / f"{method}-{repetition}.minutes"
     if not took.is_file():
@@ -164,7 +165,7 @@ def night(model: str, folder: Path, method: str, repetition: int, minutes: float
         best = next((r for r in records if r.qps is not None and r.candidate == winner), None)
     level = best.best_level.load.level if best and best.best_level else 0
     refused = sum(r.outcome in (TrialOutcome.REFUSED, TrialOutcome.DIED) for r in records)
-    return RealNight(method, repetition, len(records), refused, float(took.read_text()), winner, int(level), qps or 0.0)
+    return RealRun(method, repetition, len(records), refused, float(took.read_text()), winner, int(level), qps or 0.0)
 
 
 def main() -> None:
@@ -175,16 +176,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(".cache/against"))
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    nights = []
+    runs = []
     for repetition in range(given.repetitions):
         turn = repetition % len(METHODS)
         for method in (*METHODS[turn:], *METHODS[:turn]):
-            nights.append(night(given.model, given.folder, method, repetition, given.minutes))
-            print(nights[-1], flush=True)
-    again = measured_again(given.model, given.folder, nights)
-    print("\n| method | night | starts | refused | minutes | says, req/s | measured again | verdicts | winner |")
+            runs.append(run_method(given.model, given.folder, method, repetition, given.minutes))
+            print(runs[-1], flush=True)
+    again = measured_again(given.model, given.folder, runs)
+    print("\n| method | run | starts | refused | minutes | says, req/s | measured again | verdicts | winner |")
     print("|---" * 9 + "|")
-    for n in sorted(nights, key=lambda n: METHODS.index(n.method)):
+    for n in sorted(runs, key=lambda n: METHODS.index(n.method)):
         records = again.get((n.method, n.repetition), [])
         seen = [r.best_level or r.levels[0].measurement for r in records if r.levels]
         rates = ", ".join(formatting.qps(m.qps or 0.0) for m in seen)
@@ -194,12 +195,12 @@ def main() -> None:
         print(f"| {' | '.join(cells)} |")
 
 
-def measured_again(model: str, folder: Path, nights: list[RealNight]) -> dict[tuple[str, int], list[TrialRecord]]:
+def measured_again(model: str, folder: Path, runs: list[RealRun]) -> dict[tuple[str, int], list[TrialRecord]]:
     """Start every winner once a round, all on the same traffic."""
     starts = Starts(replace(options(model, folder, f"again-{time.time():.0f}", 60, 0), seed=100))
     found: dict[tuple[str, int], list[TrialRecord]] = {}
     for turn in range(ROUNDS):
-        for n in nights:
+        for n in runs:
             if n.winner is not None:
                 record = starts.start(n.winner, (n.level,), LONGER, fresh=1 + turn)
                 found.setdefault((n.method, n.repetition), []).append(record)
@@ -207,10 +208,10 @@ def measured_again(model: str, folder: Path, nights: list[RealNight]) -> dict[tu
     return found
 
 
-def _text(night: RealNight) -> str:
-    if night.winner is None:
+def _text(run: RealRun) -> str:
+    if run.winner is None:
         return "none"
-    return f"{' '.join(f'{flag}={value}' for flag, value in night.winner.values)} at {night.level}"
+    return f"{' '.join(f'{flag}={value}' for flag, value in run.winner.values)} at {run.level}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from .landscapes import HOLD_OUTS, LANDSCAPES
 from .methods import NAMES
-from .run import Night
+from .run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKS = (10, 20, 40, 80)
@@ -21,13 +21,13 @@ OVERPROMISED = 1.03
 COLOURS = ("#8a8a8a", "#b07aa1", "#e15759", "#f28e2b", "#4e79a7", "#1b7837")
 
 
-def write_report(nights: Sequence[Night]) -> None:
-    names = [name for name in LANDSCAPES if any(n.landscape == name for n in nights)]
+def write_report(runs: Sequence[Run]) -> None:
+    names = [name for name in LANDSCAPES if any(n.landscape == name for n in runs)]
     text = (ROOT / "docs" / "search.md").read_text() if (ROOT / "docs" / "search.md").is_file() else HEAD
     before = text.split(BEGIN)[0]
-    parts = [_targets(nights, names), "", _curves(nights, names), "", _picks(nights, names)]
+    parts = [_targets(runs, names), "", _curves(runs, names), "", _picks(runs, names)]
     (ROOT / "docs" / "search.md").write_text(before + BEGIN + "\n" + "\n".join(parts) + "\n")
-    figure(nights, names).write_html(ROOT / "docs" / "search.html", include_plotlyjs="cdn")
+    figure(runs, names).write_html(ROOT / "docs" / "search.html", include_plotlyjs="cdn")
     print("docs/search.md, docs/search.html")
 
 
@@ -35,31 +35,31 @@ HEAD = "# The search against its peers\n\n"
 BEGIN = "<!-- from here on by `python -m benchmarks.search report` -->"
 
 
-def _of(nights: Sequence[Night], landscape: str, method: str) -> list[Night]:
+def _of(runs: Sequence[Run], landscape: str, method: str) -> list[Run]:
     """Select one run for each seed. The curve of a longer run contains that of a shorter one."""
-    longest: dict[int, Night] = {}
-    for n in sorted(nights, key=lambda n: n.starts):
+    longest: dict[int, Run] = {}
+    for n in sorted(runs, key=lambda n: n.starts):
         if (n.landscape, n.method) == (landscape, method):
             longest[n.seed] = n
     return list(longest.values())
 
 
-def overpromises(night: Night) -> bool:
-    return night.pick == 0 or (night.claimed is not None and night.claimed > OVERPROMISED)
+def overpromises(run: Run) -> bool:
+    return run.pick == 0 or (run.claimed is not None and run.claimed > OVERPROMISED)
 
 
 def _header(*titles: str) -> list[str]:
     return [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
 
 
-def _targets(nights: Sequence[Night], names: Sequence[str]) -> str:
+def _targets(runs: Sequence[Run], names: Sequence[str]) -> str:
     """Render the aims and how the product's own search met them."""
     rows = _header(
         "landscape (seeds)", "median at 20, ≥ .97", "median at 40, ≥ .985", "over-promised, ≤ 2 %",
         "claim against truth, within 2 %", "time in refused starts, ≤ 10 %", "GPU-hours",
     )  # fmt: skip
     for name in names:
-        found = [n for n in nights if (n.landscape, n.method, n.starts) == (name, "ours", 40)]
+        found = [n for n in runs if (n.landscape, n.method, n.starts) == (name, "ours", 40)]
         if not found:
             continue
         at = [float(np.median([n.at(mark) for n in found])) for mark in (20, 40)]
@@ -84,11 +84,11 @@ def _met(text: str, met: bool) -> str:
     return text if met else f"**{text}** missed"
 
 
-def _curves(nights: Sequence[Night], names: Sequence[str]) -> str:
+def _curves(runs: Sequence[Run], names: Sequence[str]) -> str:
     rows = _header("landscape", "method", *(f"{mark} starts" for mark in MARKS), "refused", "seeds")
     for name in names:
         for method in NAMES:
-            found = _of(nights, name, method)
+            found = _of(runs, name, method)
             if not found:
                 continue
             cells = []
@@ -102,14 +102,14 @@ def _curves(nights: Sequence[Night], names: Sequence[str]) -> str:
     return "\n".join(rows)
 
 
-def _picks(nights: Sequence[Night], names: Sequence[str]) -> str:
+def _picks(runs: Sequence[Run], names: Sequence[str]) -> str:
     rows = _header(
         "landscape", "method", "what its pick truly sustains", "over-promised", "says, against the truth", "GPU-hours",
         "of them refused", "seeds",
     )  # fmt: skip
     for name in names:
         for method in NAMES:
-            found = [n for n in nights if (n.landscape, n.method, n.starts) == (name, method, 40)]
+            found = [n for n in runs if (n.landscape, n.method, n.starts) == (name, method, 40)]
             if not found:
                 continue
             picks = [n.pick for n in found]
@@ -123,19 +123,19 @@ def _picks(nights: Sequence[Night], names: Sequence[str]) -> str:
     return "\n".join(rows)
 
 
-def figure(nights: Sequence[Night], names: Sequence[str]) -> go.Figure:
+def figure(runs: Sequence[Run], names: Sequence[str]) -> go.Figure:
     """Draw medians over runs of 40 starts: by starts on the left, by GPU-hours on the right."""
-    nights = [n for n in nights if n.starts == 40]
+    runs = [n for n in runs if n.starts == 40]
     titles = [f"{name}, by {axis}" for name in names for axis in ("starts", "GPU-hours")]
     made = make_subplots(rows=max(1, len(names)), cols=2, subplot_titles=titles)
     for row, name in enumerate(names, 1):
-        longest = max(n.gpu_hours for n in nights if n.landscape == name)
-        axes: tuple[tuple[Sequence[float], Callable[[Night, float], float]], ...] = (
-            (range(1, max(n.starts for n in nights if n.landscape == name) + 1), lambda n, x: n.at(int(x))),
+        longest = max(n.gpu_hours for n in runs if n.landscape == name)
+        axes: tuple[tuple[Sequence[float], Callable[[Run, float], float]], ...] = (
+            (range(1, max(n.starts for n in runs if n.landscape == name) + 1), lambda n, x: n.at(int(x))),
             ([float(x) for x in np.linspace(0, longest, 80)], lambda n, x: n.at_hours(x)),
         )
         for method, colour in zip(NAMES, COLOURS, strict=True):
-            found = _of(nights, name, method)
+            found = _of(runs, name, method)
             for col, (points, share) in enumerate(axes, 1):
                 if found:
                     medians = [round(float(np.median([share(n, x) for n in found])), 4) for x in points]

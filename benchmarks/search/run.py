@@ -1,4 +1,4 @@
-"""One night of one method: which starts, what they cost, what it would pick. One JSON line each."""
+"""One run of one method: its starts, their cost, and its final choice. One JSON line each."""
 
 from __future__ import annotations
 
@@ -35,10 +35,12 @@ class Rise:
 
 
 @dataclass(frozen=True, slots=True)
-class Night:
-    """`pick` is what the method's choice truly sustains, as a share of the optimum; `claimed` what it says of it, as a
-    share of that, None where it picked nothing that works or says nothing. `done` is how many of `starts` were made;
-    seconds and hours of GPUs include confirming starts."""
+class Run:
+    """Result of a run. `pick` is the rate that the chosen candidate truly sustains, as a share of the optimum.
+
+    `claimed` is what the method says of its pick, as a share of that. None if it picked nothing that works or says
+    nothing. `done` is how many of `starts` were made. Seconds and hours of GPUs include confirmation runs.
+    """
 
     landscape: str
     method: str
@@ -64,15 +66,15 @@ class Night:
         return {**rest, "rises": rises}
 
     @classmethod
-    def from_json(cls, kept: dict[str, object]) -> Night:
+    def from_json(cls, kept: dict[str, object]) -> Run:
         rises = kept["rises"]
         assert isinstance(rises, list)
         return cls(**{**kept, "rises": tuple(Rise(*rise) for rise in rises)})  # type: ignore[arg-type]
 
 
-def night(landscape_name: str, method_name: str, seed: int, starts: int) -> Night:
+def run_method(landscape_name: str, method_name: str, seed: int, starts: int) -> Run:
     landscape = LANDSCAPES[landscape_name]
-    folder = Path(tempfile.mkdtemp(prefix="night-"))
+    folder = Path(tempfile.mkdtemp(prefix="run-"))
     try:
         runner = _ours if method_name == "ours" else _theirs
         return runner(landscape, method_name, seed, starts, folder)
@@ -97,18 +99,16 @@ class _Curve:
     def hours(self, seconds: float) -> float:
         return seconds / 3600 * self._machine.landscape.tensor_parallel
 
-    def night(
-        self, name: str, starts: int, done: int, refused: int, pick: Candidate | None, said: float | None
-    ) -> Night:
+    def run(self, name: str, starts: int, done: int, refused: int, pick: Candidate | None, said: float | None) -> Run:
         machine, share = self._machine, self.share(pick)
         claimed = said / (share * self._optimum) if share and said is not None else None
-        return Night(
+        return Run(
             machine.landscape.name, name, machine.seed, starts, done, tuple(self.rises), refused,
             self.hours(machine.refused_s), self.hours(machine.clock.now_ns() / 1e9), share, claimed,
         )  # fmt: skip
 
 
-def _theirs(landscape: Landscape, name: str, seed: int, starts: int, folder: Path) -> Night:
+def _theirs(landscape: Landscape, name: str, seed: int, starts: int, folder: Path) -> Run:
     plan = landscape.plan(folder, starts, 0, seed)
     table = Table.read(landscape.name)
     machine = Machine(landscape, table, plan, seed)
@@ -122,10 +122,10 @@ def _theirs(landscape: Landscape, name: str, seed: int, starts: int, folder: Pat
         policy.tell(seen)
         if seen.rate is not None and (best is None or seen.rate > best[0]):
             best = seen.rate, candidate
-    return curve.night(name, starts, done, refused, best and best[1], best and best[0])
+    return curve.run(name, starts, done, refused, best and best[1], best and best[0])
 
 
-def _ours(landscape: Landscape, name: str, seed: int, starts: int, folder: Path) -> Night:
+def _ours(landscape: Landscape, name: str, seed: int, starts: int, folder: Path) -> Run:
     plan = landscape.plan(folder, starts, CONFIRM_STARTS, seed)
     table = Table.read(landscape.name)
     machine = Machine(landscape, table, plan, seed)
@@ -148,4 +148,4 @@ def _ours(landscape: Landscape, name: str, seed: int, starts: int, folder: Path)
     winner = loop.run().winner
     refused = sum(outcome is TrialOutcome.REFUSED for outcome in searched)
     said = (winner.candidate, winner.qps) if winner else (None, None)
-    return curve.night(name, starts, len(searched), refused, *said)
+    return curve.run(name, starts, len(searched), refused, *said)
