@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -57,7 +57,7 @@ values = st.dictionaries(
 @given(values)
 def test_a_candidate_comes_back_as_it_was_written(point: dict[str, bool | int | float | str]) -> None:
     point = {k: v for k, v in point.items() if not (isinstance(v, float) and v in (float("inf"), float("-inf")))}
-    made = replace(record(3, Candidate.of(point), (level(10.0), level(12.5, preemptions=None))), cause=REFUSAL)
+    made = record(3, Candidate.of(point), (level(10.0), level(12.5, preemptions=None)), cause=REFUSAL)
     back = loads(dumps(made), TrialRecord)
     assert back == made
     assert [type(v) for _, v in back.candidate.values] == [type(v) for _, v in made.candidate.values]

@@ -56,8 +56,8 @@ def test_trials_hold_what_was_recorded(study: tuner.Study) -> None:
         assert (row["role"], row["outcome"]) == (record.role, record.outcome)
         if record.best is not None:
             assert row["qps"] == record.qps
-        assert row["start_s"] == record.phases.start_s
-        assert (row["cause"] == record.cause.kind) if record.cause else record.facts is not None
+        assert row["start_s"] == record.start.phases.start_s
+        assert (row["cause"] == record.start.cause.kind) if record.start.cause else record.start.facts is not None
     assert {p.flag for p in study.files.plan.parameters} <= set(trials.columns)
     assert study.best is not None
     best = trials.loc[list(study.best.trials)]
@@ -112,7 +112,7 @@ def test_what_is_not_there_is_a_usage_error_with_a_hint(study: tuner.Study, tmp_
         tuner.load_study(tmp_path)
     with pytest.raises(UsageError, match="has no trial 999") as no_trial:
         study.requests(999)
-    refused = next(r.trial for r in study.files.records if r.cause)
+    refused = next(r.trial for r in study.files.records if r.start.cause)
     with pytest.raises(UsageError, match="cannot be read") as no_file:
         study.telemetry(refused)
     assert all(error.value.hint for error in (no_study, no_trial, no_file))

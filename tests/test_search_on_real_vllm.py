@@ -64,16 +64,16 @@ def search(tiny_model: str, vllm_command: tuple[str, ...], tmp_path_factory: pyt
 def test_the_default_is_the_first_trial_and_was_started_with_no_tuned_flag(search: Search) -> None:
     first = search.records[0]
     assert first.role is Role.DEFAULT
-    assert "--max-num-seqs" not in first.launch.arguments
+    assert "--max-num-seqs" not in first.start.launch.arguments
 
 
 def test_vllm_itself_refused_a_start_and_the_record_says_why(search: Search) -> None:
     (refused,) = (r for r in search.records if r.outcome is TrialOutcome.REFUSED)
-    assert refused.cause is not None
-    assert refused.cause.kind == "kv-too-small"
-    assert "max seq len (2048)" in refused.cause.line
-    assert [(b.flag, b.relation) for b in refused.cause.bounds] == [("max-model-len", "<=")]
-    assert 0 < refused.cause.bounds[0].limit < 2048
+    assert refused.start.cause is not None
+    assert refused.start.cause.kind == "kv-too-small"
+    assert "max seq len (2048)" in refused.start.cause.line
+    assert [(b.flag, b.relation) for b in refused.start.cause.bounds] == [("max-model-len", "<=")]
+    assert 0 < refused.start.cause.bounds[0].limit < 2048
     assert "1 × kv-too-small" in search.stdout
 
 
@@ -119,7 +119,7 @@ def started(search: Search) -> Iterator[tuple[int, list[str]]]:
 def test_start_sh_starts_exactly_the_server_that_won(search: Search, started: tuple[int, list[str]]) -> None:
     port, words = started
     assert search.result.winner is not None
-    launch = next(r for r in search.records if r.trial == search.result.winner.trials[0]).launch
+    launch = next(r for r in search.records if r.trial == search.result.winner.trials[0]).start.launch
     at = words.index(launch.arguments[0])
     assert tuple(words[at:]) == (*launch.arguments, "--host", "127.0.0.1", "--port", str(port))
     answer = httpx.post(

@@ -31,7 +31,8 @@ from tuner.sim import (
 )
 from tuner.study.assignment import Assignment
 from tuner.study.plan import Ladder, StudyPlan
-from tuner.study.record import Level, Phases, TrialOutcome, TrialRecord, best_of
+from tuner.study.record import Level, TrialOutcome, TrialRecord, best_of
+from tuner.study.start_record import Phases, StartRecord
 from tuner.verdict import Outcome, judge
 from tuner.vllm.facts import StartFacts
 
@@ -73,15 +74,17 @@ class VirtualMachine:
             trial=assignment.trial,
             role=assignment.role,
             candidate=assignment.candidate,
-            launch=launch(self.plan.base, assignment.candidate, assignment.group),
-            group=assignment.group.name,
+            start=StartRecord(
+                launch=launch(self.plan.base, assignment.candidate, assignment.group),
+                group=assignment.group.name,
+                started_at=self.plan.created_at,
+                phases=Phases(60, 5, assignment.task.level_s * len(levels), 1),
+                cause=_cause(started) if isinstance(started, Refused) else None,
+                facts=_facts(started) if isinstance(started, Started) else None,
+            ),
             outcome=measured if levels else TrialOutcome.REFUSED,
-            started_at=self.plan.created_at,
-            phases=Phases(60, 5, assignment.task.level_s * len(levels), 1),
             levels=tuple(levels),
             best=best,
-            cause=_cause(started) if isinstance(started, Refused) else None,
-            facts=_facts(started) if isinstance(started, Started) else None,
             attempt=assignment.attempt,
             search_trial=assignment.search_trial,
         )

@@ -57,7 +57,7 @@ class Study:
     def command(self) -> str | None:
         """Return the winner's launch as one line for a shell. None if nothing won."""
         record = self.files.quoted(self.files.winner)
-        return shell_line(record.launch) if record else None
+        return shell_line(record.start.launch) if record else None
 
     @property
     def trials(self) -> pd.DataFrame:
@@ -143,14 +143,14 @@ def _trial_cells(record: TrialRecord) -> Cells:
         "trial": record.trial,
         "role": record.role.value,
         "outcome": record.outcome.value,
-        "cause": record.cause.kind if record.cause else None,
-        "gpu_group": record.group,
+        "cause": record.start.cause.kind if record.start.cause else None,
+        "gpu_group": record.start.group,
         "attempt": record.attempt,
-        "started_at": pd.Timestamp(record.started_at),
-        "start_s": record.phases.start_s,
-        "warm_up_s": record.phases.warm_up_s,
-        "measure_s": record.phases.measure_s,
-        "stop_s": record.phases.stop_s,
+        "started_at": pd.Timestamp(record.start.started_at),
+        "start_s": record.start.phases.start_s,
+        "warm_up_s": record.start.phases.warm_up_s,
+        "measure_s": record.start.phases.measure_s,
+        "stop_s": record.start.phases.stop_s,
         "load_kind": measured.load.kind.value if measured else None,
         "level": measured.load.level if measured else None,
         "qps": None,
@@ -158,7 +158,7 @@ def _trial_cells(record: TrialRecord) -> Cells:
         "ttft_p50_ms": ttft.p50 if ttft else None,
         "ttft_p99_ms": ttft.p99 if ttft else None,
         "preemptions": None,
-        **{name: getattr(record.facts, name, None) for name in _FACTS},
+        **{name: getattr(record.start.facts, name, None) for name in _FACTS},
     }
 
 

@@ -19,14 +19,15 @@ from tuner.candidate import Candidate
 from tuner.launch import launch
 from tuner.load.prompts import SEARCH_TRACE
 from tuner.measurement import ClientLoad, Distribution, Load, LoadKind, Measurement, ServerLoad
-from tuner.server.diagnosis import Phase, diagnose
+from tuner.server.diagnosis import Cause, Phase, diagnose
 from tuner.sim import Refused, Started
 from tuner.sim.hardware import GIB
 from tuner.slo import longest_wait_s
 from tuner.study.assignment import Assignment
 from tuner.study.open_loop import OpenLoopResult
 from tuner.study.plan import StudyPlan
-from tuner.study.record import Level, Phases, TrialOutcome, TrialRecord
+from tuner.study.record import Level, TrialOutcome, TrialRecord
+from tuner.study.start_record import Phases, StartRecord
 from tuner.verdict import Outcome, Verdict
 from tuner.vllm.facts import StartFacts
 
@@ -133,16 +134,28 @@ class Machine:
             facts=_facts(found),
         )
 
-    def _record(self, assignment: Assignment, outcome: TrialOutcome, phases: Phases, **rest: object) -> TrialRecord:
+    def _record(
+        self,
+        assignment: Assignment,
+        outcome: TrialOutcome,
+        phases: Phases,
+        facts: StartFacts | None = None,
+        cause: Cause | None = None,
+        **rest: object,
+    ) -> TrialRecord:
         return TrialRecord(
             trial=assignment.trial,
             role=assignment.role,
             candidate=assignment.candidate,
-            launch=launch(self.plan.base, assignment.candidate, assignment.group),
-            group=assignment.group.name,
+            start=StartRecord(
+                launch(self.plan.base, assignment.candidate, assignment.group),
+                assignment.group.name,
+                self.plan.created_at,
+                phases,
+                facts,
+                cause,
+            ),
             outcome=outcome,
-            started_at=self.plan.created_at,
-            phases=phases,
             attempt=assignment.attempt,
             search_trial=assignment.search_trial,
             incumbent=assignment.incumbent,

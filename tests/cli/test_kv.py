@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.support import STAND_IN, short_search, tuner
-from tests.study.builders import record
+from tests.study.builders import record, with_start
 from tests.study.test_kv_budget import DEFAULTS, H100, planned, started
 from tests.test_capacity import DEEPSEEK_V3, GEMMA_3_27B
 from tuner.cli.kv import kv_lines
@@ -65,7 +65,7 @@ def test_plan_of_a_study_that_was_begun_is_calibrated_by_its_first_start(
     store = Store(tmp_path / "begun")
     store.create()
     store.save_plan(made, environment)
-    store.save_record(replace(record(0, made.baseline), facts=StartFacts(kv_tokens=4096)))  # 48 MiB: 12 KiB a token
+    store.save_record(with_start(record(0, made.baseline), facts=StartFacts(kv_tokens=4096)))  # 48 MiB: 12 KiB a token
     show_plan(options, Form.TEXT)
     begun = kv_part(capsys.readouterr().out)
     assert begun[0].startswith("KV cache  12,288 bytes a token")

@@ -22,7 +22,7 @@ from rich.console import Console as Terminal
 from tests.cli.conftest import HOSTILE
 from tests.cli.support import TUNER, short_search, tuner
 from tests.fakes import ScriptedClock
-from tests.study.builders import REFUSAL, level, plan, record
+from tests.study.builders import REFUSAL, level, plan, record, with_start
 from tests.study.open_server import open_level, open_plan
 from tuner.cli.console import Console
 from tuner.cli.folders import State
@@ -126,7 +126,7 @@ def test_a_long_cause_is_cut_and_not_what_stands_before_it(tmp_path: Path) -> No
 def test_a_group_that_is_out_of_use_says_why(tmp_path: Path) -> None:
     screen, _ = fed(tmp_path)
     the_plan = screen.picture().plan
-    dirty = replace(record(1, the_plan.baseline, group=the_plan.groups[0]), dirty="GPU memory")
+    dirty = with_start(record(1, the_plan.baseline, group=the_plan.groups[0]), dirty="GPU memory")
     screen.show(TrialFinished(dirty, is_best=False))
     assert "quarantined: trial 0001 left GPU memory" in "\n".join(drawn(screen.picture(), 80))
 
@@ -282,7 +282,9 @@ def test_an_open_loop_study_shows_its_rates_and_who_is_behind(tmp_path: Path) ->
     screen.show(LevelMeasured(1, group, one.measurement, one.verdict))
     behind = record(0, the_plan.baseline, (level(40.0),), outcome=TrialOutcome.BEHIND)
     screen.show(
-        TrialFinished(replace(behind, trial=0, group="none", notes=("a closed loop gives less",)), is_best=False)
+        TrialFinished(
+            replace(with_start(behind, group="none"), trial=0, notes=("a closed loop gives less",)), is_best=False
+        )
     )
     text = "\n".join(drawn(screen.picture(), 200))
     assert re.search(r"Poisson arrivals, \d+ s a rate; claims 3 × 2 min", text)

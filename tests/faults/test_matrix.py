@@ -26,14 +26,14 @@ def test_a_fault_of_one_start_costs_that_start_alone(row: Row, runs: Runs) -> No
     seen = run.seen[row]
     record = seen.record
     assert seen.struck, "the moment never came"
-    assert (seen.learnt, record.cause.kind if record.cause else "") == (row.learnt, row.cause), record
+    assert (seen.learnt, record.start.cause.kind if record.start.cause else "") == (row.learnt, row.cause), record
     assert seen.left == ()
-    assert record.dirty is None
+    assert record.start.dirty is None
     assert seen.lost_or_changed == ()
     assert seen.bystander_lives
     assert run.ended_by is None
     assert run.result is not None and run.result.complete
-    assert run.others and all(s.record.cause is None for s in run.others)
+    assert run.others and all(s.record.start.cause is None for s in run.others)
     # What a rate of an open loop comes to is the machine's business too: a busy one may not sustain what was claimed.
     assert row.moment in OPEN_LOOP or all(s.record.outcome is TrialOutcome.FEASIBLE for s in run.others)
 

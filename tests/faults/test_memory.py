@@ -64,9 +64,9 @@ def test_a_group_whose_memory_is_gone_is_used_no_more(
         else:
             assert search(plan, store, emit).complete
         assert held and any("QUARANTINED gpu0" in e.text for e in events if isinstance(e, Notice))
-        (dirty,) = (r for r in store.records() if r.dirty)
-        assert dirty.dirty == "GPU memory" and dirty.group == "gpu0"
-        assert all(r.group == "gpu1" for r in store.records() if r.trial > dirty.trial + 1)
+        (dirty,) = (r for r in store.records() if r.start.dirty)
+        assert dirty.start.dirty == "GPU memory" and dirty.start.group == "gpu0"
+        assert all(r.start.group == "gpu1" for r in store.records() if r.trial > dirty.trial + 1)
         assert runs(other)
         assert {process.pid for process in children_of_ours()} == {other}
     finished = records_of(store.folder)

@@ -15,14 +15,16 @@ from pathlib import Path
 import pandas as pd
 
 from tests.report.surface import GROUPS, PARAMETERS, PLAN, Server, refusal
+from tests.study.builders import with_start
 from tuner import jsonfile
 from tuner.candidate import Candidate, Value
 from tuner.environment import Environment, Gpu
 from tuner.launch import launch
 from tuner.measurement import Caution, CautionKind
 from tuner.study.plan import Ladder, StudyPlan
-from tuner.study.record import Level, Phases, Role, TrialOutcome, TrialRecord, best_of
+from tuner.study.record import Level, Role, TrialOutcome, TrialRecord, best_of
 from tuner.study.result import Decision, Figures, StudyResult
+from tuner.study.start_record import Phases, StartRecord
 from tuner.verdict import Outcome
 from tuner.vllm.facts import StartFacts
 
@@ -155,15 +157,17 @@ def _start(
         trial=number,
         role=role,
         candidate=candidate,
-        launch=launch(plan.base, candidate, group),
-        group=group.name,
+        start=StartRecord(
+            launch=launch(plan.base, candidate, group),
+            group=group.name,
+            started_at=started.isoformat(),
+            phases=phases,
+            cause=cause,
+            facts=None if cause else facts,
+        ),
         outcome=outcome,
-        started_at=started.isoformat(),
-        phases=phases,
         levels=tuple(levels),
         best=best,
-        cause=cause,
-        facts=None if cause else facts,
     )
 
 
@@ -177,7 +181,7 @@ def _result(plan: StudyPlan, records: tuple[TrialRecord, ...], chosen: Candidate
     default = _figures(records, plan.baseline, fresh)
     decision = Decision.WINNER if winner else Decision.KEEP_DEFAULT if default else Decision.NOTHING_FEASIBLE
     refused = sum(1 for r in records if r.outcome is TrialOutcome.REFUSED)
-    last = max(datetime.fromisoformat(r.started_at) for r in records) + timedelta(minutes=4)
+    last = max(datetime.fromisoformat(r.start.started_at) for r in records) + timedelta(minutes=4)
     return StudyResult(
         study=plan.study,
         decision=decision,
@@ -269,12 +273,13 @@ def hostile(text: str, studies: Path) -> Study:
     study = build_study(studies, trials=24, plan=plan, environment=environment)
     caution = Caution(CautionKind.CLIENT_BOUND, detail=text, next_step=text)
     for record in study.records:
-        cause = record.cause and dataclasses.replace(record.cause, kind=text, line=text, explanation=text, hint=text)
+        found = record.start.cause
+        cause = found and dataclasses.replace(found, kind=text, line=text, explanation=text, hint=text)
         levels = tuple(
             dataclasses.replace(level, measurement=dataclasses.replace(level.measurement, cautions=(caution,)))
             for level in record.levels
         )
-        replace_record(study, dataclasses.replace(record, cause=cause, levels=levels, notes=(text,)))
+        replace_record(study, dataclasses.replace(with_start(record, cause=cause), levels=levels, notes=(text,)))
     assert study.result is not None
     jsonfile.dump(study.folder / "result.json", dataclasses.replace(study.result, sentence=text))
     return study

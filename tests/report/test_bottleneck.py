@@ -57,7 +57,7 @@ def test_a_nearly_full_kv_cache_is_near(levels: Levels, words: Words) -> None:
 
 
 def test_a_full_running_set_with_a_queue_points_at_max_num_seqs(levels: Levels, words: Words) -> None:
-    limit = levels.record.launch.max_num_seqs
+    limit = levels.record.start.launch.max_num_seqs
     assert limit is not None
     rows = why_rows(server(levels, running_peak=float(limit), waiting_mean=9.0), words)
     assert binding(rows) == [Limit.SEQUENCES]

@@ -98,7 +98,7 @@ def test_the_copy_button_copies_the_command(opened: Opened, study: Study) -> Non
     button.click()
     playwright_api.expect(button).to_have_text("Copied")
     copied = opened.page.evaluate("navigator.clipboard.readText()")
-    assert copied == shell_line(quoted.launch)
+    assert copied == shell_line(quoted.start.launch)
     playwright_api.expect(button).to_have_text("Copy", timeout=5000)
 
 

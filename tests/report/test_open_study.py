@@ -87,7 +87,7 @@ def test_a_line_of_the_night_says_rate_and_outcome(files: StudyFiles) -> None:
     console = Console(out)
     for record in files.records:
         for level in record.levels:
-            console.show(LevelMeasured(record.trial, record.group, level.measurement, level.verdict))
+            console.show(LevelMeasured(record.trial, record.start.group, level.measurement, level.verdict))
         console.show(TrialFinished(record, is_best=False))
     text = out.getvalue()
     assert " requests/s  " in text and "320 concurrent" in text

@@ -14,7 +14,7 @@ import pytest
 
 from tests.report.conftest import HOSTILE
 from tests.report.studies import Study, build_study
-from tests.study.builders import REFUSAL
+from tests.study.builders import REFUSAL, with_start
 from tuner import jsonfile
 from tuner.load.arrivals import ArrivalKind
 from tuner.measurement import CautionKind, LoadKind
@@ -68,7 +68,7 @@ def test_the_first_screen_says_what_won(files: StudyFiles) -> None:
     assert files.result.sentence in page.text
     launched = files.quoted(files.winner)
     assert launched is not None
-    assert " ".join(launched.launch.arguments) in page.text
+    assert " ".join(launched.start.launch.arguments) in page.text
     assert "VLLM_CACHE_ROOT" not in page.text
     gain = (files.winner.qps / files.default.qps - 1) * 100
     assert f"+{gain:.0f} %" in page.text
@@ -152,7 +152,7 @@ def test_a_default_whose_server_died_broke_no_limit(files: StudyFiles) -> None:
     """Page and sentence, in both languages."""
     assert files.result is not None
     lost = dataclasses.replace(files.result, default=None, default_seen=files.default)
-    died = dataclasses.replace(files.records[0], best=None, outcome=TrialOutcome.DIED, cause=REFUSAL)
+    died = dataclasses.replace(with_start(files.records[0], cause=REFUSAL), best=None, outcome=TrialOutcome.DIED)
     records = (died, *(r for r in files.records[1:] if r.candidate != files.plan.baseline))
     study = dataclasses.replace(files, result=lost, records=records)
     assert f"The default dies under load ({REFUSAL.explanation})" in Page(report(study)).text

@@ -69,7 +69,7 @@ def test_every_start_has_a_row_and_only_measured_ones_have_figures(files: StudyF
         assert row.has_figures == bool(record.levels)
         if record.outcome is TrialOutcome.REFUSED:
             assert (row.qps, row.p99_ttft_ms, row.preemptions, row.load) == (None, None, None, None)
-            assert record.cause is not None and row.words == record.cause.explanation
+            assert record.start.cause is not None and row.words == record.start.cause.explanation
         if record.best is not None:
             assert row.qps == record.qps
             assert row.words == ""

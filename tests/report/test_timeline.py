@@ -9,10 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests.study.builders import with_start
 from tuner.report.tables import StudyFiles
 from tuner.report.timeline import POINTS, Phase, phase_rows, phase_shares, start_times, telemetry
 from tuner.report.translations import Language, Words
-from tuner.study.record import Phases
+from tuner.study.start_record import Phases
 
 
 def test_phases_of_a_group_follow_each_other_without_overlap(files: StudyFiles) -> None:
@@ -32,7 +33,7 @@ def test_shares_add_up_to_the_whole_night(files: StudyFiles) -> None:
 
 def test_starts_with_and_without_compiling_are_told_apart_in_both_languages(files: StudyFiles) -> None:
     first = files.records[0]
-    takes = [replace(first, trial=n, phases=Phases(s, 5, 60, 1)) for n, s in enumerate((50.0, 21.0, 23.0))]
+    takes = [replace(with_start(first, phases=Phases(s, 5, 60, 1)), trial=n) for n, s in enumerate((50.0, 21.0, 23.0))]
     study = replace(files, records=tuple(takes))
     said = start_times(study, Words(Language.ENGLISH))
     assert said == "50 s where vLLM compiled (median of 1); 22 s with the code in its compile cache (median of 2)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tuner.candidate import Candidate
 from tuner.launch import LaunchBase, launch
@@ -17,7 +18,8 @@ from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Space
 from tuner.study.assignment import Assignment
 from tuner.study.plan import Ladder, StudyPlan
-from tuner.study.record import Level, Phases, Role, TrialOutcome, TrialRecord, best_of
+from tuner.study.record import Level, Role, TrialOutcome, TrialRecord, best_of
+from tuner.study.start_record import Phases, StartRecord
 from tuner.verdict import Outcome, Verdict
 
 SPACE = Space(
@@ -101,16 +103,23 @@ def record(
         trial=trial,
         role=role,
         candidate=candidate,
-        launch=launch(base, candidate, group or GpuGroup()),
-        group=(group or GpuGroup()).name,
+        start=StartRecord(
+            launch=launch(base, candidate, group or GpuGroup()),
+            group=(group or GpuGroup()).name,
+            started_at="2026-11-21T00:00:00+00:00",
+            phases=Phases(20, 1, 2, 1),
+            cause=cause,
+        ),
         outcome=outcome or measured,
-        started_at="2026-11-21T00:00:00+00:00",
-        phases=Phases(20, 1, 2, 1),
         levels=levels,
         best=best,
-        cause=cause,
         search_trial=search_trial,
     )
+
+
+def with_start(record: TrialRecord, **changes: Any) -> TrialRecord:
+    """Return the record with another start."""
+    return replace(record, start=replace(record.start, **changes))
 
 
 def landscape(assignment: Assignment) -> TrialRecord:
@@ -127,7 +136,7 @@ def landscape(assignment: Assignment) -> TrialRecord:
     )
     made = replace(made, attempt=assignment.attempt)
     if share > 0.93:
-        return replace(made, outcome=TrialOutcome.REFUSED, cause=REFUSAL)
+        return replace(with_start(made, cause=REFUSAL), outcome=TrialOutcome.REFUSED)
     distance = abs(math.log2(seqs / 128)) + abs(math.log2(tokens / 4096))
     preemptions = 0 if seqs <= 400 else 7
     levels = (level(100 - 8 * distance, p99_ms=300, preemptions=preemptions),)

@@ -4,26 +4,29 @@ from dataclasses import replace
 
 import pytest
 
-from tests.study.builders import record
+from tests.study.builders import record, with_start
 from tuner.candidate import Candidate, Value
 from tuner.study.compile_cache import Cache, cache_states, compile_key, expected_start_s, neighbours, start_times_s
-from tuner.study.record import Phases, TrialOutcome, TrialRecord
+from tuner.study.record import TrialOutcome, TrialRecord
+from tuner.study.start_record import Phases
 
 SMALL: dict[str, Value] = {"max-num-seqs": 64, "max-num-batched-tokens": 2048, "gpu-memory-utilization": 0.9}
 LARGE: dict[str, Value] = {**SMALL, "max-num-seqs": 256}
 
 
 def started(trial: int, values: dict[str, Value], seconds: float = 50.0) -> TrialRecord:
-    return replace(record(trial, Candidate.of(values)), phases=Phases(seconds, 5, 60, 1))
+    return with_start(record(trial, Candidate.of(values)), phases=Phases(seconds, 5, 60, 1))
 
 
 def refused(trial: int, values: dict[str, Value]) -> TrialRecord:
     made = record(trial, Candidate.of(values), outcome=TrialOutcome.REFUSED)
-    return replace(made, phases=Phases(20.0, stop_s=1))
+    return with_start(made, phases=Phases(20.0, stop_s=1))
 
 
 def with_words(made: TrialRecord, *words: str) -> TrialRecord:
-    return replace(made, launch=replace(made.launch, arguments=(*made.launch.arguments, *words), flags=()))
+    return with_start(
+        made, launch=replace(made.start.launch, arguments=(*made.start.launch.arguments, *words), flags=())
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,7 @@ def test_where_nothing_is_compiled_all_starts_are_alike() -> None:
 
 def test_the_cache_of_a_container_ends_with_it_unless_it_is_mounted_and_is_not_known() -> None:
     made = started(0, SMALL)
-    contained = replace(made, launch=replace(made.launch, command=("docker", "run", "vllm")))
+    contained = with_start(made, launch=replace(made.start.launch, command=("docker", "run", "vllm")))
     assert cache_states([contained, replace(contained, trial=1)]) == {0: None, 1: None}
 
 

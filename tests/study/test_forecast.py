@@ -5,19 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.study.builders import REFUSAL, level, plan, record
+from tests.study.builders import REFUSAL, level, plan, record, with_start
 from tests.study.open_server import open_plan
 from tuner.bench.capacity_search import Capacity, Ended
 from tuner.candidate import Candidate
 from tuner.study.compile_cache import Cache
 from tuner.study.forecast import UNKNOWN_START_S, confirmation_s, left_s, search_trial_s, spent_s, start_s
 from tuner.study.plan import StudyPlan
-from tuner.study.record import Phases, Role, TrialOutcome, TrialRecord
+from tuner.study.record import Role, TrialOutcome, TrialRecord
+from tuner.study.start_record import Phases
 
 
 def timed(trial: int, phases: Phases, role: Role = Role.SEARCH) -> TrialRecord:
     candidate = Candidate.of({"max-num-seqs": 8 + trial})
-    return replace(record(trial, candidate, (level(10.0),), role=role), phases=phases)
+    return with_start(record(trial, candidate, (level(10.0),), role=role), phases=phases)
 
 
 def test_before_any_start_the_assumed_one_is_counted_everywhere(tmp_path: Path) -> None:
@@ -42,7 +43,9 @@ def test_what_is_left_counts_neither_failed_machines_nor_trials_that_are_done(tm
     made = plan(tmp_path / "s", starts=3, confirm_starts=2)
     done = [timed(i, Phases(20.0, 1, 2, 1)) for i in range(2)]
     assert left_s(made, done) == pytest.approx(24.0 + 2 * 24.0)
-    spoilt = replace(done[0], trial=2, outcome=TrialOutcome.INFRASTRUCTURE, cause=REFUSAL, levels=(), best=None)
+    spoilt = replace(
+        with_start(done[0], cause=REFUSAL), trial=2, outcome=TrialOutcome.INFRASTRUCTURE, levels=(), best=None
+    )
     assert left_s(made, [*done, spoilt]) == pytest.approx(24.0 + 2 * 24.0)
     confirmed = timed(3, Phases(20.0, 1, 2, 1), Role.CONFIRM)
     assert left_s(made, [*done, timed(2, Phases(20.0, 1, 2, 1)), confirmed]) == pytest.approx(24.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.study.builders import plan, record
+from tests.study.builders import plan, record, with_start
 from tests.test_capacity import LLAMA_3_8B
 from tuner.candidate import Candidate, Value
 from tuner.capacity import GIB
@@ -39,7 +39,7 @@ def searching(made: StudyPlan, parameter: Parameter) -> StudyPlan:
 
 def started(trial: int, facts: StartFacts, utilization: float | None = None) -> TrialRecord:
     flags = {} if utilization is None else {"gpu-memory-utilization": utilization}
-    return replace(record(trial, Candidate.of(flags)), facts=facts)
+    return with_start(record(trial, Candidate.of(flags)), facts=facts)
 
 
 def values(table: KvTable) -> list[float]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.study.builders import SPACE, level, plan, record
+from tests.study.builders import SPACE, level, plan, record, with_start
 from tests.test_capacity import LLAMA_3_8B
 from tuner import jsonfile
 from tuner.candidate import Candidate, Value
@@ -208,7 +208,7 @@ def on_disk(folder: Path, space: Space) -> StudyPlan:
 
 
 def first_start(values: Mapping[str, Value], kv_tokens: int) -> TrialRecord:
-    return replace(started(0, values), facts=StartFacts(kv_tokens=kv_tokens, max_model_len=8192))
+    return with_start(started(0, values), facts=StartFacts(kv_tokens=kv_tokens, max_model_len=8192))
 
 
 def test_bytes_that_hold_less_than_one_request_are_ruled_out_by_the_first_starts_log(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import ScriptedClock
-from tests.study.builders import MACHINE, landscape, plan
+from tests.study.builders import MACHINE, landscape, plan, with_start
 from tuner.environment import describe
 from tuner.errors import EnvironmentFaultError
 from tuner.server.diagnosis import Bound
@@ -101,7 +101,7 @@ def test_a_spoilt_start_is_done_again_and_teaches_nothing(tmp_path: Path) -> Non
         made = landscape(assignment)
         if assignment.trial == 2:
             spoilt.append(assignment.candidate.id)
-            return replace(made, outcome=TrialOutcome.INFRASTRUCTURE, cause=MACHINE, levels=(), best=None)
+            return replace(with_start(made, cause=MACHINE), outcome=TrialOutcome.INFRASTRUCTURE, levels=(), best=None)
         return made
 
     night = Night(plan(tmp_path / "s", starts=8), run_trial)
@@ -115,7 +115,7 @@ def test_a_spoilt_start_is_done_again_and_teaches_nothing(tmp_path: Path) -> Non
 def test_three_spoilt_starts_in_a_row_end_the_night_with_the_cause(tmp_path: Path) -> None:
     def run_trial(assignment: Assignment) -> TrialRecord:
         made = landscape(assignment)
-        return replace(made, outcome=TrialOutcome.INFRASTRUCTURE, cause=MACHINE, levels=(), best=None)
+        return replace(with_start(made, cause=MACHINE), outcome=TrialOutcome.INFRASTRUCTURE, levels=(), best=None)
 
     night = Night(plan(tmp_path / "s"), run_trial)
     with pytest.raises(EnvironmentFaultError) as caught:
@@ -178,7 +178,7 @@ def test_groups_are_checked_side_by_side_and_finalists_measured_alone(tmp_path: 
     night = Night(plan(tmp_path / "s", starts=8, groups=2), server)
     result = night.loop.run()
     assert result.complete
-    assert {r.group for r in night.store.records()} == {"gpu0", "gpu1"}
+    assert {r.start.group for r in night.store.records()} == {"gpu0", "gpu1"}
     assert len({e.trial for e in night.events if isinstance(e, TrialStarted)}) == result.starts
     assert server.most[Role.DEFAULT] == 1
     assert server.most[Role.CHECK] == 2
@@ -190,20 +190,20 @@ def test_groups_are_checked_side_by_side_and_finalists_measured_alone(tmp_path: 
 def test_a_group_whose_memory_does_not_come_back_is_left_alone_and_the_other_goes_on(tmp_path: Path) -> None:
     def run_trial(assignment: Assignment) -> TrialRecord:
         made = landscape(assignment)
-        return replace(made, dirty="GPU memory") if assignment.trial == 4 else made
+        return with_start(made, dirty="GPU memory") if assignment.trial == 4 else made
 
     night = Night(plan(tmp_path / "s", starts=10, groups=2), run_trial)
     result = night.loop.run()
     records = night.store.records()
     assert result.complete
-    after = {r.group for r in records if r.trial > 6}
-    assert after == {"gpu0", "gpu1"} - {records[4].group}
+    after = {r.start.group for r in records if r.trial > 6}
+    assert after == {"gpu0", "gpu1"} - {records[4].start.group}
     assert any("QUARANTINED" in e.text for e in night.events if isinstance(e, Notice))
 
 
 def test_a_night_without_a_usable_group_ends_and_says_so(tmp_path: Path) -> None:
     def run_trial(assignment: Assignment) -> TrialRecord:
-        return replace(landscape(assignment), dirty="GPU memory")
+        return with_start(landscape(assignment), dirty="GPU memory")
 
     with pytest.raises(EnvironmentFaultError, match="no GPU group is usable"):
         Night(plan(tmp_path / "s"), run_trial).loop.run()
@@ -226,8 +226,8 @@ def test_one_slow_start_does_not_end_the_search_early(tmp_path: Path) -> None:
     def run_trial(assignment: Assignment) -> TrialRecord:
         made = landscape(assignment)
         start_s = 600.0 if assignment.trial == 0 else 20.0
-        made = replace(made, phases=replace(made.phases, start_s=start_s))
-        clock.sleep(made.phases.spent_s)
+        made = with_start(made, phases=replace(made.start.phases, start_s=start_s))
+        clock.sleep(made.start.phases.spent_s)
         return made
 
     night = Night(replace(plan(tmp_path / "s", starts=25), time_budget_s=3000.0), run_trial)
@@ -256,8 +256,8 @@ def test_a_time_budget_leaves_room_for_confirmation(tmp_path: Path) -> None:
 def test_what_refused_starts_taught_is_said_once_and_stands_in_the_result(tmp_path: Path) -> None:
     def run_trial(assignment: Assignment) -> TrialRecord:
         made = landscape(assignment)
-        bound = Bound("gpu-memory-utilization", "<=", 0.93)
-        return replace(made, cause=made.cause and replace(made.cause, kind="memory-wanted", bounds=(bound,)))
+        cause, bound = made.start.cause, Bound("gpu-memory-utilization", "<=", 0.93)
+        return with_start(made, cause=cause and replace(cause, kind="memory-wanted", bounds=(bound,)))
 
     night = Night(plan(tmp_path / "s", starts=12, confirm_starts=0), run_trial)
     result = night.loop.run()

@@ -65,7 +65,7 @@ def test_a_search_starts_with_the_closed_loop_and_ends_with_a_rate_that_passed(s
     kinds = [level.measurement.load.kind for level in searched.levels]
     assert kinds[0] is LoadKind.CLOSED and set(kinds[1:]) == {LoadKind.OPEN}
     assert searched.levels[0].measurement.load.level == 5, "a few more clients than the four sequences"
-    assert searched.outcome is TrialOutcome.FEASIBLE and searched.cause is None
+    assert searched.outcome is TrialOutcome.FEASIBLE and searched.start.cause is None
     assert searched.capacity is not None and searched.qps == searched.capacity.rate
     assert searched.best_level is not None and searched.best_level.load.level == searched.capacity.passed
     assert searched.saturation == searched.capacity.saturation > 0
@@ -118,7 +118,7 @@ def test_stopped_in_the_middle_the_trial_is_interrupted(machine: Machine) -> Non
 
 
 def test_the_stand_in_is_what_was_measured(searched: TrialRecord) -> None:
-    assert "tuner.sim" in shlex.join(searched.launch.command)
+    assert "tuner.sim" in shlex.join(searched.start.launch.command)
 
 
 @pytest.mark.parametrize(
@@ -130,4 +130,4 @@ def test_a_refusal_is_the_candidates_unless_it_has_started_before(
     tiny = Candidate.of({"max-num-seqs": 4, "kv-cache-memory-bytes": 2**20})
     record = machine.run(5 if role is Role.SEARCH else 6, role, candidate=tiny, task=ClaimRate(1.0, RULES))
     assert record.outcome is outcome
-    assert record.cause is not None and record.cause.kind == "kv-too-small"
+    assert record.start.cause is not None and record.start.cause.kind == "kv-too-small"

@@ -31,8 +31,8 @@ def answered(proposal: Proposal, trial: int, qps: float) -> TrialRecord:
 
 
 def refused(proposal: Proposal, trial: int, cause: Cause) -> TrialRecord:
-    made = record(trial, proposal.candidate, role=proposal.role, search_trial=proposal.number)
-    return replace(made, outcome=TrialOutcome.REFUSED, cause=cause)
+    made = record(trial, proposal.candidate, role=proposal.role, search_trial=proposal.number, cause=cause)
+    return replace(made, outcome=TrialOutcome.REFUSED)
 
 
 def test_the_default_configuration_comes_first_without_any_flag(tmp_path: Path) -> None:

@@ -109,8 +109,8 @@ def outcome_words(record: TrialRecord) -> str:
         held = "held" if record.claim is not None else "estimated"
         qps = formatting.qps(record.qps) + (f" {held}" if level.load.kind is LoadKind.OPEN else "")
         return f"{qps} at {level.load}, P99 TTFT {formatting.ms(p99)}"
-    if record.cause is not None:
-        return record.cause.explanation
+    if record.start.cause is not None:
+        return record.start.cause.explanation
     if record.outcome is TrialOutcome.BEHIND:
         return "; ".join(record.notes)
     reasons = next(
@@ -188,11 +188,11 @@ def result_lines(
             f"{name:<8}  {formatting.qps(figures.qps)}{spread}  P99 TTFT {formatting.ms(figures.p99_ttft_ms)}  "
             f"at {figures.level}{broke}  {describe(figures.candidate)}"
         )
-    refused = [r for r in records if r.outcome in (TrialOutcome.REFUSED, TrialOutcome.DIED) and r.cause]
+    refused = [r for r in records if r.outcome in (TrialOutcome.REFUSED, TrialOutcome.DIED) and r.start.cause]
     lines.append(f"refused   {len(refused)} of {len(records)} starts")
-    for kind in dict.fromkeys(r.cause.kind for r in refused if r.cause):
-        of_kind = [r for r in refused if r.cause and r.cause.kind == kind]
-        cause = of_kind[0].cause
+    for kind in dict.fromkeys(r.start.cause.kind for r in refused if r.start.cause):
+        of_kind = [r for r in refused if r.start.cause and r.start.cause.kind == kind]
+        cause = of_kind[0].start.cause
         assert cause is not None
         lines.append(f"          {len(of_kind)} × {kind}: {cause.explanation}")
     lines += learnt_lines(result.learnt)

@@ -132,9 +132,9 @@ class Screen:
                 level = LevelNow.of(event.measurement)
                 self._groups[event.group] = replace(running, now=replace(running.now, level=level))
             case TrialFinished():
-                left = event.record.dirty
+                group, left = event.record.start.group, event.record.start.dirty
                 phase = "idle" if left is None else f"quarantined: trial {event.record.trial:04d} left {left}"
-                self._groups[event.record.group] = _Running(GroupNow(event.record.group, phase=phase), now_ns)
+                self._groups[group] = _Running(GroupNow(group, phase=phase), now_ns)
                 self._records.append(event.record)
             case StudyFinished():
                 self._state = State.COMPLETE if event.result.complete else State.INTERRUPTED

@@ -36,7 +36,7 @@ class Recorded:
 
     @property
     def launch(self) -> LaunchSpec:
-        return self.record.launch
+        return self.record.start.launch
 
     @property
     def env(self) -> tuple[tuple[str, str], ...]:
@@ -90,7 +90,7 @@ def header(recorded: Recorded, *, file: str) -> tuple[str, ...]:
         ("on", _hardware(recorded)),
         ("versions", f"vLLM {environment.vllm_version}, driver {environment.driver or 'none'}"),
         ("study", f"{plan.study}, trial {recorded.record.trial}, candidate {recorded.record.candidate.id}"),
-        ("date", recorded.record.started_at),
+        ("date", recorded.record.start.started_at),
         ("caveat", _caveat(recorded)),
     ]
     # Text from outside must not break out of the comment.

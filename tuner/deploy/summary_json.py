@@ -43,15 +43,15 @@ class Best:
 
 def best_json(recorded: Recorded, gpu_price: float | None = None) -> str:
     record, result = recorded.record, recorded.result
-    gpus = len(record.launch.gpus)
+    gpus = len(record.start.launch.gpus)
     default = result.default
     return jsonfile.dumps(
         Best(
             study=result.study,
             trial=record.trial,
             flags=record.candidate.as_dict(),
-            command=shell_line(record.launch),
-            launch=record.launch,
+            command=shell_line(record.start.launch),
+            launch=record.start.launch,
             chosen=_priced(recorded.figures, record.best_level, gpus, gpu_price),
             default=_priced(default, record.best_level, gpus, gpu_price) if default else None,
             gpu_price_per_hour=gpu_price,

@@ -113,7 +113,7 @@ def _kv(levels: Levels, words: Words) -> WhyRow:
 
 def _sequences(levels: Levels, words: Words) -> WhyRow:
     server, load = levels.highest.server, levels.highest.load
-    limit = levels.record.launch.max_num_seqs
+    limit = levels.record.start.launch.max_num_seqs
     if server.running_peak is None:
         return WhyRow(Limit.SEQUENCES, Reading.UNKNOWN, words("seen-nothing"))
     running = formatting.count(server.running_peak)

@@ -95,7 +95,7 @@ def _top(study: StudyFiles, words: Words, gpu_price: float | None) -> dict[str, 
         "version": one_line(version),
         "sentence": sentence(study, words),
         "launched": launched,
-        "launch": shell_line(launched.launch) if launched else "",
+        "launch": shell_line(launched.start.launch) if launched else "",
         "flags": _flags(study, words),
         "summary": summary.summary_rows(first, second, words, gpu_price) if first else [],
         "first_name": words("default") if study.default_won or winner is None else words("winner"),
@@ -112,8 +112,8 @@ def _flags(study: StudyFiles, words: Words) -> list[summary.FlagRow]:
     winner, default = study.quoted(study.winner), study.quoted(study.default)
     if winner is None:
         return []
-    beside = default.launch if default is not None and not study.default_won else None
-    return summary.flag_rows(winner.launch, beside, words)
+    beside = default.start.launch if default is not None and not study.default_won else None
+    return summary.flag_rows(winner.start.launch, beside, words)
 
 
 def _body(study: StudyFiles, words: Words) -> dict[str, object]:

@@ -23,11 +23,11 @@ def refused_rows(records: Iterable[TrialRecord]) -> list[RefusedRow]:
     """The most frequent cause first."""
     groups: dict[tuple[str, TrialOutcome], list[TrialRecord]] = {}
     for record in records:
-        if record.outcome in FAILED and record.cause is not None:
-            groups.setdefault((record.cause.kind, record.outcome), []).append(record)
+        if record.outcome in FAILED and record.start.cause is not None:
+            groups.setdefault((record.start.cause.kind, record.outcome), []).append(record)
     rows = []
     for (_, outcome), members in groups.items():
-        causes = [r.cause for r in members if r.cause is not None]
+        causes = [r.start.cause for r in members if r.start.cause is not None]
         learnt = tightest(bound for cause in causes for bound in cause.bounds)
         rows.append(RefusedRow(causes[0], outcome, tuple(r.trial for r in members), learnt))
     return sorted(rows, key=lambda row: (-len(row.trials), row.cause.kind))

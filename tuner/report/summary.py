@@ -39,7 +39,7 @@ def side(study: StudyFiles, figures: Figures | None) -> Side | None:
     full = next((r.saturation for r in study.starts_of(figures.candidate) if r.saturation is not None), None)
     quoted = shown_level(record)
     load = quoted.measurement.load if quoted else None
-    return Side(figures, worst, len(record.launch.gpus), load, full)
+    return Side(figures, worst, len(record.start.launch.gpus), load, full)
 
 
 class SummaryRow(NamedTuple):
@@ -182,6 +182,6 @@ def default_reasons(study: StudyFiles) -> str:
         reason
         for record in study.starts_of(study.plan.baseline)
         if record.best is None and (level := shown_level(record)) is not None
-        for reason in ((record.cause.explanation,) if record.cause else level.verdict.reasons)
+        for reason in ((record.start.cause.explanation,) if record.start.cause else level.verdict.reasons)
     ]
     return "; ".join(map(formatting.one_line, dict.fromkeys(reasons)))

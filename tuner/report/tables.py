@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from tuner.measurement import Load
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Level, Role, TrialOutcome, TrialRecord, asked
 from tuner.study.result import Figures, StudyResult
-from tuner.study.upgrade import read_plan
+from tuner.study.upgrade import read_plan, read_record
 
 T = TypeVar("T")
 
@@ -84,10 +84,10 @@ def read_study(folder: Path) -> StudyFiles:
     except TornFileError as error:
         raise UsageError(f"the plan cannot be read: {error}", hint="was it written by a newer tuner?") from error
     unread: list[Unread] = []
-    environment = _read(folder, folder / "environment.json", Environment, unread)
-    result = _read(folder, folder / "result.json", StudyResult, unread, optional=True)
+    environment = _read(folder, folder / "environment.json", lambda path: jsonfile.load(path, Environment), unread)
+    result = _read(folder, folder / "result.json", lambda path: jsonfile.load(path, StudyResult), unread, optional=True)
     paths = sorted((folder / "trials").glob("*/record.json"))
-    records = [_read(folder, path, TrialRecord, unread) for path in paths]
+    records = [_read(folder, path, read_record, unread) for path in paths]
     return StudyFiles(
         folder=folder,
         plan=plan,
@@ -98,9 +98,11 @@ def read_study(folder: Path) -> StudyFiles:
     )
 
 
-def _read(folder: Path, path: Path, kind: type[T], unread: list[Unread], *, optional: bool = False) -> T | None:
+def _read(
+    folder: Path, path: Path, read: Callable[[Path], T], unread: list[Unread], *, optional: bool = False
+) -> T | None:
     try:
-        return jsonfile.load(path, kind)
+        return read(path)
     except (OSError, TornFileError) as error:
         if not (optional and isinstance(error, FileNotFoundError)):
             unread.append(Unread(str(path.relative_to(folder)), one_line(str(error).removeprefix(f"{path}: "))))
@@ -146,9 +148,9 @@ def trial_rows(study: StudyFiles) -> list[TrialRow]:
                 role=record.role,
                 outcome=record.outcome,
                 candidate=record.candidate,
-                group=record.group,
+                group=record.start.group,
                 began_h=begin_h,
-                ended_h=begin_h + record.phases.spent_s / 3600,
+                ended_h=begin_h + record.start.phases.spent_s / 3600,
                 load=measured.load if measured else None,
                 qps=record.qps if record.qps is not None else measured.qps if measured else None,
                 p99_ttft_ms=measured.ttft_ms.p99 if measured and measured.ttft_ms else None,
@@ -163,7 +165,7 @@ def trial_rows(study: StudyFiles) -> list[TrialRow]:
 
 
 def began(record: TrialRecord) -> datetime:
-    return datetime.fromisoformat(record.started_at)
+    return datetime.fromisoformat(record.start.started_at)
 
 
 def shown_level(record: TrialRecord) -> Level | None:
@@ -178,8 +180,8 @@ def shown_level(record: TrialRecord) -> Level | None:
 
 
 def _words(record: TrialRecord, level: Level | None) -> str:
-    if record.cause is not None:
-        return one_line(record.cause.explanation)
+    if record.start.cause is not None:
+        return one_line(record.start.cause.explanation)
     if record.best is None and level is not None and record.outcome is not TrialOutcome.BEHIND:
         return one_line("; ".join(level.verdict.reasons))
     return one_line("; ".join(record.notes))

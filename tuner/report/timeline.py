@@ -47,10 +47,10 @@ def phase_rows(study: StudyFiles) -> list[PhaseRow]:
     free: dict[str, float] = {}
     for record in sorted(study.records, key=began):
         at = (began(record) - first).total_seconds() / 3600
-        idle = at - free.get(record.group, 0.0)
+        idle = at - free.get(record.start.group, 0.0)
         if idle > 0:
-            rows.append(PhaseRow(record.group, Phase.IDLE, None, None, at - idle, idle))
-        phases = record.phases
+            rows.append(PhaseRow(record.start.group, Phase.IDLE, None, None, at - idle, idle))
+        phases = record.start.phases
         for phase, seconds in (
             (Phase.START, phases.start_s),
             (Phase.WARM_UP, phases.warm_up_s),
@@ -58,9 +58,9 @@ def phase_rows(study: StudyFiles) -> list[PhaseRow]:
             (Phase.STOP, phases.stop_s),
         ):
             if seconds is not None:
-                rows.append(PhaseRow(record.group, phase, record.trial, record.outcome, at, seconds / 3600))
+                rows.append(PhaseRow(record.start.group, phase, record.trial, record.outcome, at, seconds / 3600))
                 at += seconds / 3600
-        free[record.group] = max(at, free.get(record.group, 0.0))
+        free[record.start.group] = max(at, free.get(record.start.group, 0.0))
     return rows
 
 

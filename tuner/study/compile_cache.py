@@ -55,9 +55,11 @@ def cache_states(records: Iterable[TrialRecord]) -> dict[int, Cache | None]:
         known = ready.get(key)
         state = Cache.COLD if known is None else Cache.WARM if known else None
         states[record.trial] = (
-            None if record.launch.value(knobs.ENFORCE_EAGER) is True or record.launch.in_container else state
+            None
+            if record.start.launch.value(knobs.ENFORCE_EAGER) is True or record.start.launch.in_container
+            else state
         )
-        ready[key] = bool(known) or record.got_ready
+        ready[key] = bool(known) or record.start.got_ready
     return states
 
 
@@ -66,8 +68,8 @@ def start_times_s(records: Sequence[TrialRecord]) -> dict[Cache | None, list[flo
     states = cache_states(records)
     times: dict[Cache | None, list[float]] = {}
     for record in records:
-        if record.got_ready and record.phases.start_s is not None:
-            times.setdefault(states[record.trial], []).append(record.phases.start_s)
+        if record.start.got_ready and record.start.phases.start_s is not None:
+            times.setdefault(states[record.trial], []).append(record.start.phases.start_s)
     return times
 
 

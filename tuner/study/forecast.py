@@ -45,13 +45,13 @@ def confirmation_s(plan: StudyPlan, records: Sequence[TrialRecord]) -> float:
 
 def _longest_load_s(records: Sequence[TrialRecord]) -> float | None:
     """Seconds from ready to stopped in the longest trial of the search; None before the first."""
-    phases = (r.phases for r in records if r.levels and r.role is not Role.CONFIRM)
+    phases = (r.start.phases for r in records if r.levels and r.role is not Role.CONFIRM)
     return max((p.spent_s - (p.start_s or 0.0) for p in phases), default=None)
 
 
 def spent_s(plan: StudyPlan, records: Iterable[TrialRecord]) -> float:
     """Add up what finished trials took, shared by the GPU groups that worked side by side."""
-    return sum(r.phases.spent_s for r in records) / len(plan.groups)
+    return sum(r.start.phases.spent_s for r in records) / len(plan.groups)
 
 
 def left_s(plan: StudyPlan, records: Sequence[TrialRecord]) -> float:
@@ -61,6 +61,8 @@ def left_s(plan: StudyPlan, records: Sequence[TrialRecord]) -> float:
     """
     searched = [r for r in records if r.role.searches and r.counts]
     confirmed = sum(r.role is Role.CONFIRM and r.counts for r in records)
-    trial_s = sum(r.phases.spent_s for r in searched) / len(searched) if searched else search_trial_s(plan, records)
+    trial_s = (
+        sum(r.start.phases.spent_s for r in searched) / len(searched) if searched else search_trial_s(plan, records)
+    )
     search_s = trial_s * max(0, plan.starts - len(searched)) / len(plan.groups)
     return search_s + confirmation_s(plan, records) * max(0, plan.confirm_starts - confirmed)

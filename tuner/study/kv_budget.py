@@ -133,7 +133,7 @@ def _shortest_length(plan: StudyPlan, record: TrialRecord) -> float | None:
             return min(numbers, default=parameter.low) if known else None
     same = {**dict(plan.base.fixed), **dict(plan.space.fixed), **dict(plan.given)}
     if LENGTH not in same and LENGTH not in flag_names(plan.base.extra, short=knobs.SHORT_OPTIONS):
-        return None if record.facts is None else record.facts.max_model_len
+        return None if record.start.facts is None else record.start.facts.max_model_len
     length = same.get(LENGTH)
     return length if isinstance(length, (int, float)) and length > 0 else None
 
@@ -186,7 +186,7 @@ def _flags(plan: StudyPlan, gpus: tuple[Gpu, ...], same: Mapping[str, Value]) ->
 
 
 def _first_start(plan: StudyPlan, record: TrialRecord, defaults: Mapping[str, Value]) -> FirstStart | None:
-    facts = record.facts
+    facts = record.start.facts
     if facts is None or not facts.kv_tokens:
         return None
     values = {**defaults, **dict(plan.base.fixed), **dict(plan.given), **record.candidate.as_dict()}

@@ -199,7 +199,7 @@ def known_rules(
     The KV arithmetic is believed once vLLM itself has refused a start for the same reason: one start is its price.
     """
     records = sorted(records, key=lambda r: r.trial)
-    refused = any(r.cause is not None and r.cause.kind in _REFUSED_FOR_KV for r in records)
+    refused = any(r.start.cause is not None and r.start.cause.kind in _REFUSED_FOR_KV for r in records)
     return rules(plan, defaults, records, kv_floor(plan, gpus, defaults, records) if refused else None)
 
 
@@ -212,7 +212,7 @@ def rules(
     """
     records = sorted(records, key=lambda r: r.trial)
     around = Surroundings.of(plan, defaults)
-    started = [(r.trial, values) for r in records if r.levels or r.facts is not None
+    started = [(r.trial, values) for r in records if r.levels or r.start.facts is not None
                if around.is_like_the_others(values := around.values(r.candidate))]  # fmt: skip
     found: list[Rule] = []
     for record in records:
@@ -224,7 +224,7 @@ def rules(
 
 
 def _taught(around: Surroundings, record: TrialRecord) -> Iterator[Rule]:
-    cause = record.cause
+    cause = record.start.cause
     if record.outcome is not TrialOutcome.REFUSED or cause is None or cause.fault is not Fault.CANDIDATE:
         return
     context = CONTEXTS.get(cause.kind)

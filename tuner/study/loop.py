@@ -205,13 +205,13 @@ class Loop:
         self._give_up_on_a_broken_machine(record)
 
     def _quarantine(self, record: TrialRecord) -> None:
-        if record.dirty is None:
+        if record.start.dirty is None:
             return
-        self._dirty_groups.add(record.group)
-        self.emit(Notice(f"QUARANTINED {record.group}: trial {record.trial:04d} left {record.dirty}"))
+        self._dirty_groups.add(record.start.group)
+        self.emit(Notice(f"QUARANTINED {record.start.group}: trial {record.trial:04d} left {record.start.dirty}"))
         if not self._healthy_groups:
             raise EnvironmentFaultError(
-                f"no GPU group is usable any more: {record.dirty} of trial {record.trial:04d} did not go away",
+                f"no GPU group is usable any more: {record.start.dirty} of trial {record.trial:04d} did not go away",
                 hint=f"end what holds it (nvidia-smi names the processes), then: tuner resume {self.plan.study}",
             )
 
@@ -220,7 +220,7 @@ class Loop:
         in_a_row = len(last) == FAULTS_IN_A_ROW and all(r.outcome is TrialOutcome.INFRASTRUCTURE for r in last)
         spent = record.outcome is TrialOutcome.INFRASTRUCTURE and record.attempt >= ATTEMPTS
         if in_a_row or spent:
-            cause = record.cause
+            cause = record.start.cause
             raise EnvironmentFaultError(
                 f"{FAULTS_IN_A_ROW} starts failed through no fault of the candidate: "
                 f"{cause.explanation if cause else 'unknown cause'}",

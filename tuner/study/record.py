@@ -8,13 +8,11 @@ from enum import StrEnum
 
 from tuner.bench.capacity_search import Capacity, Claim, Incumbent
 from tuner.candidate import Candidate
-from tuner.launch import LaunchSpec
 from tuner.measurement import LoadKind, Measurement
-from tuner.server.diagnosis import Cause
+from tuner.study.start_record import StartRecord
 from tuner.verdict import Outcome, Verdict
-from tuner.vllm.facts import StartFacts
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Role(StrEnum):
@@ -55,47 +53,28 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True)
-class Phases:
-    """Seconds that the trial spent; None for a phase that it never entered."""
-
-    start_s: float | None = None
-    warm_up_s: float | None = None
-    measure_s: float | None = None
-    stop_s: float | None = None
-
-    @property
-    def spent_s(self) -> float:
-        return sum(s for s in (self.start_s, self.warm_up_s, self.measure_s, self.stop_s) if s is not None)
-
-
-@dataclass(frozen=True, slots=True)
 class TrialRecord:
-    """One start of one candidate. `best` is the index in `levels` of the level that counts, None when none is feasible.
+    """One trial of one candidate: what was asked, what was measured, and its start.
 
-    In an open loop `capacity` is the search's own answer and `incumbent` what it raced against, `claim` that of a
-    confirming start; all are None in a closed loop, and where the load did not come to its end.
-
-    `trial` numbers every start of the study from 0, folder `trials/0000`; `search_trial` is the number of the study's
-    Optuna trial that it answers, None for a confirmation. `group` is the GPU group's name. `dirty` says what the
-    server left on the machine, None when nothing: its group is then not used again in this run.
+    Attributes:
+        trial: Number in the study, from 0; its folder is trials/NNNN.
+        best: Index in `levels` of the level that counts. None if none is feasible.
+        search_trial: Number of the Optuna trial that it answers. None if it answers none.
+        capacity: Answer of the capacity search. None in a closed loop, and if the load did not come to its end.
+        incumbent: The best candidate that it raced against. None without a race.
+        claim: Answer of a confirmation run in an open loop. None for all others.
     """
 
     trial: int
     role: Role
     candidate: Candidate
-    launch: LaunchSpec
-    group: str
+    start: StartRecord
     outcome: TrialOutcome
-    started_at: str
-    phases: Phases
     levels: tuple[Level, ...] = ()
     best: int | None = None
-    cause: Cause | None = None
-    facts: StartFacts | None = None
     notes: tuple[str, ...] = ()
     attempt: int = 1
     search_trial: int | None = None
-    dirty: str | None = None
     capacity: Capacity | None = None
     incumbent: Incumbent | None = None
     claim: Claim | None = None
@@ -105,11 +84,6 @@ class TrialRecord:
     def counts(self) -> bool:
         """Whether it counts against the plan: what the machine or a person spoilt is done again."""
         return self.outcome not in (TrialOutcome.INTERRUPTED, TrialOutcome.INFRASTRUCTURE)
-
-    @property
-    def got_ready(self) -> bool:
-        """Whether its server answered before anything was asked of it."""
-        return self.phases.warm_up_s is not None
 
     @property
     def best_level(self) -> Measurement | None:
@@ -160,5 +134,5 @@ def best_of(levels: tuple[Level, ...]) -> int | None:
 
 def accepted_tokens(candidate: Candidate, records: Iterable[TrialRecord]) -> int | None:
     """Return the longest request that the candidate's servers reported to accept. None if none got ready."""
-    reported = (r.facts.max_model_len for r in records if r.candidate == candidate and r.facts is not None)
+    reported = (r.start.facts.max_model_len for r in records if r.candidate == candidate and r.start.facts is not None)
     return next((tokens for tokens in reported if tokens is not None), None)

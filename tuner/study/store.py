@@ -14,9 +14,9 @@ from tuner.environment import Environment
 from tuner.errors import EnvironmentFaultError, UsageError
 from tuner.jsonfile import TornFileError, dump, load
 from tuner.study.plan import StudyPlan
-from tuner.study.record import SCHEMA, TrialRecord
+from tuner.study.record import TrialRecord
 from tuner.study.result import StudyResult
-from tuner.study.upgrade import read_plan
+from tuner.study.upgrade import read_plan, read_record
 
 T = TypeVar("T")
 
@@ -87,11 +87,9 @@ class Store:
         found = []
         for path in sorted((self.folder / "trials").glob("*/record.json")):
             try:
-                record = load(path, TrialRecord)
+                found.append(read_record(path))
             except TornFileError:
                 continue
-            if record.schema == SCHEMA:
-                found.append(record)
         return tuple(found)
 
     def save_result(self, result: StudyResult) -> None:

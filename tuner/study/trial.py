@@ -27,7 +27,8 @@ from tuner.study.assignment import Assignment
 from tuner.study.events import Event, LevelMeasured, PhaseChanged
 from tuner.study.open_loop import OpenLoopResult
 from tuner.study.plan import StudyPlan, saturating_clients
-from tuner.study.record import Level, Phases, Role, TrialOutcome, TrialRecord, best_of
+from tuner.study.record import Level, Role, TrialOutcome, TrialRecord, best_of
+from tuner.study.start_record import Phases, StartRecord
 from tuner.study.store import Store
 from tuner.telemetry.gpu import GpuAdapter
 from tuner.telemetry.sampler import Sampler, TelemetryLog
@@ -251,19 +252,21 @@ class _Trial:
             trial=assignment.trial,
             role=assignment.role,
             candidate=assignment.candidate,
-            launch=self._spec,
-            group=assignment.group.name,
+            start=StartRecord(
+                launch=self._spec,
+                group=assignment.group.name,
+                started_at=self._started_at,
+                phases=self._phases(),
+                facts=self._facts,
+                cause=self._cause,
+                dirty=self._dirty,
+            ),
             outcome=outcome,
-            started_at=self._started_at,
-            phases=self._phases(),
             levels=levels,
             best=best if outcome in measured else None,
-            cause=self._cause,
-            facts=self._facts,
             notes=(*self._notes, *(answer.notes(outcome) if answer else ())),
             attempt=assignment.attempt,
             search_trial=assignment.search_trial,
-            dirty=self._dirty,
             capacity=answer.capacity if answer else None,
             incumbent=assignment.incumbent,
             claim=answer.claim if answer else None,

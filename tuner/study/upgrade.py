@@ -7,14 +7,26 @@ from typing import Any
 
 from tuner import jsonfile
 from tuner.study.plan import StudyPlan
+from tuner.study.record import SCHEMA, TrialRecord
 
 Raw = dict[str, Any]
 """A JSON object as it was read."""
+
+_OF_THE_START = ("launch", "group", "started_at", "phases", "facts", "cause", "dirty")
+"""Keys of a record of schema 1 that belong to the start of its server."""
 
 
 def read_plan(path: Path) -> StudyPlan:
     """Read a plan of any schema. Raises TornFileError if it is not readable."""
     return jsonfile.load(path, StudyPlan, upgraded_plan)
+
+
+def read_record(path: Path) -> TrialRecord:
+    """Read a record of any schema. Raises TornFileError if it is not readable or of a newer schema."""
+    record = jsonfile.load(path, TrialRecord, upgraded_record)
+    if record.schema != SCHEMA:
+        raise jsonfile.TornFileError(f"{path}: schema {record.schema}, where {SCHEMA} is the newest known")
+    return record
 
 
 def upgraded_plan(raw: Raw) -> Raw:
@@ -27,3 +39,12 @@ def upgraded_plan(raw: Raw) -> Raw:
         return {**raw, "load": {"kind": "ladder", **load}, "schema": 2}
     load = {"settings": search["rules"], "arrivals": search["arrivals"], "warm_up_s": load["warm_up_s"]}
     return {**raw, "load": {"kind": "open-search", **load}, "schema": 2}
+
+
+def upgraded_record(raw: Raw) -> Raw:
+    """Return a record of schema 2. Schema 1 did not keep trial and start apart."""
+    if raw.get("schema") != 1:
+        return raw
+    start = {key: raw[key] for key in _OF_THE_START if key in raw}
+    rest = {key: value for key, value in raw.items() if key not in start}
+    return {**rest, "start": start, "schema": 2}

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.study.builders import REFUSAL, level, record
+from tuner.candidate import Candidate
+from tuner.jsonfile import TornFileError, dumps
+from tuner.report.page import write_report
+from tuner.report.tables import read_study
+from tuner.study.store import Store
+from tuner.study.upgrade import read_record
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "studies" / "example"
+
+
+def test_a_record_of_schema_1_is_read_as_it_was(tmp_path: Path) -> None:
+    made = record(3, Candidate(), (level(10.0),), cause=REFUSAL)
+    raw = json.loads(dumps(made))
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({**raw.pop("start"), **raw, "schema": 1}))
+    assert read_record(path) == made
+
+
+def test_a_record_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({**json.loads(dumps(record(3, Candidate()))), "schema": 99}))
+    with pytest.raises(TornFileError, match="schema 99"):
+        read_record(path)
+
+
+def test_the_committed_study_is_read_whole_and_reported(tmp_path: Path) -> None:
+    folder = tmp_path / "example"
+    shutil.copytree(EXAMPLE, folder)
+    (folder / "report.html").unlink()
+    study, trials = read_study(folder), sorted((EXAMPLE / "trials").glob("*/record.json"))
+    assert study.unread == ()
+    assert [r.trial for r in study.records] == [int(path.parent.name) for path in trials]
+    assert Store(folder).records() == study.records
+    assert all(r.start.started_at and r.start.launch.arguments for r in study.records)
+    assert study.winner is not None and study.quoted(study.winner) is not None
+    assert write_report(folder).is_file()
