@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -38,8 +39,11 @@ def free_port() -> int:
 
 @pytest.fixture
 def folder(local: Recorded, tmp_path: Path) -> Path:
-    write_pair(tmp_path, local)
-    return tmp_path
+    """A path with all that an unquoted word would break at."""
+    folder = tmp_path / "my study's ü 模型 $x"
+    folder.mkdir()
+    write_pair(folder, local)
+    return folder
 
 
 @pytest.fixture
@@ -182,9 +186,10 @@ def test_stop_waits_for_the_gpus_memory_and_says_what_is_in_use(
         vllm_on_path,
         "nvidia-smi",
         f"""#!/bin/bash
-echo x >>{calls}
+cd {shlex.quote(str(folder))}
+echo x >>calls
 case "$*" in
-  *compute-apps*) [ $(wc -l <{calls}) -gt 2 ] || head -n 1 {folder}/server-{port}.pid ;;
+  *compute-apps*) [ $(wc -l <calls) -gt 2 ] || head -n 1 server-{port}.pid ;;
   *) echo '0, 3 MiB, 81559 MiB' ;;
 esac
 """,
@@ -341,3 +346,14 @@ def test_scripts_are_clean_bash(recorded: Recorded, local: Recorded, tmp_path: P
         pytest.skip("no shellcheck here")
     checked = subprocess.run([shellcheck, *map(str, paths)], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
+
+
+def test_what_the_user_reads_comes_first_and_whole(recorded: Recorded) -> None:
+    start, _ = scripts(recorded)
+    theirs, _, ours = start.partition("\n# ── Below")
+    launch = recorded.launch
+    assert all(" ".join(words) in theirs for words in argument_lines(launch.arguments))
+    assert all(name in theirs for name, _ in recorded.env)
+    assert " ".join(launch.prefix) in theirs and theirs.endswith('--host "$HOST" --port "$PORT"\n)\n')
+    assert "() {" not in theirs and len(theirs.splitlines()) <= 60
+    assert launch.arguments[0] not in ours
