@@ -1,4 +1,4 @@
-"""Flags of the command line → StudyPlan: whatever a person can get wrong is checked here, before a server starts."""
+"""Command-line flags → StudyPlan. Every user error is caught here, before a server starts."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from tuner.vllm.defaults import vllm_defaults
 from tuner.vllm.flags import installed_vllm, split_command
 
 SECRET_FLAGS = {knobs.API_KEY: "VLLM_API_KEY", knobs.HF_TOKEN: "HF_TOKEN"}
-"""Flags whose values go to the server through the environment, so that no process list and no file shows them."""
+"""Flags whose values reach the server through the environment, hidden from process lists and files."""
 
 DEFAULT_SLOS = ("p99 ttft <= 500ms",)
 LADDER = (10, 30, 64, 128, 200, 256)
 
 
 class ChangedEnvironment(StrEnum):
-    """Whether a study may go on where something that its numbers depend on is not what it was."""
+    """Consent to resume a study whose environment (vLLM, GPUs, model, host) has changed."""
 
     REFUSED = "refused"
     ALLOWED = "allowed"
@@ -46,7 +46,7 @@ class ChangedEnvironment(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the edge found out about this machine: GPUs with their NUMA nodes, and the driver. Empty without GPUs."""
+    """GPUs of this machine with their NUMA nodes, and the driver. Empty without GPUs."""
 
     gpus: tuple[Gpu, ...] = ()
     numa_nodes: tuple[int | None, ...] = ()
@@ -55,7 +55,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class SearchOptions:
-    """The flags of `tuner search`, as a person gave them."""
+    """Flags of `tuner search`, as given."""
 
     model: str
     gpus: str | None = None
@@ -88,7 +88,10 @@ class SearchOptions:
 def plan_study(
     options: SearchOptions, machine: Machine, now: datetime, cache: Path, say: Callable[[str], None]
 ) -> tuple[StudyPlan, Environment]:
-    """Raises UsageError or EnvironmentFaultError with the first thing that is wrong; starts nothing but the probe."""
+    """Check the options and plan the study. Starts nothing but the probe of vLLM's flags.
+
+    Raises UsageError or EnvironmentFaultError with the first fault.
+    """
     model = checked_model(options.model)
     slos = tuple(dict.fromkeys(parse_slo(text) for text in options.slos))
     load = workload(options.workload)
@@ -155,7 +158,7 @@ def checked_study_name(name: str) -> str:
 
 
 def checked_model(text: str) -> str:
-    """A local folder (made absolute, so that start.sh works from anywhere) or a model name of the hub."""
+    """Return a local folder as an absolute path, so that start.sh works from anywhere, or a hub name."""
     try:
         path = Path(text).expanduser()
     except RuntimeError as error:  # ~somebody who does not exist
@@ -171,7 +174,7 @@ def checked_model(text: str) -> str:
 
 
 def parse_duration(text: str) -> float | None:
-    """`8h`, `90m`, `1h30m`, `45s` → seconds; `none` → None."""
+    """Parse `8h`, `90m`, `1h30m` or `45s` into seconds, and `none` into None."""
     if text.strip().lower() == "none":
         return None
     match = re.fullmatch(r"\s*(?:(\d+(?:\.\d+)?)h)?\s*(?:(\d+(?:\.\d+)?)m(?:in)?)?\s*(?:(\d+(?:\.\d+)?)s)?\s*", text)
@@ -208,7 +211,7 @@ def split_secrets(extra: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]
 
 
 def _load(options: SearchOptions, load: Workload) -> LoadPolicy:
-    """Open loop unless the ladder is asked for; probes set the other lengths in the proportions that were tested."""
+    """Choose the load: open loop unless the ladder is requested. --probe-seconds scales the other lengths."""
     kind = options.load or (LoadKind.OPEN if options.levels is None else LoadKind.CLOSED)
     if kind not in tuple(LoadKind):
         raise UsageError(f"--load {kind!r}", hint="open (requests arrive by chance) or closed (a ladder of --levels)")

@@ -1,4 +1,4 @@
-"""Number → human text: the only place where a unit becomes a string. None is "not observed" and reads as a dash."""
+"""Numbers → text: the only place where a unit becomes a string. None is "not observed" and reads as a dash."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206
 
 
 def one_line(text: str) -> str:
-    """Text of unknown origin (a log line, a model name) without escape sequences, newlines or text-direction marks."""
+    """Strip escape sequences, newlines and text-direction marks from text of unknown origin."""
     return _CONTROL.sub(" ", _ESCAPES.sub("", text)).strip()
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """`1234.5` → "1,234", `4.251` → "4.25", `0` → "0": at least `digits` figures, thousands set apart by commas."""
+    """Format at least `digits` figures: `1234.5` → "1,234", `4.251` → "4.25", `0` → "0"."""
     if value is None or not math.isfinite(value):
         return NOT_OBSERVED
     if value == 0:
@@ -36,14 +36,14 @@ def qps(value: float | None) -> str:
 
 
 def ms(value: float | None) -> str:
-    """Whole milliseconds from 10 up, one decimal below: never seconds, so that a column can be compared at a glance."""
+    """Format milliseconds, whole from 10 up. Never seconds, so that a column compares at a glance."""
     if value is None or not math.isfinite(value):
         return NOT_OBSERVED
     return f"{value:,.0f} ms" if abs(value) >= 10 else f"{value:.1f} ms"
 
 
 def duration(seconds: float | None) -> str:
-    """The two largest units: "7 h 12 min", "3 min 5 s", "43 s", "0.4 s"."""
+    """Format the two largest units: "7 h 12 min", "3 min 5 s", "43 s", "0.4 s"."""
     if seconds is None or not math.isfinite(seconds):
         return NOT_OBSERVED
     if seconds < 0:
@@ -60,7 +60,7 @@ def duration(seconds: float | None) -> str:
 
 
 def change(new: float | None, old: float | None) -> str:
-    """`change(143, 100)` → "+43 %"; a dash where either is missing or `old` is 0."""
+    """Format a change: `change(143, 100)` → "+43 %". A dash if either is missing or `old` is 0."""
     if new is None or old is None or not old or not (math.isfinite(new) and math.isfinite(old)):
         return NOT_OBSERVED
     percent = (new / old - 1) * 100
@@ -70,7 +70,7 @@ def change(new: float | None, old: float | None) -> str:
 
 
 def share(value: float | None) -> str:
-    """`0.43` → "43 %"."""
+    """Format a share: `0.43` → "43 %"."""
     return _with_unit(NOT_OBSERVED if value is None else f"{value * 100:.0f}", "%")
 
 
@@ -83,14 +83,14 @@ def tokens(value: float | None) -> str:
 
 
 def price(value: float | None) -> str:
-    """Money in the unit that the price of a GPU-hour was given in."""
+    """Format money in the unit of the price of a GPU-hour."""
     if value is None:
         return NOT_OBSERVED
     return f"{value:,.2f}" if value >= 1 else significant(value)
 
 
 def compact(value: float) -> str:
-    """For the ticks of an axis: `50000000` → "50M", `2000` → "2,000", `0.05` → "0.05"."""
+    """Format an axis tick: `50000000` → "50M", `2000` → "2,000", `0.05` → "0.05"."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if abs(value) >= size:
             return f"{value / size:g}{letter}"
@@ -98,7 +98,7 @@ def compact(value: float) -> str:
 
 
 def span(low: int, high: int) -> str:
-    """ "50" or "20-60"."""
+    """Format a range: "50" or "20-60"."""
     return f"{low:,}" if low == high else f"{low:,}-{high:,}"
 
 

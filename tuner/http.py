@@ -1,4 +1,4 @@
-"""The HTTP client for everything but the load: /health, /v1/models, /metrics, /tokenize."""
+"""HTTP client for everything but the load: /health, /v1/models, /metrics, /tokenize."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ def _tls() -> ssl.SSLContext:
 
 
 def control_client(base_url: str = "", *, timeout_s: float, api_key: str | None = None) -> httpx.Client:
-    """Open a client that goes to the server directly, as the load does.
-
-    No proxy of the environment is asked, and no .netrc: the server is usually on this machine.
-    """
+    """Open a client that goes to the server directly, as the load does, without proxy and .netrc."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     return httpx.Client(base_url=base_url, headers=headers, timeout=timeout_s, trust_env=False, verify=_tls())

@@ -21,10 +21,8 @@ Hook = Callable[[Any, Any], Any]
 
 
 class TornFileError(ValueError):
-    """A file that this program did not write in this form: truncated, edited, or of a newer schema.
-
-    The message names the file and the key.
-    """
+    """File that this program did not write in this form: truncated, edited, or of a newer schema. Names file and
+    key."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -58,7 +56,7 @@ def load(path: Path, kind: type[T], upgrade: Callable[[dict[str, Any]], dict[str
 
 
 def loads(text: str, kind: type[T]) -> T:
-    """Raises ValueError if the text is not JSON or not a `kind`."""
+    """Parse text. Raises ValueError if it is not JSON or not a `kind`."""
     return decode(json.loads(text), kind)
 
 

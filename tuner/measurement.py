@@ -1,4 +1,4 @@
-"""Samples + telemetry → Measurement: what one load level on one server showed. None is "not observed", never 0."""
+"""Samples + telemetry → Measurement of one load level. None is "not observed", never 0."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tuner.telemetry.prometheus import deltas
 from tuner.telemetry.sampler import Telemetry
 
 WINDOW_CUT = 2.5
-"""Mean answer times until requests in flight reach 95 % of their mean (simulated: 2.0 to 3.2, measurement.md 1)."""
+"""Mean answer times until requests in flight reach 95 % of their mean (docs/measuring.md)."""
 
 
 class LoadKind(StrEnum):
@@ -31,7 +31,7 @@ class LoadKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """`level` is concurrent requests in a closed loop and requests per second in an open one."""
+    """Load level: concurrent requests in a closed loop, requests per second in an open one."""
 
     kind: LoadKind
     level: float
@@ -42,9 +42,9 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """A latency over the requests of a level, in ms; `p99_low`/`p99_high` bound its P99 with 95 % confidence.
+    """Latency over the requests of a level, in ms. `p99_low` and `p99_high` bound its P99 with 95 % confidence.
 
-    A bound is None where the sample is too small to have one (an upper bound of a P99 needs 368 requests).
+    A bound is None if the sample is too small: an upper bound of a P99 needs 368 requests.
     """
 
     count: int
@@ -60,7 +60,7 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class ServerLoad:
-    """What the server said of itself during the level (/metrics), engines summed; `preemptions` after the drain."""
+    """The server's own figures of the level (/metrics), engines summed. `preemptions` is read after the drain."""
 
     preemptions: int | None = None
     kv_usage_peak: float | None = None
@@ -80,7 +80,7 @@ class ServerLoad:
 
 @dataclass(frozen=True, slots=True)
 class GpuLoad:
-    """NVML over the level, the GPUs of one server: means and peaks. None where the driver does not tell."""
+    """Means and peaks of one server's GPUs over the level, from NVML. None if the driver does not tell."""
 
     utilization_mean: float | None
     memory_gib_peak: float | None
@@ -92,7 +92,7 @@ class GpuLoad:
 
 @dataclass(frozen=True, slots=True)
 class ClientLoad:
-    """How the load generator itself fared: its own CPU as a share of one core, its lag and its lateness in ms."""
+    """State of the load generator: its CPU as a share of one core, its lag and its lateness in ms."""
 
     cpu_share: float | None
     lag_p99_ms: float | None
@@ -102,11 +102,11 @@ class ClientLoad:
 
 @dataclass(frozen=True, slots=True)
 class Attainment:
-    """How one SLO fared: `violations` of `counted` requests exceeded it; `value_ms` is the quantile itself.
+    """Result for one SLO: `violations` of `counted` requests exceeded it; `value_ms` is the quantile itself.
 
-    Failed requests violate, and so do requests cut off unanswered after the limit; those cut off before it do not
-    count. `value_ms` is None when nothing was counted, or so much failed that the quantile has no value; where requests
-    were cut off it is a lower bound.
+    Failed requests violate it, and so do requests that were cut off unanswered after the limit. Those cut off before
+    it do not count. `value_ms` is None if nothing was counted, or if too much failed. With requests cut off it is a
+    lower bound.
     """
 
     slo: Slo
@@ -117,7 +117,7 @@ class Attainment:
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """The second half of an open-loop level: requests that came, answers that ended, and how many were open before."""
+    """Second half of an open-loop level: requests offered, answers completed, and requests open before it."""
 
     seconds: float
     offered: int
@@ -127,11 +127,11 @@ class Throughput:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One level. Requests are counted over the whole level, `qps` over `window_s` (after the ramp, before the drain).
+    """One level. Requests count over the whole level, `qps` over `window_s` (after the ramp, before the drain).
 
-    `failed` counts by kind of failure (HTTP status, error chunk, broken stream, timeout, shortened output).
-    `aborted` says why the level was ended early, None when it ran its time. `second_half` is None for a closed loop,
-    and where the level was too short for the server to be full by its middle.
+    `failed` counts by kind: HTTP status, error chunk, broken stream, timeout, shortened output. `aborted` is why the
+    level ended early, None if it ran its time. `second_half` is None for a closed loop, and for a level too short to
+    fill the server by its middle.
     """
 
     load: Load
@@ -165,7 +165,7 @@ class Measurement:
 def measure(
     samples: Samples, telemetry: Telemetry | None, load: Load, *, seed: int = 0, slos: Sequence[Slo] = ()
 ) -> Measurement:
-    """One level as it was: nothing is judged here."""
+    """Summarise one level without a verdict."""
     completed = [r for r in samples.requests if r.failure is None]
     window_ns = _window(samples, completed)
     finished = [r for r in completed if r.last_ns is not None and window_ns[0] <= r.last_ns < window_ns[1]]
@@ -198,8 +198,11 @@ def measure(
 
 
 def latencies_ms(requests: Iterable[RequestSample], metric: Metric) -> Values:
-    """Ascending. TTFT and E2E count from when the request was due; TPOT is (last - first) / (tokens - 1), so
-    requests of one token have none; ITL are the gaps between chunks that carry tokens, of all requests together."""
+    """Return one latency of each request, ascending. TTFT and E2E count from when the request was due.
+
+    TPOT is (last - first) / (tokens - 1), so requests of one token have none. ITL are the gaps between chunks with
+    tokens.
+    """
     values: list[float] = []
     for r in requests:
         if r.first_ns is None or r.last_ns is None:
@@ -216,7 +219,7 @@ def latencies_ms(requests: Iterable[RequestSample], metric: Metric) -> Values:
 
 
 def distribution(ordered: Values) -> Distribution | None:
-    """None of nothing: a percentile of no requests is not 0 ms."""
+    """Summarise values. None for no values: a percentile of no requests is not 0 ms."""
     if len(ordered) == 0:
         return None
     low, high = interval(ordered, 0.99)
@@ -234,7 +237,7 @@ def distribution(ordered: Values) -> Distribution | None:
 
 
 def attainment(requests: Iterable[RequestSample], slo: Slo) -> Attainment:
-    """Every request counts once, also for ITL, where its largest gap is what its reader felt."""
+    """Count every request once, also for ITL: its largest gap is what its reader felt."""
     known = [value for r in requests if (value := _against(r, slo)) is not None]
     ordered = np.sort(np.asarray(known, dtype=np.float64))
     value = order_statistic(ordered, slo.quantile) if len(ordered) else None
@@ -247,7 +250,7 @@ def attainment(requests: Iterable[RequestSample], slo: Slo) -> Attainment:
 
 
 def _against(request: RequestSample, slo: Slo) -> float | None:
-    """The latency that counts against a limit, in ms: infinite for a failure, None where it cannot be told."""
+    """Return the latency that counts against a limit, in ms. Infinite for a failure, None if it is unknown."""
     if request.failure in (Failure.CUT, Failure.TIMEOUT):
         waited = (request.end_ns - request.due_ns) / 1e6
         open_ended = slo.metric is Metric.E2E or (slo.metric is Metric.TTFT and request.first_ns is None)
@@ -265,7 +268,7 @@ def _against(request: RequestSample, slo: Slo) -> float | None:
 
 
 def _window(samples: Samples, completed: Sequence[RequestSample]) -> tuple[int, int]:
-    """From when the server is filled until sending ended; at most the first third of a short level is left out."""
+    """Return the window from a filled server to the end of sending. It leaves out at most the first third."""
     answers_ns = [r.last_ns - r.due_ns for r in completed if r.last_ns is not None]
     fill_ns = max(WINDOW_CUT * float(np.mean(answers_ns)) if answers_ns else 0.0, samples.ramp_s * 1e9)
     length_ns = samples.ended_ns - samples.started_ns
@@ -273,7 +276,10 @@ def _window(samples: Samples, completed: Sequence[RequestSample]) -> tuple[int, 
 
 
 def _second_half(samples: Samples) -> Throughput | None:
-    """By the answers to what came in the first third: later ones grow with the backlog that this is to show."""
+    """Count the second half if the server is full by then. That is judged by the answers to the first third.
+
+    Later answers grow with the very backlog that this is to show.
+    """
     length_ns = samples.ended_ns - samples.started_ns
     if length_ns < FEWEST_S * 1e9:
         return None

@@ -77,10 +77,7 @@ class ModelShape:
 
     @property
     def shared_parameters(self) -> int:
-        """Parameters of all layers without experts and embeddings.
-
-        They are read for every step and multiplied for every token.
-        """
+        """Parameters of all layers without experts and embeddings: read every step, multiplied for every token."""
         mixers = self.attention_layers * self.attention_parameters
         mixers += (self.layers - self.attention_layers) * self.mixer_parameters
         feed_forward = 0 if self.experts else 3 * self.hidden * self.intermediate

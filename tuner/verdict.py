@@ -14,20 +14,20 @@ from tuner.slo import Metric, Slo
 from tuner.telemetry.cautions import CLIENT_CPU_LIMIT, lag_limit_ms
 
 FEWEST_REQUESTS = 100
-"""A P99 of fewer is their maximum: it says nothing about one request in a hundred."""
+"""Fewest requests with a P99. That of fewer is their maximum."""
 
 LAG_INVALID_MS = 20.0
 LAG_INVALID_SHARE = 0.05
-"""Lag over 20 ms (measurement.md 5), or over 5 % of the tightest TTFT limit where that is more."""
+"""Share of the tightest TTFT limit that the client may lag, if that is more than 20 ms (docs/measuring.md)."""
 
 LAG_INFLATION = 2.0
-"""A P99 TTFT is inflated by up to about twice the ticker's P99 lag (measurement.md 5: lag 2-5 ms, 5.6; 5-10, 18)."""
+"""Inflation of a P99 TTFT, as a multiple of the ticker's P99 lag (docs/measuring.md)."""
 
 
 KEEPS_UP = 0.97
 KEEPS_UP_SIGMA = 3.0
-"""An open loop must complete this share of what is offered, but for what chance explains: a server near its limit
-completes evenly what comes by chance (a Poisson count), and what is open at two moments are two more such counts."""
+"""Minimum share of offered requests that must complete in the second half, with three sigma of slack. Arrivals are
+Poisson, and so are the requests in flight at either end of the window."""
 
 
 class Outcome(StrEnum):
@@ -39,11 +39,10 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`reasons` are one line each, empty only when feasible.
+    """Meaning of a level. `reasons` are one line each, empty only if feasible.
 
-    `slo_margin` is ln(measured / limit) of the tightest latency limit, negative when kept, None when not observed.
-    `confidence` in 0..1 that the outcome is right as far as the sample tells, None when it cannot be said.
-    `missing_requests`: how many more requests an undecided level needs.
+    `slo_margin` is ln(measured / limit) of the tightest limit: negative if kept, None if not observed. `confidence`
+    (0..1) is the sample's, None if unknown. `missing_requests` is what an undecided level lacks.
     """
 
     outcome: Outcome
@@ -54,11 +53,10 @@ class Verdict:
 
 
 def judge(measurement: Measurement, slos: Sequence[Slo]) -> Verdict:
-    """Feasible: every limit kept on enough requests, no request failed, no preemption, observed, and no backlog left.
+    """Judge a level. Feasible means: all limits kept on enough requests, no failure, no preemption, no backlog.
 
-    A preemption or a failed request is the server's, however the client fared. Then comes the client's fault: latencies
-    that it distorted are invalid, neither good nor bad. What cannot pass any more is infeasible however few requests
-    there were.
+    A preemption or a failed request is the server's, whatever the client did. Then comes the client: latencies that
+    it distorted are invalid. A level that cannot pass any more is infeasible however few its requests.
     """
     attainments = [_attainment(measurement, slo) for slo in slos]
     margin = max((m for a in attainments if (m := _margin(a)) is not None), default=None)
@@ -77,15 +75,18 @@ def judge(measurement: Measurement, slos: Sequence[Slo]) -> Verdict:
 
 
 def passes(measurement: Measurement, verdict: Verdict) -> bool:
-    """Whether a level kept everything by all that it showed: feasible, or undecided for want of requests or of a
-    preemption counter. At a fraction of a request per second no time brings the hundred requests of a P99."""
+    """Return True if a level kept everything that it showed: feasible, or undecided for want of requests or a
+    counter.
+
+    At a fraction of a request per second no time brings the hundred requests of a P99.
+    """
     if verdict.outcome is not Outcome.UNDECIDED:
         return verdict.outcome is Outcome.FEASIBLE
     return measurement.aborted is None and measurement.completed > 0 and (verdict.slo_margin or 0.0) <= 0
 
 
 def most_violations(requests: int, slo: Slo) -> int:
-    """How many of `requests` may exceed the limit while the quantile still keeps it."""
+    """Return how many requests may exceed the limit while the quantile keeps it."""
     return math.floor(round((1 - slo.quantile) * requests, 9))
 
 
@@ -108,7 +109,7 @@ def _client_faults(measurement: Measurement, attainments: Sequence[Attainment]) 
 
 
 def _seen(measurement: Measurement) -> tuple[str, ...]:
-    """What no client can cause."""
+    """List the faults that no client can cause."""
     reasons = [f"{count} requests failed: {kind}" for kind, count in measurement.failed]
     if measurement.server.preemptions:
         reasons.append(f"{measurement.server.preemptions} preemptions")
@@ -125,7 +126,7 @@ def _broken(attainments: Sequence[Attainment]) -> tuple[str, ...]:
 
 
 def _left_behind(measurement: Measurement) -> tuple[str, ...]:
-    """Fast first tokens do not show a server that answers ever more slowly; what it leaves undone does."""
+    """Find a server that falls behind. Fast first tokens do not show it; unfinished answers do."""
     if measurement.aborted == GROWS:
         return (GROWS,)
     half = measurement.second_half
@@ -162,7 +163,7 @@ def _margin(attainment: Attainment) -> float | None:
 
 
 def _attainment(measurement: Measurement, slo: Slo) -> Attainment:
-    """The measured one, or for records without it the nearest that their percentiles allow."""
+    """Return the measured attainment. Records without it get the nearest that their percentiles allow."""
     for attainment in measurement.attainments:
         if attainment.slo == slo:
             return attainment

@@ -1,4 +1,4 @@
-"""`tuner best`: the recorded launch in the form that production wants, to stdout or into a folder."""
+"""Command `tuner best`: the recorded launch in the form that production wants, to stdout or into a folder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def show_best(
 
 
 def _scripts(study: Path, out: Path, trial: int | None) -> tuple[Path, Path]:
-    """start.sh with its stop.sh, both executable."""
+    """Write start.sh with its stop.sh, both executable."""
     recorded = recorded_in(read_study(study), trial)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`tuner compare`: two studies on one page."""
+"""Command `tuner compare`: two studies on one page."""
 
 from __future__ import annotations
 

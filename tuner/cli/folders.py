@@ -1,4 +1,4 @@
-"""Names of studies → folders: a name that is none is told at once, with the nearest one that is."""
+"""Study names → folders. An unknown name fails at once and suggests the closest match."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tuner.jsonfile import write_atomically
 
 
 class State(StrEnum):
-    """`INTERRUPTED`: not complete, and no tuner is at work on it."""
+    """State of a study. `INTERRUPTED` means not complete, with no tuner at work."""
 
     RUNNING = "running"
     COMPLETE = "complete"
@@ -41,7 +41,7 @@ def study_folder(studies: Path, name: str) -> Path:
 
 
 def is_worked_on(folder: Path) -> bool:
-    """Whether a tuner holds the study's lock (study/store.py). Our own shared lock lasts for microseconds."""
+    """Return True if a tuner holds the study's lock (study/store.py). Our own shared lock lasts microseconds."""
     try:
         with (folder / ".lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -59,7 +59,7 @@ def checked_price(gpu_price: float | None) -> float | None:
 
 
 def write_file(path: Path, text: str) -> Path:
-    """Whole or not at all; folders above it are made."""
+    """Write a file whole or not at all, and make its folders."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text.encode())

@@ -1,4 +1,4 @@
-"""The KV calculator under a plan: how many tokens and sequences fit, and what of it is estimated."""
+"""KV calculator of a plan: how many tokens and sequences fit, and which figures are estimates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tuner plan`: everything that a search with these flags would do, without a server and without a file."""
+"""Command `tuner plan`: all that a search with these flags would do, without a server and without a file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def show_plan(options: SearchOptions, form: Form) -> None:
 
 
 def _first_starts(plan: StudyPlan, environment: Environment) -> list[str]:
-    """What is known of the order: the default, then the seeds; what follows depends on what they show."""
+    """List the known first starts: the default, then the seeds. The rest depends on their results."""
     candidates = seeds(plan, vllm_defaults(environment.vllm_version, environment.gpus), environment.gpus)
     lines = [f"{'seeds' if i == 0 else '':<8}  {describe(c)}" for i, c in enumerate(candidates)]
     first = launch(plan.base, plan.baseline, plan.groups[0])
@@ -59,7 +59,7 @@ def _kv_cache(plan: StudyPlan, environment: Environment, earlier: tuple[TrialRec
 
 
 def _learnt(plan: StudyPlan, environment: Environment, earlier: tuple[TrialRecord, ...]) -> list[str]:
-    """What starts of the study of that name taught. How many starts that spared is in `tuner status` and the report."""
+    """List the rules that earlier starts of the study gave. Their counts are in `tuner status` and the report."""
     defaults = vllm_defaults(environment.vllm_version, environment.gpus)
     rules = known_rules(plan, environment.gpus, defaults, earlier)
     found = [rule for rule in rules if rule.withdrawn_by is None]
@@ -67,7 +67,7 @@ def _learnt(plan: StudyPlan, environment: Environment, earlier: tuple[TrialRecor
 
 
 def _earlier_starts(plan: StudyPlan, environment: Environment, options: SearchOptions) -> tuple[TrialRecord, ...]:
-    """The finished starts of a study of that name, where what they tell of memory holds for this plan too."""
+    """Return finished starts of a study of that name if their memory facts hold for this plan."""
     store = Store(options.studies.absolute() / plan.study)
     try:
         same = not differences(store.environment(), environment) and store.plan().base.extra == plan.base.extra

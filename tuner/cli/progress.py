@@ -1,4 +1,4 @@
-"""The one chooser between the live screen and plain lines."""
+"""Chooser between the live screen and plain lines."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tuner.study.record import TrialRecord
 
 
 class Look(StrEnum):
-    """`FITTING`: the live screen on a terminal that can show one, else lines."""
+    """Form of the progress. `FITTING` is the live screen on a terminal that can show one, else lines."""
 
     FITTING = "fitting"
     PLAIN = "plain"
 
 
 class Progress(AbstractContextManager["Progress"], Protocol):
-    """Shows what happens, from whichever thread it is told; entered for as long as the study runs."""
+    """Display of events from any thread, entered for as long as the study runs."""
 
     def say(self, text: str) -> None: ...
 
@@ -31,7 +31,7 @@ class Progress(AbstractContextManager["Progress"], Protocol):
 
 
 def progress(plan: StudyPlan, vllm_version: str, records: Sequence[TrialRecord], look: Look) -> Progress:
-    """The live screen where stderr is a terminal that can draw one and nobody asked for plain lines."""
+    """Return the live screen if stderr can draw one and plain lines were not requested."""
     can_draw = sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
     if look is Look.PLAIN or not can_draw or os.environ.get("NO_COLOR"):
         return Console()

@@ -1,4 +1,4 @@
-"""`tuner report`: the page anew from a study's files, in a language and with a price of one's own."""
+"""Command `tuner report`: the page from a study's files, in a chosen language and with a GPU price."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tuner.report.translations import Language
 
 
 class Then(Enum):
-    """What happens to a page once its path has been printed."""
+    """Next step after a page's path was printed."""
 
     SAY = "say"
     OPEN = "open"

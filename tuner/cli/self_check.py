@@ -1,4 +1,4 @@
-"""`tuner bench --self-check`: how many streamed chunks per second this machine's load generator can time."""
+"""Command `tuner bench --self-check`: how many streamed chunks a second can this machine's client time?"""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def show(checked: SelfCheck) -> None:
 
 
 def sentence(checked: SelfCheck) -> str:
-    """How much is safe, and what happens above it. A chunk is one token of one stream, so this is output tokens/s."""
+    """State the safe rate, and what happens above it. A chunk is one token of one stream, so this is output
+    tokens/s."""
     safe, last = checked.safe_chunks_per_s, checked.rates[-1]
     upto = "No rate that was tried is safe." if safe is None else f"Safe up to {formatting.count(safe)} chunks/s."
     if last.safe:

@@ -1,4 +1,4 @@
-"""`tuner studies`: one line a study."""
+"""Command `tuner studies`: one line a study."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from tuner.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """`best_qps` and `gain` None: nothing kept the limits, or the default did not; `unreadable` says why."""
+    """Line of one study. `best_qps` and `gain` are None if nothing, or not the default, kept the limits.
+
+    `unreadable` says why its files cannot be read.
+    """
 
     study: str
     model: str | None = None

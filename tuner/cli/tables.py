@@ -1,4 +1,4 @@
-"""Rows → aligned text on stdout: cut to the width of a terminal, never cut in a pipe."""
+"""Rows → aligned text on stdout, cut to the width of a terminal and never cut in a pipe."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def print_json(value: object) -> None:
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """`right` names the columns whose cells are numbers."""
+    """Print a table. `right` names the columns of numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for i, head in enumerate(heads):
         # Only the last column gives way on a narrow terminal.
@@ -43,7 +43,7 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequ
 
 
 def print_drawn(drawn: RenderableType) -> None:
-    """Colour only on a terminal that wants it; a pipe gets lines of their own length without control characters."""
+    """Print with colour on a terminal only. A pipe gets full lines without control characters."""
     if sys.stdout.isatty():
         plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") in (None, "", "dumb")
         Console(highlight=False, no_color=plain, color_system=None if plain else "auto").print(drawn)
@@ -55,11 +55,11 @@ def print_drawn(drawn: RenderableType) -> None:
 
 
 def lines(parts: Sequence[Sequence[tuple[str, str]]]) -> RenderableType:
-    """Lines of (text, style), folded with nothing lost where a terminal is narrow."""
+    """Compose lines of (text, style), folded without loss on a narrow terminal."""
     return Group(*(Text.assemble(*((spaced(text), style) for text, style in line), overflow="fold") for line in parts))
 
 
 def spaced(text: str) -> str:
-    """one_line, with the spaces at both ends that a layout needs."""
+    """Clean the text as one_line does, but keep the spaces at both ends."""
     inner = one_line(text)
     return text[: len(text) - len(text.lstrip(" "))] + inner + (text[len(text.rstrip(" ")) :] if inner else "")

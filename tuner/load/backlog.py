@@ -1,4 +1,4 @@
-"""Does the queue grow without end? Slopes of the requests in flight and of TTFT, both surely upwards."""
+"""Test for a queue that grows without end: do requests in flight and TTFT both surely rise?"""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from tuner.load.drive import Progress
 GROWS = "the backlog grows without end"
 FEWEST_S = 10.0
 FEWEST_SHARE = 0.25
-"""Of a level's time, where that is more than FEWEST_S: what a burst left is gone again in a long level."""
+"""Least share of a level's time, if that is more than FEWEST_S. A long level absorbs a burst."""
 FEWEST_POINTS = 10
-"""Where the first request comes late, or this process was stopped for a while, time alone makes no slope."""
+"""Fewest points of a slope. After a late first request or a pause, time alone makes none."""
 
 RECENT = 20
 SURE = 3.0
-"""Standard errors that a slope must lie above zero. Neighbouring points are not independent, hence not 2."""
+"""Standard errors of a slope above zero. Not 2, since neighbouring points are not independent."""
 
 SPACING_S = 0.5
 GROWTH = 1.2
-"""Growth over the time seen, in means: 2 for a line from nothing, and a steady queue wanders too."""
+"""Growth over the observed time, in means. A line from nothing has 2; a steady queue wanders too."""
 
 LEAST_GROWTH = 5.0
-"""Requests, or milliseconds: less is no backlog, however surely it grows."""
+"""Least growth, in requests or milliseconds. Less is no backlog, however sure."""
 
 
 @dataclass(slots=True)
 class Backlog:
-    """Fed with every `Progress` of an open-loop level of `level_s` seconds.
+    """Detector for one open-loop level of `level_s` seconds, given every `Progress`.
 
-    The rule is GuideLLM's (slopes of both, with a margin). A mean wait below `tolerated_ms` is no backlog, however it
-    grew: near its capacity a queue wanders for longer than a probe lasts, and neighbouring points look like a slope.
+    The rule is GuideLLM's (slopes of both, with a margin). A mean wait below `tolerated_ms` is no backlog, however
+    it grew. Near its capacity a queue wanders for longer than a probe lasts, and neighbouring points look like a
+    slope.
     """
 
     level_s: float
@@ -61,7 +62,7 @@ class Backlog:
 
 
 def _grows(at_s: NDArray[np.float64], values: NDArray[np.float64]) -> bool:
-    """Ordinary least squares; the residuals' spread gives the slope's standard error."""
+    """Fit ordinary least squares. The residuals give the slope's standard error."""
     centred = at_s - at_s.mean()
     spread = float((centred**2).sum())
     slope = float((centred * values).sum()) / spread

@@ -1,4 +1,4 @@
-"""Schedule × stream → samples; watches its own lag and says when it was the bottleneck."""
+"""Schedule × stream → samples, with the client's own lag."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from tuner.load.stream import Capture, Connection, Failure, RequestSample, Targe
 TICK_S = 0.005
 WATCH_S = 0.1
 IDLE_LIMIT_NS = 2_000_000_000
-"""vLLM closes a connection after 5 s idle; one that is about to be closed must not be given a request."""
+"""Longest idle time of a reused connection. vLLM closes one after 5 s."""
 
 BACK_OFF_S = 0.1
 DRAIN_S = 120.0
 
 
 class ServerLostError(Exception):
-    """The server refuses connections in the middle of a level: its listener is gone."""
+    """Server that refuses connections in the middle of a level: its listener is gone."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """A level under way, for rules that end it early. `ttft_ms` are the answers so far, in the order they were noticed.
+    """State of a running level, for rules that end it early. `ttft_ms` are the answers so far, in order of notice.
 
-    `unanswered_ms` is how long each request without a token has been due; `failed` counts requests that ended without.
+    `unanswered_ms` is how long each request without a token has been due; `failed` counts requests that ended
+    without.
     """
 
     elapsed_s: float = 0.0
@@ -48,8 +49,10 @@ Watch = Callable[[Progress], str | None]
 
 @dataclass(frozen=True, slots=True)
 class ClientFigures:
-    """The generator's own state over a level: CPU of its thread as a share of one core, lateness of a 5 ms ticker, and
-    of the requests against their schedule."""
+    """State of the generator over a level: its thread's CPU as a share of one core, and two latenesses.
+
+    They are those of a 5 ms ticker, and of the requests against their schedule.
+    """
 
     cpu_share: float
     lag_p50_ms: float
@@ -61,7 +64,7 @@ class ClientFigures:
 class Samples:
     """All requests of one level. Sending went from `started_ns` to `ended_ns`; the last answer came at `drained_ns`.
 
-    `aborted` is the reason why a watch ended it early; `exhausted` that the requests ran out before the time did.
+    `aborted` is why a watch ended it early. `exhausted` means that the requests ran out before the time.
     """
 
     requests: tuple[RequestSample, ...]
@@ -86,7 +89,7 @@ def drive_closed(
     drain_s: float = DRAIN_S,
     watch: Watch | None = None,
 ) -> Samples:
-    """`concurrency` workers, each sending its next request when its last one is answered, for `seconds`; then drains.
+    """Run `concurrency` workers for `seconds`, then drain. Each sends its next request when its last is answered.
 
     Workers begin evenly over `ramp_s`: started together they would stay in step, wave after wave.
     """
@@ -122,7 +125,7 @@ def drive_open(
     drain_s: float = DRAIN_S,
     watch: Watch | None = None,
 ) -> Samples:
-    """Sends request i when `due_s[i]` seconds have passed, whatever the server does; then drains."""
+    """Send request i when `due_s[i]` seconds have passed, whatever the server does, then drain."""
 
     async def send(session: _Session) -> None:
         started_ns = time.monotonic_ns()
@@ -174,7 +177,7 @@ def _drive(
 
 
 class _Session:
-    """One level on one event loop: connections, requests in flight, the ticker and the watch."""
+    """One level on one event loop: connections, requests in flight, ticker and watch."""
 
     def __init__(self, target: Target, payloads: Sequence[bytes], watch: Watch | None) -> None:
         self._address = target.address
@@ -264,7 +267,7 @@ class _Session:
         return connection
 
     async def _beat(self) -> None:
-        """The ticker whose lateness is the client's lag; every 0.1 s it also asks the watch."""
+        """Tick: its lateness is the client's lag. Asks the watch every 0.1 s."""
         next_watch = time.monotonic() + WATCH_S
         while True:
             before = time.monotonic()
@@ -300,7 +303,7 @@ class _Session:
 
 @contextmanager
 def _garbage_collection_frozen() -> Iterator[None]:
-    """A full collection over a million kept packets stops the loop for longer than an answer takes."""
+    """Freeze collection: a full one over a million kept packets takes longer than an answer."""
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -312,7 +315,7 @@ def _garbage_collection_frozen() -> Iterator[None]:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """uvloop where it is installed (vLLM brings it): 3 to 4 times less CPU per chunk than asyncio's own loop."""
+    """Return uvloop if installed (vLLM brings it): 3 to 4 times less CPU per chunk than asyncio's own loop."""
     try:
         import uvloop
     except ImportError:
