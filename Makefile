@@ -1,6 +1,6 @@
 # make demo         environment, install, and a real search on a tiny model
 # make test         environment, install, and every test          make test-faults  the fault matrix
-# make check        ruff, mypy, the import rule                   make env          only the environment
+# make check        ruff, mypy, imports and budgets               make env          only the environment
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -26,6 +26,7 @@ check: env
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest tests/test_architecture.py
 
 test: env $(MODEL)/config.json
@@ -35,4 +36,4 @@ test-faults: env
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest tests/faults -m "not real_vllm" --durations=10
 
 clean:
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -110,10 +110,9 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
             if result.winner is not None:
                 paths["start.sh"] = str(write_scripts(store.folder))
             paths["report"] = str(write_report(store.folder))
-        except Exception as error:
+        except Exception as error:  # a page that cannot be drawn must not end the search: the records are on disk
             if result.complete:
                 raise
-            # A page that cannot be drawn must not end the night: the records are on disk, and the page can wait.
             shown.say(f"the report could not be written yet: {error!r}")
 
     with progress(plan, environment.vllm_version, store.records(), look) as shown, _signals_set(stop, shown):
