@@ -25,6 +25,7 @@ from tuner.space.files import read_space
 from tuner.study.loop import Loop
 from tuner.study.search import Search
 from tuner.study.seeds import seeds
+from tuner.study.setting import StudySetting
 from tuner.study.store import Store
 from tuner.vllm.defaults import vllm_defaults
 
@@ -283,8 +284,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = plan(folder, starts=STARTS, confirm_starts=0)
     Store(folder).create()
     Store(folder).save_plan(made, describe("0.32.0", made.model, (), None))
-    defaults = vllm_defaults("0.32.0", ())
-    search = Search(made, seeds(made, defaults), defaults)
+    setting = StudySetting.of(made, vllm_defaults("0.32.0", ()))
+    search = Search(setting, seeds(setting))
     Loop(made, Store(folder), search, landscape, lambda _: None, ScriptedClock(), threading.Event()).run()
     return folder
 

@@ -15,7 +15,7 @@ from tests.vllm.test_flags import HELP
 from tuner import jsonfile
 from tuner.bench.capacity_search import SearchSettings
 from tuner.cli.console import plan_lines
-from tuner.config import LADDER, Machine, SearchOptions, given_values, parse_duration, plan_study, split_secrets
+from tuner.config import LADDER, Machine, SearchOptions, parse_duration, plan_study, split_secrets
 from tuner.environment import Environment
 from tuner.errors import TunerError, UsageError
 from tuner.load.arrivals import Arrivals
@@ -128,14 +128,6 @@ def test_no_secret_is_in_the_plan(model: Path, vllm: str, tmp_path: Path) -> Non
     )
     assert "sk-very-secret" not in repr((plan, environment))
     assert plan.base.secret_env == ("VLLM_API_KEY",)
-
-
-def test_vllms_own_number_words_are_understood() -> None:
-    assert given_values(("--max-model-len", "16k", "--max-num-batched-tokens=16K", "--no-enable-chunked-prefill")) == {
-        "max-model-len": 16_000,
-        "max-num-batched-tokens": 16_384,
-        "enable-chunked-prefill": False,
-    }
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.result import StudyResult
 from tuner.study.search import Search
+from tuner.study.setting import StudySetting
 from tuner.study.store import Store
 from tuner.vllm.defaults import vllm_defaults
 
@@ -63,7 +64,7 @@ class Night:
         store = Store(folder)
         store.create()
         store.save_plan(self.plan, describe("0.32.0", self.plan.model, (), None))
-        search, clock = kind(self.plan, (), DEFAULTS, GPUS), ScriptedClock()
+        search, clock = kind(StudySetting.of(self.plan, DEFAULTS, GPUS), ()), ScriptedClock()
         loop = Loop(self.plan, store, search, self.machine.run_trial, lambda _: None, clock, threading.Event())
         self.result: StudyResult = loop.run()
         self.records: tuple[TrialRecord, ...] = store.records()

@@ -18,6 +18,7 @@ from tuner.study.plan import Ladder
 from tuner.study.result import Decision
 from tuner.study.search import Search
 from tuner.study.seeds import seeds
+from tuner.study.setting import StudySetting
 from tuner.study.store import Store
 from tuner.vllm.defaults import vllm_defaults
 
@@ -41,7 +42,8 @@ def test_a_study_finds_at_least_95_percent_of_the_known_optimum(tmp_path: Path) 
     store = Store(tmp_path / "s")
     store.create()
     store.save_plan(night, describe("0.32.0", night.model, (), None))
-    search = Search(night, seeds(night, DEFAULTS), DEFAULTS)
+    setting = StudySetting.of(night, DEFAULTS)
+    search = Search(setting, seeds(setting))
     loop = Loop(night, store, search, machine.run_trial, lambda _: None, ScriptedClock(), threading.Event())
     result = loop.run()
     assert optimum > 0

@@ -103,7 +103,7 @@ def plan_study(
     numa = dict(zip((gpu.index for gpu in machine.gpus), machine.numa_nodes, strict=False))
     groups = groups_of(indices, options.tensor_parallel_size, numa, options.workers)
     extra, secrets = split_secrets(options.extra)
-    given = given_values(extra)
+    given = flag_values(extra, short=knobs.SHORT_OPTIONS)
     own_flags = flag_names(extra, short=knobs.SHORT_OPTIONS)
     asked = _asked_length(options, own_flags)
     _check_own_length(given, load)
@@ -184,12 +184,6 @@ def parse_duration(text: str) -> float | None:
     if not 0 < seconds < math.inf:
         raise UsageError(f"the time {text!r} does not parse", hint="write 8h, 90m, 1h30m, or none for no limit")
     return seconds
-
-
-def given_values(extra: Sequence[str]) -> dict[str, Value]:
-    """Read the numbers and switches among the user's own vLLM flags."""
-    found = flag_values(extra, short=knobs.SHORT_OPTIONS)
-    return {flag: value for flag, value in found.items() if not isinstance(value, str)}
 
 
 def split_secrets(extra: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:

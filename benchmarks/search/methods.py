@@ -25,6 +25,7 @@ from tuner.candidate import Candidate, Value
 from tuner.space.parameter import Kind, Parameter
 from tuner.study.plan import StudyPlan
 from tuner.study.seeds import seeds
+from tuner.study.setting import StudySetting
 from tuner.vllm.defaults import vllm_defaults
 
 from .landscapes import VLLM, Landscape
@@ -60,7 +61,7 @@ def method(name: str, landscape: Landscape, plan: StudyPlan, seed: int) -> Metho
         case _:
             defaults = vllm_defaults(VLLM, landscape.gpus)
             enqueued = [_placed(plan, Candidate(), defaults)]
-            enqueued += [_placed(plan, c, defaults) for c in seeds(plan, defaults, landscape.gpus)]
+            enqueued += [_placed(plan, c, defaults) for c in seeds(StudySetting.of(plan, defaults, landscape.gpus))]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 sampler = GPSampler(seed=seed, n_startup_trials=10, warn_independent_sampling=False)

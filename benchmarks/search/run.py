@@ -14,6 +14,7 @@ from tuner.study.loop import Loop
 from tuner.study.record import Role, TrialOutcome
 from tuner.study.search import Search
 from tuner.study.seeds import seeds
+from tuner.study.setting import StudySetting
 from tuner.study.store import Store
 from tuner.vllm.defaults import vllm_defaults
 
@@ -134,7 +135,8 @@ def _ours(landscape: Landscape, name: str, seed: int, starts: int, folder: Path)
     store.create()
     store.save_plan(plan, describe(VLLM, plan.model, landscape.gpus, None))
     defaults = vllm_defaults(VLLM, landscape.gpus)
-    search = Search(plan, seeds(plan, defaults, landscape.gpus), defaults, landscape.gpus)
+    setting = StudySetting.of(plan, defaults, landscape.gpus)
+    search = Search(setting, seeds(setting))
     searched: list[TrialOutcome] = []
 
     def run_trial(assignment):  # type: ignore[no-untyped-def]

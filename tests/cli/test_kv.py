@@ -21,6 +21,7 @@ from tuner.load.workload import workload
 from tuner.machine import cache_folder, this_machine
 from tuner.placement import GpuGroup
 from tuner.study.kv_budget import kv_table
+from tuner.study.setting import StudySetting
 from tuner.study.store import Store
 from tuner.vllm.facts import StartFacts
 
@@ -81,7 +82,9 @@ def rag(tmp_path: Path) -> tuple[list[str], list[str]]:
     """Lines for Llama-3-8B on an H100, before any start and after the first."""
     made = replace(planned(tmp_path), workload=workload("rag"))
     first = started(0, StartFacts(kv_tokens=440_000, kv_memory_gib=53.71, weights_gib=14.99))
-    return kv_lines(kv_table(made, H100, DEFAULTS), made), kv_lines(kv_table(made, H100, DEFAULTS, [first]), made)
+    return kv_lines(kv_table(StudySetting.of(made, DEFAULTS, H100)), made), kv_lines(
+        kv_table(StudySetting.of(made, DEFAULTS, H100), [first]), made
+    )
 
 
 def test_before_any_start_the_table_has_ranges_and_says_why(rag: tuple[list[str], list[str]]) -> None:
@@ -119,7 +122,7 @@ def test_after_the_first_start_the_table_has_single_figures_and_says_whose(rag: 
 def test_what_is_not_modelled_is_a_line_each(tmp_path: Path) -> None:
     made = planned(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(GEMMA_3_27B))
-    lines = kv_lines(kv_table(made, H100, DEFAULTS), made)
+    lines = kv_lines(kv_table(StudySetting.of(made, DEFAULTS, H100)), made)
     assert [line.split(":")[0].strip() for line in lines[-2:]] == ["not modelled", "not modelled"]
     assert "1,024 tokens" in lines[-2]
 
@@ -127,6 +130,6 @@ def test_what_is_not_modelled_is_a_line_each(tmp_path: Path) -> None:
 def test_weights_that_are_not_known_leave_the_bytes_of_a_token_and_a_reason(tmp_path: Path) -> None:
     made = replace(planned(tmp_path), groups=(GpuGroup((0, 1)),))
     (tmp_path / "config.json").write_text(json.dumps(DEEPSEEK_V3))
-    lines = kv_lines(kv_table(made, H100, DEFAULTS), made)
+    lines = kv_lines(kv_table(StudySetting.of(made, DEFAULTS, H100)), made)
     assert lines[0] == "KV cache  70,272 bytes a token, on each of 2 GPUs"
     assert "no weight files in the folder" in lines[1]

@@ -38,6 +38,7 @@ from tuner.study.plan import Ladder, OpenSearch, StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.result import StudyResult
 from tuner.study.search import Search
+from tuner.study.setting import StudySetting
 from tuner.study.store import Store
 from tuner.study.trial import TrialRunner
 from tuner.telemetry.gpu import GpuReading
@@ -186,7 +187,7 @@ class StudyRun:
     def _run(self, plan: StudyPlan) -> None:
         stop, clock = threading.Event(), RealClock()
         runner = TrialRunner(plan, self.store, clock, SimGpu(self.folder / "gpu"), self._emit, stop)
-        search = Search(plan, (), vllm_defaults("0.32.0", ()))
+        search = Search(StudySetting.of(plan, vllm_defaults("0.32.0", ())), ())
         try:
             self.result = Loop(plan, self.store, search, runner.run, self._emit, clock, stop).run()
         except Exception as error:  # each row's test shows it

@@ -23,6 +23,7 @@ from tuner.study.loop import Loop
 from tuner.study.plan import StudyPlan
 from tuner.study.result import StudyResult
 from tuner.study.search import Search
+from tuner.study.setting import StudySetting
 from tuner.study.store import Store
 from tuner.study.trial import TrialRunner
 from tuner.vllm.defaults import vllm_defaults
@@ -33,7 +34,9 @@ GONE_BYTES = 24 * 2**30
 def search(plan: StudyPlan, store: Store, emit: Callable[[Event], None]) -> StudyResult:
     stop, clock = threading.Event(), RealClock()
     runner = TrialRunner(plan, store, clock, SimGpu(store.folder / "gpu"), emit, stop)
-    return Loop(plan, store, Search(plan, (), vllm_defaults("0.32.0", ())), runner.run, emit, clock, stop).run()
+    return Loop(
+        plan, store, Search(StudySetting.of(plan, vllm_defaults("0.32.0", ())), ()), runner.run, emit, clock, stop
+    ).run()
 
 
 @pytest.mark.parametrize("row", MEMORY_ROWS, ids=lambda row: row.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 from tests.study.builders import plan, record, with_start
 from tests.test_capacity import LLAMA_3_8B
-from tuner.candidate import Candidate, Value
+from tuner.candidate import Candidate
 from tuner.capacity import GIB
 from tuner.environment import Gpu
 from tuner.model import UnknownModelError
@@ -19,6 +18,7 @@ from tuner.space.parameter import Kind, Parameter
 from tuner.study.kv_budget import KvTable, kv_table
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
+from tuner.study.setting import StudySetting
 from tuner.vllm.defaults import vllm_defaults
 from tuner.vllm.facts import StartFacts
 
@@ -26,11 +26,15 @@ H100 = (Gpu(0, "NVIDIA H100 80GB HBM3", 79.65, "GPU-0"),)
 DEFAULTS = vllm_defaults("0.32.0", H100)
 
 
-def planned(folder: Path, *, extra: tuple[str, ...] = (), given: Mapping[str, Value] | None = None) -> StudyPlan:
+def planned(folder: Path, *extra: str) -> StudyPlan:
     made = plan(folder / "study")
     (folder / "config.json").write_text(json.dumps(LLAMA_3_8B))
     base = replace(made.base, model=str(folder), extra=extra)
-    return replace(made, model=str(folder), base=base, given=tuple(sorted((given or {}).items())))
+    return replace(made, model=str(folder), base=base)
+
+
+def with_words(made: StudyPlan, *extra: str) -> StudyPlan:
+    return replace(made, base=replace(made.base, extra=extra))
 
 
 def searching(made: StudyPlan, parameter: Parameter) -> StudyPlan:
@@ -48,65 +52,65 @@ def values(table: KvTable) -> list[float]:
 
 def test_a_searched_share_has_a_row_for_each_usual_value_and_both_ends(tmp_path: Path) -> None:
     made = planned(tmp_path)
-    assert values(kv_table(made, H100, DEFAULTS)) == [0.80, 0.85, 0.90, 0.92, 0.95, 0.97]
+    assert values(kv_table(StudySetting.of(made, DEFAULTS, H100))) == [0.80, 0.85, 0.90, 0.92, 0.95, 0.97]
     narrow = searching(made, Parameter("gpu-memory-utilization", Kind.FLOAT, 0.87, 0.93))
-    assert values(kv_table(narrow, H100, DEFAULTS)) == [0.87, 0.90, 0.92, 0.93]
+    assert values(kv_table(StudySetting.of(narrow, DEFAULTS, H100))) == [0.87, 0.90, 0.92, 0.93]
     chosen = searching(made, Parameter("gpu-memory-utilization", Kind.CHOICE, choices=(0.9, 0.7)))
-    assert values(kv_table(chosen, H100, DEFAULTS)) == [0.7, 0.9]
+    assert values(kv_table(StudySetting.of(chosen, DEFAULTS, H100))) == [0.7, 0.9]
 
 
 def test_a_searched_number_of_bytes_has_rows_from_end_to_end_and_needs_no_gpu(tmp_path: Path) -> None:
     made = searching(planned(tmp_path), Parameter("kv-cache-memory-bytes", Kind.LOG_INT, GIB, 32 * GIB, 1 << 20))
-    table = kv_table(made, (), vllm_defaults("0.32.0", ()))
+    table = kv_table(StudySetting.of(made, vllm_defaults("0.32.0", ()), ()))
     assert values(table) == [GIB, 2 * GIB, 4 * GIB, 8 * GIB, 16 * GIB, 32 * GIB]
     assert [room.kv_tokens.low for _, room in table.rows] == [8192 << i for i in range(6)]
 
 
 def test_what_the_person_fixed_is_the_only_row(tmp_path: Path) -> None:
     made = searching(planned(tmp_path), Parameter("stream-interval", Kind.INT, 1, 4))
-    assert values(kv_table(made, H100, DEFAULTS)) == [0.92]
-    share = replace(made, given=(("gpu-memory-utilization", 0.7),))
-    assert values(kv_table(share, H100, DEFAULTS)) == [0.7]
-    fixed = replace(made, given=(("kv-cache-memory-bytes", 3 * GIB),))
-    assert kv_table(fixed, H100, DEFAULTS).rows[0][1].kv_tokens.low == 3 * 8192
+    assert values(kv_table(StudySetting.of(made, DEFAULTS, H100))) == [0.92]
+    share = with_words(made, "--gpu-memory-utilization=0.7")
+    assert values(kv_table(StudySetting.of(share, DEFAULTS, H100))) == [0.7]
+    fixed = with_words(made, "--kv-cache-memory-bytes", "3G")
+    assert kv_table(StudySetting.of(fixed, DEFAULTS, H100)).rows[0][1].kv_tokens.low == 3 * 8192
 
 
 def test_a_share_of_no_gpu_is_no_row_but_a_reason(tmp_path: Path) -> None:
-    table = kv_table(planned(tmp_path), (), vllm_defaults("0.32.0", ()))
+    table = kv_table(StudySetting.of(planned(tmp_path), vllm_defaults("0.32.0", ()), ()))
     assert table.rows == ()
     assert table.why_empty is not None
     assert "no GPU" in table.why_empty
 
 
 def test_a_persons_own_flags_are_in_the_sum(tmp_path: Path) -> None:
-    plain = kv_table(planned(tmp_path), H100, DEFAULTS).memory
-    own = planned(tmp_path, extra=("--kv-cache-dtype", "fp8", "--quantization=fp8", "--enable-lora"))
-    half = kv_table(own, H100, DEFAULTS).memory
+    plain = kv_table(StudySetting.of(planned(tmp_path), DEFAULTS, H100)).memory
+    own = planned(tmp_path, "--kv-cache-dtype", "fp8", "--quantization=fp8", "--enable-lora")
+    half = kv_table(StudySetting.of(own, DEFAULTS, H100)).memory
     assert half.kv_bytes_per_token == plain.kv_bytes_per_token / 2
     assert plain.weights_bytes is not None
     assert half.weights_bytes is not None
     assert half.weights_bytes < plain.weights_bytes
     assert half.not_modelled == ("--enable-lora",)
-    over_four = kv_table(planned(tmp_path, given={"tensor-parallel-size": 4}), H100, DEFAULTS).memory
+    over_four = kv_table(StudySetting.of(planned(tmp_path, "-tp", "4"), DEFAULTS, H100)).memory
     assert over_four.kv_bytes_per_token == plain.kv_bytes_per_token / 4
 
 
 def test_fewer_sequences_and_a_smaller_budget_leave_more_room(tmp_path: Path) -> None:
-    usual = kv_table(planned(tmp_path), H100, DEFAULTS).memory.overhead_bytes
-    small = planned(tmp_path, given={"max-num-seqs": 64, "max-num-batched-tokens": 2048})
-    assert kv_table(small, H100, DEFAULTS).memory.overhead_bytes.high < usual.high
+    usual = kv_table(StudySetting.of(planned(tmp_path), DEFAULTS, H100)).memory.overhead_bytes
+    small = planned(tmp_path, "--max-num-seqs=64", "--max_num_batched_tokens", "2k")
+    assert kv_table(StudySetting.of(small, DEFAULTS, H100)).memory.overhead_bytes.high < usual.high
 
 
 def test_a_model_that_is_not_on_this_disk_is_refused_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(UnknownModelError, match="/models/tiny"):
-        kv_table(plan(tmp_path / "study"), H100, DEFAULTS)
+        kv_table(StudySetting.of(plan(tmp_path / "study"), DEFAULTS, H100))
 
 
 def test_the_first_start_with_facts_calibrates_and_the_default_has_vllms_own_share(tmp_path: Path) -> None:
     silent = started(0, StartFacts())
     told = started(1, StartFacts(kv_tokens=440_000, kv_memory_gib=53.71, weights_gib=14.99))
     later = started(2, StartFacts(kv_tokens=360_000), utilization=0.8)
-    table = kv_table(planned(tmp_path), H100, DEFAULTS, (silent, told, later))
+    table = kv_table(StudySetting.of(planned(tmp_path), DEFAULTS, H100), (silent, told, later))
     assert table.calibrated_by == 1
     rooms = dict(table.rows)
     assert rooms[0.92].kv_tokens.low == rooms[0.92].kv_tokens.high == 440_000
@@ -115,4 +119,6 @@ def test_the_first_start_with_facts_calibrates_and_the_default_has_vllms_own_sha
 
 def test_the_share_that_a_candidate_had_is_the_one_that_calibrates(tmp_path: Path) -> None:
     first = started(0, StartFacts(kv_tokens=360_000), utilization=0.8)
-    assert dict(kv_table(planned(tmp_path), H100, DEFAULTS, (first,)).rows)[0.80].kv_tokens.low == 360_000
+    assert (
+        dict(kv_table(StudySetting.of(planned(tmp_path), DEFAULTS, H100), (first,)).rows)[0.80].kv_tokens.low == 360_000
+    )

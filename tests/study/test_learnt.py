@@ -21,9 +21,10 @@ from tuner.server.diagnosis import Bound, Cause, Fault, Phase, diagnose
 from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Space
 from tuner.study.kv_budget import kv_floor
-from tuner.study.learnt import CAPACITY, CONTEXTS, Limit, Rule, Surroundings, rules
+from tuner.study.learnt import CAPACITY, CONTEXTS, Limit, Rule, rules
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
+from tuner.study.setting import StudySetting
 from tuner.vllm.defaults import vllm_defaults
 from tuner.vllm.facts import StartFacts
 
@@ -55,7 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> StudyPlan:
 
 
 def of_one(made: StudyPlan, values: Mapping[str, Value], why: Cause) -> Rule:
-    (rule,) = rules(made, DEFAULTS, [refused(7, values, why)])
+    (rule,) = rules(StudySetting.of(made, DEFAULTS), [refused(7, values, why)])
     return rule
 
 
@@ -89,33 +90,33 @@ def test_no_rule_that_holds_rules_out_a_candidate_that_started(
         started(i, values) if kind == "started" else refused(i, values, cause(kind))
         for i, (values, kind) in enumerate(starts)
     ]
-    holding = [rule for rule in rules(made, DEFAULTS, records) if rule.withdrawn_by is None]
+    holding = [rule for rule in rules(StudySetting.of(made, DEFAULTS), records) if rule.withdrawn_by is None]
     assert not [v for v, kind in starts if kind == "started" for rule in holding if rule.rules_out(v)]
     assert all(starts[rule.trial][1] == rule.cause for rule in holding)
 
 
 @given(FLAGS, FLAGS, FLAGS)
-def test_a_rule_within_another_rules_out_nothing_more(
+def test_a_rule_implied_by_another_rules_out_nothing_more(
     made: StudyPlan, one: dict[str, float], other: dict[str, float], anyone: dict[str, float]
 ) -> None:
     narrow, wide = of_one(made, one, cause("oom")), of_one(made, other, cause("oom"))
-    if narrow.within(wide) and narrow.rules_out(anyone):
+    if narrow.is_implied_by(wide) and narrow.rules_out(anyone):
         assert wide.rules_out(anyone)
-    assert narrow.within(wide) == wide.rules_out(one)
+    assert narrow.is_implied_by(wide) == wide.rules_out(one)
 
 
 @pytest.mark.parametrize("kind", ["unknown", "ended", "start-limit", "killed", "bad-argument", "oom-under-load"])
 def test_nothing_is_learnt_from_what_nobody_can_explain(made: StudyPlan, kind: str) -> None:
-    assert rules(made, DEFAULTS, [refused(0, CORNER, cause(kind))]) == ()
+    assert rules(StudySetting.of(made, DEFAULTS), [refused(0, CORNER, cause(kind))]) == ()
 
 
 @pytest.mark.parametrize("kind", sorted(CONTEXTS))
 def test_nothing_is_learnt_from_the_machines_fault_or_from_a_death_under_load(made: StudyPlan, kind: str) -> None:
     why = cause(kind, Bound("max-num-seqs", "<=", 9))
-    assert rules(made, DEFAULTS, [refused(0, CORNER, why)]) != ()
-    assert rules(made, DEFAULTS, [refused(0, CORNER, replace(why, fault=Fault.ENVIRONMENT))]) == ()
+    assert rules(StudySetting.of(made, DEFAULTS), [refused(0, CORNER, why)]) != ()
+    assert rules(StudySetting.of(made, DEFAULTS), [refused(0, CORNER, replace(why, fault=Fault.ENVIRONMENT))]) == ()
     for outcome in (TrialOutcome.INFRASTRUCTURE, TrialOutcome.DIED, TrialOutcome.INTERRUPTED):
-        assert rules(made, DEFAULTS, [replace(refused(0, CORNER, why), outcome=outcome)]) == ()
+        assert rules(StudySetting.of(made, DEFAULTS), [replace(refused(0, CORNER, why), outcome=outcome)]) == ()
 
 
 def test_memory_that_others_hold_is_a_bound_for_every_candidate(made: StudyPlan) -> None:
@@ -173,24 +174,24 @@ def test_beside_bytes_of_kv_cache_the_share_of_the_memory_counts_for_nothing(mad
 def test_a_default_without_the_constant_flags_of_the_others_teaches_nothing_of_them(made: StudyPlan) -> None:
     fixed = replace(made, space=replace(SPACE, fixed=(("max-model-len", 2048),)))
     bound = Bound("max-model-len", "<=", 9984)
-    assert rules(fixed, DEFAULTS, [refused(0, {}, cause("kv-too-small", bound))]) == ()
-    assert rules(fixed, DEFAULTS, [refused(0, {}, cause("oom"))]) == ()
+    assert rules(StudySetting.of(fixed, DEFAULTS), [refused(0, {}, cause("kv-too-small", bound))]) == ()
+    assert rules(StudySetting.of(fixed, DEFAULTS), [refused(0, {}, cause("oom"))]) == ()
     tighter = cause("kv-too-small", replace(bound, limit=1024))
-    (rule,) = rules(fixed, DEFAULTS, [refused(0, {}, tighter)])
-    assert rule.rules_out(Surroundings.of(fixed, DEFAULTS).values(Candidate()))
+    (rule,) = rules(StudySetting.of(fixed, DEFAULTS), [refused(0, {}, tighter)])
+    assert rule.rules_out(StudySetting.of(fixed, DEFAULTS).values(Candidate()))
 
 
 def test_a_start_that_succeeds_withdraws_the_rule_against_it(made: StudyPlan) -> None:
     records = [refused(3, CORNER, cause("oom")), started(9, {**CORNER, "max-num-seqs": 300})]
-    (rule,) = rules(made, DEFAULTS, records)
+    (rule,) = rules(StudySetting.of(made, DEFAULTS), records)
     assert (rule.trial, rule.withdrawn_by) == (3, 9)
     records.append(refused(11, {**CORNER, "max-num-seqs": 900}, cause("oom")))
-    assert [r.withdrawn_by for r in rules(made, DEFAULTS, records)] == [9, None]
+    assert [r.withdrawn_by for r in rules(StudySetting.of(made, DEFAULTS), records)] == [9, None]
 
 
 def test_a_refusal_that_a_rule_foretold_is_no_rule_of_its_own(made: StudyPlan) -> None:
     records = [refused(1, CORNER, cause("oom")), refused(2, {**CORNER, "max-num-seqs": 999}, cause("oom"))]
-    assert [rule.trial for rule in rules(made, DEFAULTS, records)] == [1]
+    assert [rule.trial for rule in rules(StudySetting.of(made, DEFAULTS), records)] == [1]
 
 
 def test_a_rule_survives_its_file(made: StudyPlan) -> None:
@@ -215,9 +216,9 @@ def test_bytes_that_hold_less_than_one_request_are_ruled_out_by_the_first_starts
     cache = Parameter("kv-cache-memory-bytes", Kind.LOG_INT, GIB // 4, 32 * GIB, 1 << 20)
     baseline: dict[str, Value] = {"kv-cache-memory-bytes": 4 * GIB}
     made = on_disk(tmp_path, Space("bytes", (SPACE.parameters[0], cache), baseline=tuple(baseline.items())))
-    assert kv_floor(made, (), DEFAULTS, []) is None
+    assert kv_floor(StudySetting.of(made, DEFAULTS, ()), []) is None
     records = [first_start(baseline, 4 * 8192)]
-    (rule,) = rules(made, DEFAULTS, records, kv_floor(made, (), DEFAULTS, records))
+    (rule,) = rules(StudySetting.of(made, DEFAULTS), records, kv_floor(StudySetting.of(made, DEFAULTS, ()), records))
     assert (rule.cause, rule.trial) == (CAPACITY, 0)
     assert rule.rules_out({"max-num-seqs": 8, "kv-cache-memory-bytes": int(0.89 * GIB)})  # 8,192 tokens of 128 KiB
     assert not rule.rules_out({"max-num-seqs": 1024, "kv-cache-memory-bytes": GIB})
@@ -228,7 +229,7 @@ def test_a_share_of_the_memory_is_ruled_out_only_where_as_much_is_eaten_as_by_th
     made = on_disk(tmp_path, replace(SPACE, parameters=(*SPACE.parameters[:2], share)))
     defaults = vllm_defaults("0.32.0", H100)
     records = [first_start({}, int(55 * GIB / 131_072))]
-    (rule,) = rules(made, defaults, records, kv_floor(made, H100, defaults, records))
+    (rule,) = rules(StudySetting.of(made, defaults), records, kv_floor(StudySetting.of(made, defaults, H100), records))
     values: dict[str, Value] = {"max-num-seqs": 1024, "max-num-batched-tokens": 8192}
     # 0.92 of 79.65 GiB leave 55 GiB: a request of 1 GiB needs a share of (55 - 1) / 79.65 less, 0.24.
     assert rule.rules_out({**values, "gpu-memory-utilization": 0.21})
@@ -239,4 +240,4 @@ def test_a_share_of_the_memory_is_ruled_out_only_where_as_much_is_eaten_as_by_th
 def test_a_range_that_lies_above_what_one_request_needs_has_no_floor(tmp_path: Path) -> None:
     made = on_disk(tmp_path, SPACE)
     defaults = vllm_defaults("0.32.0", H100)
-    assert kv_floor(made, H100, defaults, [first_start({}, int(55 * GIB / 131_072))]) is None
+    assert kv_floor(StudySetting.of(made, defaults, H100), [first_start({}, int(55 * GIB / 131_072))]) is None

@@ -19,6 +19,7 @@ from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision
 from tuner.study.search import Search
 from tuner.study.seeds import seeds
+from tuner.study.setting import StudySetting
 from tuner.study.store import Store
 from tuner.vllm.defaults import vllm_defaults
 
@@ -38,7 +39,7 @@ class Night:
         self.loop = Loop(
             made,
             self.store,
-            Search(made, seeds(made, DEFAULTS), DEFAULTS),
+            Search(StudySetting.of(made, DEFAULTS), seeds(StudySetting.of(made, DEFAULTS))),
             run_trial,
             self.events.append,
             ScriptedClock(),

@@ -16,6 +16,7 @@ from tuner.study.learnt import Rule
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.search import A_STEP_EVERY, REPEATS_BEFORE_RANDOM, STEP_SD, Proposal, Search
 from tuner.study.seeds import seeds
+from tuner.study.setting import StudySetting
 from tuner.vllm.defaults import vllm_defaults
 
 DEFAULTS = vllm_defaults("0.32.0", ())
@@ -23,7 +24,8 @@ DEFAULTS = vllm_defaults("0.32.0", ())
 
 def search(folder: Path) -> Search:
     made = plan(folder)
-    return Search(made, seeds(made, DEFAULTS), DEFAULTS)
+    setting = StudySetting.of(made, DEFAULTS)
+    return Search(setting, seeds(setting))
 
 
 def answered(proposal: Proposal, trial: int, qps: float) -> TrialRecord:

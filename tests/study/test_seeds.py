@@ -15,6 +15,7 @@ from tuner.space.parameter import Kind, Parameter
 from tuner.study.compile_cache import compile_key
 from tuner.study.plan import MOST_CLIENTS, OpenSearch, StudyPlan
 from tuner.study.seeds import seeds
+from tuner.study.setting import StudySetting
 from tuner.vllm.defaults import vllm_defaults
 
 
@@ -27,7 +28,7 @@ def test_one_seed_has_as_many_sequences_as_a_large_kv_cache_holds_mean_requests(
     made = replace(planned(tmp_path), workload=workload("random:1000-3000,500"))
     # 0.95 of 79.65 GiB less 14.96 of weights and at most 7.5 of all else are 53.2 GiB or 436,000 tokens: 174 requests
     # of 2,500. The space goes on to 0.97, where many starts are refused.
-    found = [c.as_dict() for c in seeds(made, DEFAULTS, H100)]
+    found = [c.as_dict() for c in seeds(StudySetting.of(made, DEFAULTS, H100))]
     fitting = [c for c in found if c["gpu-memory-utilization"] == 0.95]
     assert len(fitting) == 1
     assert fitting[0]["max-num-seqs"] == pytest.approx(174, abs=2)
@@ -35,22 +36,28 @@ def test_one_seed_has_as_many_sequences_as_a_large_kv_cache_holds_mean_requests(
 
 def test_the_same_seed_with_a_cap_on_long_prompts_where_the_space_has_one(tmp_path: Path) -> None:
     made = with_threshold(replace(planned(tmp_path), workload=workload("random:1000-3000,500")))
-    fitting = [c.as_dict() for c in seeds(made, DEFAULTS, H100) if c.as_dict()["gpu-memory-utilization"] == 0.95]
+    fitting = [
+        c.as_dict()
+        for c in seeds(StudySetting.of(made, DEFAULTS, H100))
+        if c.as_dict()["gpu-memory-utilization"] == 0.95
+    ]
     assert [c["long-prefill-token-threshold"] for c in fitting] == [0, 2048]
     assert len({c["max-num-seqs"] for c in fitting}) == 1
 
 
 def test_a_model_that_is_not_at_hand_has_the_loads_sequences_with_and_without_the_cap(tmp_path: Path) -> None:
     made = plan(tmp_path / "s")
-    loads_own = [c for c in seeds(with_threshold(made), DEFAULTS, H100) if c.as_dict()["max-num-seqs"] == 16]
+    loads_own = [
+        c for c in seeds(StudySetting.of(with_threshold(made), DEFAULTS, H100)) if c.as_dict()["max-num-seqs"] == 16
+    ]
     assert [c.as_dict()["long-prefill-token-threshold"] for c in loads_own] == [0, 2048]
-    assert all(c.as_dict()["gpu-memory-utilization"] != 0.95 for c in seeds(made, DEFAULTS, H100))
+    assert all(c.as_dict()["gpu-memory-utilization"] != 0.95 for c in seeds(StudySetting.of(made, DEFAULTS, H100)))
 
 
 @pytest.mark.parametrize("name", ["default", "chat", "rag", "blackwell-5090", "demo"])
 def test_there_are_at_most_five_and_no_two_alike(name: str, tmp_path: Path) -> None:
     made = replace(planned(tmp_path), space=read_space(name).needs_at_least(1024), workload=workload("rag"))
-    found = seeds(made, DEFAULTS, H100)
+    found = seeds(StudySetting.of(made, DEFAULTS, H100))
     assert 3 <= len(found) <= 5
     assert len(set(found)) == len(found)
     assert all(isinstance(c, Candidate) for c in found)
@@ -67,23 +74,25 @@ def with_throughput_mode(made: StudyPlan) -> StudyPlan:
 def test_the_throughput_mode_is_tried_as_the_sizes_that_it_doubles_where_vllm_has_it(tmp_path: Path) -> None:
     made = plan(tmp_path / "s")
     on_a_4090 = vllm_defaults("0.32.0", (Gpu(0, "NVIDIA GeForce RTX 4090", 24.0, "GPU-0"),))
-    assert (512, 4096) not in sizes(seeds(made, on_a_4090))
-    assert sizes(seeds(with_throughput_mode(made), on_a_4090))[0] == (512, 4096)
-    assert set(seeds(made, on_a_4090)) < set(seeds(with_throughput_mode(made), on_a_4090))
+    assert (512, 4096) not in sizes(seeds(StudySetting.of(made, on_a_4090)))
+    assert sizes(seeds(StudySetting.of(with_throughput_mode(made), on_a_4090)))[0] == (512, 4096)
+    assert set(seeds(StudySetting.of(made, on_a_4090))) < set(
+        seeds(StudySetting.of(with_throughput_mode(made), on_a_4090))
+    )
 
 
 def test_a_large_budget_is_larger_than_vllms_own(tmp_path: Path) -> None:
     made = plan(tmp_path / "s")
-    assert (128, 8192) in sizes(seeds(made, vllm_defaults("0.32.0", ())))
-    large = sizes(seeds(made, DEFAULTS))
+    assert (128, 8192) in sizes(seeds(StudySetting.of(made, vllm_defaults("0.32.0", ()))))
+    large = sizes(seeds(StudySetting.of(made, DEFAULTS)))
     assert (1024, 16384) in large and (1024, 8192) not in large, "8192 is the default of an H100"
-    both = sizes(seeds(with_throughput_mode(made), DEFAULTS))
+    both = sizes(seeds(StudySetting.of(with_throughput_mode(made), DEFAULTS)))
     assert both == large, "up to 1024 sequences the mode and the large budget are the same there"
 
 
 def test_seeds_that_run_the_same_compiled_code_come_one_after_the_other(tmp_path: Path) -> None:
     made = with_threshold(with_throughput_mode(replace(planned(tmp_path), workload=workload("random:1000-3000,500"))))
-    keys = [compile_key(c) for c in seeds(made, DEFAULTS, H100)]
+    keys = [compile_key(c) for c in seeds(StudySetting.of(made, DEFAULTS, H100))]
     assert len(set(keys)) == len(keys) - 1, "with and without the cap on long prompts"
     at = keys.index(next(key for key in keys if keys.count(key) == 2))
     assert keys[at] == keys[at + 1]
@@ -92,4 +101,4 @@ def test_seeds_that_run_the_same_compiled_code_come_one_after_the_other(tmp_path
 def test_an_open_loop_that_has_no_levels_has_its_seed_all_the_same(tmp_path: Path) -> None:
     made = plan(tmp_path / "s")
     opened = replace(made, load=OpenSearch(0.0))
-    assert MOST_CLIENTS in [c.as_dict()["max-num-seqs"] for c in seeds(opened, DEFAULTS)]
+    assert MOST_CLIENTS in [c.as_dict()["max-num-seqs"] for c in seeds(StudySetting.of(opened, DEFAULTS))]

@@ -23,6 +23,7 @@ from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
 from tuner.study.search import sampler_name
 from tuner.study.seeds import seeds
+from tuner.study.setting import StudySetting
 from tuner.study.store import Store
 from tuner.vllm.defaults import vllm_defaults
 
@@ -35,34 +36,33 @@ def show_plan(options: SearchOptions, form: Form) -> None:
     else:
         Console(sys.stdout).say(plan_lines(plan, environment.vllm_version, sampler_name()))
         earlier = _earlier_starts(plan, environment, options)
-        lines = [*_first_starts(plan, environment), *_kv_cache(plan, environment, earlier)]
-        Console(sys.stdout).say("\n".join([*lines, *_learnt(plan, environment, earlier)]))
+        defaults = vllm_defaults(environment.vllm_version, environment.gpus)
+        setting = StudySetting.of(plan, defaults, environment.gpus)
+        lines = [*_first_starts(setting), *_kv_cache(setting, earlier), *_learnt(setting, earlier)]
+        Console(sys.stdout).say("\n".join(lines))
     if plan.study in study_names(options.studies):
         progress.say(f"study {plan.study} exists already: `tuner search` would go on with it, as it was planned then")
 
 
-def _first_starts(plan: StudyPlan, environment: Environment) -> list[str]:
+def _first_starts(setting: StudySetting) -> list[str]:
     """List the known first starts: the default, then the seeds. The rest depends on their results."""
-    candidates = seeds(plan, vllm_defaults(environment.vllm_version, environment.gpus), environment.gpus)
-    lines = [f"{'seeds' if i == 0 else '':<8}  {describe(c)}" for i, c in enumerate(candidates)]
+    plan = setting.plan
+    lines = [f"{'seeds' if i == 0 else '':<8}  {describe(c)}" for i, c in enumerate(seeds(setting))]
     first = launch(plan.base, plan.baseline, plan.groups[0])
     return [*lines, f"first     {one_line(shell_line(first))}"]
 
 
-def _kv_cache(plan: StudyPlan, environment: Environment, earlier: tuple[TrialRecord, ...]) -> list[str]:
-    defaults = vllm_defaults(environment.vllm_version, environment.gpus)
+def _kv_cache(setting: StudySetting, earlier: tuple[TrialRecord, ...]) -> list[str]:
     try:
-        table = kv_table(plan, environment.gpus, defaults, earlier)
+        table = kv_table(setting, earlier)
     except UnknownModelError as error:
         return [f"KV cache  not known: {error}"]
-    return kv_lines(table, plan)
+    return kv_lines(table, setting.plan)
 
 
-def _learnt(plan: StudyPlan, environment: Environment, earlier: tuple[TrialRecord, ...]) -> list[str]:
+def _learnt(setting: StudySetting, earlier: tuple[TrialRecord, ...]) -> list[str]:
     """List the rules that earlier starts of the study gave. Their counts are in `tuner status` and the report."""
-    defaults = vllm_defaults(environment.vllm_version, environment.gpus)
-    rules = known_rules(plan, environment.gpus, defaults, earlier)
-    found = [rule for rule in rules if rule.withdrawn_by is None]
+    found = [rule for rule in known_rules(setting, earlier) if rule.withdrawn_by is None]
     return [f"{'learnt' if i == 0 else '':<8}  not started any more: {rule}" for i, rule in enumerate(found)]
 
 

@@ -23,6 +23,7 @@ from tuner.study.plan import StudyPlan
 from tuner.study.result import Decision, StudyResult
 from tuner.study.search import Search, sampler_name
 from tuner.study.seeds import seeds
+from tuner.study.setting import StudySetting
 from tuner.study.store import Store
 from tuner.study.trial import TrialRunner
 from tuner.telemetry.gpu import gpu_adapter
@@ -98,7 +99,8 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
     _end_leftovers(store, console)
     console.say(plan_lines(plan, environment.vllm_version, sampler_name()))
     defaults = vllm_defaults(environment.vllm_version, environment.gpus)
-    search = Search(plan, seeds(plan, defaults, environment.gpus), defaults, environment.gpus)
+    setting = StudySetting.of(plan, defaults, environment.gpus)
+    search = Search(setting, seeds(setting))
     stop = threading.Event()
     paths: dict[str, str] = {}
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuner.candidate import Value
+from tuner.candidate import Candidate, Value
 from tuner.capacity import (
     GIB,
     FirstStart,
@@ -20,12 +20,11 @@ from tuner.capacity import (
     model_memory,
 )
 from tuner.environment import Gpu
-from tuner.flagwords import flag_names, given_flags
 from tuner.model import UnknownModelError
 from tuner.space.parameter import Parameter
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
-from tuner.vllm import knobs
+from tuner.study.setting import StudySetting
 
 UTILIZATION, KV_BYTES, LENGTH = "gpu-memory-utilization", "kv-cache-memory-bytes", "max-model-len"
 UTILIZATIONS = (0.80, 0.85, 0.90, 0.92, 0.95, 0.97)
@@ -58,21 +57,23 @@ class KvFloor:
     trial: int
 
 
-def kv_table(
-    plan: StudyPlan, gpus: tuple[Gpu, ...], defaults: Mapping[str, Value], records: Iterable[TrialRecord] = ()
-) -> KvTable:
-    """`defaults` are vLLM's own values. Raises UnknownModelError with the reason where nothing can be said."""
+def kv_table(setting: StudySetting, records: Iterable[TrialRecord] = ()) -> KvTable:
+    """Compute what fits at each searched size of the KV cache.
+
+    Raises UnknownModelError with the reason if nothing can be said.
+    """
+    plan = setting.plan
     if not (Path(plan.model) / "config.json").is_file():
         raise UnknownModelError(f"{plan.model} is not a folder on this disk, so that its config.json cannot be read")
-    same = {**defaults, **dict(plan.space.fixed), **dict(plan.base.fixed), **dict(plan.given)}
-    memory = model_memory(Path(plan.model), _flags(plan, gpus, same))
-    gpu_bytes = _gpu_bytes(gpus)
+    usual = setting.values(Candidate.of(dict(plan.space.fixed)))
+    memory = model_memory(Path(plan.model), _flags(setting, usual))
+    gpu_bytes = _gpu_bytes(setting.gpus)
     trial = None
     for record in records:
-        if (first := _first_start(plan, record, defaults)) is not None:
+        if (first := _first_start(setting, record)) is not None:
             memory, trial = calibrated(memory, first, gpu_bytes), record.trial
             break
-    flag, values = _settings(plan, same)
+    flag, values = _settings(plan, usual)
     if flag == KV_BYTES:
         return KvTable(flag, tuple((v, at_kv_bytes(memory, int(v))) for v in values), memory, trial)
     if gpu_bytes is None:
@@ -83,58 +84,53 @@ def kv_table(
     return KvTable(flag, rows, memory, trial, why)
 
 
-def default_room(
-    plan: StudyPlan, gpus: tuple[Gpu, ...], defaults: Mapping[str, Value]
-) -> tuple[Room, ModelMemory] | None:
+def default_room(setting: StudySetting) -> tuple[Room, ModelMemory] | None:
     """Return the KV cache of the default configuration, before any start.
 
     Where the space searches the cache's bytes and the default has none, it is the largest that is searched. None if the
     weights or the GPUs' memory are not known. Raises UnknownModelError with the reason if nothing can be said.
     """
-    table = kv_table(plan, gpus, defaults)
-    values = {**defaults, **dict(plan.base.fixed), **dict(plan.given), **plan.baseline.as_dict()}
+    table = kv_table(setting)
+    values = setting.values(setting.plan.baseline)
     if isinstance(kv_bytes := values.get(KV_BYTES), int):
         return at_kv_bytes(table.memory, kv_bytes), table.memory
-    gpu_bytes = _gpu_bytes(gpus)
+    gpu_bytes = _gpu_bytes(setting.gpus)
     if gpu_bytes is not None:
         room = at_utilization(table.memory, gpu_bytes, float(values[UTILIZATION]))
         return None if room is None else (room, table.memory)
     return (table.rows[-1][1], table.memory) if table.flag == KV_BYTES and table.rows else None
 
 
-def kv_floor(
-    plan: StudyPlan, gpus: tuple[Gpu, ...], defaults: Mapping[str, Value], records: Iterable[TrialRecord]
-) -> KvFloor | None:
+def kv_floor(setting: StudySetting, records: Iterable[TrialRecord]) -> KvFloor | None:
     """None before a start's log makes the arithmetic exact, where it does not model everything, and where the whole
     range of the searched flag lies above."""
     records = tuple(records)
     try:
-        table = kv_table(plan, gpus, defaults, records)
+        table = kv_table(setting, records)
     except UnknownModelError:
         return None
     record = next((r for r in records if r.trial == table.calibrated_by), None)
-    parameter = next((p for p in plan.parameters if p.flag == table.flag), None)
+    parameter = next((p for p in setting.plan.parameters if p.flag == table.flag), None)
     if record is None or parameter is None or table.memory.not_modelled:
         return None
-    first, tokens = _first_start(plan, record, defaults), _shortest_length(plan, record)
+    first, tokens = _first_start(setting, record), _shortest_length(setting, record)
     if first is None or tokens is None or (first.utilization is None) != (table.flag == KV_BYTES):
         return None
-    least = least_for(table.memory, first, _gpu_bytes(gpus), tokens)
+    least = least_for(table.memory, first, _gpu_bytes(setting.gpus), tokens)
     lowest = min(map(float, parameter.choices)) if parameter.choices else parameter.low
     return KvFloor(table.flag, least, record.trial) if least is not None and least > lowest else None
 
 
-def _shortest_length(plan: StudyPlan, record: TrialRecord) -> float | None:
+def _shortest_length(setting: StudySetting, record: TrialRecord) -> float | None:
     """The least max-model-len of the study's candidates, in tokens; that of `record` where vLLM chooses it for all."""
-    for parameter in plan.parameters:
+    for parameter in setting.plan.parameters:
         if parameter.flag == LENGTH:
             numbers = [c for c in parameter.choices if isinstance(c, (int, float))]
             known = len(numbers) == len(parameter.choices)
             return min(numbers, default=parameter.low) if known else None
-    same = {**dict(plan.base.fixed), **dict(plan.space.fixed), **dict(plan.given)}
-    if LENGTH not in same and LENGTH not in flag_names(plan.base.extra, short=knobs.SHORT_OPTIONS):
+    if LENGTH not in setting.constant:
         return None if record.start.facts is None else record.start.facts.max_model_len
-    length = same.get(LENGTH)
+    length = setting.constant[LENGTH]
     return length if isinstance(length, (int, float)) and length > 0 else None
 
 
@@ -142,18 +138,18 @@ def _gpu_bytes(gpus: tuple[Gpu, ...]) -> int | None:
     return int(min(gpu.memory_gib for gpu in gpus) * GIB) if gpus else None
 
 
-def _settings(plan: StudyPlan, same: Mapping[str, Value]) -> tuple[str, tuple[float, ...]]:
+def _settings(plan: StudyPlan, usual: Mapping[str, Value]) -> tuple[str, tuple[float, ...]]:
     ranges = {p.flag: p for p in plan.parameters}
     if KV_BYTES in ranges:
         return KV_BYTES, _spread(ranges[KV_BYTES])
-    if isinstance(given := same.get(KV_BYTES), int):
+    if isinstance(given := usual.get(KV_BYTES), int):
         return KV_BYTES, (given,)
     if UTILIZATION in ranges:
         if ranges[UTILIZATION].choices:
             return UTILIZATION, _spread(ranges[UTILIZATION])
         low, high = ranges[UTILIZATION].axis
         return UTILIZATION, tuple(sorted({low, high, *(u for u in UTILIZATIONS if low <= u <= high)}))
-    return UTILIZATION, (float(same[UTILIZATION]),)
+    return UTILIZATION, (float(usual[UTILIZATION]),)
 
 
 def _spread(parameter: Parameter) -> tuple[float, ...]:
@@ -165,31 +161,28 @@ def _spread(parameter: Parameter) -> tuple[float, ...]:
     return tuple(dict.fromkeys(float(parameter.decode(step)) for step in steps))
 
 
-def _flags(plan: StudyPlan, gpus: tuple[Gpu, ...], same: Mapping[str, Value]) -> ServerFlags:
-    extra = plan.base.extra
-    texts = {flag.name: flag.text for flag in given_flags(extra, short=knobs.SHORT_OPTIONS)}
-
+def _flags(setting: StudySetting, usual: Mapping[str, Value]) -> ServerFlags:
     def number(flag: str, default: int) -> int:
-        value = same.get(flag, default)
+        value = usual.get(flag, default)
         return max(1, int(value)) if isinstance(value, (int, float)) else default
 
     return ServerFlags(
         max_num_batched_tokens=number("max-num-batched-tokens", 2048),
         max_num_seqs=number("max-num-seqs", 256),
-        block_tokens=number("block-size", 16 if gpus else 128),  # vLLM's defaults on a GPU and on a CPU
+        block_tokens=number("block-size", 16 if setting.gpus else 128),  # vLLM's defaults on a GPU and on a CPU
         tensor_parallel_size=number("tensor-parallel-size", 1),
-        dtype=texts.get("dtype") or "auto",
-        kv_cache_dtype=texts.get("kv-cache-dtype") or "auto",
-        quantization=texts.get("quantization"),
-        mentioned=flag_names(extra, short=knobs.SHORT_OPTIONS),
+        dtype=str(usual.get("dtype", "auto")),
+        kv_cache_dtype=str(usual.get("kv-cache-dtype", "auto")),
+        quantization=str(usual["quantization"]) if "quantization" in usual else None,
+        mentioned=frozenset(flag.partition(".")[0] for flag in usual),
     )
 
 
-def _first_start(plan: StudyPlan, record: TrialRecord, defaults: Mapping[str, Value]) -> FirstStart | None:
+def _first_start(setting: StudySetting, record: TrialRecord) -> FirstStart | None:
     facts = record.start.facts
     if facts is None or not facts.kv_tokens:
         return None
-    values = {**defaults, **dict(plan.base.fixed), **dict(plan.given), **record.candidate.as_dict()}
+    values = setting.values(record.candidate)
     kv_bytes = values.get(KV_BYTES)
     explicit = int(kv_bytes) if isinstance(kv_bytes, (int, float)) else None
     return FirstStart(
@@ -201,16 +194,16 @@ def _first_start(plan: StudyPlan, record: TrialRecord, defaults: Mapping[str, Va
     )
 
 
-def fullest(plan: StudyPlan, gpus: tuple[Gpu, ...], defaults: Mapping[str, Value]) -> dict[str, float]:
+def fullest(setting: StudySetting) -> dict[str, float]:
     """The most KV memory of the space that is likely to start, with as many sequences as it surely holds of the
     workload's mean request: flags and values, empty where that is not known."""
     try:
-        table = kv_table(plan, gpus, defaults)
+        table = kv_table(setting)
     except UnknownModelError:
         return {}
     rows = [row for row in table.rows if table.flag == KV_BYTES or row[0] <= LIKELY_TO_START] or table.rows
     if not rows:
         return {}
     value, room = rows[-1]
-    sequences = room.sequences_of_mean(plan.workload.mean)
+    sequences = room.sequences_of_mean(setting.plan.workload.mean)
     return {"max-num-seqs": sequences, table.flag: value} if sequences else {}

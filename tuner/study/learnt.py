@@ -21,11 +21,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from tuner.candidate import Candidate, Value
-from tuner.environment import Gpu
+from tuner.candidate import Value
 from tuner.study.kv_budget import KV_BYTES, LENGTH, UTILIZATION, KvFloor, kv_floor
-from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
+from tuner.study.setting import StudySetting
 from tuner.vllm.cause import Bound, Fault
 
 CAPACITY = "kv-capacity"
@@ -85,7 +84,7 @@ class Rule:
     def rules_out(self, values: Mapping[str, Value]) -> bool:
         return all(limit.holds(values.get(limit.flag)) for limit in self.limits)
 
-    def within(self, other: Rule) -> bool:
+    def is_implied_by(self, other: Rule) -> bool:
         """Whether `other` rules out everything that this rule does."""
         return all(any(mine.implies(limit) for mine in self.limits) for limit in other.limits)
 
@@ -164,115 +163,83 @@ INERT = frozenset({
 """Flags that the scheduler reads while it serves: they change nothing of a start's memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What every candidate of a study has in common, and which flags tell them apart.
-
-    `same` are the values of flags that are not searched; `under` is what lies under a candidate's own values: vLLM's
-    defaults, the study's constant flags and the person's own.
-    """
-
-    searched: frozenset[str]
-    same: Mapping[str, Value]
-    under: Mapping[str, Value]
-
-    @classmethod
-    def of(cls, plan: StudyPlan, defaults: Mapping[str, Value]) -> Surroundings:
-        searched = frozenset(p.flag for p in plan.parameters)
-        under = {**defaults, **dict(plan.base.fixed), **dict(plan.given)}
-        same = {f: v for f, v in {**under, **dict(plan.space.fixed)}.items() if f not in searched}
-        return cls(searched, same, under)
-
-    def values(self, candidate: Candidate) -> dict[str, Value]:
-        return {**self.under, **candidate.as_dict()}
-
-    def is_like_the_others(self, values: Mapping[str, Value]) -> bool:
-        """False for a default configuration that lacks the constant flags of the other candidates."""
-        return all(values.get(flag) == value for flag, value in self.same.items())
-
-
-def known_rules(
-    plan: StudyPlan, gpus: tuple[Gpu, ...], defaults: Mapping[str, Value], records: Iterable[TrialRecord]
-) -> tuple[Rule, ...]:
+def known_rules(setting: StudySetting, records: Iterable[TrialRecord]) -> tuple[Rule, ...]:
     """The rules that a study goes by.
 
     The KV arithmetic is believed once vLLM itself has refused a start for the same reason: one start is its price.
     """
     records = sorted(records, key=lambda r: r.trial)
     refused = any(r.start.cause is not None and r.start.cause.kind in _REFUSED_FOR_KV for r in records)
-    return rules(plan, defaults, records, kv_floor(plan, gpus, defaults, records) if refused else None)
+    return rules(setting, records, kv_floor(setting, records) if refused else None)
 
 
-def rules(
-    plan: StudyPlan, defaults: Mapping[str, Value], records: Iterable[TrialRecord], floor: KvFloor | None = None
-) -> tuple[Rule, ...]:
+def rules(setting: StudySetting, records: Iterable[TrialRecord], floor: KvFloor | None = None) -> tuple[Rule, ...]:
     """In the order of the trials that taught them, each only where it says more than those before it that hold.
 
-    `defaults` are vLLM's own values. `floor` is what the calibrated arithmetic rules out, None where it cannot say.
+    `floor` is what the calibrated arithmetic rules out, None where it cannot say.
     """
     records = sorted(records, key=lambda r: r.trial)
-    around = Surroundings.of(plan, defaults)
     started = [(r.trial, values) for r in records if r.levels or r.start.facts is not None
-               if around.is_like_the_others(values := around.values(r.candidate))]  # fmt: skip
+               if setting.is_like_the_others(values := setting.values(r.candidate))]  # fmt: skip
     found: list[Rule] = []
     for record in records:
-        for rule in (*_taught(around, record), *_reckoned(around, record, floor)):
-            if not any(rule.within(known) for known in found if known.withdrawn_by is None):
+        for rule in (*_rules_from_refusal(setting, record), *_rule_from_arithmetic(setting, record, floor)):
+            if not any(rule.is_implied_by(known) for known in found if known.withdrawn_by is None):
                 against = next((trial for trial, values in started if rule.rules_out(values)), None)
                 found.append(replace(rule, withdrawn_by=against))
     return tuple(found)
 
 
-def _taught(around: Surroundings, record: TrialRecord) -> Iterator[Rule]:
+def _rules_from_refusal(setting: StudySetting, record: TrialRecord) -> Iterator[Rule]:
     cause = record.start.cause
     if record.outcome is not TrialOutcome.REFUSED or cause is None or cause.fault is not Fault.CANDIDATE:
         return
     context = CONTEXTS.get(cause.kind)
     if context is None:
         return
-    values = around.values(record.candidate)
+    values = setting.values(record.candidate)
     idle = context.beside_kv_bytes if KV_BYTES in values else frozenset()
-    corner = _corner(context, around, values, idle)
+    corner = _corner(context, setting, values, idle)
     # Of a flag that nobody gives, every candidate has the refused start's value: a bound on it tells nobody apart.
-    told = [b for b in cause.bounds if b.flag not in idle and b.flag in (around.searched | around.same.keys())]
+    told = [b for b in cause.bounds if b.flag not in idle and b.flag in (setting.searched | setting.constant.keys())]
     corners = [_moved(corner, bound) for bound in told]
     if context.others is Others.EQUAL and not corners:
         corners = [corner]
     for limits in corners:
-        if (rule := _rule(around, record.trial, cause.kind, limits)) is not None:
+        if (rule := _rule(setting, record.trial, cause.kind, limits)) is not None:
             yield rule
 
 
-def _reckoned(around: Surroundings, record: TrialRecord, floor: KvFloor | None) -> Iterator[Rule]:
+def _rule_from_arithmetic(setting: StudySetting, record: TrialRecord, floor: KvFloor | None) -> Iterator[Rule]:
     """The floor holds for what eats at least as much memory as the start that it was reckoned from."""
     if floor is None or floor.trial != record.trial:
         return
-    values = around.values(record.candidate)
+    values = setting.values(record.candidate)
     idle = {LENGTH} | (_TOO_LITTLE_KV.beside_kv_bytes if KV_BYTES in values else frozenset())
-    corner = _corner(_TOO_LITTLE_KV, around, values, frozenset(idle))
-    rule = _rule(around, record.trial, CAPACITY, {**corner, floor.flag: Limit(floor.flag, "<", floor.least)})
+    corner = _corner(_TOO_LITTLE_KV, setting, values, frozenset(idle))
+    rule = _rule(setting, record.trial, CAPACITY, {**corner, floor.flag: Limit(floor.flag, "<", floor.least)})
     if rule is not None:
         yield rule
 
 
-def _rule(around: Surroundings, trial: int, cause: str, limits: Mapping[str, Limit | None]) -> Rule | None:
+def _rule(setting: StudySetting, trial: int, cause: str, limits: Mapping[str, Limit | None]) -> Rule | None:
     """None where a limit is not known, where none is on a searched flag (a rule against the whole study: vLLM says that
     itself), and where what the other candidates have in common keeps them within."""
     own: list[Limit] = []
     for flag, limit in limits.items():
-        if limit is None or (flag not in around.searched and not limit.holds(around.same.get(flag))):
+        if limit is None or (flag not in setting.searched and not limit.holds(setting.constant.get(flag))):
             return None
-        if flag in around.searched:
+        if flag in setting.searched:
             own.append(limit)
     return Rule(trial, cause, tuple(own)) if own else None
 
 
 def _corner(
-    context: Context, around: Surroundings, values: Mapping[str, Value], idle: frozenset[str]
+    context: Context, setting: StudySetting, values: Mapping[str, Value], idle: frozenset[str]
 ) -> dict[str, Limit | None]:
     """The limits that the refused start itself sets, by flag; None where its value is not known."""
     corner: dict[str, Limit | None] = {}
-    for flag in sorted((around.searched | around.same.keys()) - idle):
+    for flag in sorted((setting.searched | setting.constant.keys()) - idle):
         relation = context.axes.get(flag)
         if relation is None and (context.others is Others.ANY or flag in INERT):
             continue

@@ -18,6 +18,7 @@ from tuner.space.space import Dropped
 from tuner.study.kv_budget import LENGTH, default_room
 from tuner.study.plan import StudyPlan
 from tuner.study.request_length import LengthSource, RequestLength
+from tuner.study.setting import StudySetting
 from tuner.vllm import knobs
 
 TEMPLATE_TOKENS = 128
@@ -88,7 +89,7 @@ def with_length(
     Raises UsageError if `asked` contradicts the space or the user's own flags.
     """
     try:
-        found = default_room(plan, gpus, defaults)
+        found = default_room(StudySetting.of(plan, defaults, gpus))
     except UnknownModelError:
         found = None
     length = _chosen(plan, asked, needed, model, found)

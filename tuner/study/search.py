@@ -19,13 +19,13 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import Trial, TrialState
 
 from tuner.candidate import Candidate, Value
-from tuner.environment import Gpu
 from tuner.errors import EnvironmentFaultError
 from tuner.space.parameter import Kind, Parameter
 from tuner.study.feedback import CONSTRAINTS, Feedback, feedback_for, not_started
-from tuner.study.learnt import Limit, Rule, Surroundings, bounds, known_rules
+from tuner.study.learnt import Limit, Rule, bounds, known_rules
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
+from tuner.study.setting import StudySetting
 
 STARTUP_TRIALS = 7
 """Trials before the model proposes, the enqueued ones included: with all seeds none is random. Ten, as in search.md
@@ -83,27 +83,23 @@ class Search:
     `defaults` are vLLM's own values; `gpus` those of the servers, none on a CPU.
     """
 
-    def __init__(
-        self, plan: StudyPlan, seeds: Iterable[Candidate], defaults: dict[str, Value], gpus: tuple[Gpu, ...] = ()
-    ) -> None:
+    def __init__(self, setting: StudySetting, seeds: Iterable[Candidate]) -> None:
+        plan = setting.plan
         self._plan = plan
-        self._defaults = defaults
-        self._gpus = gpus
-        self._around = Surroundings.of(plan, defaults)
+        self._setting = setting
         self._records: dict[int, TrialRecord] = {}
         self._rules: tuple[Rule, ...] = ()
         self._spared: Counter[str] = Counter()
         self._parameters = plan.parameters
-        self._given = {**dict(plan.space.always), **dict(plan.given)}
         self._known: dict[str, Feedback | None] = {}
         self._measured: list[tuple[tuple[float, ...], Feedback]] = []
         self._asked: dict[int, tuple[Trial, Candidate]] = {}
         self._study = _open(plan)
         self._study.sampler = _sampler(plan.seed + len(self._study.trials))
         if not self._study.trials:
-            self._enqueue(plan.baseline, Role.DEFAULT, defaults)
+            self._enqueue(plan.baseline, Role.DEFAULT)
             for candidate in seeds:
-                self._enqueue(candidate, Role.SEED, defaults)
+                self._enqueue(candidate, Role.SEED)
 
     @_storage_errors()
     def restore(self, records: Iterable[TrialRecord]) -> None:
@@ -186,10 +182,10 @@ class Search:
         return tuple(replace(rule, spared=self._spared[str(rule)]) for rule in self._rules)
 
     def _learn(self) -> None:
-        self._rules = known_rules(self._plan, self._gpus, self._defaults, self._records.values())
+        self._rules = known_rules(self._setting, self._records.values())
 
     def _against(self, candidate: Candidate) -> Rule | None:
-        values = self._around.values(candidate)
+        values = self._setting.values(candidate)
         return next((r for r in self._rules if r.withdrawn_by is None and r.rules_out(values)), None)
 
     def _instead_of_the_model(self, answered: int) -> dict[str, float] | None:
@@ -206,7 +202,7 @@ class Search:
         queued = any(t.state is TrialState.WAITING for t in trials)
         if best is None or queued or len(trials) < STARTUP_TRIALS or len(trials) % A_STEP_EVERY:
             return None
-        values = {**self._defaults, **best.candidate.as_dict()}
+        values = self._setting.values(best.candidate)
         here = {p.flag: _number_for(p, values.get(p.flag)) for p in self._parameters}
         return self._unknown(lambda p, draw: _moved(p, here[p.flag], draw) if draw.random() < 0.5 else here[p.flag])
 
@@ -216,7 +212,7 @@ class Search:
         for _ in range(RANDOM_DRAWS):
             numbers = {p.flag: number(p, draw) for p in self._parameters}
             values = {p.flag: p.decode(numbers[p.flag]) for p in self._parameters}
-            candidate = self._plan.space.candidate(values, self._given)
+            candidate = self._setting.candidate(values)
             asked = any(c == candidate for _, c in self._asked.values())
             if candidate.id not in self._known and not asked and self._against(candidate) is None:
                 return numbers
@@ -236,14 +232,14 @@ class Search:
 
     def _mend(self, seed: Candidate) -> None:
         """A seed that is beyond a bound of vLLM's own message is queued once more, at that bound."""
-        beyond = {limit.flag: limit for limit in bounds(self._rules, self._around.values(seed))}
+        beyond = {limit.flag: limit for limit in bounds(self._rules, self._setting.values(seed))}
         moved = {p.flag: _up_to(p, beyond[p.flag]) for p in self._parameters if p.flag in beyond and not p.choices}
-        candidate = self._plan.space.candidate({**seed.as_dict(), **moved}, self._given)
+        candidate = self._setting.candidate({**seed.as_dict(), **moved})
         if candidate.id not in self._known and self._against(candidate) is None:
-            self._enqueue(candidate, Role.SEED, self._defaults)
+            self._enqueue(candidate, Role.SEED)
 
-    def _enqueue(self, candidate: Candidate, role: Role, defaults: dict[str, Value]) -> None:
-        values = {**defaults, **candidate.as_dict()}
+    def _enqueue(self, candidate: Candidate, role: Role) -> None:
+        values = self._setting.values(candidate)
         numbers = {p.flag: _number_for(p, values.get(p.flag)) for p in self._parameters}
         self._study.enqueue_trial(numbers, user_attrs={"role": role})
 
@@ -254,7 +250,7 @@ class Search:
             values = {p.flag: p.decode(_suggest(trial, p)) for p in self._parameters}
         if trial.user_attrs.get("role") == Role.DEFAULT:
             return self._plan.baseline
-        return self._plan.space.candidate(values, self._given)
+        return self._setting.candidate(values)
 
     def _axis_point(self, params: dict[str, float]) -> tuple[float, ...]:
         return tuple(_unit(p, float(params[p.flag])) for p in self._parameters)

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 
 from tuner.candidate import Candidate, Value
-from tuner.environment import Gpu
 from tuner.space.parameter import Parameter
 from tuner.study.compile_cache import neighbours
 from tuner.study.kv_budget import KV_BYTES, UTILIZATION, fullest
 from tuner.study.plan import StudyPlan
+from tuner.study.setting import StudySetting
 
 THRESHOLD = "long-prefill-token-threshold"
 SEQUENCES, TOKENS = "max-num-seqs", "max-num-batched-tokens"
@@ -18,18 +18,18 @@ LARGE_BUDGET = 8192
 """Tokens; a GPU for which vLLM chooses as many gets twice its default."""
 
 
-def seeds(plan: StudyPlan, defaults: Mapping[str, Value], gpus: tuple[Gpu, ...] = ()) -> list[Candidate]:
+def seeds(setting: StudySetting) -> list[Candidate]:
     """At most seven: what vLLM's throughput mode sets; a large token budget; as many sequences as the largest KV cache
     holds mean requests of the workload; where those are few, the least budget, whose memory goes to the KV cache; as
     many as the load has, with all the KV memory; many sequences with a cap on long prompts; a conservative point.
-    `gpus` are those of the servers, none on a CPU."""
+    """
+    plan, defaults = setting.plan, setting.base
     ranges = {p.flag: p for p in plan.parameters}
-    given = {**dict(plan.space.always), **dict(plan.given)}
     start = {f: p.decode(p.encode(defaults[f])) for f, p in ranges.items() if f in defaults}
     start |= {f: v for f, v in plan.baseline.values if f in ranges}
     many: dict[str, float] = {SEQUENCES: plan.load.most_concurrent, TOKENS: 4096}
     loads_own = {**many, KV_BYTES: math.inf}
-    if full := fullest(plan, gpus, defaults):
+    if full := fullest(setting):
         many = full
     variants: list[Mapping[str, float]] = [_throughput_mode(plan, defaults), _large_budget(defaults), full, loads_own]
     if full and full[SEQUENCES] < min(plan.load.most_concurrent, float(defaults.get(SEQUENCES, math.inf))):
@@ -38,7 +38,7 @@ def seeds(plan: StudyPlan, defaults: Mapping[str, Value], gpus: tuple[Gpu, ...] 
         variants.append({**many, THRESHOLD: float(threshold.decode(sum(threshold.axis) / 2))})
     variants.append({SEQUENCES: 64, TOKENS: 2048, UTILIZATION: 0.85})
     found = [
-        plan.space.candidate({**start, **sets}, given)
+        setting.candidate({**start, **sets})
         for variant in variants
         if (sets := _within(ranges, variant)) and all(flag in start or flag in sets for flag in ranges)
     ]

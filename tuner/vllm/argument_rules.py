@@ -23,8 +23,11 @@ class Rule:
 
 
 def _number(point: Mapping[str, Value], flag: str) -> float | None:
+    """Return a number that vLLM goes by as it is; with a negative one, as in `--max-model-len -1`, vLLM chooses."""
     value = point.get(flag)
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+        return None
+    return float(value)
 
 
 def _at_least(point: Mapping[str, Value], flag: str, other: str) -> Point:
