@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from tuner.clock import RealClock
@@ -37,7 +38,8 @@ def fake_running(
     group: GpuGroup | None = None,
 ) -> Iterator[RunningServer]:
     """Serve one fake server, or the one of `spec`."""
-    deployment = Deployment.of(spec or fake_spec(*words), (group or GpuGroup()).gpus)
+    launch = spec or fake_spec(*words)
+    deployment = Deployment((replace(launch, gpus=group.gpus) if group else launch,))
     with fake_serving(
         folder,
         deployment,

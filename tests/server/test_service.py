@@ -31,7 +31,7 @@ from tuner.launch import LaunchSpec
 from tuner.placement import GpuGroup
 from tuner.server import running_file, shutdown, start
 from tuner.server.diagnosis import Fault
-from tuner.server.service import Deployment, Replica, ServerDidNotStart, start_limit
+from tuner.server.service import Deployment, ServerDidNotStart, start_limit
 
 LOGS = Path(__file__).with_name("logs")
 
@@ -273,7 +273,7 @@ def test_the_start_limit_learns_from_the_first_start() -> None:
 
 def two(*words: str) -> Deployment:
     """A good server, and one with these words."""
-    return Deployment((Replica(fake_spec()), Replica(fake_spec(*words))))
+    return Deployment((fake_spec(), fake_spec(*words)))
 
 
 def test_several_servers_start_at_once_and_leave_nothing(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_several_servers_start_at_once_and_leave_nothing(tmp_path: Path) -> None
 @pytest.mark.parametrize(("words", "kind"), [(("--exit", "3"), "ended"), (("--fault", "kill-self-late"), "killed")])
 def test_one_refused_server_ends_the_others(tmp_path: Path, words: tuple[str, ...], kind: str) -> None:
     """One of the three never gets ready, so that a late death still falls into the start."""
-    deployment = Deployment((*two(*words).replicas, Replica(fake_spec("--fault", "hang"))))
+    deployment = Deployment((*two(*words).specs, fake_spec("--fault", "hang")))
     with pytest.raises(ServerDidNotStart) as refused, fake_serving(tmp_path, deployment):
         pytest.fail("was never ready")
     assert refused.value.cause.kind == kind

@@ -19,24 +19,11 @@ class Door(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Replica:
-    """One server of a deployment and the GPUs that it gets."""
-
-    spec: LaunchSpec
-    gpus: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Deployment:
     """Servers that are started and ended together. One server is the ordinary case."""
 
-    replicas: tuple[Replica, ...]
+    specs: tuple[LaunchSpec, ...]
     door: Door = Door.FIRST_SERVER
-
-    @classmethod
-    def of(cls, spec: LaunchSpec, gpus: tuple[int, ...] = ()) -> Deployment:
-        """Describe a service of one server."""
-        return cls((Replica(spec, gpus),))
 
 
 def _ignore(_phase: str) -> None:

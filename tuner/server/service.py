@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tuner.errors import EnvironmentFaultError, InterruptedSearchError
-from tuner.server.deployment import Deployment, Replica, ServiceRequest
+from tuner.server.deployment import Deployment, ServiceRequest
 from tuner.server.interrupts import interrupts_held, sigterm_interrupts
 from tuner.server.readiness import POLL_S, NotReady, Ready
 from tuner.server.shutdown import StopReport, joined
@@ -16,7 +16,7 @@ from tuner.server.start import Start
 from tuner.vllm.cause import Cause
 from tuner.vllm.facts import StartFacts
 
-__all__ = ["Deployment", "Replica", "RunningServer", "ServerDidNotStart", "Service", "ServiceRequest", "serving"]
+__all__ = ["Deployment", "RunningServer", "ServerDidNotStart", "Service", "ServiceRequest", "serving"]
 
 _START_FACTOR = 3.0
 _START_SLACK_S = 60.0
@@ -94,7 +94,7 @@ def serving(request: ServiceRequest) -> Iterator[Service]:
         outcome: Service | _Refused | None = None
         try:
             with interrupts_held():  # no exception may come between a fork and our knowing of it
-                for number in range(len(request.deployment.replicas)):
+                for number in range(len(request.deployment.specs)):
                     starts.append(_begin(request, number))
             outcome = _until_ready(starts, request)
             if isinstance(outcome, Service):

@@ -41,14 +41,13 @@ class Start:
 
         Raises OSError if the machine cannot do so, and leaves nothing behind then.
         """
-        replica = request.deployment.replicas[number]
-        spec, port = replica.spec, fresh_port(_reachable(request.host))
+        spec, port = request.deployment.specs[number], fresh_port(_reachable(request.host))
         self.log_path = request.folder / ("server.log" if number == 0 else f"server-{number}.log")
         self.endpoint = Endpoint(_base_url(request.host, port), port, request.model, _api_key(spec))
         self._spec = spec
         self._clock = request.clock
         self._gpu_memory = request.gpu_memory
-        self._baseline = (request.gpu_memory.used_bytes(replica.gpus) if replica.gpus else None) or {}
+        self._baseline = (request.gpu_memory.used_bytes(spec.gpus) if spec.gpus else None) or {}
         self._secrets = _secrets(spec)
         self._scratch = leftovers.new_scratch()
         argv = spec.argv(request.host, port)

@@ -99,7 +99,7 @@ class _Trial:
     def _serve(self) -> None:
         runner = self._runner
         request = ServiceRequest(
-            deployment=Deployment.of(self._spec, self._assignment.group.gpus),
+            deployment=Deployment((self._spec,)),
             folder=self._folder,
             model=runner.plan.model,
             start_limit_s=runner.start_limit_s(),
