@@ -58,8 +58,9 @@ class Opened:
         return dict(self.page.eval_on_selector_all(".plot", script))
 
 
-def open_page(browser: Any, path: Path, *, width: int = 1400, scheme: str = "light") -> Opened:
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+def open_page(browser: Any, path: Path, *, width: int = 1400, scheme: str = "light", touch: bool = False) -> Opened:
+    size = {"width": width, "height": 900}
+    context = browser.new_context(viewport=size, color_scheme=scheme, has_touch=touch, is_mobile=touch)
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     opened = Opened(context.new_page())
     opened.page.on("console", lambda message: opened.complaints.append(message.text))
@@ -138,6 +139,18 @@ def test_the_page_never_scrolls_sideways(browser: Any, report: Path, width: int)
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
     wide = opened.page.eval_on_selector_all(".plot", f"plots => plots.filter(p => p.scrollWidth > {width}).length")
     assert wide == 0
+
+
+def test_no_tool_bar_covers_the_legend_on_a_touch_screen(browser: Any, report: Path) -> None:
+    opened = open_page(browser, report, width=390, touch=True)
+    assert opened.page.evaluate("matchMedia('(hover: none)').matches")
+    assert opened.page.locator(".modebar-btn").count() == 0
+
+
+def test_the_tool_bar_offers_to_send_a_figure_nowhere(opened: Opened) -> None:
+    opened.page.hover("#best-so-far")
+    titles = opened.page.eval_on_selector_all("#best-so-far .modebar-btn", "all => all.map(b => b.dataset.title)")
+    assert titles == ["Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"]
 
 
 def test_figures_follow_the_page_into_the_dark(browser: Any, report: Path) -> None:

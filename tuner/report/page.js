@@ -2,7 +2,8 @@
 "use strict";
 
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
-const coarse = window.matchMedia("(pointer: coarse)").matches;
+// Nothing can hover over a touch screen: plotly would show every figure's tool bar all the time, over the legend.
+const touch = window.matchMedia("(hover: none), (pointer: coarse)").matches;
 
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -20,6 +21,9 @@ function theme(layout) {
     "hoverlabel.bordercolor": colour("--rule"),
     "hoverlabel.font.color": colour("--text"),
     "hoverlabel.align": "left",
+    "modebar.bgcolor": "rgba(0,0,0,0)",
+    "modebar.color": colour("--soft"),
+    "modebar.activecolor": colour("--text"),
   };
   for (const axis of Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))) {
     made[axis + ".gridcolor"] = colour("--grid");
@@ -43,10 +47,12 @@ function nested(flat, into) {
 async function draw(plot) {
   const figure = JSON.parse(document.getElementById(plot.dataset.figure).textContent);
   const layout = nested(theme(figure.layout), figure.layout);
-  if (coarse) layout.dragmode = false; // a finger that scrolls the page must not zoom the figure
+  if (touch) layout.dragmode = false; // a finger that scrolls the page must not zoom the figure
   await Plotly.newPlot(plot, figure.data, layout, {
     responsive: true,
+    displayModeBar: touch ? false : "hover",
     displaylogo: false,
+    showSendToCloud: false, // this page sends nothing anywhere
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
   });
   plot.dataset.drawn = "yes";
