@@ -10,6 +10,7 @@ from tuner.report.quote import shell_word
 from tuner.report.tables import StudyFiles
 from tuner.report.translations import Words
 from tuner.study.plan import Ladder, LoadPolicy, StudyPlan
+from tuner.study.request_length import LengthSource
 
 
 class FactRow(NamedTuple):
@@ -65,15 +66,6 @@ def _load(load: LoadPolicy, words: Words) -> str:
     )
 
 
-def _load_flags(plan: StudyPlan) -> list[str]:
-    load = plan.load
-    if isinstance(load, Ladder):
-        return ["--levels", ",".join(map(str, load.levels)), "--level-seconds", f"{load.level_s:g}"]
-    seconds = ["--probe-seconds", f"{load.settings.probe_s:g}"]
-    burstiness = load.arrivals.asked_for(plan.workload)
-    return seconds if burstiness is None else [*seconds, "--burstiness", f"{burstiness:g}"]
-
-
 def _shares(study: StudyFiles, words: Words) -> list[str]:
     shares = study.plan.workload.shares
     total = sum(share.weight for share in shares) or 1.0
@@ -89,20 +81,60 @@ def _shares(study: StudyFiles, words: Words) -> list[str]:
 
 
 def repeat_command(study: StudyFiles) -> str:
-    """The `tuner search` that plans this study again, under another name."""
+    """Return the `tuner search` that plans this study again, under another name."""
     plan = study.plan
-    words = ["tuner", "search", "--model", plan.model, "--workload", plan.workload.file or plan.workload.name]
-    words += ["--space", plan.space.name]
-    words += [word for slo in plan.slos for word in ("--slo", str(slo))]
+    options: list[tuple[str, str | float | None]] = [
+        ("model", plan.model),
+        ("workload", plan.workload.file or plan.workload.name),
+        ("space", plan.space.file or plan.space.name),
+        *(("slo", str(slo)) for slo in plan.slos),
+        ("max-model-len", _asked_length(plan)),
+        *_machine_options(plan),
+        ("trials", plan.starts),
+        ("confirm", plan.confirm_starts),
+        ("time-budget", "none" if plan.time_budget_s is None else f"{_number(plan.time_budget_s)}s"),
+        ("patience", plan.patience),
+        ("seed", plan.seed),
+        ("study", f"{plan.study}-again"),
+        ("storage", None if plan.storage.endswith(f"/{plan.study}/study.db") else plan.storage),
+        *_load_options(plan),
+        ("warm-up-seconds", plan.load.warm_up_s),
+        ("start-limit-seconds", plan.start_limit_s),
+        ("vllm", None if plan.base.command == ("vllm", "serve") else shlex.join(plan.base.command)),
+    ]
+    words = [word for name, value in options if value is not None for word in (f"--{name}", _text(value))]
+    extra = ("--", *plan.base.extra) if plan.base.extra else ()
+    return " ".join(map(shell_word, ["tuner", "search", *words, *extra]))
+
+
+def _machine_options(plan: StudyPlan) -> list[tuple[str, str | float | None]]:
     gpus = [str(gpu) for group in plan.groups for gpu in group.gpus]
-    words += ["--gpus", ",".join(gpus)] if gpus else []
     size = max((len(group.gpus) for group in plan.groups), default=0)
-    words += ["--tensor-parallel-size", str(size)] if size > 1 else []
-    words += ["--trials", str(plan.starts), "--confirm", str(plan.confirm_starts)]
-    words += ["--time-budget", "none" if plan.time_budget_s is None else f"{plan.time_budget_s:.0f}s"]
-    words += ["--seed", str(plan.seed), "--study", f"{plan.study}-again"]
-    words += [*_load_flags(plan), "--warm-up-seconds", f"{plan.load.warm_up_s:g}"]
-    words += ["--start-limit-seconds", f"{plan.start_limit_s:g}"]
-    words += ["--patience", str(plan.patience)] if plan.patience is not None else []
-    words += ["--vllm", shlex.join(plan.base.command)] if plan.base.command != ("vllm", "serve") else []
-    return " ".join(map(shell_word, [*words, *(("--", *plan.base.extra) if plan.base.extra else ())]))
+    # Without GPUs nothing else says how many servers run at once; with GPUs, the groups do.
+    workers = len(plan.groups) if not gpus and len(plan.groups) > 1 else None
+    return [
+        ("gpus", ",".join(gpus) or None),
+        ("tensor-parallel-size", size if size > 1 else None),
+        ("workers", workers),
+    ]
+
+
+def _load_options(plan: StudyPlan) -> list[tuple[str, str | float | None]]:
+    load = plan.load
+    if isinstance(load, Ladder):
+        return [("levels", ",".join(map(str, load.levels))), ("level-seconds", load.level_s)]
+    return [("probe-seconds", load.settings.probe_s), ("burstiness", load.arrivals.asked_for(plan.workload))]
+
+
+def _asked_length(plan: StudyPlan) -> int | None:
+    asked = plan.length is not None and plan.length.source is LengthSource.ASKED
+    return plan.length.tokens if asked and plan.length is not None else None
+
+
+def _text(value: str | float) -> str:
+    return value if isinstance(value, str) else _number(value)
+
+
+def _number(value: float) -> str:
+    """Write a number so that it is read back as the same one: `20`, `0.1`, `1234567.5`."""
+    return str(int(value)) if value == int(value) else repr(value)

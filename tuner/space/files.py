@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -41,7 +42,8 @@ def read_space(name_or_file: str) -> Space:
         mark = getattr(error, "problem_mark", None)
         at = f"{path}:{mark.line + 1}" if mark else str(path)
         raise UsageError(f"{at}: not YAML", hint=str(error).splitlines()[0]) from error
-    return _Reader(path).space(root)
+    space = _Reader(path).space(root)
+    return space if name_or_file in known else replace(space, file=str(path.absolute()))
 
 
 LARGEST = 2**53

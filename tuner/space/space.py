@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tuner.candidate import Candidate, Value
 from tuner.errors import UsageError
@@ -33,6 +33,8 @@ class Space:
     fixed: tuple[tuple[str, Value], ...] = ()
     always: tuple[tuple[str, Value], ...] = ()
     env: tuple[tuple[str, str], ...] = ()
+    file: str | None = field(default=None, compare=False)
+    """Absolute path of a space that is no preset."""
 
     def on(self, flags: Collection[str], version: str, given: Collection[str]) -> tuple[Space, tuple[Dropped, ...]]:
         """The space on a vLLM that has `flags`, with the flags in `given` set by the person and so not searched."""

@@ -1,0 +1,123 @@
+"""The command that the page gives plans the same study: options → plan → command → the same plan."""
+
+from __future__ import annotations
+
+import shlex
+import stat
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import typer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tuner.cli.options import with_search_options
+from tuner.config import Machine, SearchOptions, plan_study
+from tuner.environment import Gpu
+from tuner.report.conditions import repeat_command
+from tuner.report.tables import StudyFiles
+from tuner.study.plan import StudyPlan
+
+NOW = datetime(2026, 11, 21, 22, 0, tzinfo=UTC)
+FLAGS = "max-num-seqs max-num-batched-tokens gpu-memory-utilization tensor-parallel-size max-model-len"
+SPACE = "parameters:\n  max-num-seqs: {log-int: [16, 256]}\n"
+MACHINES = {
+    0: Machine(),
+    4: Machine(tuple(Gpu(i, "NVIDIA H100 80GB HBM3", 79.6, f"GPU-{i}") for i in range(4)), (0, 0, 1, 1)),
+}
+
+seconds = st.floats(1, 90_000, allow_nan=False).map(lambda s: round(s, 4))
+OPTIONS: dict[str, st.SearchStrategy[object]] = {
+    "gpus": st.sampled_from([None, "0", "0-3", "1,3", "0,2,3"]),
+    "slos": st.sampled_from([("p99 ttft <= 500ms",), ("p95 ttft <= 1.25s", "p99 tpot <= 33.5ms"), ("p50 e2e <= 9s",)]),
+    "workload": st.sampled_from(["chat", "short-qa", "random:32-96,32-64", "prefix:512,100-200,50"]),
+    "space": st.sampled_from(["default", "demo", "SPACE FILE"]),
+    "max_model_len": st.sampled_from([None, "2048", "3k", "4K"]),
+    "trials": st.integers(1, 500),
+    "confirm": st.sampled_from([0, 2, 4, 7]),
+    "time_budget": st.one_of(st.just("none"), seconds.map(lambda s: f"{s}s"), st.just("1h30m")),
+    "patience": st.one_of(st.none(), st.integers(1, 99)),
+    "tensor_parallel_size": st.sampled_from([1, 2]),
+    "workers": st.one_of(st.none(), st.integers(1, 5)),
+    "seed": st.integers(0, 2**31),
+    "storage": st.sampled_from([None, "postgresql://db/optuna?x='a b'"]),
+    "load": st.sampled_from([None, "open", "closed"]),
+    "levels": st.sampled_from([None, "1", "4,8,300"]),
+    "level_seconds": seconds,
+    "probe_seconds": st.one_of(st.none(), seconds),
+    "burstiness": st.one_of(st.none(), st.sampled_from([0.3, 1.0, 2.5])),
+    "warm_up_seconds": seconds,
+    "start_limit_seconds": seconds,
+    "extra": st.sampled_from([(), ("--kv-cache-dtype", "fp8", "--served-model-name", "it's mine")]),
+}
+
+
+@pytest.fixture(scope="module")
+def plan_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[SearchOptions], StudyPlan]:
+    """Plan options, with the model, the vLLM and the space file of a temporary folder where they are left open."""
+    folder = tmp_path_factory.mktemp("repeat")
+    (folder / "config.json").write_text('{"max_position_embeddings": 16384}')
+    space, vllm = folder / "my space.yaml", folder / "fake vllm"
+    space.write_text(SPACE)
+    lines = "\n".join(f"  --{flag} X" for flag in FLAGS.split())
+    vllm.write_text(f"#!/bin/sh\ncase \"$*\" in *--version*) echo 0.32.0;; *) cat <<'E'\n{lines}\nE\n;; esac\n")
+    vllm.chmod(vllm.stat().st_mode | stat.S_IXUSR)
+
+    def plan(options: SearchOptions) -> StudyPlan:
+        options = replace(options, studies=folder / "studies", model=options.model or str(folder))
+        if options.vllm == "vllm serve":
+            options = replace(options, vllm=shlex.join([str(vllm), "serve"]))
+        if options.space == "SPACE FILE":
+            options = replace(options, space=str(space))
+        return plan_study(options, MACHINES[4 if options.gpus else 0], NOW, folder / "cache", lambda _: None)[0]
+
+    return plan
+
+
+def parsed(command: str) -> SearchOptions:
+    """Parse a command line as `tuner search` does."""
+    found: list[SearchOptions] = []
+
+    def keep(options: SearchOptions) -> None:
+        found.append(options)
+
+    app = typer.Typer()
+    app.command(context_settings={"allow_extra_args": True})(with_search_options(keep))
+    words = shlex.split(command)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", words)
+        app(words[2:], standalone_mode=False)
+    return found[0]
+
+
+def comparable(plan: StudyPlan) -> StudyPlan:
+    base = replace(plan.base, env=tuple((n, v) for n, v in plan.base.env if n != "VLLM_CACHE_ROOT"))
+    # Name, storage in the folder and time of planning belong to the one study.
+    storage = "" if plan.storage.startswith("sqlite:///") else plan.storage
+    return replace(plan, base=base, study="", storage=storage, created_at="")
+
+
+@given(chosen=st.fixed_dictionaries(OPTIONS))
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_command_on_the_page_plans_the_same_study(
+    chosen: dict[str, object], plan_of: Callable[[SearchOptions], StudyPlan]
+) -> None:
+    possible = dict(chosen)
+    if possible["gpus"] in (None, "0"):
+        possible["tensor_parallel_size"] = 1
+    if possible["levels"] is not None or possible["load"] == "closed":
+        possible |= {"load": "closed", "burstiness": None}
+    plan = plan_of(SearchOptions(model="", study="first", **possible))  # type: ignore[arg-type]
+    again = plan_of(parsed(repeat_command(StudyFiles(Path(), plan, None, None, ()))))
+    assert again.study == "first-again"
+    assert comparable(again) == comparable(plan)
+    assert again.space.file == plan.space.file
+
+
+def test_every_option_that_a_plan_records_is_tried() -> None:
+    apart = {"model", "vllm", "study", "studies", "changed_environment"}
+    assert set(OPTIONS) == set(SearchOptions.__dataclass_fields__) - apart
