@@ -1,11 +1,11 @@
-"""Bytes: weights, KV per token, KV tokens, preemption-free bound; calibrated from start-up logs.
+"""Bytes of a server: weights, KV per token, what fits without preemption. Calibrated from start-up logs.
 
-It rules out, orders and explains; it measures nothing. What is an estimate is a range, `Span`, from the least to the
-most; a first start's log line replaces the estimates.
+It rules out, orders and explains; it measures nothing. An estimate is a range, `Span`, until a first start's log
+replaces it.
 
 On each GPU: memory · gpu-memory-utilization = weights + overhead + KV cache (vLLM, v1/worker/gpu_worker.py
-determine_available_memory). The overhead is what a profiling step needs besides the weights (activations and the
-sampler's copies of the logits), CUDA graphs, memory outside torch, and the little that the driver keeps for itself.
+determine_available_memory). The overhead is a profiling step's activations and copies of the logits, CUDA graphs,
+memory outside torch, and the driver's own share.
 """
 
 from __future__ import annotations
@@ -29,30 +29,28 @@ from tuner.model import (
 GIB = 1 << 30
 
 LOGITS_COPIES = (2, 10)
-"""FP32 copies of the logits in the sampler's profiling run: one beside the logits when nothing sorts, up to ten with
-top-k and top-p. Seen by others: 1.26 GiB of activations for Llama-3-8B with 256 sequences, TP 1 and 2 alike (vLLM pull
-request 10511), of which ten copies are 1.22 GiB."""
+"""FP32 copies of the logits in the sampler's profiling run: two without sorting, up to ten with top-k and top-p.
+Seen: 1.26 GiB of activations for Llama-3-8B with 256 sequences (vLLM pull request 10511); ten copies are 1.22 GiB."""
 
 FIXED_BYTES = (int(0.45 * GIB), int(1.75 * GIB))
-"""Outside torch 0.15 to 0.3 GiB (vLLM pull request 12126: 0.16), CUDA graphs 0 (eager) to 0.75 GiB, and 0.3 to 0.7 GiB
-that NVML counts and CUDA does not hand out (an 80 GB H100 has 79.65 and 79.22 GiB)."""
+"""Fixed overhead. Outside torch 0.15 to 0.3 GiB (vLLM pull request 12126: 0.16), CUDA graphs 0 (eager) to 0.75 GiB,
+and 0.3 to 0.7 GiB that NVML counts and CUDA does not hand out (an 80 GB H100 has 79.65 and 79.22 GiB)."""
 
 HYBRID_KEYS = ("hybrid_override_pattern", "attn_layer_period", "mamba_d_state", "mamba_expand", "ssm_cfg", "state_size")
-"""Keys of models with state layers; without a list of kinds nobody knows here which of their layers have attention."""
+"""Keys of models with state layers. Without a list of kinds it is unknown which of their layers have attention."""
 
 VARIED_KEYS = ("block_configs", "attn_type_list", "compress_ratios", "index_head_dim", "num_kv_shared_layers")
-"""Keys that say that layers differ in what they keep of a token."""
+"""Keys of models whose layers differ in what they keep of a token."""
 
 WEIGHT_KEYS = ("kv_lora_rank", "n_shared_experts", "shared_expert_intermediate_size", "first_k_dense_replace")
-"""Keys of architectures whose parameters the shape does not count: their weights are known from files alone."""
+"""Keys of architectures whose parameters the shape does not count. Their weights are known from files alone."""
 
 SURELY_SHORT = 0.9
-"""Of a request's tokens. A cache that holds no more by the arithmetic surely cannot hold it: what is left of a GPU's
-memory differs by some MiB from start to start."""
+"""Share of a request's tokens that surely cannot hold it. Free GPU memory differs by some MiB between starts."""
 
 UNUSABLE_SHARE = 0.02
-"""Of a GPU's memory as NVML counts it, at most, that the driver keeps from CUDA: 1.5 % of a 24 or 32 GB card, less of a
-larger one. A share of the memory is one of what CUDA has."""
+"""Upper bound on the share of NVML's total memory that the driver reserves: 1.5 % on 24 and 32 GB cards, less on
+larger ones. gpu-memory-utilization is relative to what CUDA reports."""
 
 OTHER_PARTS = ("vision_config", "audio_config")
 
@@ -60,15 +58,15 @@ MEMORY_FLAGS = (
     "pipeline-parallel-size", "data-parallel-size", "decode-context-parallel-size", "speculative-config", "enable-lora",
     "cpu-offload-gb", "kv-offloading-size", "kv-transfer-config", "num-gpu-blocks-override",
 )  # fmt: skip
-"""Flags of a person's own that change the sum and are not in it."""
+"""User flags that change the sum and are not modelled."""
 
 QUANTISED_ON_LOAD = {"fp8": 1.0, "bitsandbytes": 0.5}
-"""--quantization that makes a 16-bit checkpoint smaller while loading it: bytes of a weight."""
+"""Bytes of a weight under a --quantization that shrinks a 16-bit checkpoint while loading it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """From the least to the most; equal where nothing is estimated."""
+    """Range from the least to the most. Equal ends mean that nothing is estimated."""
 
     low: int
     high: int
@@ -83,8 +81,7 @@ class WeightsFrom(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServerFlags:
-    """The flags of a server that decide its memory, vLLM's defaults filled in. `mentioned` are the names of all flags
-    that the person gave."""
+    """Flags that decide a server's memory, with vLLM's defaults. `mentioned` names all flags that the user gave."""
 
     max_num_batched_tokens: int
     max_num_seqs: int
@@ -98,9 +95,9 @@ class ServerFlags:
 
 @dataclass(frozen=True, slots=True)
 class ModelMemory:
-    """One GPU of a server. `weights_bytes` None: neither files nor config.json tell.
+    """Memory of one GPU of a server. `weights_bytes` is None if neither files nor config.json give it.
 
-    `not_modelled` are whole sentences, each with the direction of the error where it is known.
+    `not_modelled` are whole sentences, each with the direction of the error if it is known.
     """
 
     weights_bytes: int | None
@@ -121,25 +118,26 @@ class Room:
 
     @property
     def kv_tokens(self) -> Span:
-        """As vLLM logs it ("KV cache size")."""
+        """Return the tokens as vLLM logs them ("KV cache size")."""
         return Span(self.blocks.low * self.block_tokens, self.blocks.high * self.block_tokens)
 
     def sequences(self, tokens_each: float) -> Span:
-        """How many requests of so many tokens fit at once, so that none is ever preempted. One block serves nobody
-        (vLLM's null block), and a request has whole blocks."""
+        """Return how many requests of so many tokens fit at once without preemption.
+
+        A request has whole blocks, and vLLM's null block serves none.
+        """
         each = math.ceil(tokens_each / self.block_tokens)
         return Span(max(0, self.blocks.low - 1) // each, max(0, self.blocks.high - 1) // each)
 
     def sequences_of_mean(self, tokens: float) -> int:
-        """How many requests surely fit whose lengths differ, with a mean of `tokens`: the last block of each is half
-        empty. (On a CPU, with blocks of 128 tokens, that is much.)"""
+        """Return how many requests of a mean length surely fit. The last block of each is half empty (128 tokens on
+        a CPU)."""
         return int(max(0, self.blocks.low - 1) / (tokens / self.block_tokens + 0.5))
 
 
 @dataclass(frozen=True, slots=True)
 class FirstStart:
-    """What the log of a start told. `kv_gib` has two decimals; `kv_bytes` is kv-cache-memory-bytes where it was given,
-    and `utilization` is None then."""
+    """Figures from the log of a start. `kv_gib` has two decimals. With a given `kv_bytes`, `utilization` is None."""
 
     kv_tokens: int
     kv_gib: float | None = None
@@ -149,7 +147,7 @@ class FirstStart:
 
 
 def model_memory(folder: Path, flags: ServerFlags) -> ModelMemory:
-    """Before any start. Raises UnknownModelError where the KV bytes of a token are not known."""
+    """Estimate before any start. Raises UnknownModelError if the KV bytes of a token are not known."""
     config = read_config(folder)
     kinds = layer_kinds(config)
     hybrid = [key for key in HYBRID_KEYS if config.get(key)]
@@ -176,7 +174,7 @@ def model_memory(folder: Path, flags: ServerFlags) -> ModelMemory:
 
 
 def at_utilization(memory: ModelMemory, gpu_bytes: int, utilization: float) -> Room | None:
-    """`gpu_bytes`: the memory of the smallest GPU. None where the weights are not known."""
+    """Return the room at a utilization of the smallest GPU. None if the weights are not known."""
     if memory.weights_bytes is None:
         return None
     left = int(gpu_bytes * utilization) - memory.weights_bytes
@@ -184,15 +182,15 @@ def at_utilization(memory: ModelMemory, gpu_bytes: int, utilization: float) -> R
 
 
 def at_kv_bytes(memory: ModelMemory, kv_bytes: int) -> Room:
-    """With kv-cache-memory-bytes, which is of each GPU: nothing is estimated then."""
+    """Return the room at kv-cache-memory-bytes of each GPU. Nothing is estimated then."""
     return _room(memory, Span(kv_bytes, kv_bytes))
 
 
 def calibrated(memory: ModelMemory, first: FirstStart, gpu_bytes: int | None) -> ModelMemory:
-    """The estimates replaced by what a first start's log told, exact to a block at that start's token budget.
+    """Replace the estimates by a first start's log, exact to a block at that start's token budget.
 
-    Where the log's bytes of a token are others than config.json's by more than rounding, as they are for layers of
-    several kinds, the log is right: it counts tokens as vLLM's scheduler has them.
+    If bytes of a token differ from config.json by more than rounding, the log is right: it counts as vLLM's
+    scheduler does.
     """
     per_token = memory.kv_bytes_per_token
     kv_bytes = first.kv_bytes or (first.kv_gib or 0.0) * GIB
@@ -211,9 +209,11 @@ def calibrated(memory: ModelMemory, first: FirstStart, gpu_bytes: int | None) ->
 
 
 def least_for(memory: ModelMemory, first: FirstStart, gpu_bytes: int | None, tokens: float) -> float | None:
-    """The setting of `first`'s kind (kv-cache-memory-bytes or gpu-memory-utilization) below which a request of so many
-    tokens surely does not fit; `memory` is calibrated by `first`. In shares of the memory it holds for servers that eat
-    at least as much of it as that start did. None: `gpu_bytes` is not known."""
+    """Return the setting of `first`'s kind below which a request of so many tokens surely does not fit.
+
+    `memory` is calibrated by `first`. A share of the memory holds for servers that use at least as much of it
+    outside the KV cache as that start did. None if `gpu_bytes` is not known.
+    """
     needed = SURELY_SHORT * tokens * memory.kv_bytes_per_token
     if first.utilization is None:
         return needed
@@ -230,7 +230,7 @@ def _room(memory: ModelMemory, kv_bytes: Span) -> Room:
 
 
 def _kv_element(config: Mapping[str, object], shape: ModelShape, flags: ServerFlags) -> tuple[int, list[str]]:
-    """Bytes of one element of the KV cache (vLLM, config/cache.py CacheDType)."""
+    """Return the bytes of one KV cache element (vLLM, config/cache.py CacheDType)."""
     kind = flags.kv_cache_dtype
     if kind == "auto":
         quantization = config.get("quantization_config")
@@ -252,7 +252,7 @@ def _quantised(config: Mapping[str, object], shape: ModelShape, flags: ServerFla
 
 
 def _weights(folder: Path, config: Mapping[str, object], shape: ModelShape) -> tuple[int | None, WeightsFrom]:
-    """All weights in memory. Files are scaled by what loading makes of them: FP32 to 16 bits, 16 bits to FP8."""
+    """Return all weights in memory. Files are scaled as loading does: FP32 to 16 bits, 16 bits to FP8."""
     stored = shape_from_config(shape.name, config).at(str(config.get("dtype") or config.get("torch_dtype")))
     if files := _file_bytes(folder):
         return int(files * shape.weights_bytes / stored.weights_bytes), WeightsFrom.FILES
@@ -262,7 +262,7 @@ def _weights(folder: Path, config: Mapping[str, object], shape: ModelShape) -> t
 
 
 def _file_bytes(folder: Path) -> int:
-    """Some repositories hold the weights twice: consolidated.safetensors is the other format of the same."""
+    """Sum the weight files. consolidated.safetensors holds the same weights in another format."""
     files = [p for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated")]
     return sum(p.stat().st_size for p in files)
 

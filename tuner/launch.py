@@ -57,20 +57,20 @@ class LaunchSpec:
 
     @property
     def shutdown_timeout_s(self) -> int:
-        """Seconds that the server gives open requests after SIGTERM; vLLM's default is 0."""
+        """Return the seconds that open requests get after SIGTERM. vLLM's default is 0."""
         value = self.value(knobs.SHUTDOWN_TIMEOUT)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return max(0, math.ceil(float(value))) if is_number and value is not None else 0
 
     @property
     def in_container(self) -> bool:
-        """Whether the command runs an image of a container engine."""
+        """Return True if the command runs an image of a container engine."""
         return _is_container(self.command)
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchBase:
-    """What all candidates of a study share.
+    """Launch data that all candidates of a study share.
 
     `flags` are those that the installed vLLM has. `extra` are the user's own words after `--`, passed on unchanged.
     `fixed` are the space's constant flags.

@@ -1,4 +1,4 @@
-"""`tuner bench`: what a running server sustains under the limits, whoever started it and whichever engine it is."""
+"""Command `tuner bench`: the load that a running server sustains under the limits, whatever engine it is."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ MOST_REQUESTS = 1_000_000
 
 
 class Stops(StrEnum):
-    """Whether answers have exactly the workload's length, or end where the model ends them."""
+    """End of an answer: exactly the workload's length, or the model's own."""
 
     EXACT = "exact"
     NATURAL = "natural"
@@ -59,7 +59,7 @@ class Claiming(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BenchOptions:
-    """The flags as a person gave them. `rate` and `levels` None: search. `seconds` None: the load's own default."""
+    """Flags as given. Without `rate` and `levels` it searches. `seconds` None means the load's own default."""
 
     url: str
     slos: tuple[str, ...]
@@ -79,10 +79,10 @@ class BenchOptions:
 
 @dataclass(frozen=True, slots=True)
 class BenchResult:
-    """`sentence` is the answer. `kept` says for each of `levels` whether it kept every limit.
+    """Result of a bench. `sentence` is the answer; `kept` says for each of `levels` if it kept every limit.
 
-    `arrivals` are those of an open loop, in words. `preemptions_observed` is False where the server's /metrics does not
-    count them: the limits were then kept as far as a client can see. `capacity` and `claim` are None where none was
+    `arrivals` are those of an open loop, in words. `preemptions_observed` is False if the server's /metrics does not
+    count them: the limits were then kept as far as a client can see. `capacity` and `claim` are None if none was
     searched.
     """
 
@@ -103,7 +103,7 @@ class BenchResult:
 
 
 def run_bench(options: BenchOptions, form: Form) -> None:
-    """Whatever was measured is printed and written, also when it ends in an error."""
+    """Run the bench. It prints and writes what was measured, also if it ends in an error."""
     try:
         _Command(options).run(form)
     except KeyboardInterrupt:
@@ -204,7 +204,7 @@ class _Command:
         )
 
     def _of_levels(self) -> str:
-        """The best level that kept the limits, or the error that says why none did."""
+        """Name the best level that kept the limits, or raise the error that says why none did."""
         if not self._runs:
             raise EnvironmentFaultError(
                 "nothing could be measured: the server did not become idle", hint="keep other requests away from it"
@@ -250,7 +250,8 @@ class _Command:
 
 
 class _LevelLog:
-    """Every level as it ends: a line on stderr, and whole files in the folder. `asked` levels have limits to keep."""
+    """Log of every level as it ends: a line on stderr, and whole files in the folder. `asked` levels have limits to
+    keep."""
 
     def __init__(self, runs: list[Level], asked: LoadKind, console: Console, folder: Path | None) -> None:
         self._runs = runs
@@ -333,7 +334,7 @@ def _workload(options: BenchOptions) -> Workload:
 
 
 def _rules(seconds: float | None) -> SearchSettings:
-    """`seconds` are those of a probe; the claim stays at its two minutes unless more was asked for."""
+    """Scale the probes. The claim stays at its two minutes unless more was requested."""
     rules = SearchSettings()
     if seconds is None:
         return rules
@@ -379,7 +380,7 @@ def _made(out: Path | None) -> Path | None:
 
 
 class _Stop:
-    """Whether a signal came; asked ten times a second by the load."""
+    """Flag of a signal. The load asks it ten times a second."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -390,7 +391,7 @@ class _Stop:
 
 @contextmanager
 def _interruptible() -> Iterator[_Stop]:
-    """The first SIGINT or SIGTERM ends the load and keeps what was measured; the second ends at once."""
+    """End the load at the first SIGINT or SIGTERM and keep what was measured. End at once at the second."""
     stop = _Stop()
 
     def handler(number: int, frame: object) -> None:

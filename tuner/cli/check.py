@@ -1,4 +1,4 @@
-"""`tuner check`: whether this machine can give a night of numbers to trust, line by line, with what to do."""
+"""Command `tuner check`: is this machine ready for a long search? One line each, with what to do."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from tuner.vllm.flags import installed_vllm, split_command
 
 _GIB = 2**30
 _OPEN_FILES = 4096
-"""One socket a concurrent request here and one in the server, beside its own files."""
+"""Open files that a search may need: one socket a request here and one in the server."""
 _PLENTY_OF_DISK_BYTES = 10 * _GIB
-"""Logs, tables of requests and a compile cache for each shape of a night."""
+"""Disk for logs, tables of requests and a compile cache for each shape."""
 _SHM_BYTES = _GIB
 """Docker gives 64 MiB, where NCCL and vLLM's message queues want hundreds."""
 _HELD_WARNING, _HELD_ERROR = 0.01, 0.08
-"""Shares of a GPU's memory in others' hands: the driver's own, and what leaves less than vLLM's default of 0.92."""
+"""Shares of a GPU's memory in use by others. Above the second less than vLLM's default of 0.92 is left."""
 _NUMBER_OF_NAPS, _NAP_S = 100, 0.001
 _LATE_MS = 5.0
 _SLOW_CLOCKS = ("hpet", "acpi_pm", "jiffies", "refined-jiffies")
@@ -205,7 +205,7 @@ def _peer_to_peer(used: Sequence[Installed]) -> Iterator[Finding]:
 
 
 def peers_without(matrix: str, gpus: Sequence[int]) -> list[tuple[int, int, str]] | None:
-    """Pairs among `gpus` that the matrix of `nvidia-smi topo -p2p r` does not call OK; None where it cannot be read."""
+    """List the pairs of `gpus` that `nvidia-smi topo -p2p r` does not call OK. None if it cannot be read."""
     rows = [line.split() for line in matrix.replace("\t", " ").splitlines() if line.strip().startswith("GPU")]
     head = next((row for row in rows if len(row) > 1 and all(word.startswith("GPU") for word in row)), None)
     cells = {row[0]: row[1:] for row in rows if row is not head and head and len(row) == len(head) + 1}
@@ -281,7 +281,7 @@ def _clock() -> Iterator[Finding]:
 
 
 def _late_ms() -> float:
-    """The 98th percentile, since one late nap in a hundred is every machine's."""
+    """Return the 98th percentile of lateness. One late nap in a hundred is normal."""
     late = []
     for _ in range(_NUMBER_OF_NAPS):
         began = time.monotonic()

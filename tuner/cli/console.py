@@ -1,4 +1,4 @@
-"""Events → progress on stderr, one line each: what a person reads over the night and a log keeps."""
+"""Events → progress on stderr, one line each, for a reader and for a log."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tuner.verdict import Outcome, Verdict
 
 
 class Console:
-    """Writes whole lines from whichever thread an event comes; no control characters, whatever a log line held."""
+    """Writer of whole lines from any thread, without control characters."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -84,7 +84,7 @@ def describe(candidate: Candidate) -> str:
 
 
 def level_line(m: Measurement, verdict: Verdict | None) -> str:
-    """`verdict` None: the level has no limits to keep, it only shows what the server can do when it is full."""
+    """Format a level. Without a `verdict` it has no limits to keep and shows what a full server can do."""
     why = f": {'; '.join(verdict.reasons)}" if verdict and verdict.reasons else ""
     said = f"{verdict.outcome}{why}" if verdict else "fills the server"
     if m.aborted is not None:  # what was cut short has no throughput to compare
@@ -102,7 +102,7 @@ def outcome_line(record: TrialRecord) -> str:
 
 
 def outcome_words(record: TrialRecord) -> str:
-    """What came of a start, without the outcome's own name."""
+    """Describe a trial's outcome without its own name."""
     if record.outcome is TrialOutcome.FEASIBLE and record.best_level is not None:
         level = record.best_level
         p99 = level.ttft_ms.p99 if level.ttft_ms else None
@@ -120,7 +120,7 @@ def outcome_words(record: TrialRecord) -> str:
 
 
 def load_words(load: LoadPolicy) -> str:
-    """How each server is loaded, in a few words."""
+    """Describe the load of each server in a few words."""
     if isinstance(load, Ladder):
         levels = ", ".join(map(str, load.levels))
         return f"{levels} concurrent requests, {formatting.duration(load.level_s)} each"
@@ -132,7 +132,7 @@ def load_words(load: LoadPolicy) -> str:
 
 
 def plan_lines(plan: StudyPlan, vllm_version: str, sampler: str) -> str:
-    """The plan as a person reads it before the first start."""
+    """Describe the plan before the first start."""
     lines = [f"study     {plan.study}", f"model     {plan.model}", f"vLLM      {vllm_version}"]
     lines.append(f"limits    {', '.join(map(str, plan.slos))}, no preemption, no failed request")
     lines.append(f"workload  {plan.workload.name}: up to {plan.workload.longest} tokens a request")
@@ -174,7 +174,7 @@ def _length_lines(plan: StudyPlan) -> list[str]:
 def result_lines(
     result: StudyResult, records: tuple[TrialRecord, ...], baseline: Candidate, paths: dict[str, str]
 ) -> str:
-    """What the study ends with: winner beside default, refused starts by cause, and where the files are."""
+    """Describe the result: winner beside default, refused starts by cause, files."""
     lines = [result.sentence, ""]
     shown_default = result.default or result.default_seen
     lack = LACKS[confirm.lack(records, baseline) or Lack.NOT_MEASURED]
@@ -201,7 +201,7 @@ def result_lines(
 
 
 def learnt_lines(rules: tuple[Rule, ...]) -> list[str]:
-    """What the search does not start any more, with the trial that taught it; no line where nothing was learnt."""
+    """List what the search does not start any more, with its trial. Empty if nothing was learnt."""
     if not rules:
         return []
     spared = sum(rule.spared for rule in rules)

@@ -1,4 +1,4 @@
-"""The live screen: a picture of the study at the foot of the terminal, notices above it."""
+"""Live screen: the state of the study at the foot of the terminal, notices above it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tuner.study.result import Figures, StudyResult
 from tuner.study.sentence import LACKS
 
 DRAWN_PER_SECOND = 1.0
-"""The load comes from this process: drawing must not take the interpreter from it more often than needed."""
+"""Frames per second. The load shares this process, and drawing takes the interpreter from it."""
 
 _STYLES = {
     TrialOutcome.FEASIBLE: "green",
@@ -47,7 +47,7 @@ _STYLES = {
 """Beside the outcome's word, never instead of it."""
 
 _WIDE = 110
-"""From so many columns on, a group's last level stands beside its phase."""
+"""Columns from which on a group's last level stands beside its phase."""
 _LINES_BESIDE_GROUPS = 16
 """Head, best, default and last outcomes."""
 
@@ -59,7 +59,7 @@ class _Running:
 
 
 class Screen:
-    """Told from any thread; draws from one. Lines that are said stay above the picture."""
+    """Screen that takes events from any thread and draws from one. Printed lines stay above it."""
 
     def __init__(
         self, plan: StudyPlan, vllm_version: str, records: Sequence[TrialRecord], clock: Clock | None = None
@@ -145,7 +145,7 @@ class Screen:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A picture as rich draws it: in the terminal's width, and in its height as far as that can be."""
+    """Picture as rich draws it: in the terminal's width, and in its height if possible."""
 
     picture: Picture
 

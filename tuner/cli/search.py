@@ -32,7 +32,7 @@ from tuner.vllm.flags import installed_vllm
 
 
 def run_search(options: SearchOptions, look: Look) -> None:
-    """Raises a TunerError when there is no winner to trust; everything that finished is on disk all the same."""
+    """Run a search. Raises a TunerError if there is no winner to trust; finished trials are on disk all the same."""
     console, clock = Console(), RealClock()
     plan, environment = plan_study(options, this_machine(), clock.wall(), cache_folder(), console.say)
     store = Store(options.studies.absolute() / plan.study)
@@ -49,7 +49,7 @@ def run_search(options: SearchOptions, look: Look) -> None:
 
 
 def resume(folder: Path, changed: ChangedEnvironment, look: Look) -> None:
-    """Goes on with a study to its own target, with nothing said again."""
+    """Continue a study to its own target, without further options."""
     clock = RealClock()
     store = Store(folder)
     plan = store.plan()
@@ -76,7 +76,7 @@ def _refuse_a_mixture(study: str, differ: list[str], changed: ChangedEnvironment
 
 
 def _other_plan(before: StudyPlan, plan: StudyPlan) -> list[str]:
-    """What the command line asks for that the study of that name was not made with."""
+    """List what the command line requests and the study of that name was not made with."""
     differ = []
     for what, old, new in (
         ("workload", before.workload.name, plan.workload.name),
@@ -105,7 +105,7 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
     paths: dict[str, str] = {}
 
     def write_outputs(result: StudyResult) -> None:
-        """After every trial, so that the best so far can be used whatever happens next."""
+        """Write the outputs after every trial, so that the best so far can be used at any time."""
         from tuner.report.page import write_report  # plotly is imported only when a page is made
 
         try:
@@ -134,7 +134,7 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
 
 
 def _end_leftovers(store: Store, console: Console) -> None:
-    """Servers of this study that a killed tuner left running, and nobody else's."""
+    """End servers of this study that a killed tuner left running, and no others."""
     for report in end_leftovers(store.folder, gpu_memory=gpu_adapter()):
         if not report.is_clean:
             raise EnvironmentFaultError(
@@ -146,7 +146,7 @@ def _end_leftovers(store: Store, console: Console) -> None:
 
 @contextmanager
 def _signals_set(stop: threading.Event, shown: Progress) -> Iterator[None]:
-    """SIGINT and SIGTERM only set the event; the loop acts on it, ends its servers and writes what there is."""
+    """Let SIGINT and SIGTERM only set the event. The loop acts on it, ends its servers and writes the result."""
 
     def handler(number: int, frame: object) -> None:
         if not stop.is_set():

@@ -1,4 +1,4 @@
-"""What a study looks like at one moment: the same values for the live screen and for `tuner status`."""
+"""State of a study at one moment: the same values for the live screen and for `tuner status`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LevelNow:
 
 @dataclass(frozen=True, slots=True)
 class GroupNow:
-    """What a GPU group does: `trial` is None between two trials, `role` and `candidate` where they cannot be known."""
+    """State of a GPU group. `trial` is None between two trials; `role` and `candidate` are None if unknown."""
 
     group: str
     trial: int | None = None
@@ -57,7 +57,7 @@ class Picture:
 
     @property
     def planned(self) -> int:
-        """Starts in all; fewer are needed where nothing beats the default, or time is up."""
+        """Return the planned starts. Fewer are needed if nothing beats the default or time is up."""
         return self.plan.starts + self.plan.confirm_starts
 
     @property
@@ -66,8 +66,10 @@ class Picture:
 
     @property
     def best(self) -> Figures | None:
-        """The candidate that is ahead, by its fresh starts where it has any; at the end what the study decided for.
-        Either may be the default itself."""
+        """Return the leading candidate's figures, from fresh starts if it has any; at the end the decision's.
+
+        Either may be the default itself.
+        """
         if self.state is State.COMPLETE and self.result is not None:
             return self.result.winner
         ranked = confirm.finalists(self.records)
@@ -80,7 +82,7 @@ class Picture:
 
     @property
     def default_lack(self) -> Lack | None:
-        """Why the default has no figures that count; None where it has, or none of its starts is over yet."""
+        """Return why the default has no figures that count. None if it has, or if none of its starts is over."""
         return None if self.default_keeps else confirm.lack(self.records, self.plan.baseline)
 
     @property
@@ -98,7 +100,7 @@ class Picture:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until the plan is done at the pace so far, or the time is up; None where nothing runs."""
+        """Return the seconds until the plan is done at this pace, or time is up. None if nothing runs."""
         if self.state is not State.RUNNING:
             return None
         budget = self.plan.time_budget_s

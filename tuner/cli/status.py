@@ -1,4 +1,4 @@
-"""`tuner status`: a study's picture from its files alone; running.json in a trial's folder tells what runs now."""
+"""Command `tuner status`: a study's state from its files alone. running.json in a trial's folder shows what runs."""
 
 from __future__ import annotations
 
@@ -109,7 +109,8 @@ def _groups(study: StudyFiles) -> tuple[GroupNow, ...]:
 
 
 def _group_name(found: running_file.Marker, plan: StudyPlan, now: dict[str, GroupNow]) -> str | None:
-    """By the GPUs whose memory was read before the start; servers without a GPU in the order of their trials."""
+    """Find the group by the GPUs whose memory was read before the start. Servers without a GPU follow their trials'
+    order."""
     gpus = {gpu for gpu, _ in found.gpu_baseline_bytes}
     idle = [g for g in plan.groups if now[g.name].trial is None]
     by_gpus = next((g.name for g in idle if gpus and set(g.gpus) == gpus), None)
@@ -130,8 +131,10 @@ def _candidate(found: running_file.Marker, plan: StudyPlan) -> Candidate | None:
 
 
 def last_level(folder: Path) -> LevelNow | None:
-    """From the tables that a trial writes after every level. QPS counts the answers that came while requests were
-    still being sent, ramp included: a little less than the record will say."""
+    """Read the tables that a trial writes after every level.
+
+    QPS counts answers while requests were being sent, ramp included: slightly less than the record will say.
+    """
     try:
         requests = pq.read_table(folder / "requests.parquet", columns=_REQUEST_COLUMNS)
         telemetry = pq.read_table(folder / "telemetry.parquet", columns=["level", "at_ns", "kv_usage"])
@@ -165,7 +168,7 @@ class _Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Summary:
-    """What --json prints. Seconds; None is not known or not observed."""
+    """Output of --json. Seconds; None is not known or not observed."""
 
     study: str
     model: str

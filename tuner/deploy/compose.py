@@ -1,4 +1,4 @@
-"""compose.yaml: vllm/vllm-openai with the recorded arguments, GPUs, shared memory, caches and a health check."""
+"""Writer of compose.yaml: vllm/vllm-openai with the recorded arguments, GPUs, shared memory, caches, health check."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tuner.deploy.yaml_text import Node, comment, document
 
 
 def compose_yaml(recorded: Recorded) -> str:
-    """For `docker compose up`. HOST and PORT are read from the environment, 127.0.0.1:8000 otherwise."""
+    """Render for `docker compose up`. HOST and PORT come from the environment, else 127.0.0.1:8000."""
     made = container(recorded)
     volumes = ["${HF_HOME:-~/.cache/huggingface}:/root/.cache/huggingface", "vllm-cache:/root/.cache/vllm"]
     if made.model_folder is not None:

@@ -15,8 +15,11 @@ LONG = {"-tp": "tensor-parallel-size", "-pp": "pipeline-parallel-size", "-dp": "
 
 
 def config_yaml(recorded: Recorded) -> str:
-    """vLLM turns each `key: value` into `--key value` and each `key: true` into `--key`. Of a repeated flag the last
-    counts, as on the command line. Short options have no key: they are named in the command on top."""
+    """Render vLLM's --config file: `key: value` is `--key value`, `key: true` is `--key`.
+
+    Of a repeated flag the last counts, as on the command line. Short options have no key, so the command on top has
+    them.
+    """
     entries: dict[str, str] = {}
     short: list[str] = []
     for words in argument_lines(recorded.launch.arguments):
@@ -38,12 +41,12 @@ def config_yaml(recorded: Recorded) -> str:
 
 
 def plain_arguments(recorded: Recorded) -> str:
-    """The model and every flag as one line of shell words, without program, host, port and environment."""
+    """Render the model and every flag as one line of shell words, without program, host, port and environment."""
     return shlex.join(recorded.launch.arguments) + "\n"
 
 
 def _scalar(text: str) -> str:
-    """YAML that vLLM reads back as exactly `text`: a number stays bare only where str() of it is the same again."""
+    """Write YAML that vLLM reads back as exactly `text`. A number stays bare only if str() of it is the same again."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

@@ -12,7 +12,7 @@ GPU_IMAGE = "vllm/vllm-openai"
 CPU_IMAGE = "public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo"
 PORT = 8000
 SHM_GIB = 16
-"""Tensor-parallel workers hand tensors over in /dev/shm; Docker's default of 64 MiB is too small (vllm.md 3.1)."""
+"""Shared memory of a container. Tensor-parallel workers need more than Docker's 64 MiB (docs/vllm.md)."""
 HEALTH = "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=5)"
 
 
@@ -64,6 +64,6 @@ def container(recorded: Recorded) -> Container:
 
 
 def _in_image(program: str) -> str:
-    """The host's path of a program means nothing in the image; its interpreter is called python3 there."""
+    """Translate a program's path. The host's means nothing in the image, whose interpreter is python3."""
     name = PurePosixPath(program).name
     return "python3" if name.startswith("python") else name

@@ -1,4 +1,4 @@
-"""Every form in which a recorded launch can be had, by name."""
+"""Forms of a recorded launch, by name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FORMATS = tuple(_TEXT)
 
 
 def file_name(format: str) -> str:
-    """What a file of this format is usually called: `compose` → compose.yaml. UsageError for an unknown format."""
+    """Return the usual file name of a format: `compose` → compose.yaml. Raises UsageError if it is unknown."""
     return _known(format)[0]
 
 
@@ -67,7 +67,7 @@ def render_study(
     gpu_price: float | None = None,
     replicas: int | None = None,
 ) -> str:
-    """The same from a study's files: the winner, or the start with that number."""
+    """Render from a study's files: the winner, or the trial with that number."""
     _known(format)
     found = recorded_in(read_study(study_folder), trial)
     return render(

@@ -1,4 +1,4 @@
-"""nginx in front of several replicas: the least busy one gets the next request, streams are passed on unbuffered."""
+"""Writer of nginx.conf for several replicas: the least busy gets the next request, streams pass unbuffered."""
 
 from __future__ import annotations
 

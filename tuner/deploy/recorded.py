@@ -1,4 +1,4 @@
-"""The recorded launch and what was measured on it: what every file of this room quotes, and the words at its top."""
+"""Recorded launch and its measurements: what every file of this room quotes, and its header."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Recorded:
 
     @property
     def figures(self) -> Figures | None:
-        """The study's figures of this candidate, None where it has none that kept the limits."""
+        """Return the study's figures of this candidate. None if none kept the limits."""
         of_candidate = [f for f in (self.result.winner, self.result.default) if f is not None]
         return next((f for f in of_candidate if f.candidate == self.record.candidate), None)
 
@@ -79,7 +79,7 @@ def recorded_in(study: StudyFiles, trial: int | None = None) -> Recorded:
 
 
 def header(recorded: Recorded, *, file: str) -> tuple[str, ...]:
-    """Comment lines, without the comment sign: what this starts, what was measured on what, how far to trust it."""
+    """Return comment lines without the comment sign: what this starts, what was measured, how far to trust it."""
     plan, environment = recorded.plan, recorded.environment
     rows = [
         ("what", _role(recorded)),

@@ -17,7 +17,7 @@ from tuner.study.result import Figures
 
 @dataclass(frozen=True, slots=True)
 class Priced:
-    """Costs are in the unit of `gpu_price_per_hour`; all None where no price was given or nothing was measured."""
+    """Costs in the unit of `gpu_price_per_hour`. None without a price or a measurement."""
 
     figures: Figures | None
     cost_per_million_output_tokens: float | None
@@ -64,7 +64,7 @@ def best_json(recorded: Recorded, gpu_price: float | None = None) -> str:
 
 
 def _priced(figures: Figures | None, level: Measurement | None, gpus: int, gpu_price: float | None) -> Priced:
-    """`level` tells the output tokens of a request: the workload is the same for every candidate of a study."""
+    """Compute the costs. `level` gives the output tokens of a request, equal for every candidate of a study."""
     if gpu_price is None:
         return Priced(figures, None, None)
     qps = figures.qps if figures else level.qps if level else None

@@ -1,4 +1,4 @@
-"""A systemd unit that runs the recorded launch in front, restarts it and ends its whole control group."""
+"""Writer of a systemd unit that runs the recorded launch in front, restarts it and ends its whole control group."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def systemd_unit(recorded: Recorded) -> str:
 
 
 def _word(text: str) -> str:
-    """One word of ExecStart: % and $ doubled, in quotes with C escapes where it needs them (systemd.service(5))."""
+    """Quote one word of ExecStart: % and $ doubled, C escapes if needed (systemd.service(5))."""
     doubled = text.replace("%", "%%").replace("$", "$$")
     safe = doubled and all(c.isalnum() or c in "-_./:=,+@%$" for c in doubled)
     return doubled if safe else _quoted(doubled)

@@ -14,14 +14,14 @@ def comment(lines: Iterable[str]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes a value that occurs twice out twice: anchors are hard to read and to edit."""
+    """Dumper without anchors, which are hard to read and to edit."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
 
 def document(value: Mapping[str, Node]) -> str:
-    """Keys in the order given; strings that YAML would read as something else are quoted."""
+    """Write keys in the given order. Strings that YAML would read as something else are quoted."""
     text: str = yaml.dump(
         value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=False
     )
