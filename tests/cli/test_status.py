@@ -42,7 +42,7 @@ def test_the_last_words_of_a_search_say_what_was_learnt_and_spared() -> None:
         "s", Decision.KEEP_DEFAULT, None, None, None, 12, 2, 60.0, True, "Keep the default.", "2026-11-25", learnt
     )
     lines = result_lines(result, (), Candidate(()), {}).splitlines()
-    assert "learnt    what is not started any more; 3 starts spared so far" in lines
+    assert "learnt    what is not started any more; 3 starts avoided so far" in lines
     assert "          3 × max-num-seqs ≥ 512 (oom, trial 0004)" in lines
     assert not [
         line

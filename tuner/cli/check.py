@@ -242,7 +242,7 @@ def _disk(studies: Path) -> Iterator[Finding]:
     if free < LEAST_DISK_BYTES:
         yield Finding("disk", Grade.ERROR, says, f"free at least {formatting.gib(LEAST_DISK_BYTES / _GIB)}")
     elif free < _PLENTY_OF_DISK_BYTES:
-        yield Finding("disk", Grade.WARNING, says, "logs and compile caches of a night may take more")
+        yield Finding("disk", Grade.WARNING, says, "logs and compile caches of a long search may take more")
     else:
         yield Finding("disk", Grade.OK, says)
 

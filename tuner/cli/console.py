@@ -50,7 +50,7 @@ class Console:
         except OSError:
             if self._stream is sys.stdout:
                 raise
-            # The terminal, or what stderr was piped to, has gone away: the night goes on without it.
+            # The terminal or the pipe is gone: the study goes on without it.
 
     def show(self, event: Event) -> None:
         match event:
@@ -205,7 +205,7 @@ def learnt_lines(rules: tuple[Rule, ...]) -> list[str]:
     if not rules:
         return []
     spared = sum(rule.spared for rule in rules)
-    head = f"learnt    what is not started any more; {spared} {'start' if spared == 1 else 'starts'} spared so far"
+    head = f"learnt    what is not started any more; {spared} {'start' if spared == 1 else 'starts'} avoided so far"
     return [head, *(f"          {_spared(rule)}{rule}" for rule in rules)]
 
 

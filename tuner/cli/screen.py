@@ -92,7 +92,7 @@ class Screen:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        with suppress(OSError):  # the terminal may have gone away: the night goes on without it
+        with suppress(OSError):  # the terminal may be gone: the study goes on
             self._live.console.print(Text(printable(text)))
 
     def show(self, event: Event) -> None:
@@ -255,7 +255,7 @@ def _learnt(p: Picture) -> list[RenderableType]:
     if not rules:
         return []
     spared = sum(rule.spared for rule in rules)
-    return [Text(), _line((f"rules learnt of refused starts: {len(rules)}, starts spared by them: {spared}", "dim"))]
+    return [Text(), _line((f"rules learnt from refused starts: {len(rules)}, starts avoided: {spared}", "dim"))]
 
 
 def _figures(f: Figures) -> str:

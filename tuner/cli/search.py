@@ -152,11 +152,11 @@ def _signals_set(stop: threading.Event, shown: Progress) -> Iterator[None]:
         if not stop.is_set():
             stop.set()
             text = f"{signal.Signals(number).name}: ending the running servers; what finished is kept"
-            # In a thread of its own: the interrupted one may be in the middle of saying something.
+            # In its own thread: the interrupted one may be printing.
             threading.Thread(target=shown.say, args=(text,)).start()
 
     signals = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: the night goes on when the terminal closes
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: the study goes on when the terminal closes
         signals.append(signal.SIGHUP)
     before = {number: signal.signal(number, handler) for number in signals}
     try:
