@@ -116,8 +116,7 @@ class Starts:
         load = self.plan.load
         assert isinstance(load, Ladder)
         task = RunLadder(levels, load.level_s * longer)
-        trial = self.store.next_trial()
-        self.store.trial_folder(trial)
+        trial = self.store.new_trial()
         group = self.plan.groups[0]
         record = self._runner.run(
             Assignment(trial, Role.SEARCH, candidate, group, task, load.warm_up_s, trial, traffic=fresh)

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,8 @@ import pytest
 from tests.report.studies import build_study
 from tests.report.surface import PLAN
 from tuner import jsonfile
+from tuner.bench.task import RunLadder
+from tuner.candidate import Candidate
 from tuner.cli.app import app
 from tuner.cli.best import show_best
 from tuner.cli.compare import compare_studies
@@ -27,7 +28,9 @@ from tuner.errors import UsageError
 from tuner.report.translations import Language
 from tuner.server import proctable, running_file
 from tuner.server.running_file import Marker
-from tuner.study.store import Store
+from tuner.study.assignment import Assignment
+from tuner.study.record import Role
+from tuner.study.store import ASSIGNMENT, Store
 
 NAME = PLAN.study
 
@@ -98,37 +101,40 @@ def test_status_of_a_study_before_its_first_result(tmp_path: Path, capsys: pytes
     assert "not measured yet" in out
 
 
-def test_status_shows_what_runs_now_from_the_lock_and_the_marker_of_its_trial(tmp_path: Path) -> None:
-    """The server is a process of ours whose command line has a candidate's flags, on the second GPU."""
-    study = build_study(tmp_path, trials=12, telemetry=False)
-    words = ("--max-num-seqs", "77", "--no-enable-chunked-prefill", "--api-key", "secret")
-    trial = study.folder / "trials" / "0012"
-    trial.mkdir()
-    with subprocess.Popen(["sh", "-c", "read gate", "server", *words], stdin=subprocess.PIPE) as server:
-        process = proctable.entry(server.pid)
-        assert process is not None
-        running_file.write(trial, _marker(process.pid, process.start_ticks))
-        with Store(study.folder).locked():
-            running = picture_of(study.folder)
-        after = picture_of(study.folder)
-        server.communicate(b"\n")
+def test_status_shows_what_runs_now_from_the_assignment_of_its_trial(tmp_path: Path) -> None:
+    study, store = build_study(tmp_path, trials=12, telemetry=False), Store(tmp_path / NAME)
+    candidate = Candidate.of({"max-num-seqs": 77, "enable-chunked-prefill": False})
+    group = study.plan.groups[1]
+    task = RunLadder((8,), 60.0)
+    store.save_assignment(Assignment(store.new_trial(), Role.CONFIRM, candidate, group, task, 5.0, search_trial=None))
+    running_file.write(store.trial_folder(12), _marker())
+    with store.locked():
+        running = picture_of(study.folder)
+    after = picture_of(study.folder)
     assert running.state is State.RUNNING
     assert running.left_s is not None
     idle, busy = running.groups
     assert (idle.group, idle.trial, idle.phase) == ("gpu0", None, "idle")
     assert (busy.group, busy.trial, busy.phase) == ("gpu1", 12, "starting")
-    assert busy.candidate is not None
-    assert busy.candidate.as_dict() == {"max-num-seqs": "77", "enable-chunked-prefill": False}
+    assert (busy.candidate, busy.role) == (candidate, Role.CONFIRM)
     assert after.state is State.COMPLETE
 
 
-def _marker(pid: int, start_ticks: int) -> Marker:
+def test_a_trial_whose_assignment_is_torn_is_not_shown(tmp_path: Path) -> None:
+    store = Store(build_study(tmp_path, trials=12, telemetry=False).folder)
+    running_file.write(store.trial_folder(12), _marker())
+    (store.trial_folder(12) / ASSIGNMENT).write_text('{"trial": 12')
+    with store.locked():
+        assert [group.trial for group in picture_of(store.folder).groups] == [None, None]
+
+
+def _marker() -> Marker:
     tuner_pid, ticks = running_file.this_tuner()
     return Marker(
         boot_id=proctable.boot_id(),
-        pid=pid,
-        start_ticks=start_ticks,
-        session=pid,
+        pid=tuner_pid,
+        start_ticks=ticks,
+        session=tuner_pid,
         port=1,
         log_device=0,
         log_inode=0,

@@ -8,6 +8,7 @@ import pytest
 
 from tests.fakes import ScriptedClock
 from tests.study.builders import MACHINE, landscape, plan, with_start
+from tuner import jsonfile
 from tuner.environment import describe
 from tuner.errors import EnvironmentFaultError
 from tuner.server.diagnosis import Bound
@@ -20,7 +21,7 @@ from tuner.study.result import Decision
 from tuner.study.search import Search
 from tuner.study.seeds import seeds
 from tuner.study.setting import StudySetting
-from tuner.study.store import Store
+from tuner.study.store import ASSIGNMENT, Store
 from tuner.vllm.defaults import vllm_defaults
 
 DEFAULTS = vllm_defaults("0.32.0", ())
@@ -67,6 +68,19 @@ def test_every_record_is_on_disk_before_the_next_start(tmp_path: Path) -> None:
 
     Night(made, run_trial).loop.run()
     assert finished_at_start == list(range(len(finished_at_start)))
+
+
+def test_the_assignment_of_a_trial_is_on_disk_before_it_begins(tmp_path: Path) -> None:
+    made = plan(tmp_path / "s", starts=6)
+    seen: list[bool] = []
+
+    def run_trial(assignment: Assignment) -> TrialRecord:
+        written = jsonfile.load(tmp_path / "s" / "trials" / f"{assignment.trial:04d}" / ASSIGNMENT, Assignment)
+        seen.append(written == assignment)
+        return landscape(assignment)
+
+    Night(made, run_trial).loop.run()
+    assert len(seen) > 6 and all(seen)
 
 
 def test_the_default_is_kept_when_nothing_beats_it_by_more_than_the_noise(tmp_path: Path) -> None:

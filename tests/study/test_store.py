@@ -31,7 +31,7 @@ def test_a_torn_record_counts_as_unfinished_and_its_number_is_not_used_again(tmp
     torn = store.trial_folder(1) / "record.json"
     torn.write_text('{"trial": 1, "role"')
     assert [r.trial for r in store.records()] == [0]
-    assert store.next_trial() == 2
+    assert store.new_trial() == 2
 
 
 def test_two_tuners_cannot_work_on_one_study(tmp_path: Path) -> None:

@@ -1,36 +1,39 @@
-"""Command `tuner status`: a study's state from its files alone. running.json in a trial's folder shows what runs."""
+"""Command `tuner status`: the state of a study from its files alone, without asking the tuner that works on it."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from tuner.candidate import Candidate
+from tuner import jsonfile
 from tuner.cli.console import outcome_line
 from tuner.cli.folders import State, is_worked_on, study_folder
 from tuner.cli.screen import Drawn
 from tuner.cli.snapshot import GroupNow, LevelNow, Picture
 from tuner.cli.tables import Form, print_drawn, print_json
-from tuner.flagwords import flag_values
 from tuner.jsonfile import TornFileError
 from tuner.load.quantiles import order_statistic
 from tuner.measurement import Load, LoadKind
 from tuner.report.tables import StudyFiles, read_study
 from tuner.server import proctable, running_file
 from tuner.study import forecast
+from tuner.study.assignment import Assignment
 from tuner.study.learnt import Rule
-from tuner.study.plan import StudyPlan
 from tuner.study.result import Figures
-from tuner.vllm import knobs
+from tuner.study.store import ASSIGNMENT
 
 _REQUEST_COLUMNS = ["level", "kind", "due_ns", "first_ns", "last_ns"]
-_LOG_TAIL_BYTES = 64 * 1024
+
+T = TypeVar("T")
 
 
 def show_status(studies: Path, name: str, form: Form) -> None:
@@ -77,57 +80,37 @@ def _unfinished(study: StudyFiles) -> list[Path]:
             if path.parent.name not in finished]  # fmt: skip
 
 
-def _marker(folder: Path) -> running_file.Marker | None:
-    try:
-        return running_file.read(folder / running_file.FILE_NAME)
-    except (OSError, TornFileError):
-        return None
-
-
 def _began_unix_s(folder: Path) -> float | None:
-    found = _marker(folder)
-    return found.started_unix_ns / 1e9 if found else None
+    marker = _read(folder / running_file.FILE_NAME, running_file.read)
+    return marker.started_unix_ns / 1e9 if marker else None
 
 
 def _groups(study: StudyFiles) -> tuple[GroupNow, ...]:
     now = {g.name: GroupNow(g.name) for g in study.plan.groups}
     for folder in _unfinished(study):
-        found = _marker(folder)
-        name = _group_name(found, study.plan, now) if found else None
-        if found is None or name is None:
+        marker = _read(folder / running_file.FILE_NAME, running_file.read)
+        given = _read(folder / ASSIGNMENT, partial(jsonfile.load, kind=Assignment))
+        if marker is None or given is None:
             continue
         level = last_level(folder)
-        now[name] = GroupNow(
-            group=name,
-            trial=int(folder.name),
-            candidate=_candidate(found, study.plan),
-            phase="under load" if level or proctable.listening_inodes(found.port) else "starting",
-            phase_s=max(0.0, time.time() - found.started_unix_ns / 1e9),
+        now[given.group.name] = GroupNow(
+            group=given.group.name,
+            trial=given.trial,
+            role=given.role,
+            candidate=given.candidate,
+            phase="under load" if level or proctable.listening_inodes(marker.port) else "starting",
+            phase_s=max(0.0, time.time() - marker.started_unix_ns / 1e9),
             level=level,
         )
     return tuple(now.values())
 
 
-def _group_name(found: running_file.Marker, plan: StudyPlan, now: dict[str, GroupNow]) -> str | None:
-    """Find the group by the GPUs whose memory was read before the start. Servers without a GPU follow their trials'
-    order."""
-    gpus = {gpu for gpu, _ in found.gpu_baseline_bytes}
-    idle = [g for g in plan.groups if now[g.name].trial is None]
-    by_gpus = next((g.name for g in idle if gpus and set(g.gpus) == gpus), None)
-    return by_gpus or next((g.name for g in idle), None)
-
-
-def _candidate(found: running_file.Marker, plan: StudyPlan) -> Candidate | None:
-    """The searched flags on the server's own command line; None where that process cannot be seen from here."""
-    process = proctable.entry(found.pid) if found.boot_id == proctable.boot_id() else None
-    if process is None or process.start_ticks != found.start_ticks:
-        return None
+def _read(path: Path, read: Callable[[Path], T]) -> T | None:
+    """Read a file of a trial under way; None if it is gone by now, or torn."""
     try:
-        words = (proctable.PROC / str(found.pid) / "cmdline").read_text(errors="replace").split("\0")
-    except OSError:
+        return read(path)
+    except (OSError, TornFileError):
         return None
-    given = flag_values(words, short=knobs.SHORT_OPTIONS)
-    return Candidate.of({p.flag: given[p.flag] for p in plan.parameters if p.flag in given})
 
 
 def last_level(folder: Path) -> LevelNow | None:

@@ -163,7 +163,7 @@ class Loop:
         # The default is never raced: a gain over it needs its own figure, also where its first start was interrupted.
         best = None if proposal.role is Role.DEFAULT else confirm.incumbent(self._records)
         assignment = Assignment(
-            trial=self._new_trial(), role=proposal.role, candidate=proposal.candidate, group=group,
+            trial=self.store.new_trial(), role=proposal.role, candidate=proposal.candidate, group=group,
             task=search_task(load, best), warm_up_s=load.warm_up_s, search_trial=proposal.number, attempt=attempt,
         )  # fmt: skip
         return self._start(assignment, start)
@@ -171,18 +171,13 @@ class Loop:
     def _fresh(self, role: Role, candidate: Candidate, group: GpuGroup, task: Task, traffic: int = 1) -> Assignment:
         """A start that answers no proposal, on traffic that the search has not seen."""
         return Assignment(
-            trial=self._new_trial(), role=role, candidate=candidate, group=group, task=task,
+            trial=self.store.new_trial(), role=role, candidate=candidate, group=group, task=task,
             warm_up_s=self.plan.load.warm_up_s, search_trial=None, traffic=traffic,
         )  # fmt: skip
 
-    def _new_trial(self) -> int:
-        with _numbering:
-            trial = self.store.next_trial()
-            self.store.trial_folder(trial)
-            return trial
-
     def _start(self, assignment: Assignment, start: int) -> TrialRecord:
         """Runs in a worker thread: the record is on disk before the group is given another server."""
+        self.store.save_assignment(assignment)
         planned = self.plan.starts + self.plan.confirm_starts
         self.emit(
             TrialStarted(assignment.trial, assignment.role, assignment.candidate, assignment.group.name, start, planned)
@@ -303,9 +298,6 @@ class Loop:
     def _save(self, result: StudyResult) -> None:
         self.store.save_result(result)
         self.on_result(result)
-
-
-_numbering = threading.Lock()
 
 
 def _in_closed_loop(record: TrialRecord) -> Measurement | None:

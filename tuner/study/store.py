@@ -13,10 +13,14 @@ from typing import TypeVar
 from tuner.environment import Environment
 from tuner.errors import EnvironmentFaultError, UsageError
 from tuner.jsonfile import TornFileError, dump, load
+from tuner.study.assignment import Assignment
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
 from tuner.study.result import StudyResult
 from tuner.study.upgrade import read_plan, read_record
+
+ASSIGNMENT = "assignment.json"
+"""Name of the file in a trial's folder that says what the trial was to do."""
 
 T = TypeVar("T")
 
@@ -61,10 +65,20 @@ class Store:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def next_trial(self) -> int:
-        """One more than every trial that was ever begun, so that an interrupted one keeps its log."""
-        begun = [int(p.name) for p in (self.folder / "trials").glob("[0-9]*") if p.name.isdigit()]
-        return max(begun, default=-1) + 1
+    def new_trial(self) -> int:
+        """Make the folder of a new trial and return its number. An interrupted trial keeps its own, with its log."""
+        while True:
+            begun = [int(p.name) for p in (self.folder / "trials").glob("[0-9]*") if p.name.isdigit()]
+            trial = max(begun, default=-1) + 1
+            try:
+                (self.folder / "trials" / f"{trial:04d}").mkdir(parents=True)
+            except FileExistsError:  # another thread was faster
+                continue
+            return trial
+
+    def save_assignment(self, assignment: Assignment) -> None:
+        """Write what a trial is to do, before its server starts."""
+        dump(self.trial_folder(assignment.trial) / ASSIGNMENT, assignment)
 
     def save_plan(self, plan: StudyPlan, environment: Environment) -> None:
         dump(self.folder / "environment.json", environment)
