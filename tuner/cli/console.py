@@ -23,7 +23,7 @@ from tuner.study.forecast import UNKNOWN_START_S, left_s
 from tuner.study.learnt import Rule
 from tuner.study.plan import Ladder, LoadPolicy, StudyPlan
 from tuner.study.plateau import RISE
-from tuner.study.record import Role, TrialOutcome, TrialRecord, asked
+from tuner.study.record import Role, TrialOutcome, TrialRecord, accepted_tokens, asked
 from tuner.study.request_length import cautions, reason, up_to
 from tuner.study.result import Lack, StudyResult
 from tuner.study.sentence import LACKS
@@ -188,6 +188,8 @@ def result_lines(
             f"{name:<8}  {formatting.qps(figures.qps)}{spread}  P99 TTFT {formatting.ms(figures.p99_ttft_ms)}  "
             f"at {figures.level}{broke}  {describe(figures.candidate)}"
         )
+    if result.winner and (tokens := accepted_tokens(result.winner.candidate, records)) is not None:
+        lines.append(f"accepts   requests of {up_to(tokens)}")
     refused = [r for r in records if r.outcome in (TrialOutcome.REFUSED, TrialOutcome.DIED) and r.start.cause]
     lines.append(f"refused   {len(refused)} of {len(records)} starts")
     for kind in dict.fromkeys(r.start.cause.kind for r in refused if r.start.cause):

@@ -13,7 +13,8 @@ from tuner.launch import LaunchSpec
 from tuner.report.quote import production_env
 from tuner.report.tables import StudyFiles
 from tuner.study.plan import StudyPlan
-from tuner.study.record import TrialRecord
+from tuner.study.record import TrialRecord, accepted_tokens
+from tuner.study.request_length import up_to
 from tuner.study.result import Decision, Figures, StudyResult
 
 STOP_MARGIN_S = 15
@@ -84,6 +85,7 @@ def header(recorded: Recorded, *, file: str) -> tuple[str, ...]:
     rows = [
         ("what", _role(recorded)),
         ("measured", _measured(recorded)),
+        ("accepts", _accepts(recorded)),
         ("limits", ", ".join(map(str, plan.slos)) or "none"),
         ("workload", _workload(plan)),
         ("model", plan.model),
@@ -96,6 +98,11 @@ def header(recorded: Recorded, *, file: str) -> tuple[str, ...]:
     # Text from outside must not break out of the comment.
     lines = [f"{label:<9} {one_line(text)}" for label, text in rows]
     return (f"{file}: written by tuner {one_line(environment.tuner_version)}.", "", *lines)
+
+
+def _accepts(recorded: Recorded) -> str:
+    tokens = accepted_tokens(recorded.record.candidate, [recorded.record])
+    return "requests as long as vLLM chooses" if tokens is None else f"requests of {up_to(tokens)}"
 
 
 def _role(recorded: Recorded) -> str:

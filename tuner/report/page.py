@@ -96,8 +96,11 @@ def _top(study: StudyFiles, words: Words, gpu_price: float | None) -> dict[str, 
         "sentence": sentence(study, words),
         "launched": launched,
         "launch": shell_line(launched.start.launch) if launched else "",
+        "accepts": formatting.count(winner.accepts) if winner and winner.accepts else "",
         "flags": _flags(study, words),
-        "summary": summary.summary_rows(first, second, words, gpu_price) if first else [],
+        "summary": [*summary.summary_rows(first, second, words, gpu_price), *summary.length_rows(study, words)]
+        if first
+        else [],
         "first_name": words("default") if study.default_won or winner is None else words("winner"),
         "second_name": words("default") if second else "",
         "default_lack": words(f"lack-{lack}") if lack is not None and default is not None else "",

@@ -98,6 +98,14 @@ RECORD_TEXTS: dict[str, tuple[str, str]] = {
         "仅有一次全新启动：启动之间的差异未知",
     ),
     "caution-one-start-next": ("plan more confirmation starts", "请增加确认启动次数"),
+    "caution-length": (
+        "servers accept {tokens} tokens only, which is what the workload needs: production would refuse longer requests",
+        "服务器仅接受 {tokens} 个 token（即该负载所需长度）：生产环境会拒绝更长的请求",
+    ),
+    "caution-length-next": (
+        "search again with --max-model-len N, the longest request that production must accept",
+        "请用 --max-model-len N（生产环境必须接受的最长请求）重新搜索",
+    ),
     "caution-where": ("{who}, trial {trial}, {load}", "{who}，启动 {trial}，{load}"),
     # --- why
     "limit-load": ("The load that was offered", "所施加的负载"),

@@ -13,6 +13,8 @@ from tuner.report.cost import cost
 from tuner.report.phrases import caution_detail
 from tuner.report.tables import StudyFiles, shown_level
 from tuner.report.translations import Words
+from tuner.study.kv_budget import LENGTH
+from tuner.study.record import TrialOutcome, accepted_tokens
 from tuner.study.result import Figures, StudyResult
 
 
@@ -27,6 +29,7 @@ class Side(NamedTuple):
     gpus: int
     load: Load | None
     saturation: float | None = None
+    accepts: int | None = None
 
 
 def side(study: StudyFiles, figures: Figures | None) -> Side | None:
@@ -39,7 +42,8 @@ def side(study: StudyFiles, figures: Figures | None) -> Side | None:
     full = next((r.saturation for r in study.starts_of(figures.candidate) if r.saturation is not None), None)
     quoted = shown_level(record)
     load = quoted.measurement.load if quoted else None
-    return Side(figures, worst, len(record.start.launch.gpus), load, full)
+    accepts = accepted_tokens(figures.candidate, study.records)
+    return Side(figures, worst, len(record.start.launch.gpus), load, full, accepts)
 
 
 class SummaryRow(NamedTuple):
@@ -70,6 +74,7 @@ def summary_rows(first: Side, second: Side | None, words: Words, gpu_price: floa
         row("row-tpot", lambda s: s.level.tpot_ms.p50 if s.level and s.level.tpot_ms else None, formatting.ms),
         row("row-e2e", lambda s: s.level.e2e_ms.p99 if s.level and s.level.e2e_ms else None, formatting.ms),
         row("row-tokens", lambda s: s.level.output_tokens_per_s if s.level else None, formatting.significant),
+        said("row-accepts", lambda s: formatting.count(s.accepts)),
         said("row-load", lambda s: words.load(s.load)),
         said("row-preemptions", lambda s: formatting.count(s.figures.preemptions)),
         said("row-failed", lambda s: formatting.count(s.level.failed_total if s.level else None)),
@@ -163,7 +168,31 @@ def caution_rows(study: StudyFiles, words: Words) -> list[CautionRow]:
                 key = f"caution-{caution.kind}"
                 made = CautionRow(words(key), caution_detail(caution, words), words(f"{key}-next"), where)
                 rows.setdefault((name, key), made)
-    return [*rows.values(), *_about_confirmation(study.result, words)]
+    return [*rows.values(), *_about_length(study, words), *_about_confirmation(study.result, words)]
+
+
+def length_rows(study: StudyFiles, words: Words) -> list[SummaryRow]:
+    """Show what longer requests cost, where the study searched their length; nothing where it measured one length."""
+    if all(parameter.flag != LENGTH for parameter in study.plan.parameters):
+        return []
+    best: dict[int, float] = {}
+    for record in study.records:
+        tokens = accepted_tokens(record.candidate, [record])
+        if record.qps is not None and record.outcome is TrialOutcome.FEASIBLE and tokens is not None:
+            best[tokens] = max(record.qps, best.get(tokens, 0.0))
+    # A length is worth a word only where no server that accepts longer requests was as fast.
+    shown = [n for n in sorted(best, reverse=True) if best[n] > max((q for m, q in best.items() if m > n), default=0)]
+    if len(best) < 2:
+        return []
+    told = [words("by-length", qps=formatting.qps(best[n]), tokens=f"{n:,}") for n in (*shown[:1], *shown[1:][-3:])]
+    return [SummaryRow(words("row-by-length"), "; ".join(told), "")]
+
+
+def _about_length(study: StudyFiles, words: Words) -> list[CautionRow]:
+    length = study.plan.length
+    if length is None or length.tokens is None or not length.only_the_workload or study.default_won:
+        return []
+    return [CautionRow(words("caution-length", tokens=f"{length.tokens:,}"), "", words("caution-length-next"), "")]
 
 
 def _about_confirmation(result: StudyResult | None, words: Words) -> list[CautionRow]:

@@ -26,7 +26,7 @@ from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
 from tuner.study.setting import StudySetting
 
-UTILIZATION, KV_BYTES, LENGTH = "gpu-memory-utilization", "kv-cache-memory-bytes", "max-model-len"
+UTILIZATION, KV_BYTES, LENGTH = "gpu-memory-utilization", "kv-cache-memory-bytes", knobs.MAX_MODEL_LEN
 UTILIZATIONS = (0.80, 0.85, 0.90, 0.92, 0.95, 0.97)
 LIKELY_TO_START = 0.95
 """Above it, what vLLM does not count (fragmentation, graphs of many sizes) refuses many starts (search.md 2)."""

@@ -11,6 +11,7 @@ from tuner.candidate import Candidate
 from tuner.measurement import LoadKind, Measurement
 from tuner.study.start_record import StartRecord
 from tuner.verdict import Outcome, Verdict
+from tuner.vllm import knobs
 
 SCHEMA = 2
 
@@ -133,6 +134,8 @@ def best_of(levels: tuple[Level, ...]) -> int | None:
 
 
 def accepted_tokens(candidate: Candidate, records: Iterable[TrialRecord]) -> int | None:
-    """Return the longest request that the candidate's servers reported to accept. None if none got ready."""
-    reported = (r.start.facts.max_model_len for r in records if r.candidate == candidate and r.start.facts is not None)
-    return next((tokens for tokens in reported if tokens is not None), None)
+    """Return the longest request that the candidate's servers reported, else were given. None if neither is known."""
+    starts = [r for r in records if r.candidate == candidate]
+    told = [r.start.facts.max_model_len for r in starts if r.start.facts is not None]
+    told += [v for r in starts if isinstance(v := r.start.launch.value(knobs.MAX_MODEL_LEN), int) and v > 0]
+    return next((tokens for tokens in told if tokens is not None), None)
