@@ -10,7 +10,6 @@ import pytest
 
 from tests.report.studies import Study, build_study
 from tuner.deploy.recorded import Recorded
-from tuner.study.record import TrialRecord
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +34,8 @@ def local(recorded: Recorded) -> Recorded:
 
 
 def with_launch(recorded: Recorded, **changes: object) -> Recorded:
-    record = dataclasses.replace(recorded.record, **changes)  # type: ignore[arg-type]
-    assert isinstance(record, TrialRecord)
-    return dataclasses.replace(recorded, record=record)
+    start = dataclasses.replace(recorded.record.start, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(recorded, record=dataclasses.replace(recorded.record, start=start))
 
 
 @pytest.fixture

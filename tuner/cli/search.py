@@ -80,6 +80,7 @@ def _other_plan(before: StudyPlan, plan: StudyPlan) -> list[str]:
     differ = []
     for what, old, new in (
         ("workload", before.workload.name, plan.workload.name),
+        ("longest request", _tokens(before), _tokens(plan)),
         ("space", before.space, plan.space),
         ("limits", before.slos, plan.slos),
         ("own flags", before.base.extra, plan.base.extra),
@@ -88,6 +89,10 @@ def _other_plan(before: StudyPlan, plan: StudyPlan) -> list[str]:
         if old != new:
             differ.append(f"the {what} changed" if what == "space" else f"{what} was {_text(old)}, is {_text(new)}")
     return differ
+
+
+def _tokens(plan: StudyPlan) -> str:
+    return "not stated" if plan.length is None else f"{plan.length.tokens or 'chosen by vLLM'}"
 
 
 def _text(value: object) -> str:

@@ -25,6 +25,7 @@ from tuner.space.parameter import Parameter
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
 from tuner.study.setting import StudySetting
+from tuner.vllm import knobs
 
 UTILIZATION, KV_BYTES, LENGTH = "gpu-memory-utilization", "kv-cache-memory-bytes", knobs.MAX_MODEL_LEN
 UTILIZATIONS = (0.80, 0.85, 0.90, 0.92, 0.95, 0.97)

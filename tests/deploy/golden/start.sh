@@ -3,6 +3,7 @@
 #
 # what      the study's winner
 # measured  10.9 req/s (10.9 to 11.0 req/s over 3 starts) at 64 concurrent, P99 TTFT 343 ms, 0 preemptions
+# accepts   requests of up to 2,048 tokens (prompt + answer)
 # limits    p99 ttft <= 500ms
 # workload  chat: prompt 184-964 tokens, output 150-256 tokens
 # model     Qwen/Qwen3-32B
