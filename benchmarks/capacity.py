@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from simulated import HOLD_OUTS, REGIMES, Bench, Regime, true_capacity
 
-from tuner.bench.capacity_search import Incumbent, Stop, claim, search_capacity, warm_capacity
+from tuner.bench.capacity_search import Incumbent, SearchSettings, Steps, Stop, claim, search_capacity
 
 LADDER = (10, 30, 64, 128, 200, 256)
 GAIN = 1.02
@@ -43,13 +43,17 @@ class Outcome:
 
 
 def warm(bench: Bench) -> float | None:
-    """Search against an incumbent, a third candidate that is 3 % slower. Its own cold search is not counted here."""
+    """Search by steps alone, without screen and race: losers get an estimate too.
+
+    The incumbent is a third candidate that is 3 % slower. Its own cold search is not counted here.
+    """
     slower = Bench(bench.regime, bench.seed, INCUMBENT)
     before = search_capacity(slower.probe, slower.saturate)
     if before.rate is None:
         return None
     incumbent = Incumbent(before.rate, before.saturation, before.answer_s)
-    return warm_capacity(bench.probe, bench.saturate, incumbent).rate
+    steps = Steps(bench.probe, bench.saturate, SearchSettings(), incumbent)
+    return steps.search(steps.saturation.rate * incumbent.rate / incumbent.saturation, widen=1.0).rate
 
 
 def cold(bench: Bench) -> float | None:

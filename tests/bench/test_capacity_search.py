@@ -15,10 +15,10 @@ from tuner.bench.capacity_search import (
     ProbeResult,
     Saturation,
     SearchSettings,
+    Steps,
     Stop,
     claim,
     search_capacity,
-    warm_capacity,
 )
 
 
@@ -124,9 +124,10 @@ def test_a_step_is_longer_the_further_the_tail_is_below_the_limit(log_ratio: flo
     assert SearchSettings().stride(log_ratio) == pytest.approx(stride)
 
 
-def test_a_warm_search_estimates_losers_too() -> None:
+def test_steps_alone_estimate_losers_too() -> None:
     server = Known(7.0)
-    assert warm_capacity(server.probe, server.saturate, Incumbent(10.0, 12.5)).rate == pytest.approx(7.0, rel=0.002)
+    steps = Steps(server.probe, server.saturate, SearchSettings(), Incumbent(10.0, 12.5))
+    assert steps.search(steps.saturation.rate * 0.8, widen=1.0).rate == pytest.approx(7.0, rel=0.002)
 
 
 def test_all_probes_of_a_search_are_on_one_trace() -> None:
@@ -153,7 +154,8 @@ def test_where_the_time_of_an_answer_is_known_one_closed_loop_is_enough() -> Non
     before = search_capacity(server.probe, server.saturate)
     assert before.rate is not None
     server.probed.clear()
-    found = warm_capacity(server.probe, server.saturate, Incumbent(before.rate, before.saturation, before.answer_s))
+    incumbent = Incumbent(before.rate, before.saturation, before.answer_s)
+    found = Steps(server.probe, server.saturate, SearchSettings(), incumbent).search(before.rate, widen=1.0)
     assert found.seconds == 36 + 24 * len(server.probed)
 
 

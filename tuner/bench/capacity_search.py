@@ -163,7 +163,7 @@ def search_capacity(
     `queue_s` is what the tightest limit lets a request wait, in seconds; 0 where no limit is about waiting.
     """
     rules = rules or SearchSettings()
-    steps = _Steps(probe, saturate, rules, incumbent)
+    steps = Steps(probe, saturate, rules, incumbent)
     saturation = steps.saturation.rate
     if saturation <= 0:
         return steps.ended(Ended.UNTRIED)
@@ -193,18 +193,8 @@ def _likely(raced: ProbeResult, best: float, queue_s: float) -> float | None:
     return best * (1 - min(max(ratio - 1, 0.0) * queue_s / raced.seconds, _MOST_TOLD))
 
 
-def warm_capacity(
-    probe: Probe, saturate: Saturate, incumbent: Incumbent, rules: SearchSettings | None = None
-) -> Capacity:
-    """An estimate for every candidate, losers included: the step search without screen and race."""
-    steps = _Steps(probe, saturate, rules or SearchSettings(), incumbent)
-    if steps.saturation.rate <= 0:
-        return steps.ended(Ended.UNTRIED)
-    return steps.search(steps.saturation.rate * incumbent.rate / incumbent.saturation, widen=1.0)
-
-
-class _Steps:
-    """Probes by rate, and what they cost."""
+class Steps:
+    """Probes of one server by rate, and the seconds that they cost."""
 
     def __init__(self, probe: Probe, saturate: Saturate, rules: SearchSettings, incumbent: Incumbent | None) -> None:
         self._probe = probe

@@ -18,7 +18,6 @@ class Cause(enum.Enum):
     """Reason of a refused start: the truth against which a diagnosis of the log is checked."""
 
     ARGUMENTS = "arguments"
-    MODEL_NOT_FOUND = "model not found"
     WORLD_SIZE = "world size"
     MEMORY_HELD = "memory held by another process"
     HOST_MEMORY = "host memory"
