@@ -19,7 +19,7 @@ from tuner.environment import Gpu, describe
 from tuner.load.workload import workload
 from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Space
-from tuner.study.learnt import CAPACITY, Rule
+from tuner.study.learnt import CAPACITY, LearntRule
 from tuner.study.loop import Loop
 from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
@@ -48,7 +48,7 @@ STARTS = 12
 class ForgetfulSearch(Search):
     """The same search, without the rules."""
 
-    def _against(self, candidate: Candidate) -> Rule | None:
+    def _against(self, candidate: Candidate) -> LearntRule | None:
         return None
 
 

@@ -12,7 +12,7 @@ from tuner.cli.console import result_lines
 from tuner.cli.status import last_level
 from tuner.load.requests_log import RequestLog
 from tuner.measurement import LoadKind
-from tuner.study.learnt import Limit, Rule
+from tuner.study.learnt import FlagLimit, LearntRule
 from tuner.study.result import Decision, StudyResult
 from tuner.telemetry.prometheus import Scrape
 from tuner.telemetry.sampler import Row, TelemetryLog
@@ -37,7 +37,7 @@ def test_a_trial_that_measured_nothing_yet_has_no_last_level(tmp_path: Path) -> 
 
 
 def test_the_last_words_of_a_search_say_what_was_learnt_and_spared() -> None:
-    learnt = (Rule(4, "oom", (Limit("max-num-seqs", ">=", 512),), spared=3), Rule(9, "oom", ()))
+    learnt = (LearntRule(4, "oom", (FlagLimit("max-num-seqs", ">=", 512),), spared=3), LearntRule(9, "oom", ()))
     result = StudyResult(
         "s", Decision.KEEP_DEFAULT, None, None, None, 12, 2, 60.0, True, "Keep the default.", "2026-11-25", learnt
     )

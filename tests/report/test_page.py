@@ -291,12 +291,12 @@ def test_the_report_is_written_from_json_alone(tmp_path: Path) -> None:
 
 
 LEARNT = (
-    learnt.Rule(7, "memory-wanted", (learnt.Limit("gpu-memory-utilization", ">", 0.953),), spared=4),
-    learnt.Rule(0, "kv-capacity", (learnt.Limit("kv-cache-memory-bytes", "<", 25_165_824),)),
-    learnt.Rule(
+    learnt.LearntRule(7, "memory-wanted", (learnt.FlagLimit("gpu-memory-utilization", ">", 0.953),), spared=4),
+    learnt.LearntRule(0, "kv-capacity", (learnt.FlagLimit("kv-cache-memory-bytes", "<", 25_165_824),)),
+    learnt.LearntRule(
         12,
         "oom",
-        (learnt.Limit("max-num-seqs", ">=", 512), learnt.Limit("max-num-batched-tokens", ">=", 8192)),
+        (learnt.FlagLimit("max-num-seqs", ">=", 512), learnt.FlagLimit("max-num-batched-tokens", ">=", 8192)),
         withdrawn_by=31,
     ),
 )

@@ -21,12 +21,13 @@ from tuner.server.diagnosis import Bound, Cause, Fault, Phase, diagnose
 from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Space
 from tuner.study.kv_budget import kv_floor
-from tuner.study.learnt import CAPACITY, CONTEXTS, Limit, Rule, rules
+from tuner.study.learnt import CAPACITY, FlagLimit, LearntRule, rules
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.setting import StudySetting
 from tuner.vllm.defaults import vllm_defaults
 from tuner.vllm.facts import StartFacts
+from tuner.vllm.refusals import CONTEXTS
 
 H100 = (Gpu(0, "NVIDIA H100 80GB HBM3", 79.65, "GPU-0"),)
 DEFAULTS = vllm_defaults("0.32.0", ())
@@ -55,7 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> StudyPlan:
     return plan(tmp_path_factory.mktemp("learnt") / "s")
 
 
-def of_one(made: StudyPlan, values: Mapping[str, Value], why: Cause) -> Rule:
+def of_one(made: StudyPlan, values: Mapping[str, Value], why: Cause) -> LearntRule:
     (rule,) = rules(StudySetting.of(made, DEFAULTS), [refused(7, values, why)])
     return rule
 
@@ -125,7 +126,7 @@ def test_memory_that_others_hold_is_a_bound_for_every_candidate(made: StudyPlan)
         "utilization (0.96, 76.42 GiB)."
     )
     rule = of_one(made, CORNER, diagnose(text, exit_code=1, phase=Phase.STARTING))
-    assert rule.limits == (Limit("gpu-memory-utilization", ">", 0.953),)
+    assert rule.limits == (FlagLimit("gpu-memory-utilization", ">", 0.953),)
     assert str(rule) == "gpu-memory-utilization > 0.953 (memory-wanted, trial 0007)"
 
 
@@ -196,7 +197,7 @@ def test_a_refusal_that_a_rule_foretold_is_no_rule_of_its_own(made: StudyPlan) -
 
 def test_a_rule_survives_its_file(made: StudyPlan) -> None:
     rule = replace(of_one(made, CORNER, cause("oom")), spared=3, withdrawn_by=12)
-    assert jsonfile.loads(jsonfile.dumps(rule), Rule) == rule
+    assert jsonfile.loads(jsonfile.dumps(rule), LearntRule) == rule
 
 
 # ── the arithmetic, once a start's log made it exact

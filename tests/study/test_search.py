@@ -12,7 +12,7 @@ from tests.study.builders import REFUSAL, level, plan, record
 from tuner.candidate import Candidate, Value
 from tuner.server.diagnosis import Bound, Cause
 from tuner.space.parameter import Parameter
-from tuner.study.learnt import Rule
+from tuner.study.learnt import LearntRule
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.search import A_STEP_EVERY, REPEATS_BEFORE_RANDOM, STEP_SD, Proposal, Search
 from tuner.study.seeds import seeds
@@ -184,7 +184,7 @@ def test_a_spared_start_is_told_as_a_broken_constraint_and_marked_as_not_measure
 
 def test_the_person_is_told_of_a_rule_once(tmp_path: Path) -> None:
     asked, _ = taught(tmp_path / "s")
-    told: list[Rule] = []
+    told: list[LearntRule] = []
     for trial in range(2, 8):
         proposal = asked.ask()
         told += proposal.first_spared

@@ -20,7 +20,7 @@ from tuner.study.events import (
     TrialStarted,
 )
 from tuner.study.forecast import UNKNOWN_START_S, left_s
-from tuner.study.learnt import Rule
+from tuner.study.learnt import LearntRule
 from tuner.study.plan import Ladder, LoadPolicy, StudyPlan
 from tuner.study.plateau import RISE
 from tuner.study.record import Role, TrialOutcome, TrialRecord, accepted_tokens, asked
@@ -202,7 +202,7 @@ def result_lines(
     return "\n".join(lines)
 
 
-def learnt_lines(rules: tuple[Rule, ...]) -> list[str]:
+def learnt_lines(rules: tuple[LearntRule, ...]) -> list[str]:
     """List what the search does not start any more, with its trial. Empty if nothing was learnt."""
     if not rules:
         return []
@@ -211,7 +211,7 @@ def learnt_lines(rules: tuple[Rule, ...]) -> list[str]:
     return [head, *(f"          {_spared(rule)}{rule}" for rule in rules)]
 
 
-def _spared(rule: Rule) -> str:
+def _spared(rule: LearntRule) -> str:
     if rule.withdrawn_by is not None:
         return f"withdrawn, trial {rule.withdrawn_by:04d} started: "
     return f"{rule.spared} × " if rule.spared else ""

@@ -27,7 +27,7 @@ from tuner.report.tables import StudyFiles, read_study
 from tuner.server import proctable, running_file
 from tuner.study import forecast
 from tuner.study.assignment import Assignment
-from tuner.study.learnt import Rule
+from tuner.study.learnt import LearntRule
 from tuner.study.result import Figures
 from tuner.study.store import ASSIGNMENT
 
@@ -166,7 +166,7 @@ class _Summary:
     default_keeps_limits: bool
     last: tuple[_Outcome, ...]
     sentence: str | None
-    learnt: tuple[Rule, ...]
+    learnt: tuple[LearntRule, ...]
     schema: int = 1
 
 

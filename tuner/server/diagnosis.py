@@ -8,25 +8,12 @@ from dataclasses import replace
 from enum import StrEnum
 
 from tuner.server import logtext
-from tuner.vllm.bounds import Context
+from tuner.vllm import log_lines
+from tuner.vllm.bounds import MessageContext
 from tuner.vllm.cause import Bound, Cause, Fault
 from tuner.vllm.log_patterns import BROAD, GENERIC, SPECIFIC, Pattern
 
 __all__ = ["Bound", "Cause", "Fault", "Phase", "diagnose", "foreign_listener", "over_limit"]
-
-_READY_LINE = re.compile(r"Application startup complete|Starting vLLM (?:API )?server")
-_ARGUMENTS = re.compile(r"non-default args: [^\n]*")
-# Healthy servers warn with the very words of a failure ("… can cause fd limit errors like [Errno 24] Too many open
-# files"), and a logged prompt may quote anything. A failure is an ERROR line or a traceback, which has no level; vLLM
-# itself makes the two exceptions.
-_NO_FAILURE = re.compile(
-    r"^(?:\([^)\n]*\) )?(?:(?:INFO|WARNING|DEBUG) \d\d-\d\d |(?:\[rank\d+\]:)?\[?[IW]\d{4} )"
-    r"(?![^\n]*(?:API server: shutdown triggered|engine core exited unexpectedly))[^\n]*$",
-    re.MULTILINE,
-)
-_PREFIX = r"^(?:\([^)\n]*\) )?(?:(?:ERROR|CRITICAL) [^\]\n]*\] )?"
-_EXCEPTION = re.compile(_PREFIX + r"(?P<line>(?:\w+\.)*\w*(?:Error|Exception)(?:: [^\n]*)?)$", re.MULTILINE)
-_CONSEQUENCE = re.compile(r"Engine core initialization failed|EngineDeadError|EngineGenerateError|WorkerProc initial")
 
 _NOT_FOUND_EXITS = (126, 127)
 _USAGE_EXIT = 2
@@ -46,8 +33,8 @@ def diagnose(log_text: str, *, exit_code: int | None, phase: Phase, held_by_othe
     the fullest of its GPUs before the start, None where that is not known.
     """
     text = logtext.clean(log_text)
-    arguments = _ARGUMENTS.search(text)
-    context = Context(arguments[0] if arguments else "", held_by_others_gib, first_exception=None)
+    arguments = log_lines.ARGUMENTS.search(text)
+    context = MessageContext(arguments[0] if arguments else "", held_by_others_gib, first_exception=None)
     cause = _from_tables(text, phase, context) or _from_exit_code(text, exit_code, phase)
     if phase is Phase.SERVING and cause.kind == "oom":
         return replace(cause, kind="oom-under-load")
@@ -77,10 +64,10 @@ def foreign_listener(port: int) -> Cause:
     )
 
 
-def _from_tables(text: str, phase: Phase, context: Context) -> Cause | None:
-    if phase is Phase.SERVING and (ready := _READY_LINE.search(text)) is not None:
+def _from_tables(text: str, phase: Phase, context: MessageContext) -> Cause | None:
+    if phase is Phase.SERVING and (ready := log_lines.READY.search(text)) is not None:
         text = text[ready.end() :]  # what was survived at start-up explains no later death
-    text = _NO_FAILURE.sub("", text)
+    text = log_lines.NO_FAILURE.sub("", text)
     for table in (SPECIFIC, BROAD, GENERIC):
         if (found := _first(table, text)) is not None:
             root = _root_exception(text)
@@ -96,7 +83,7 @@ def _first(table: tuple[Pattern, ...], text: str) -> tuple[Pattern, re.Match[str
     return min(matches, key=lambda found: found[1].start(), default=None)
 
 
-def _cause(pattern: Pattern, match: re.Match[str], text: str, context: Context) -> Cause:
+def _cause(pattern: Pattern, match: re.Match[str], text: str, context: MessageContext) -> Cause:
     fault = pattern.fault if isinstance(pattern.fault, Fault) else pattern.fault(match, context)
     groups = {name: (value or "").strip() for name, value in match.groupdict().items()}
     line = _line_at(text, match.start("line") if "line" in groups else match.start())
@@ -147,7 +134,7 @@ def _from_signal(line: str, number: int) -> Cause:
 
 def _root_exception(text: str) -> re.Match[str] | None:
     """The first exception that is not merely the report of another."""
-    return next((m for m in _EXCEPTION.finditer(text) if not _CONSEQUENCE.search(m["line"])), None)
+    return next((m for m in log_lines.EXCEPTION.finditer(text) if not log_lines.CONSEQUENCE.search(m["line"])), None)
 
 
 def _line_at(text: str, position: int) -> str:

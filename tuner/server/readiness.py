@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -13,21 +12,13 @@ import httpx
 from tuner.http import control_client
 from tuner.server import proctable
 from tuner.server.process import ServerProcess
+from tuner.vllm.log_lines import START_PHASES
 
 POLL_S = 0.2
 """Seconds between two looks at a starting server."""
 _OBSERVE_EVERY = 5
 _HTTP_TIMEOUT_S = 0.7
 """Seconds for one answer: a server that accepts and stays silent cannot hide its death for longer."""
-
-_PHASES = (
-    ("loading the model", re.compile(r"Starting to load model|Loading weights|Loading safetensors")),
-    ("compiling", re.compile(r"Using cache directory: .* for vLLM's torch\.compile|Dynamo bytecode transform")),
-    ("measuring memory", re.compile(r"Available KV cache memory|KV cache size")),
-    ("capturing CUDA graphs", re.compile(r"Capturing (?:CUDA|cudagraph)|Graph capturing finished")),
-    ("warming up", re.compile(r"Warming up model|init engine \(profile")),
-    ("opening the port", re.compile(r"Starting vLLM (?:API )?server")),
-)
 
 
 class NotReady(Enum):
@@ -187,7 +178,7 @@ class _LogFollower:
             log.seek(max(self._offset, end - self._MOST_BYTES))
             text = log.read(self._MOST_BYTES).decode(errors="replace")
             self._offset = log.tell()
-        for phase, pattern in _PHASES:
+        for phase, pattern in START_PHASES:
             if phase not in self._reported and pattern.search(text):
                 self._reported.add(phase)
                 self._on_phase(phase)

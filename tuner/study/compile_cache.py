@@ -9,18 +9,7 @@ from enum import StrEnum
 from tuner.candidate import Candidate, Value
 from tuner.study.record import TrialRecord
 from tuner.vllm import knobs
-
-NOT_IN_THE_KEY = frozenset({
-    "gpu-memory-utilization", "kv-cache-memory-bytes", "num-gpu-blocks-override", "enable-prefix-caching",
-    "max-num-active-seqs", "max-num-scheduled-tokens", "enable-chunked-prefill", "long-prefill-token-threshold",
-    "long-prefill-token-threshold-adaptive", "max-num-partial-prefills", "max-long-partial-prefills", "watermark",
-    "scheduling-policy", "scheduler-reserve-full-isl", "prefill-schedule-interval", "async-scheduling",
-    "stream-interval",
-})  # fmt: skip
-"""Flags that vLLM's cache key leaves out. Of the scheduler it holds max-num-seqs and max-num-batched-tokens alone, of
-the KV cache nothing that sets its size, and of the model max-model-len: compute_hash in vllm/config/scheduler.py,
-cache.py and model.py (0.32; before 0.29 max-num-seqs was in it only below 256). A flag that is not listed here counts
-as part of the key: a start that is wrongly called cold costs nothing but a longer estimate."""
+from tuner.vllm.compile_key import NOT_IN_THE_KEY
 
 
 class Cache(StrEnum):

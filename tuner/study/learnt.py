@@ -1,38 +1,37 @@
-"""Rules that refused starts taught: which candidates vLLM would refuse for a reason that is known already. Pure.
+"""Rules learnt from refused starts: candidates that vLLM would refuse for a reason that is known already. Pure.
 
 A rule is a corner of the space: limits on flags that a candidate must all be beyond. It comes from one refused start
 and holds for what asks at least as much as that start did, in the same way:
 
-- Out of memory: at least as many sequences, tokens a step, tokens a request and as much memory, all else equal. (vLLM
-  profiles a step of max-num-batched-tokens and gives the KV cache what is left, so that a larger step can leave a
-  little more room for CUDA graphs. Where a start shows that, it withdraws the rule.)
-- KV cache too small: at most as much memory, and at least as many sequences and tokens a step, which eat of it.
-- A bound of vLLM's own message, where it holds: a length that the KV cache cannot hold is one for at most that KV
-  cache; memory that others hold is missing whatever else is asked for.
+- Out of memory: at least as many sequences, tokens a step and tokens a request, and as much memory, all else equal.
+  (vLLM profiles a step of max-num-batched-tokens and gives the KV cache what is left. A larger step can thus leave a
+  little more room for CUDA graphs. A start that shows it withdraws the rule.)
+- KV cache too small: at most as much memory, and at least as many sequences and tokens a step, which use it up.
+- A bound of vLLM's own message: a length that the KV cache cannot hold is one for at most that KV cache. Memory that
+  other processes hold is missing whatever else is asked for.
 
-Nothing is learnt from the machine's faults, from time limits, from deaths under load (chance has a part in them) and
-from causes that nobody knows. A start that a rule would have ruled out and that succeeded withdraws it.
+Faults of the machine, time limits, deaths under load (chance has a part in them) and unknown causes give no rule. A
+start that succeeds although a rule forbids it withdraws the rule.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import dataclass, replace
 
 from tuner.candidate import Value
-from tuner.study.kv_budget import KV_BYTES, LENGTH, UTILIZATION, KvFloor, kv_floor
+from tuner.study.kv_budget import KvFloor, kv_floor
 from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.setting import StudySetting
+from tuner.vllm import knobs
 from tuner.vllm.cause import Bound, Fault
+from tuner.vllm.refusals import CONTEXTS, TOO_LITTLE_KV, OtherFlags, RefusalContext
 
 CAPACITY = "kv-capacity"
-"""In place of a cause: the arithmetic of tuner/capacity.py, made exact by the log of a start that succeeded."""
+"""Cause of rules from the arithmetic of tuner/capacity.py, made exact by the log of a start that succeeded."""
 
-SEQUENCES, STEP_TOKENS = "max-num-seqs", "max-num-batched-tokens"
-_CAPTURED, _CHUNKED = "max-cudagraph-capture-size", "enable-chunked-prefill"
-
+_REFUSED_FOR_KV = frozenset(kind for kind, context in CONTEXTS.items() if context is TOO_LITTLE_KV)
 _COMPARE: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt, "<=": operator.le, ">=": operator.ge, ">": operator.gt,
 }  # fmt: skip
@@ -40,7 +39,7 @@ _SIGNS = {"<": "<", "<=": "≤", "==": "=", ">=": "≥", ">": ">"}
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
+class FlagLimit:
     """`flag` `relation` `value`; `relation` is one of < <= == >= >. Only numbers have an order."""
 
     flag: str
@@ -48,14 +47,14 @@ class Limit:
     value: Value
 
     def holds(self, value: Value | None) -> bool:
-        """None, a flag that is not given and has no known default, is beyond no limit."""
+        """Return True if `value` is beyond the limit. None, a flag without a known value, is beyond no limit."""
         if self.relation == "==":
             return value == self.value
         mine, limit = _number(value), _number(self.value)
         return mine is not None and limit is not None and _COMPARE[self.relation](mine, limit)
 
-    def implies(self, other: Limit) -> bool:
-        """Whether every value beyond this limit is beyond `other` too."""
+    def implies(self, other: FlagLimit) -> bool:
+        """Return True if every value beyond this limit is beyond `other` too."""
         if self.flag != other.flag:
             return False
         if self.relation == "==":
@@ -68,120 +67,64 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """What the search does not start any more. `trial` taught it, `cause` is that start's kind of cause, or CAPACITY.
+class LearntRule:
+    """Corner of the space that the search does not start any more.
 
-    `limits` are those on searched flags. `withdrawn_by` is a start that succeeded beyond them all, None as long as the
-    rule holds. `spared` counts the candidates that were not started for it.
+    `trial` was refused with a cause of the kind `cause`, which may be CAPACITY. `limits` are those on searched flags.
+    `withdrawn_by` is a start that succeeded beyond them all, None while the rule holds. `spared` counts the candidates
+    that were not started because of it.
     """
 
     trial: int
     cause: str
-    limits: tuple[Limit, ...]
+    limits: tuple[FlagLimit, ...]
     withdrawn_by: int | None = None
     spared: int = 0
 
     def rules_out(self, values: Mapping[str, Value]) -> bool:
+        """Return True if a server with these values is beyond every limit."""
         return all(limit.holds(values.get(limit.flag)) for limit in self.limits)
 
-    def is_implied_by(self, other: Rule) -> bool:
-        """Whether `other` rules out everything that this rule does."""
+    def is_implied_by(self, other: LearntRule) -> bool:
+        """Return True if `other` rules out everything that this rule does."""
         return all(any(mine.implies(limit) for mine in self.limits) for limit in other.limits)
 
     @property
     def words(self) -> str:
+        """The limits, one after the other."""
         return ", ".join(map(str, self.limits))
 
     def __str__(self) -> str:
         return f"{self.words} ({self.cause}, trial {self.trial:04d})"
 
 
-def bounds(rules: Iterable[Rule], values: Mapping[str, Value]) -> list[Limit]:
-    """What the rules say of one flag alone, whatever the others are, and `values` is beyond."""
+def bounds(rules: Iterable[LearntRule], values: Mapping[str, Value]) -> list[FlagLimit]:
+    """Return the limits on one flag alone that `values` is beyond."""
     alone = (rule.limits[0] for rule in rules if rule.withdrawn_by is None and len(rule.limits) == 1)
     return [limit for limit in alone if limit.relation in ("<", ">") and limit.holds(values.get(limit.flag))]
 
 
-class Others(Enum):
-    """Flags that a context does not name: equal to the teaching start's, or of no influence."""
+def known_rules(setting: StudySetting, records: Iterable[TrialRecord]) -> tuple[LearntRule, ...]:
+    """Return the rules that a study goes by.
 
-    EQUAL = "equal"
-    ANY = "any"
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """Where a refusal repeats itself: `axes` are flags, each with the direction away from the start that was refused.
-
-    With `Others.ANY` the refusal teaches through the bounds in its message only. `beside_kv_bytes` are the axes that
-    have no influence where kv-cache-memory-bytes is given.
-    """
-
-    axes: Mapping[str, str] = field(default_factory=dict)
-    others: Others = Others.ANY
-    beside_kv_bytes: frozenset[str] = frozenset()
-
-
-_EATERS = {SEQUENCES: ">=", STEP_TOKENS: ">=", LENGTH: ">=", _CAPTURED: ">="}
-_OUT_OF_MEMORY = Context(
-    {UTILIZATION: ">=", KV_BYTES: ">=", **_EATERS}, Others.EQUAL, beside_kv_bytes=frozenset({UTILIZATION})
-)
-_TOO_LITTLE_KV = Context(
-    {UTILIZATION: "<=", KV_BYTES: "<=", **_EATERS},
-    Others.EQUAL,
-    beside_kv_bytes=frozenset({UTILIZATION, SEQUENCES, STEP_TOKENS, _CAPTURED}),
-)
-_ALWAYS = Context()
-
-CONTEXTS: Mapping[str, Context] = {
-    "oom": _OUT_OF_MEMORY,
-    "oom-warm-up": _OUT_OF_MEMORY,
-    "oom-weights": _OUT_OF_MEMORY,
-    "kv-too-small": _TOO_LITTLE_KV,
-    "no-kv-memory": _TOO_LITTLE_KV,
-    "mamba-blocks": _TOO_LITTLE_KV,
-    "memory-wanted": _ALWAYS,
-    "host-memory-wanted": _ALWAYS,
-    "host-kv-memory": Context({SEQUENCES: ">=", STEP_TOKENS: ">="}),
-    "len-above-model": _ALWAYS,
-    "partial-prefills": _ALWAYS,
-    "too-few-gpus": _ALWAYS,
-    "batched-below-seqs": Context({STEP_TOKENS: "<="}),
-    "batched-below-len": Context({LENGTH: ">=", _CHUNKED: "=="}),
-    "active-above-seqs": Context({SEQUENCES: "<="}),
-    "threshold-above-len": Context({LENGTH: "<="}),
-}
-"""By kind of cause (vllm/log_patterns.py). A kind that is not here teaches nothing."""
-
-_REFUSED_FOR_KV = frozenset(kind for kind, context in CONTEXTS.items() if context is _TOO_LITTLE_KV)
-
-INERT = frozenset({
-    "long-prefill-token-threshold", "long-prefill-token-threshold-adaptive", "max-num-partial-prefills",
-    "max-long-partial-prefills", "max-num-active-seqs", "max-num-scheduled-tokens", "prefill-schedule-interval",
-    "scheduler-reserve-full-isl", "scheduling-policy", "watermark", "stream-interval",
-})  # fmt: skip
-"""Flags that the scheduler reads while it serves: they change nothing of a start's memory."""
-
-
-def known_rules(setting: StudySetting, records: Iterable[TrialRecord]) -> tuple[Rule, ...]:
-    """The rules that a study goes by.
-
-    The KV arithmetic is believed once vLLM itself has refused a start for the same reason: one start is its price.
+    The KV arithmetic counts once vLLM itself has refused a start for the same reason: one start is its price.
     """
     records = sorted(records, key=lambda r: r.trial)
     refused = any(r.start.cause is not None and r.start.cause.kind in _REFUSED_FOR_KV for r in records)
     return rules(setting, records, kv_floor(setting, records) if refused else None)
 
 
-def rules(setting: StudySetting, records: Iterable[TrialRecord], floor: KvFloor | None = None) -> tuple[Rule, ...]:
-    """In the order of the trials that taught them, each only where it says more than those before it that hold.
+def rules(
+    setting: StudySetting, records: Iterable[TrialRecord], floor: KvFloor | None = None
+) -> tuple[LearntRule, ...]:
+    """Derive rules in the order of their trials, leaving out those that an earlier one implies.
 
-    `floor` is what the calibrated arithmetic rules out, None where it cannot say.
+    `floor` is what the calibrated arithmetic rules out, None if it cannot say.
     """
     records = sorted(records, key=lambda r: r.trial)
     started = [(r.trial, values) for r in records if r.levels or r.start.facts is not None
                if setting.is_like_the_others(values := setting.values(r.candidate))]  # fmt: skip
-    found: list[Rule] = []
+    found: list[LearntRule] = []
     for record in records:
         for rule in (*_rules_from_refusal(setting, record), *_rule_from_arithmetic(setting, record, floor)):
             if not any(rule.is_implied_by(known) for known in found if known.withdrawn_by is None):
@@ -190,7 +133,7 @@ def rules(setting: StudySetting, records: Iterable[TrialRecord], floor: KvFloor 
     return tuple(found)
 
 
-def _rules_from_refusal(setting: StudySetting, record: TrialRecord) -> Iterator[Rule]:
+def _rules_from_refusal(setting: StudySetting, record: TrialRecord) -> Iterator[LearntRule]:
     cause = record.start.cause
     if record.outcome is not TrialOutcome.REFUSED or cause is None or cause.fault is not Fault.CANDIDATE:
         return
@@ -198,61 +141,64 @@ def _rules_from_refusal(setting: StudySetting, record: TrialRecord) -> Iterator[
     if context is None:
         return
     values = setting.values(record.candidate)
-    idle = context.beside_kv_bytes if KV_BYTES in values else frozenset()
+    idle = context.beside_kv_bytes if knobs.KV_CACHE_MEMORY_BYTES in values else frozenset()
     corner = _corner(context, setting, values, idle)
-    # Of a flag that nobody gives, every candidate has the refused start's value: a bound on it tells nobody apart.
-    told = [b for b in cause.bounds if b.flag not in idle and b.flag in (setting.searched | setting.constant.keys())]
-    corners = [_moved(corner, bound) for bound in told]
-    if context.others is Others.EQUAL and not corners:
+    # Of a flag that nobody gives, every candidate has the refused start's value: a bound on it separates nothing.
+    named = [b for b in cause.bounds if b.flag not in idle and b.flag in (setting.searched | setting.constant.keys())]
+    corners = [_moved(corner, bound) for bound in named]
+    if context.others is OtherFlags.EQUAL and not corners:
         corners = [corner]
     for limits in corners:
         if (rule := _rule(setting, record.trial, cause.kind, limits)) is not None:
             yield rule
 
 
-def _rule_from_arithmetic(setting: StudySetting, record: TrialRecord, floor: KvFloor | None) -> Iterator[Rule]:
-    """The floor holds for what eats at least as much memory as the start that it was reckoned from."""
+def _rule_from_arithmetic(setting: StudySetting, record: TrialRecord, floor: KvFloor | None) -> Iterator[LearntRule]:
+    """Yield the floor's rule. It holds for what uses at least as much memory as the start that it was derived from."""
     if floor is None or floor.trial != record.trial:
         return
-    values = setting.values(record.candidate)
-    idle = {LENGTH} | (_TOO_LITTLE_KV.beside_kv_bytes if KV_BYTES in values else frozenset())
-    corner = _corner(_TOO_LITTLE_KV, setting, values, frozenset(idle))
-    rule = _rule(setting, record.trial, CAPACITY, {**corner, floor.flag: Limit(floor.flag, "<", floor.least)})
-    if rule is not None:
+    given = knobs.KV_CACHE_MEMORY_BYTES in setting.values(record.candidate)
+    idle = {knobs.MAX_MODEL_LEN} | (TOO_LITTLE_KV.beside_kv_bytes if given else frozenset())
+    corner = _corner(TOO_LITTLE_KV, setting, setting.values(record.candidate), frozenset(idle))
+    limit = FlagLimit(floor.flag, "<", floor.least)
+    if (rule := _rule(setting, record.trial, CAPACITY, {**corner, floor.flag: limit})) is not None:
         yield rule
 
 
-def _rule(setting: StudySetting, trial: int, cause: str, limits: Mapping[str, Limit | None]) -> Rule | None:
-    """None where a limit is not known, where none is on a searched flag (a rule against the whole study: vLLM says that
-    itself), and where what the other candidates have in common keeps them within."""
-    own: list[Limit] = []
+def _rule(setting: StudySetting, trial: int, cause: str, limits: Mapping[str, FlagLimit | None]) -> LearntRule | None:
+    """Build a rule, or return None if it would be useless.
+
+    So it is if a limit is unknown, if no limit is on a searched flag (vLLM then refuses the whole study itself), or if
+    the study's constant flags are not beyond one of them.
+    """
+    own: list[FlagLimit] = []
     for flag, limit in limits.items():
         if limit is None or (flag not in setting.searched and not limit.holds(setting.constant.get(flag))):
             return None
         if flag in setting.searched:
             own.append(limit)
-    return Rule(trial, cause, tuple(own)) if own else None
+    return LearntRule(trial, cause, tuple(own)) if own else None
 
 
 def _corner(
-    context: Context, setting: StudySetting, values: Mapping[str, Value], idle: frozenset[str]
-) -> dict[str, Limit | None]:
-    """The limits that the refused start itself sets, by flag; None where its value is not known."""
-    corner: dict[str, Limit | None] = {}
+    context: RefusalContext, setting: StudySetting, values: Mapping[str, Value], idle: frozenset[str]
+) -> dict[str, FlagLimit | None]:
+    """Return the limits that the refused start itself sets, by flag; None if its value is not known."""
+    corner: dict[str, FlagLimit | None] = {}
     for flag in sorted((setting.searched | setting.constant.keys()) - idle):
         relation = context.axes.get(flag)
-        if relation is None and (context.others is Others.ANY or flag in INERT):
+        if relation is None and (context.others is OtherFlags.IRRELEVANT or flag in knobs.ONLY_SERVING):
             continue
         value = values.get(flag)
-        corner[flag] = None if value is None else Limit(flag, relation or "==", value)
+        corner[flag] = None if value is None else FlagLimit(flag, relation or "==", value)
     return corner
 
 
-def _moved(corner: Mapping[str, Limit | None], bound: Bound) -> dict[str, Limit | None]:
-    """The corner with the limit that a message names, where that rules out more than the start's own value."""
-    told = Limit(bound.flag, ">" if bound.relation == "<=" else "<", bound.limit)
+def _moved(corner: Mapping[str, FlagLimit | None], bound: Bound) -> dict[str, FlagLimit | None]:
+    """Return the corner with the limit that a message names, if that rules out more than the start's own value."""
+    named = FlagLimit(bound.flag, ">" if bound.relation == "<=" else "<", bound.limit)
     own = corner.get(bound.flag)
-    return {**corner, bound.flag: told if own is None or own.implies(told) else own}
+    return {**corner, bound.flag: named if own is None or own.implies(named) else own}
 
 
 def _number(value: Value | None) -> float | None:

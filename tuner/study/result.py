@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tuner.candidate import Candidate
-from tuner.study.learnt import Rule
+from tuner.study.learnt import LearntRule
 
 
 class Decision(StrEnum):
@@ -59,4 +59,4 @@ class StudyResult:
     complete: bool
     sentence: str
     updated_at: str
-    learnt: tuple[Rule, ...] = ()
+    learnt: tuple[LearntRule, ...] = ()

@@ -22,7 +22,7 @@ from tuner.candidate import Candidate, Value
 from tuner.errors import EnvironmentFaultError
 from tuner.space.parameter import Kind, Parameter
 from tuner.study.feedback import CONSTRAINTS, Feedback, feedback_for, not_started
-from tuner.study.learnt import Limit, Rule, bounds, known_rules
+from tuner.study.learnt import FlagLimit, LearntRule, bounds, known_rules
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.setting import StudySetting
@@ -62,7 +62,7 @@ class Proposal:
     number: int
     role: Role
     candidate: Candidate
-    first_spared: tuple[Rule, ...] = ()
+    first_spared: tuple[LearntRule, ...] = ()
 
 
 @contextmanager
@@ -88,7 +88,7 @@ class Search:
         self._plan = plan
         self._setting = setting
         self._records: dict[int, TrialRecord] = {}
-        self._rules: tuple[Rule, ...] = ()
+        self._rules: tuple[LearntRule, ...] = ()
         self._spared: Counter[str] = Counter()
         self._parameters = plan.parameters
         self._known: dict[str, Feedback | None] = {}
@@ -129,7 +129,7 @@ class Search:
     @_storage_errors()
     def ask(self) -> Proposal:
         """The next candidate to start, never one that was started before, nor one that a rule learnt rules out."""
-        first_spared: list[Rule] = []
+        first_spared: list[LearntRule] = []
         for answered in range(REPEATS_BEFORE_RANDOM + 1):
             last = answered == REPEATS_BEFORE_RANDOM
             if (numbers := self._instead_of_the_model(answered)) is not None:
@@ -177,14 +177,14 @@ class Search:
         self._study.tell(trial, state=TrialState.FAIL)
 
     @property
-    def learnt(self) -> tuple[Rule, ...]:
+    def learnt(self) -> tuple[LearntRule, ...]:
         """What refused starts and the first start's log have taught so far, and what each rule spared."""
         return tuple(replace(rule, spared=self._spared[str(rule)]) for rule in self._rules)
 
     def _learn(self) -> None:
         self._rules = known_rules(self._setting, self._records.values())
 
-    def _against(self, candidate: Candidate) -> Rule | None:
+    def _against(self, candidate: Candidate) -> LearntRule | None:
         values = self._setting.values(candidate)
         return next((r for r in self._rules if r.withdrawn_by is None and r.rules_out(values)), None)
 
@@ -218,7 +218,7 @@ class Search:
                 return numbers
         return None
 
-    def _spare(self, trial: Trial, role: Role, candidate: Candidate, rule: Rule) -> None:
+    def _spare(self, trial: Trial, role: Role, candidate: Candidate, rule: LearntRule) -> None:
         """Answered like a refused start, but for the start."""
         self._spared[str(rule)] += 1
         answer = not_started(self._nearest(self._axis_point(trial.params)))
@@ -331,7 +331,7 @@ def _number_for(parameter: Parameter, value: Value | None) -> float:
     return int(number) if parameter.kind in (Kind.CHOICE, Kind.FLAG) else number
 
 
-def _up_to(parameter: Parameter, limit: Limit) -> Value:
+def _up_to(parameter: Parameter, limit: FlagLimit) -> Value:
     """The value nearest to `limit` that is not beyond it."""
     low, high = parameter.axis
     at = parameter.encode(limit.value)

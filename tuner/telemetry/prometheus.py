@@ -11,27 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from tuner.http import control_client
+from tuner.vllm.metrics import EXPOSED, FINISHED_REASONS
 
-_NAMES: dict[str, tuple[str, ...]] = {
-    "running": ("vllm:num_requests_running",),
-    "waiting": ("vllm:num_requests_waiting",),
-    "kv_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
-    "preemptions": ("vllm:num_preemptions_total",),
-    "request_preemptions": ("vllm:request_num_preemptions_sum",),
-    "succeeded": ("vllm:request_success_total",),
-    "prompt_tokens": ("vllm:prompt_tokens_total",),
-    "generation_tokens": ("vllm:generation_tokens_total",),
-    "prefix_queries": ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total"),
-    "prefix_hits": ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
-    "queue_s": ("vllm:request_queue_time_seconds_sum",),
-    "queued": ("vllm:request_queue_time_seconds_count",),
-    "server_ttft_s": ("vllm:time_to_first_token_seconds_sum",),
-    "server_ttft_count": ("vllm:time_to_first_token_seconds_count",),
-}
-"""Names that each field had, newest first: `gpu_` until 0.10.2; request_num_preemptions from 0.30."""
-
-_WANTED = tuple(name for names in _NAMES.values() for name in names)
-_FINISHED = ("stop", "length")
+_WANTED = tuple(name for names in EXPOSED.values() for name in names)
 SCRAPE_TIMEOUT_S = 5.0
 
 
@@ -98,20 +80,20 @@ def parse(text: str, at_ns: int) -> Scrape | None:
     for family in text_string_to_metric_families(wanted + "\n"):
         for found in family.samples:
             samples.setdefault(found.name, []).append(found)
-    values = {name: _value(name, samples) for name in _NAMES}
+    values = {name: _value(name, samples) for name in EXPOSED}
     if all(value is None for value in values.values()):
         return None
     return Scrape(at_ns, **values)
 
 
 def _value(name: str, samples: dict[str, list[Sample]]) -> float | None:
-    for exposed in _NAMES[name]:
+    for exposed in EXPOSED[name]:
         if found := samples.get(exposed):
             break
     else:
         return None
     if name == "succeeded":
-        found = [s for s in found if s.labels.get("finished_reason", "stop") in _FINISHED]
+        found = [s for s in found if s.labels.get("finished_reason", "stop") in FINISHED_REASONS]
     combine: Callable[[list[float]], float] = max if name == "kv_usage" else sum
     return float(combine([s.value for s in found] or [0.0]))
 

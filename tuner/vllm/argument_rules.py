@@ -14,7 +14,7 @@ Point = dict[str, Value]
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class ArgumentRule:
     """`mend` returns the flags to change so that the rule holds, empty when it holds already."""
 
     name: str
@@ -63,19 +63,19 @@ def _at_most(point: Mapping[str, Value], flag: str, other: str) -> Point:
 
 
 RULES = (
-    Rule("batch-holds-every-sequence", "max-num-batched-tokens ≥ max-num-seqs", _batch_holds_every_sequence),
-    Rule(
+    ArgumentRule("batch-holds-every-sequence", "max-num-batched-tokens ≥ max-num-seqs", _batch_holds_every_sequence),
+    ArgumentRule(
         "batch-holds-a-whole-prompt",
         "max-num-batched-tokens ≥ max-model-len when chunked prefill is off",
         _batch_holds_a_whole_prompt,
     ),
-    Rule("threshold-within-length", "long-prefill-token-threshold ≤ max-model-len", _threshold_within_length),
-    Rule("active-within-seqs", "max-num-active-seqs ≤ max-num-seqs", _active_within_seqs),
-    Rule("long-within-partial", "max-long-partial-prefills ≤ max-num-partial-prefills", _long_within_partial),
+    ArgumentRule("threshold-within-length", "long-prefill-token-threshold ≤ max-model-len", _threshold_within_length),
+    ArgumentRule("active-within-seqs", "max-num-active-seqs ≤ max-num-seqs", _active_within_seqs),
+    ArgumentRule("long-within-partial", "max-long-partial-prefills ≤ max-num-partial-prefills", _long_within_partial),
 )
 
 
-def broken(point: Mapping[str, Value]) -> tuple[Rule, ...]:
+def broken(point: Mapping[str, Value]) -> tuple[ArgumentRule, ...]:
     return tuple(rule for rule in RULES if rule.mend(point))
 
 

@@ -19,7 +19,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class MessageContext:
     """What is known beside the message.
 
     `arguments` is vLLM's own line of non-default arguments, "" where it is missing; `held_by_others_gib` what was in
@@ -37,16 +37,16 @@ class Context:
         return float(match[1]) if match else None
 
 
-Learn = Callable[[re.Match[str], Context], tuple[Bound, ...]]
-Judge = Callable[[re.Match[str], Context], Fault]
+Learn = Callable[[re.Match[str], MessageContext], tuple[Bound, ...]]
+Judge = Callable[[re.Match[str], MessageContext], Fault]
 
 
-def nothing(_match: re.Match[str], _context: Context) -> tuple[Bound, ...]:
+def nothing(_match: re.Match[str], _context: MessageContext) -> tuple[Bound, ...]:
     return ()
 
 
 def at_most(flag: str, group: str) -> Learn:
-    def learn(match: re.Match[str], _context: Context) -> tuple[Bound, ...]:
+    def learn(match: re.Match[str], _context: MessageContext) -> tuple[Bound, ...]:
         return (Bound(flag, "<=", float(match[group])),) if match[group] else ()
 
     return learn
@@ -56,24 +56,24 @@ def at_least(flag: str, group: str) -> Learn:
     return lambda match, _context: (Bound(flag, ">=", float(match[group])),)
 
 
-def more_memory_than_given(_match: re.Match[str], context: Context) -> tuple[Bound, ...]:
+def more_memory_than_given(_match: re.Match[str], context: MessageContext) -> tuple[Bound, ...]:
     given = context.given("gpu_memory_utilization")
     return () if given is None else (Bound("gpu-memory-utilization", ">=", given),)
 
 
-def longest_length(match: re.Match[str], context: Context) -> tuple[Bound, ...]:
+def longest_length(match: re.Match[str], context: MessageContext) -> tuple[Bound, ...]:
     if match["longest"]:
         return (Bound("max-model-len", "<=", float(match["longest"])),)
     return more_memory_than_given(match, context)
 
 
-def free_share(match: re.Match[str], _context: Context) -> tuple[Bound, ...]:
+def free_share(match: re.Match[str], _context: MessageContext) -> tuple[Bound, ...]:
     # Rounded down: the message's own figures are rounded, and the memory moves by some MiB from start to start.
     share = math.floor(float(match["free"]) / float(match["total"]) * 1000) / 1000
     return (Bound("gpu-memory-utilization", "<=", share),)
 
 
-def gpu_held(match: re.Match[str], context: Context) -> Fault:
+def gpu_held(match: re.Match[str], context: MessageContext) -> Fault:
     total = float(match["total"])
     held = context.held_by_others_gib
     if held is None:
@@ -81,12 +81,12 @@ def gpu_held(match: re.Match[str], context: Context) -> Fault:
     return Fault.ENVIRONMENT if held > HELD_SHARE * total else Fault.CANDIDATE
 
 
-def host_held(match: re.Match[str], _context: Context) -> Fault:
+def host_held(match: re.Match[str], _context: MessageContext) -> Fault:
     total = float(match["total"])
     return Fault.ENVIRONMENT if total - float(match["free"]) > HELD_SHARE_HOST * total else Fault.CANDIDATE
 
 
-def cuda_oom(match: re.Match[str], _context: Context) -> Fault:
+def cuda_oom(match: re.Match[str], _context: MessageContext) -> Fault:
     """torch says how much of the GPU is free and how much is ours: the rest is somebody else's."""
     total, free, ours = match["total"], match["free"], match["ours"]
     if total and free and ours:
@@ -96,7 +96,7 @@ def cuda_oom(match: re.Match[str], _context: Context) -> Fault:
     return Fault.CANDIDATE
 
 
-def vanished(match: re.Match[str], context: Context) -> Fault:
+def vanished(match: re.Match[str], context: MessageContext) -> Fault:
     """A worker that failed says why first; one that died without a word was killed, as a rule for want of memory."""
     said_why = context.first_exception is not None and context.first_exception < match.start()
     return Fault.UNKNOWN if said_why else Fault.ENVIRONMENT
@@ -106,7 +106,7 @@ def _gib(number: str, unit: str) -> float:
     return float(number) * {"GiB": 1.0, "MiB": 2.0**-10, "KiB": 2.0**-20, "bytes": 2.0**-30}[unit]
 
 
-def host_kv(match: re.Match[str], _context: Context) -> tuple[Bound, ...]:
+def host_kv(match: re.Match[str], _context: MessageContext) -> tuple[Bound, ...]:
     """KV budget = utilization × total - what the worker holds; it must lie between 0 and what is available."""
     total, free = float(match["total"]), float(match["free"])
     if match["budget"] is None:
@@ -117,9 +117,9 @@ def host_kv(match: re.Match[str], _context: Context) -> tuple[Bound, ...]:
     return (Bound("gpu-memory-utilization", "<=", math.floor((held + free) / total * 1000) / 1000),)
 
 
-def fewer_sequences(match: re.Match[str], _context: Context) -> tuple[Bound, ...]:
+def fewer_sequences(match: re.Match[str], _context: MessageContext) -> tuple[Bound, ...]:
     return (Bound("max-num-seqs", "<=", float(match["seqs"]) - 1),)
 
 
-def no_partial_prefills(_match: re.Match[str], _context: Context) -> tuple[Bound, ...]:
+def no_partial_prefills(_match: re.Match[str], _context: MessageContext) -> tuple[Bound, ...]:
     return (Bound("max-num-partial-prefills", "<=", 1), Bound("max-long-partial-prefills", "<=", 1))

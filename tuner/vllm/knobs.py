@@ -5,21 +5,55 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 API_KEY = "api-key"
+ASYNC_SCHEDULING = "async-scheduling"
+BLOCK_SIZE = "block-size"
+CONFIG = "config"
+CPU_OFFLOAD_GB = "cpu-offload-gb"
 DATA_PARALLEL = "data-parallel-size"
 DECODE_CONTEXT_PARALLEL = "decode-context-parallel-size"
+DISABLE_LOG_STATS = "disable-log-stats"
+DISABLE_SLIDING_WINDOW = "disable-sliding-window"
+DTYPE = "dtype"
+ENABLE_CHUNKED_PREFILL = "enable-chunked-prefill"
 ENABLE_EXPERT_PARALLEL = "enable-expert-parallel"
+ENABLE_LORA = "enable-lora"
+ENABLE_PREFIX_CACHING = "enable-prefix-caching"
 ENFORCE_EAGER = "enforce-eager"
+GPU_MEMORY_UTILIZATION = "gpu-memory-utilization"
+HF_CONFIG_PATH = "hf-config-path"
+HF_OVERRIDES = "hf-overrides"
 HF_TOKEN = "hf-token"
 HOST = "host"
+KV_CACHE_DTYPE = "kv-cache-dtype"
+KV_CACHE_MEMORY_BYTES = "kv-cache-memory-bytes"
+KV_OFFLOADING_SIZE = "kv-offloading-size"
+KV_TRANSFER_CONFIG = "kv-transfer-config"
+LONG_PREFILL_TOKEN_THRESHOLD = "long-prefill-token-threshold"
+LONG_PREFILL_TOKEN_THRESHOLD_ADAPTIVE = "long-prefill-token-threshold-adaptive"
+MAX_CUDAGRAPH_CAPTURE_SIZE = "max-cudagraph-capture-size"
+MAX_LONG_PARTIAL_PREFILLS = "max-long-partial-prefills"
 MAX_MODEL_LEN = "max-model-len"
+MAX_NUM_ACTIVE_SEQS = "max-num-active-seqs"
+MAX_NUM_BATCHED_TOKENS = "max-num-batched-tokens"
+MAX_NUM_PARTIAL_PREFILLS = "max-num-partial-prefills"
+MAX_NUM_SCHEDULED_TOKENS = "max-num-scheduled-tokens"
 MAX_NUM_SEQS = "max-num-seqs"
 MODEL = "model"
+NUM_GPU_BLOCKS_OVERRIDE = "num-gpu-blocks-override"
+PERFORMANCE_MODE = "performance-mode"
 PIPELINE_PARALLEL = "pipeline-parallel-size"
 PORT = "port"
+PREFILL_SCHEDULE_INTERVAL = "prefill-schedule-interval"
 QUANTIZATION = "quantization"
+REVISION = "revision"
+ROPE_SCALING = "rope-scaling"
+SCHEDULER_RESERVE_FULL_ISL = "scheduler-reserve-full-isl"
+SCHEDULING_POLICY = "scheduling-policy"
 SHUTDOWN_TIMEOUT = "shutdown-timeout"
 SPECULATIVE_CONFIG = "speculative-config"
+STREAM_INTERVAL = "stream-interval"
 TENSOR_PARALLEL = "tensor-parallel-size"
+WATERMARK = "watermark"
 
 SHORT_OPTIONS: Mapping[str, str] = {
     "O": "optimization-level",
@@ -48,3 +82,19 @@ SHORT_OPTIONS: Mapping[str, str] = {
     "tp": TENSOR_PARALLEL,
 }
 """Long names of vLLM's short options (`--help=all` of 0.32). `-O3` is --optimization-level 3."""
+
+CHANGE_MEMORY = (
+    PIPELINE_PARALLEL, DATA_PARALLEL, DECODE_CONTEXT_PARALLEL, SPECULATIVE_CONFIG, ENABLE_LORA, CPU_OFFLOAD_GB,
+    KV_OFFLOADING_SIZE, KV_TRANSFER_CONFIG, NUM_GPU_BLOCKS_OVERRIDE,
+)  # fmt: skip
+"""Flags that change a server's memory in ways that tuner/capacity.py does not model."""
+
+CHANGE_CONFIG = (HF_OVERRIDES, HF_CONFIG_PATH, ROPE_SCALING, REVISION)
+"""Flags that change the config.json which vLLM reads."""
+
+ONLY_SERVING = frozenset({
+    LONG_PREFILL_TOKEN_THRESHOLD, LONG_PREFILL_TOKEN_THRESHOLD_ADAPTIVE, MAX_NUM_PARTIAL_PREFILLS,
+    MAX_LONG_PARTIAL_PREFILLS, MAX_NUM_ACTIVE_SEQS, MAX_NUM_SCHEDULED_TOKENS, PREFILL_SCHEDULE_INTERVAL,
+    SCHEDULER_RESERVE_FULL_ISL, SCHEDULING_POLICY, WATERMARK, STREAM_INTERVAL,
+})  # fmt: skip
+"""Flags that the scheduler reads while it serves. They change nothing of a start's memory."""

@@ -1,0 +1,68 @@
+"""Which candidates vLLM refuses for the same reason as one that it refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from tuner.vllm import knobs
+
+
+class OtherFlags(Enum):
+    """Flags that a context does not name: equal to those of the refused start, or of no influence."""
+
+    EQUAL = "equal"
+    IRRELEVANT = "irrelevant"
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalContext:
+    """Where a refusal repeats itself: `axes` are flags, each with the direction away from the start that was refused.
+
+    With `OtherFlags.IRRELEVANT` only the bounds in the refusal's message give a rule. `beside_kv_bytes` are the axes
+    that have no influence if kv-cache-memory-bytes is given.
+    """
+
+    axes: Mapping[str, str] = field(default_factory=dict)
+    others: OtherFlags = OtherFlags.IRRELEVANT
+    beside_kv_bytes: frozenset[str] = frozenset()
+
+
+_MEMORY_USERS = dict.fromkeys(
+    (knobs.MAX_NUM_SEQS, knobs.MAX_NUM_BATCHED_TOKENS, knobs.MAX_MODEL_LEN, knobs.MAX_CUDAGRAPH_CAPTURE_SIZE), ">="
+)
+_OUT_OF_MEMORY = RefusalContext(
+    {knobs.GPU_MEMORY_UTILIZATION: ">=", knobs.KV_CACHE_MEMORY_BYTES: ">=", **_MEMORY_USERS},
+    OtherFlags.EQUAL,
+    beside_kv_bytes=frozenset({knobs.GPU_MEMORY_UTILIZATION}),
+)
+TOO_LITTLE_KV = RefusalContext(
+    {knobs.GPU_MEMORY_UTILIZATION: "<=", knobs.KV_CACHE_MEMORY_BYTES: "<=", **_MEMORY_USERS},
+    OtherFlags.EQUAL,
+    beside_kv_bytes=frozenset({
+        knobs.GPU_MEMORY_UTILIZATION, knobs.MAX_NUM_SEQS, knobs.MAX_NUM_BATCHED_TOKENS,
+        knobs.MAX_CUDAGRAPH_CAPTURE_SIZE,
+    }),
+)  # fmt: skip
+_ALWAYS = RefusalContext()
+
+CONTEXTS: Mapping[str, RefusalContext] = {
+    "oom": _OUT_OF_MEMORY,
+    "oom-warm-up": _OUT_OF_MEMORY,
+    "oom-weights": _OUT_OF_MEMORY,
+    "kv-too-small": TOO_LITTLE_KV,
+    "no-kv-memory": TOO_LITTLE_KV,
+    "mamba-blocks": TOO_LITTLE_KV,
+    "memory-wanted": _ALWAYS,
+    "host-memory-wanted": _ALWAYS,
+    "host-kv-memory": RefusalContext({knobs.MAX_NUM_SEQS: ">=", knobs.MAX_NUM_BATCHED_TOKENS: ">="}),
+    "len-above-model": _ALWAYS,
+    "partial-prefills": _ALWAYS,
+    "too-few-gpus": _ALWAYS,
+    "batched-below-seqs": RefusalContext({knobs.MAX_NUM_BATCHED_TOKENS: "<="}),
+    "batched-below-len": RefusalContext({knobs.MAX_MODEL_LEN: ">=", knobs.ENABLE_CHUNKED_PREFILL: "=="}),
+    "active-above-seqs": RefusalContext({knobs.MAX_NUM_SEQS: "<="}),
+    "threshold-above-len": RefusalContext({knobs.MAX_MODEL_LEN: "<="}),
+}
+"""Contexts by kind of cause (log_patterns.py). A kind that is not here gives no rule."""
