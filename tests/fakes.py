@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from tuner.telemetry.gpu import GpuReading
+from tuner.telemetry.gpu import GpuHolders, GpuReading
 
 
 class ScriptedClock:
@@ -28,14 +28,18 @@ class ScriptedClock:
 class RecordedGpu:
     """GPU adapter that gives earlier readings back one after the other; the last one repeats."""
 
-    def __init__(self, readings: Sequence[tuple[GpuReading, ...]]) -> None:
+    def __init__(self, readings: Sequence[tuple[GpuReading, ...]] = ((),), holders: Sequence[GpuHolders] = ()) -> None:
         self._readings = tuple(readings)
+        self._holders = tuple(holders)
         self._next = 0
 
     def read(self, indices: Sequence[int]) -> tuple[GpuReading, ...]:
         reading = self._readings[min(self._next, len(self._readings) - 1)]
         self._next += 1
         return tuple(gpu for gpu in reading if gpu.index in indices)
+
+    def holders(self, indices: Sequence[int]) -> tuple[GpuHolders, ...]:
+        return tuple(gpu for gpu in self._holders if gpu.index in indices)
 
     def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
         return {gpu.index: gpu.memory_used_bytes or 0 for gpu in self.read(gpus)}

@@ -1,4 +1,4 @@
-"""Reader of GPUs through NVML: utilisation, memory, power, temperature, clocks, throttle reasons, processes."""
+"""GPUs through NVML: utilisation, memory and who holds it, power, temperature, clocks, throttle reasons."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ THROTTLE_REASONS: tuple[tuple[int, str], ...] = (
     (pynvml.nvmlClocksThrottleReasonHwThermalSlowdown, "hardware thermal slowdown"),
     (pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown, "power brake"),
 )
-"""Throttle reasons that mean trouble. Idle, application clocks and sync boost do not."""
+"""Reasons that slow a load down. Idle, application clocks and sync boost are left out: they are no trouble."""
 
 
 @dataclass(frozen=True, slots=True)
 class GpuReading:
-    """One GPU now, in NVML's units. None if the driver does not tell."""
+    """One GPU now, in NVML's terms. None if the driver does not say. `pids` are the processes that compute on it."""
 
     index: int
     utilization: float | None
@@ -35,20 +35,46 @@ class GpuReading:
     pids: tuple[int, ...] | None = None
 
 
-class GpuAdapter(Protocol):
-    """Source of GPU readings. Indices are NVML's, as in nvidia-smi, whatever CUDA_VISIBLE_DEVICES says."""
+@dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """A process that holds memory on a GPU. `memory_bytes` is None if the driver does not say."""
 
-    def read(self, indices: Sequence[int]) -> tuple[GpuReading, ...]: ...
+    pid: int
+    memory_bytes: int | None
+    computes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GpuHolders:
+    """Memory of one GPU that processes hold, without the driver's own share.
+
+    `processes` are those that can be seen from here: from a container, others are hidden.
+    """
+
+    index: int
+    held_bytes: int | None
+    processes: tuple[GpuProcess, ...] = ()
+
+
+class GpuAdapter(Protocol):
+    """Source of GPU readings. Indices are NVML's, as nvidia-smi shows them, whatever CUDA_VISIBLE_DEVICES says."""
+
+    def read(self, indices: Sequence[int]) -> tuple[GpuReading, ...]:
+        """Read each GPU once."""
+        ...
 
     def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
-        """Return the bytes in use on each GPU by any process. They must fall back before the next start."""
+        """Return the bytes in use on each GPU by anybody: they must fall back before the next start."""
         ...
 
 
 class NoGpu:
-    """Machine without an NVIDIA GPU, where there is nothing to read."""
+    """A machine without an NVIDIA GPU: nothing to read."""
 
     def read(self, indices: Sequence[int]) -> tuple[GpuReading, ...]:
+        return ()
+
+    def holders(self, indices: Sequence[int]) -> tuple[GpuHolders, ...]:
         return ()
 
     def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
@@ -56,17 +82,21 @@ class NoGpu:
 
 
 class Nvml:
-    """Driver of this machine. Made by `gpu_adapter`, which has initialised NVML."""
+    """The driver of this machine. Made by `gpu_adapter`, which has initialised NVML."""
 
     def read(self, indices: Sequence[int]) -> tuple[GpuReading, ...]:
         return tuple(_read(index) for index in indices)
+
+    def holders(self, indices: Sequence[int]) -> tuple[GpuHolders, ...]:
+        """Find out who holds memory on each GPU."""
+        return tuple(_holders(index) for index in indices)
 
     def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
         handles = {index: pynvml.nvmlDeviceGetHandleByIndex(index) for index in gpus}
         return {index: int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for index, handle in handles.items()}
 
 
-def gpu_adapter() -> GpuAdapter:
+def gpu_adapter() -> Nvml | NoGpu:
     """Return NVML if a driver answers, else an adapter that reads nothing."""
     try:
         pynvml.nvmlInit()
@@ -92,8 +122,23 @@ def _read(index: int) -> GpuReading:
     )
 
 
+def _holders(index: int) -> GpuHolders:
+    handle = _answer(lambda: pynvml.nvmlDeviceGetHandleByIndex(index))
+    if handle is None:
+        return GpuHolders(index, None)
+    # The second version of this call sets the driver's reserve apart; drivers before 510 know the first alone.
+    held = _answer(lambda: int(pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used))
+    if held is None:
+        held = _answer(lambda: int(pynvml.nvmlDeviceGetMemoryInfo(handle).used))
+    computing = _answer(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle)) or ()
+    drawing = _answer(lambda: pynvml.nvmlDeviceGetGraphicsRunningProcesses(handle)) or ()
+    found = {p.pid: GpuProcess(p.pid, p.usedGpuMemory, computes=False) for p in drawing}
+    found |= {p.pid: GpuProcess(p.pid, p.usedGpuMemory, computes=True) for p in computing}
+    return GpuHolders(index, held, tuple(found.values()))
+
+
 def _answer(ask: Callable[[], T]) -> T | None:
-    """Ask the driver. None if the board answers "not supported", as many do to some question."""
+    """Ask; None if the board says "not supported", as many do to one question or another."""
     try:
         return ask()
     except pynvml.NVMLError:
@@ -102,7 +147,7 @@ def _answer(ask: Callable[[], T]) -> T | None:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """One installed GPU. `numa_node` is None if the kernel does not know it."""
+    """One GPU as it is built in. `numa_node` is None if the kernel does not know it."""
 
     index: int
     name: str
@@ -112,7 +157,7 @@ class Installed:
 
 
 def inventory() -> tuple[tuple[Installed, ...], str | None]:
-    """Return the GPUs of this machine and the driver's version. Empty and None without an NVIDIA driver."""
+    """Return the GPUs of this machine and the driver's version; nothing and None without an NVIDIA driver."""
     if isinstance(gpu_adapter(), NoGpu):
         return (), None
     return tuple(_installed(i) for i in range(pynvml.nvmlDeviceGetCount())), str(pynvml.nvmlSystemGetDriverVersion())
@@ -130,8 +175,10 @@ def _installed(index: int) -> Installed:
 
 
 def _numa_node(bus_id: str) -> int | None:
-    """Return the NUMA node of a bus id. NVML writes 00000000:65:00.0, the kernel 0000:65:00.0, with node -1 for
-    unknown."""
+    """Look up the NUMA node of a PCI address; None if the kernel says -1 or nothing.
+
+    NVML writes 00000000:65:00.0 where the kernel writes 0000:65:00.0.
+    """
     domain, _, rest = bus_id.lower().partition(":")
     try:
         node = int(Path(f"/sys/bus/pci/devices/{domain[-4:]}:{rest}/numa_node").read_text(encoding="ascii"))
