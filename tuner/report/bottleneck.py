@@ -1,4 +1,4 @@
-"""Which limit binds the winner, as far as its measurements and telemetry tell, and what to try next."""
+"""Binding limit of the winner, as far as measurements and telemetry tell, with a next step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KV_FULL, KV_NEAR = 0.9, 0.75
 CLIENT_NEAR = 0.7
 HOST_NEAR = 0.95
 SATURATED = 0.35
-"""QPS grew by less than this share of the load's growth: more load only waits."""
+"""Growth of QPS, as a share of the load's, below which more load only waits."""
 
 
 class Limit(StrEnum):
@@ -55,7 +55,8 @@ class Levels(NamedTuple):
 
 
 def levels_of(study: StudyFiles, candidate: Candidate) -> Levels | None:
-    """Of the candidate's start that was offered the most levels: a fresh start repeats only the level that won."""
+    """Return the levels of the candidate's start with the most of them. A fresh start repeats only the winning
+    level."""
     starts = [r for r in study.starts_of(candidate) if r.best is not None]
     if not starts:
         return None
@@ -70,7 +71,7 @@ def levels_of(study: StudyFiles, candidate: Candidate) -> Levels | None:
 
 
 def why_rows(levels: Levels, words: Words) -> list[WhyRow]:
-    """In the order in which one limit hides the next: what binds further up makes the rows below it hard to read."""
+    """List the limits in the order in which one hides the next."""
     kv, sequences = _kv(levels, words), _sequences(levels, words)
     tokens = _tokens(levels, words, hidden=Reading.BINDS in (kv.reading, sequences.reading))
     rows = [_load(levels, words), _client(levels, words), kv, sequences, tokens]
@@ -151,9 +152,9 @@ def _tokens(levels: Levels, words: Words, *, hidden: bool) -> WhyRow:
 
 
 def _compute(levels: Levels, words: Words, *, hidden: bool) -> WhyRow:
-    """Throughput that stops rising while load rises, with no other limit reached, is what a full processor looks like.
+    """Judge the processor: throughput that stops rising under more load, with no other limit reached.
 
-    NVML's utilisation says how often some kernel ran, not how full the GPU was: it is shown, not judged.
+    NVML's utilisation is shown and not judged: it says how often some kernel ran, not how full the GPU was.
     """
     host = levels.highest.client.host_cpu_share
     busy = _busy(levels.highest, words)

@@ -1,4 +1,4 @@
-"""Two studies side by side: whether their figures may be compared, and how their winners differ."""
+"""Two studies side by side: may their figures be compared, and how do their winners differ?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was measured on and under which conditions, as rows, and the command that searches again."""
+"""Conditions of a study as rows, and the command that searches again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a served token costs, from the measured figures and the price of a GPU-hour."""
+"""Cost of a served token, from the measured figures and the price of a GPU-hour."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from tuner.measurement import Measurement
 
 
 class Cost(NamedTuple):
-    """In the unit of the GPU-hour's price, at the measured load: a server that idles costs more per token."""
+    """Cost in the unit of the GPU-hour's price, at the measured load. An idle server costs more per token."""
 
     per_million_output_tokens: float | None
     per_thousand_requests: float | None
 
 
 def cost(qps: float | None, level: Measurement | None, gpus: int, gpu_price: float) -> Cost:
-    """`qps` is the mean over starts, `level` tells the output tokens of a request, `gpu_price` is per GPU-hour."""
+    """Compute the cost. `qps` is the mean over starts, `level` gives the output tokens of a request."""
     if not qps or not gpus:
         return Cost(None, None)
     per_request = gpu_price * gpus / 3600 / qps

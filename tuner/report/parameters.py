@@ -1,4 +1,4 @@
-"""What each flag did to QPS: slices and their weight, over feasible measured trials only; nothing is imputed."""
+"""Effect of each flag on QPS: slices and weights over feasible measured trials only, without imputed ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tuner.report.tables import StudyFiles
 from tuner.study.record import TrialRecord
 
 ENOUGH = 12
-"""Feasible trials below which a flag's weight would be read out of noise."""
+"""Feasible trials below which a flag's weight is noise."""
 BINS = 4
 
 
@@ -26,7 +26,8 @@ class SliceRow(NamedTuple):
 
 
 class WeightRow(NamedTuple):
-    """`explained`: share of the variance of QPS ranks between groups of like values, 0..1, chance taken off.
+    """Weight of a flag. `explained` is the share of the variance of QPS ranks between value groups, 0..1, less
+    chance.
 
     `trend` is Spearman's rank correlation of the value with QPS, -1..1; None for values without an order.
     """
@@ -42,7 +43,7 @@ def _feasible(study: StudyFiles) -> list[tuple[TrialRecord, float]]:
 
 
 def slice_rows(study: StudyFiles) -> dict[str, list[SliceRow]]:
-    """For each tuned flag, its value and the QPS of every feasible trial that set it; flags in the space's order."""
+    """Return for each flag its value and the QPS of every feasible trial, flags in the space's order."""
     rows: dict[str, list[SliceRow]] = {parameter.flag: [] for parameter in study.plan.parameters}
     for record, qps in _feasible(study):
         for flag, value in record.candidate.values:
@@ -52,7 +53,7 @@ def slice_rows(study: StudyFiles) -> dict[str, list[SliceRow]]:
 
 
 def weight_rows(study: StudyFiles) -> list[WeightRow]:
-    """The heaviest flag first; flags with fewer than `ENOUGH` trials or one single value are left out."""
+    """Weigh the flags, the heaviest first, without those with fewer than `ENOUGH` trials or one value."""
     rows = []
     for flag, points in slice_rows(study).items():
         values = [point.value for point in points]
@@ -68,7 +69,7 @@ def _is_number(value: Value) -> bool:
 
 
 def _grouped(values: Sequence[Value]) -> list[str]:
-    """Values as groups of like ones: themselves where they are few, else quartiles."""
+    """Group like values: themselves if they are few, else quartiles."""
     if len(set(values)) <= BINS or not all(map(_is_number, values)):
         return [str(value) for value in values]
     quartiles = pd.qcut(pd.Series([float(v) for v in values]), BINS, labels=False, duplicates="drop")

@@ -1,4 +1,4 @@
-"""What of a recorded launch is quoted for production: the same for the page and for the files of deploy/."""
+"""Parts of a recorded launch that are quoted for production, on the page and in the files of deploy/."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 from tuner.launch import LaunchSpec
 
 CACHES = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR")
-"""Variables that point into the study's folder: they make a start quicker while it is there, and are never needed."""
+"""Variables that point into the study's folder. They make a start quicker there, and are never needed."""
 TRIAL_ONLY = ("VLLM_RPC_BASE_PATH",)
 """Variables that point into one trial's folder and mean nothing afterwards."""
 

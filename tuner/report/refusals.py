@@ -1,4 +1,4 @@
-"""Starts that failed, by cause, with the tightest bounds that the messages taught."""
+"""Starts that failed, by cause, with the tightest bounds that the messages give."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tuner.study.record import TrialOutcome, TrialRecord
 
 
 class RefusedRow(NamedTuple):
-    """Starts that failed for one reason. `bounds` holds the tightest of what the messages taught."""
+    """Starts that failed for one reason. `bounds` holds the tightest ones of their messages."""
 
     cause: Cause
     outcome: TrialOutcome
@@ -34,7 +34,7 @@ def refused_rows(records: Iterable[TrialRecord]) -> list[RefusedRow]:
 
 
 def tightest(bounds: Iterable[Bound]) -> tuple[Bound, ...]:
-    """One bound for each flag and direction: the smallest upper one, the largest lower one."""
+    """Keep one bound for each flag and direction: the smallest upper one, the largest lower one."""
     best: dict[tuple[str, str], Bound] = {}
     for bound in bounds:
         key = (bound.flag, bound.relation)

@@ -19,9 +19,9 @@ from tuner.study.result import Figures, StudyResult
 
 
 class Side(NamedTuple):
-    """A candidate's figures with the measurement that stands for them: the worst start's, as for the P99 quoted.
+    """Candidate's figures with the measurement that stands for them: the worst start's, as for the P99.
 
-    `saturation` is the QPS of a closed loop that kept its server full, None in a study that is closed itself.
+    `saturation` is the QPS of a closed loop that kept its server full, None in a closed study.
     """
 
     figures: Figures
@@ -56,7 +56,7 @@ class SummaryRow(NamedTuple):
 
 
 def summary_rows(first: Side, second: Side | None, words: Words, gpu_price: float | None = None) -> list[SummaryRow]:
-    """`first` is the winner, `second` what it is compared with, None where there is nothing beside it."""
+    """Compare the winner, `first`, with `second`. None if there is nothing beside it."""
 
     def row(key: str, value: Callable[[Side], float | None], text: Callable[[float | None], str]) -> SummaryRow:
         one, other = value(first), value(second) if second else None
@@ -116,7 +116,7 @@ def _p99_bounds(s: Side) -> str:
 
 
 class FlagRow(NamedTuple):
-    """`second` is None where there is nothing beside the first; an absent flag reads "vLLM's default"."""
+    """Flag in two launches. `second` is None if there is only one; an absent flag reads "vLLM's default"."""
 
     flag: str
     first: str
@@ -124,7 +124,7 @@ class FlagRow(NamedTuple):
 
 
 def flag_rows(first: LaunchSpec, second: LaunchSpec | None, words: Words) -> list[FlagRow]:
-    """Flags of two launches; where there are two, only those in which they differ."""
+    """List the flags of a launch, or of two those that differ."""
     one, other = _shown_flags(first), _shown_flags(second) if second else None
     names = [*one, *(name for name in other or () if name not in one)]
     absent = words("flag-absent")
@@ -151,7 +151,7 @@ class CautionRow(NamedTuple):
 
 
 def caution_rows(study: StudyFiles, words: Words) -> list[CautionRow]:
-    """What makes the quoted figures less sure; the same remark of several starts once."""
+    """List what makes the quoted figures less sure, each remark once."""
     rows: dict[tuple[str, str], CautionRow] = {}
     for unread in study.unread:
         rows[unread] = CautionRow(words("caution-unread"), f"{unread.file}: {unread.why}", "", "")
@@ -206,7 +206,7 @@ def _about_confirmation(result: StudyResult | None, words: Words) -> list[Cautio
 
 
 def default_reasons(study: StudyFiles) -> str:
-    """Why the default's starts were not feasible, each reason once; empty when every one of them was."""
+    """List why the default's starts were not feasible, each reason once. Empty if all were."""
     reasons = [
         reason
         for record in study.starts_of(study.plan.baseline)

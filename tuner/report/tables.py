@@ -51,7 +51,7 @@ class StudyFiles:
 
     @property
     def default(self) -> Figures | None:
-        """The default's figures; those of its best level, broken limits and all, where it never kept them."""
+        """Return the default's figures, or its best level with broken limits if it never kept them."""
         return (self.result.default or self.result.default_seen) if self.result else None
 
     @property
@@ -59,11 +59,11 @@ class StudyFiles:
         return self.winner is not None and self.winner.candidate == self.plan.baseline
 
     def starts_of(self, candidate: Candidate) -> tuple[TrialRecord, ...]:
-        """Without those that were disturbed on purpose, by all GPU groups at once."""
+        """Return its trials without those on all GPU groups at once, which disturb each other on purpose."""
         return tuple(r for r in self.records if r.candidate == candidate and r.role is not Role.CHECK)
 
     def quoted(self, figures: Figures | None) -> TrialRecord | None:
-        """The start whose launch and telemetry stand for a candidate: the first one behind its figures."""
+        """Return the trial that stands for a candidate: the first one behind its figures."""
         if figures is None:
             return None
         wanted = [r for r in self.starts_of(figures.candidate) if r.trial in figures.trials]
@@ -110,10 +110,10 @@ def _read(
 
 
 class TrialRow(NamedTuple):
-    """A start. Times are hours since the study's first start; `ended_h` is when its outcome was known.
+    """Row of a trial. Times are hours since the study's first start; `ended_h` is when its outcome was known.
 
-    `p99_ttft_ms` and `load` are those of the level that is shown (`shown_level`), None without one, and so is `qps`
-    where the start has no answer of its own. `words` says why it is not feasible, empty when it is.
+    `p99_ttft_ms` and `load` are those of the shown level (`shown_level`), None without one. So is `qps` if the trial
+    has no answer of its own. `words` says why it is not feasible, empty if it is.
     """
 
     trial: int
@@ -169,7 +169,7 @@ def began(record: TrialRecord) -> datetime:
 
 
 def shown_level(record: TrialRecord) -> Level | None:
-    """The level that stands for a start: the one that counts, else the measured one closest to the limits."""
+    """Return the level that stands for a trial: the one that counts, else the one closest to the limits."""
     if record.best is not None:
         return record.levels[record.best]
     measured = [level for level in asked(record.levels) if level.measurement.qps is not None]
@@ -188,7 +188,7 @@ def _words(record: TrialRecord, level: Level | None) -> str:
 
 
 class BestRow(NamedTuple):
-    """From `hours` on, `qps` was the best feasible figure that the search had seen, in `trial`."""
+    """Step of the best: from `hours` on, `qps` was the best feasible figure of the search, in `trial`."""
 
     hours: float
     qps: float
@@ -196,7 +196,7 @@ class BestRow(NamedTuple):
 
 
 def best_so_far(rows: Iterable[TrialRow]) -> list[BestRow]:
-    """Fresh starts that confirm a candidate are measurements of what was found, not finds: they do not count."""
+    """Trace the best over time. Confirmation runs measure what was found, so they do not count."""
     best: list[BestRow] = []
     for row in sorted(rows, key=lambda r: r.ended_h):
         found = row.outcome is TrialOutcome.FEASIBLE and row.role.searches
@@ -220,7 +220,7 @@ class LevelRow(NamedTuple):
 
 
 def level_rows(study: StudyFiles, candidate: Candidate) -> list[LevelRow]:
-    """Every measured level of every start of a candidate, in the order of starts and loads; of the study's own kind."""
+    """List every level of a candidate in the study's own kind of load, in the order of trials and loads."""
     return [
         LevelRow(
             trial=record.trial,

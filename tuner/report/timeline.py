@@ -1,4 +1,4 @@
-"""What happened when: phases of every start per GPU group, and the telemetry of a start."""
+"""Timeline: phases of every start per GPU group, and the telemetry of a start."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tuner.study.compile_cache import Cache, start_times_s
 from tuner.study.record import TrialOutcome
 
 POINTS = 600
-"""Points of one telemetry line: more than a screen can show; longer series are thinned to means of neighbours."""
+"""Points of one telemetry line. Longer series are thinned to means of neighbours."""
 
 
 class Phase(StrEnum):
@@ -29,7 +29,7 @@ class Phase(StrEnum):
 
 
 class PhaseRow(NamedTuple):
-    """A stretch of a GPU group's night, in hours since the study's first start; `trial` None while idle."""
+    """Stretch of a GPU group's time, in hours since the study's first start. `trial` is None while idle."""
 
     group: str
     phase: Phase
@@ -65,13 +65,13 @@ def phase_rows(study: StudyFiles) -> list[PhaseRow]:
 
 
 def phase_shares(rows: Sequence[PhaseRow]) -> dict[Phase, float]:
-    """Share of the night that all groups together spent in each phase."""
+    """Return the share of time that all groups together spent in each phase."""
     total = sum(row.length_h for row in rows)
     return {p: sum(r.length_h for r in rows if r.phase is p) / total for p in Phase} if total else {}
 
 
 def start_times(study: StudyFiles, words: Words) -> str:
-    """Median time until a server was ready, by what vLLM's compile cache held; empty before the first."""
+    """State the median time until a server was ready, by the state of the compile cache. Empty before the first."""
     times = start_times_s(study.records)
     texts = [
         words(key, time=formatting.duration(statistics.median(seconds)), n=len(seconds))
@@ -114,7 +114,7 @@ class Series(NamedTuple):
 
 
 def telemetry(path: Path) -> list[Series]:
-    """What a trial's telemetry.parquet holds of `CHANNELS`, in their order; empty where there is no readable file."""
+    """Read `CHANNELS` from a trial's telemetry.parquet, in their order. Empty if there is no readable file."""
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError):  # pyarrow's errors are ValueErrors
@@ -136,7 +136,7 @@ def telemetry(path: Path) -> list[Series]:
 
 
 def _with_prefix_share(frame: pd.DataFrame) -> pd.DataFrame:
-    """Adds the share of looked-up prompt tokens that the prefix cache had, from sample to sample."""
+    """Add the share of looked-up prompt tokens that the prefix cache had, from sample to sample."""
     names = ("prefix_hits", "prefix_queries")
     if not all(name in frame for name in names):
         return frame

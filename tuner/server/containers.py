@@ -10,7 +10,7 @@ _LIMIT_S = 30.0
 
 
 def with_cid_file(argv: tuple[str, ...], folder: Path) -> tuple[str, ...]:
-    """`docker run …` → `docker run --cidfile FOLDER/cid …`, unless the person's own words do so or start none."""
+    """Insert `--cidfile FOLDER/cid` after `docker run`, unless the user's own words do so or start no container."""
     if "run" not in argv or any(word.split("=", 1)[0] == "--cidfile" for word in argv):
         return argv
     at = argv.index("run") + 1

@@ -1,4 +1,4 @@
-"""Server log → cause (a data table of patterns), with the bound that the message teaches."""
+"""Server log → cause, by a data table of patterns, with the bound that the message gives."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _USAGE_EXIT = 2
 
 
 class Phase(StrEnum):
-    """What the server was doing when it ended or was given up."""
+    """State of the server when it ended or was given up."""
 
     STARTING = "starting"
     SERVING = "serving"
 
 
 def diagnose(log_text: str, *, exit_code: int | None, phase: Phase, held_by_others_gib: float | None = None) -> Cause:
-    """The cause that explains the end of a server, whatever its exit code: 0 is a crash too, where it should have run.
+    """Explain the end of a server, whatever its exit code: 0 is a crash too if it should have run.
 
-    `exit_code` is None for a server that still runs, and negative for a signal. `held_by_others_gib`: memory in use on
-    the fullest of its GPUs before the start, None where that is not known.
+    `exit_code` is None for a server that still runs, and negative for a signal. `held_by_others_gib` is the memory
+    in use on the fullest of its GPUs before the start, None if unknown.
     """
     text = logtext.clean(log_text)
     arguments = log_lines.ARGUMENTS.search(text)
@@ -138,7 +138,7 @@ def _root_exception(text: str) -> re.Match[str] | None:
 
 
 def _line_at(text: str, position: int) -> str:
-    """The line around `position`, from there on where it is too long for a record."""
+    """Return the line around `position`, or from there on if it is too long for a record."""
     start = text.rfind("\n", 0, position) + 1
     end = text.find("\n", position)
     line = text[start : len(text) if end < 0 else end]

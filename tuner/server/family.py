@@ -1,4 +1,4 @@
-"""Which processes belong to one server: proven by session, by output, by descent; never by name."""
+"""Processes of one server, proven by session, by output or by descent, and never by name."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from tuner.server.proctable import FileId, ProcessEntry
 
 
 class Family:
-    """The processes of one server, as far as they can be proven to be its own.
+    """Processes of one server, as far as they can be proven to be its own.
 
     A process belongs to it
+
     - by session: the leader's number is its session, as long as the leader's entry (a zombie will do) has the recorded
-      start time. The kernel gives no number away that is still somebody's session, so all members are ours;
-    - by output: its stdout or stderr is the server's log, which only the leader was given. This finds orphans that made
-      a session of their own or whose leader is gone and reaped;
+      start time. The kernel reuses no number that is still a session, so all members are ours;
+    - by output: its stdout or stderr is the server's log, which only the leader was given. This finds orphans with a
+      session of their own, or whose leader is gone and reaped;
     - by descent from one of these, or because it was one of these when last seen (same pid and start time).
 
-    vLLM overwrites argv and environment of its processes (vllm.md section 4): those prove nothing.
+    vLLM overwrites argv and environment of its processes (docs/vllm.md), so those prove nothing.
     """
 
     def __init__(self, leader_pid: int, leader_start_ticks: int, log: FileId) -> None:
@@ -28,11 +29,11 @@ class Family:
         self._seen: dict[int, int] = {}
 
     def living(self) -> tuple[ProcessEntry, ...]:
-        """Everything of the family that runs now, the leader included, zombies left out."""
+        """Return everything of the family that runs now, the leader included, without zombies."""
         return tuple(process for process in self._members() if not process.is_zombie)
 
     def reap_adopted(self) -> None:
-        """Reaps orphans that came to us (PR_SET_CHILD_SUBREAPER) and ended; the leader is left to its owner."""
+        """Reap adopted orphans (PR_SET_CHILD_SUBREAPER) that ended. The leader is left to its owner."""
         for process in self._members():
             if process.is_zombie and process.ppid == os.getpid() and process.pid != self.leader_pid:
                 os.waitpid(process.pid, 0)  # returns at once: see ProcessEntry.is_zombie

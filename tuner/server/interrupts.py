@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a server lives: the one ends the `with` block, the other does not end the ending."""
+"""Ctrl-C and SIGTERM while a server lives. The first ends the `with` block, the second does not end the ending."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt inside, where nobody else handles it: by default it would skip every `finally`.
+    """Turn SIGTERM into KeyboardInterrupt if nothing else handles it. By default it would skip every `finally`.
 
-    Python delivers signals to the main thread only; in any other this does nothing, and its owner must handle them.
+    Python delivers signals to the main thread only. In any other this does nothing, and its owner must handle them.
     """
     if not _in_main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield

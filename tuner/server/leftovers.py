@@ -1,4 +1,4 @@
-"""What a dead server leaves: GPU memory, /dev/shm, sockets, orphans of an earlier run."""
+"""Remains of a dead server: GPU memory, /dev/shm, sockets, orphans of an earlier run."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tuner.server.shutdown import StopReport, end_family
 LEFTOVER_GRACE_S = 15.0
 MEMORY_LIMIT_S = 60.0
 MEMORY_SLACK_BYTES = 256 * 2**20
-"""Above the baseline and still "back": the driver and other processes breathe by some tens of MiB."""
+"""Bytes above the baseline that still count as "back". The driver and other processes vary by some tens of MiB."""
 
 _SHARED_MEMORY = re.compile(r"(psm_|vllm_|nccl-|torch_)")
 _SCRATCH = re.compile(r"tuner-[0-9a-f]{8}")
 _LONGEST_SCRATCH = 60
-"""A UNIX socket's path ends at 107 bytes, and vLLM appends a slash and a uuid of 36."""
+"""Longest scratch path. A UNIX socket's path ends at 107 bytes, and vLLM appends a slash and a uuid of 36."""
 
 
 class GpuMemory(Protocol):
@@ -46,7 +46,7 @@ class NoGpuMemory:
 
 
 def new_scratch() -> Path:
-    """A name, not yet a folder, for the temporary files of one start."""
+    """Choose a name, not yet a folder, for the temporary files of one start."""
     name = f"tuner-{secrets.token_hex(4)}"
     usual = Path(tempfile.gettempdir(), name)
     return usual if len(os.fsencode(usual)) <= _LONGEST_SCRATCH else Path("/tmp", name)
@@ -64,9 +64,9 @@ def remove_scratch(folder: Path) -> tuple[str, ...]:
 
 
 def remove_shared_memory(files: Iterable[Path], *, since_unix_ns: int) -> tuple[str, ...]:
-    """Unlinks those of a dead server's /dev/shm files that are ours, newer than its start, and mapped by nobody.
+    """Unlink a dead server's /dev/shm files that are ours, newer than its start, and not mapped.
 
-    `files` are the ones that its own processes were seen to use: what merely looks like vLLM's may be a neighbour's.
+    `files` are those that its own processes used. Others that look like vLLM's may be a neighbour's.
     """
     candidates = {file for file in files if _is_removable(file, since_unix_ns)}
     if not candidates:
@@ -84,7 +84,7 @@ def wait_for_memory(
     clock: Clock,
     limit_s: float,
 ) -> bool | None:
-    """Whether the use of each GPU in `baseline` fell back to it in time. None when there is nothing to compare."""
+    """Return True if each GPU's use fell back to `baseline` in time. None if there is nothing to compare."""
     if not baseline:
         return None
     deadline_ns = clock.now_ns() + round(limit_s * 1e9)
@@ -102,10 +102,10 @@ def wait_for_memory(
 def end_leftovers(
     study_folder: Path, *, clock: Clock | None = None, gpu_memory: GpuMemory | None = None
 ) -> list[StopReport]:
-    """Ends the servers that a killed tuner left running, one report each, none where nothing was left.
+    """End the servers that a killed tuner left running, one report each.
 
-    Finds them through the running.json files below `study_folder`. Raises EnvironmentFaultError when the tuner that
-    wrote one still runs: then it is not left over, and nothing at all is touched.
+    It finds them through the running.json files below `study_folder`. Raises EnvironmentFaultError if the tuner that
+    wrote one still runs: then it is not left over, and nothing is touched.
     """
     records = [(path, _read(path)) for path in running_file.found_below(study_folder)]
     for path, record in records:
@@ -153,7 +153,7 @@ def _read(path: Path) -> Marker | None:
 
 
 def _unreadable(path: Path) -> StopReport:
-    """Without a record there is no proof of what is ours: the person is told, and nothing is touched."""
+    """Report an unreadable record. Without it ownership is not proved, so nothing is touched."""
     return StopReport(seconds=0.0, left=(f"unknown: {path} cannot be read",))
 
 

@@ -1,4 +1,4 @@
-"""Server log → text fit for people and patterns: bounded size, no control characters, no secrets."""
+"""Server log → text for people and patterns: bounded size, no control characters, no secrets."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _NAMED_SECRET = re.compile(
 
 
 def read(path: Path) -> str:
-    """The log's head and tail: causes stand at the end of a start, and a flood of 100 MB stays outside.
+    """Read the log's head and tail: causes stand at the end of a start, and a flood of 100 MB stays outside.
 
-    "" when there is no log. The text is clean of control characters.
+    "" if there is no log. The text is clean of control characters.
     """
     try:
         with path.open("rb") as file:
@@ -51,12 +51,13 @@ def read(path: Path) -> str:
 
 
 def clean(text: str) -> str:
-    """No escape sequences or control characters but newline and tab; a carriage return (progress bars) ends a line."""
+    """Remove escape sequences and control characters but newline and tab. A carriage return (progress bars) ends a
+    line."""
     return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """`secrets` are replaced wherever they stand, and so is anything that looks like one."""
+    """Replace `secrets`, and anything that looks like one."""
     for secret in sorted(_worth_hiding(secrets), key=len, reverse=True):
         text = text.replace(secret, REDACTED)
     text = _LOOKS_SECRET.sub(REDACTED, text)
@@ -64,7 +65,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def redact_file(path: Path, secrets: Iterable[str]) -> None:
-    """Takes these very values out of a log that nobody writes to any more. Line by line: the log may be large."""
+    """Replace these values in a finished log, line by line: it may be large."""
     wanted = [s.encode() for s in _worth_hiding(secrets)]
     if not wanted or not path.exists() or not _contains(path, wanted):
         return

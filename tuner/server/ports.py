@@ -18,10 +18,11 @@ _lock = threading.Lock()
 
 
 def fresh_port(host: str) -> int:
-    """A port on `host` that is free now and was not given out before by this process.
+    """Return a port on `host` that is free and that this process has not given out before. Raises OSError if none is
+    free.
 
-    It lies below the range from which the kernel takes ports for outgoing connections: vLLM binds seconds after we have
-    chosen, and the load of a neighbouring trial opens many connections in that time. Raises OSError when none is free.
+    It lies below the range of outgoing connections: vLLM binds seconds later, and the load of a neighbouring trial
+    opens many in that time.
     """
     with _lock:
         for port in _candidates():

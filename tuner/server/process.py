@@ -44,7 +44,7 @@ class ServerProcess:
 
     @property
     def shared_memory(self) -> tuple[Path, ...]:
-        """Files in /dev/shm that this server was seen to use, whether they still exist or not."""
+        """Return the files in /dev/shm that this server was seen to use, existing or not."""
         return tuple(sorted(self._shared_memory))
 
     def exit_code(self) -> int | None:

@@ -1,6 +1,6 @@
-"""/proc as values: who is in which session, who holds which file, who listens on a port. Linux only.
+"""Table of /proc as values: sessions, open files, listeners. Linux only.
 
-A process that ends while it is being read is simply not there: every function leaves it out, none raises for it.
+Every function leaves out a process that ends while it is read; none raises for it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ class ProcessEntry:
 
     @property
     def is_zombie(self) -> bool:
-        """Ended completely. A zombie whose other threads are still ending holds its memory, also the GPU's, and its
-        files, and cannot be reaped yet."""
+        """Return True if it ended completely.
+
+        A zombie with ending threads holds its memory and files, also the GPU's, and cannot be reaped yet.
+        """
         return self.state in "ZX" and self.threads <= 1
 
     def __str__(self) -> str:
@@ -51,7 +53,7 @@ def boot_id() -> str:
 
 
 def entry(pid: int) -> ProcessEntry | None:
-    """None when there is no such process."""
+    """Return the process, None if there is none."""
     try:
         text = (PROC / str(pid) / "stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
@@ -91,7 +93,7 @@ def descendants(roots: Iterable[int], processes: dict[int, ProcessEntry]) -> set
 
 
 def is_alive(known: ProcessEntry) -> bool:
-    """Whether this very process still runs: a zombie and a reused pid do not count."""
+    """Return True if this very process runs. A zombie and a reused pid do not count."""
     now = entry(known.pid)
     return now is not None and now.start_ticks == known.start_ticks and not now.is_zombie
 
@@ -120,7 +122,7 @@ def file_id(path: Path) -> FileId:
 
 
 def writes_to(pid: int, file: FileId) -> bool:
-    """Whether stdout or stderr is this file. False for a process that ended or that we may not look into."""
+    """Return True if stdout or stderr is this file. False for a process that ended or may not be read."""
     for descriptor in ("1", "2"):
         try:
             if file_id(PROC / str(pid) / "fd" / descriptor) == file:
@@ -141,7 +143,7 @@ def shared_memory_files(pid: int) -> set[Path]:
 
 
 def listening_inodes(port: int) -> set[int]:
-    """Socket inodes that listen on this TCP port on any address of this network namespace."""
+    """Return the socket inodes that listen on this TCP port, on any address of this network namespace."""
     found = set()
     for name in ("tcp", "tcp6"):
         try:

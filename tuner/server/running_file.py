@@ -1,4 +1,4 @@
-"""running.json: what a later tuner needs to end a server whose own tuner was killed."""
+"""Record running.json, with which a later tuner ends a server whose own tuner was killed."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Service:
 
     @property
     def stopped(self) -> StopReport | None:
-        """How the servers ended; None until the `with` block has been left."""
+        """Return how the servers ended. None until the `with` block has been left."""
         reports = [server.stopped for server in self.servers if server.stopped is not None]
         return joined(reports) if reports else None
 
