@@ -11,8 +11,8 @@ import pytest
 from tuner.capacity import (
     GIB,
     FirstStart,
+    KvRoom,
     ModelMemory,
-    Room,
     ServerFlags,
     Span,
     WeightsFrom,
@@ -239,7 +239,7 @@ def test_more_utilization_is_more_room_and_none_is_less_than_none(tmp_path: Path
 
 
 def test_a_request_has_whole_blocks_and_one_block_serves_nobody() -> None:
-    room = Room(Span(0, 0), Span(101, 201), 16)
+    room = KvRoom(Span(0, 0), Span(101, 201), 16)
     assert room.kv_tokens == Span(1616, 3216)
     assert room.sequences(16) == Span(100, 200)
     assert room.sequences(17) == Span(50, 100)
@@ -250,7 +250,7 @@ def test_so_many_of_the_longest_requests_run_without_preemption_and_half_as_many
     flags = EngineArguments(max_model_len=2048, kv_cache_memory_bytes=2 * GIB, max_num_seqs=256)
     started = startup(flags, hardware, model)
     assert isinstance(started, Started)
-    room = Room(Span(2 * GIB, 2 * GIB), Span(started.kv_blocks, started.kv_blocks), started.config.block_size)
+    room = KvRoom(Span(2 * GIB, 2 * GIB), Span(started.kv_blocks, started.kv_blocks), started.config.block_size)
     bound = room.sequences(300).low
     preemptions = [
         simulate(started, hardware, model, ClosedLoop([Shape(40, 260)], clients=clients, duration_s=20.0)).preemptions

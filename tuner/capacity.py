@@ -109,7 +109,7 @@ class ModelMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class KvRoom:
     """KV cache on one GPU, in bytes and in blocks of `block_tokens`. Every rank of a server holds the same tokens."""
 
     kv_bytes: Span
@@ -173,7 +173,7 @@ def model_memory(folder: Path, flags: ServerFlags) -> ModelMemory:
     )
 
 
-def at_utilization(memory: ModelMemory, gpu_bytes: int, utilization: float) -> Room | None:
+def at_utilization(memory: ModelMemory, gpu_bytes: int, utilization: float) -> KvRoom | None:
     """Return the room at a utilization of the smallest GPU. None if the weights are not known."""
     if memory.weights_bytes is None:
         return None
@@ -181,7 +181,7 @@ def at_utilization(memory: ModelMemory, gpu_bytes: int, utilization: float) -> R
     return _room(memory, Span(left - memory.overhead_bytes.high, left - memory.overhead_bytes.low))
 
 
-def at_kv_bytes(memory: ModelMemory, kv_bytes: int) -> Room:
+def at_kv_bytes(memory: ModelMemory, kv_bytes: int) -> KvRoom:
     """Return the room at kv-cache-memory-bytes of each GPU. Nothing is estimated then."""
     return _room(memory, Span(kv_bytes, kv_bytes))
 
@@ -223,10 +223,10 @@ def least_for(memory: ModelMemory, first: FirstStart, gpu_bytes: int | None, tok
     return first.utilization - spare / (gpu_bytes * (1 - UNUSABLE_SHARE))
 
 
-def _room(memory: ModelMemory, kv_bytes: Span) -> Room:
+def _room(memory: ModelMemory, kv_bytes: Span) -> KvRoom:
     block_bytes = memory.kv_bytes_per_token * memory.block_tokens
     low, high = max(0, kv_bytes.low), max(0, kv_bytes.high)
-    return Room(Span(low, high), Span(int(low // block_bytes), int(high // block_bytes)), memory.block_tokens)
+    return KvRoom(Span(low, high), Span(int(low // block_bytes), int(high // block_bytes)), memory.block_tokens)
 
 
 def _kv_element(config: Mapping[str, object], shape: ModelShape, flags: ServerFlags) -> tuple[int, list[str]]:

@@ -74,7 +74,7 @@ class Hooks:
         def drive_closed(*args: Any, **options: Any) -> drive.Samples:
             seconds, watch, warm = float(args[3]), options.get("watch"), "ramp_s" not in options
 
-            def look(progress: drive.Progress) -> str | None:
+            def look(progress: drive.LevelProgress) -> str | None:
                 if warm:
                     self.strike(Moment.WARMING_UP, self.folder)
                 elif progress.elapsed_s < seconds:
@@ -122,7 +122,7 @@ class Hooks:
 
         def watched(drive_load: Callable[..., drive.Samples]) -> Callable[..., drive.Samples]:
             def driven(*args: Any, watch: drive.Watch, **options: Any) -> drive.Samples:
-                def look(progress: drive.Progress) -> str | None:
+                def look(progress: drive.LevelProgress) -> str | None:
                     self.strike(self.probing, self.folder)
                     return watch(progress)
 

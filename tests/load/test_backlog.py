@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from tuner.load.backlog import Backlog
-from tuner.load.drive import Progress
+from tuner.load.drive import LevelProgress
 
 
-def queue(load: float, seconds: float, seed: int) -> list[Progress]:
+def queue(load: float, seconds: float, seed: int) -> list[LevelProgress]:
     """Simulate a single server of rate 20/s under Poisson arrivals, as the watch sees it ten times a second."""
     rng = np.random.default_rng(seed)
     arrivals = np.cumsum(rng.exponential(1 / (20 * load), round(20 * load * seconds * 2)))
@@ -22,7 +22,7 @@ def queue(load: float, seconds: float, seed: int) -> list[Progress]:
         waiting = arrivals[(arrivals <= now) & (served > now)]
         order = np.argsort(served)
         ttft = (served - arrivals)[order][: len(answered)] * 1000
-        seen.append(Progress(float(now), 0, len(waiting), 0, ttft.tolist(), ((now - waiting) * 1000).tolist()))
+        seen.append(LevelProgress(float(now), 0, len(waiting), 0, ttft.tolist(), ((now - waiting) * 1000).tolist()))
     return seen
 
 
@@ -43,13 +43,13 @@ def test_half_a_load_is_hardly_ever_called_a_growing_backlog() -> None:
 
 def test_a_few_points_make_no_slope_though_the_first_request_came_after_ten_seconds() -> None:
     backlog = Backlog(20.0, 0.0)
-    late = [Progress(12.0 + i, 0, 5 * i, 0, [100.0], [50.0 * i]) for i in range(9)]
+    late = [LevelProgress(12.0 + i, 0, 5 * i, 0, [100.0], [50.0 * i]) for i in range(9)]
     assert not any(backlog.grows(p) for p in late)
 
 
 def test_nothing_is_said_before_ten_seconds_or_of_nothing() -> None:
     backlog = Backlog(10.0, 0.0)
-    assert not backlog.grows(Progress())
+    assert not backlog.grows(LevelProgress())
     assert not any(backlog.grows(p) for p in queue(3.0, 9.9, 0))
 
 

@@ -24,7 +24,7 @@ from tests.load.scripted_server import (
     usage,
 )
 from tuner.errors import UsageError
-from tuner.load.drive import Progress, Samples, drive_closed, drive_open
+from tuner.load.drive import LevelProgress, Samples, drive_closed, drive_open
 from tuner.load.prompts import Request
 from tuner.load.stream import Failure, RequestSample, Target
 
@@ -190,9 +190,9 @@ def watched(samples: Samples) -> list[Failure | None]:
 
 
 def test_a_watch_ends_the_level_at_once_and_cuts_what_is_in_flight() -> None:
-    seen: list[Progress] = []
+    seen: list[LevelProgress] = []
 
-    def watch(progress: Progress) -> str | None:
+    def watch(progress: LevelProgress) -> str | None:
         seen.append(progress)
         return "enough" if progress.elapsed_s > 0.3 else None
 
@@ -206,9 +206,9 @@ def test_a_watch_ends_the_level_at_once_and_cuts_what_is_in_flight() -> None:
 
 
 def test_a_watch_sees_answers_and_failures_as_they_come() -> None:
-    last: list[Progress] = []
+    last: list[LevelProgress] = []
 
-    def watch(progress: Progress) -> str | None:
+    def watch(progress: LevelProgress) -> str | None:
         last[:] = [progress]
         return None
 

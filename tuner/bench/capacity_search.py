@@ -61,7 +61,7 @@ class Saturation:
     answer_s: float
 
 
-class Saturate(Protocol):
+class ClosedProbe(Protocol):
     def __call__(self, seconds: float) -> Saturation: ...
 
 
@@ -153,7 +153,7 @@ class Capacity:
 
 def search_capacity(
     probe: Probe,
-    saturate: Saturate,
+    saturate: ClosedProbe,
     incumbent: Incumbent | None = None,
     rules: SearchSettings | None = None,
     queue_s: float = 0.0,
@@ -196,7 +196,7 @@ def _likely(raced: ProbeResult, best: float, queue_s: float) -> float | None:
 class Steps:
     """Probes of one server by rate, and the seconds that they cost."""
 
-    def __init__(self, probe: Probe, saturate: Saturate, rules: SearchSettings, incumbent: Incumbent | None) -> None:
+    def __init__(self, probe: Probe, saturate: ClosedProbe, rules: SearchSettings, incumbent: Incumbent | None) -> None:
         self._probe = probe
         self._rules = rules
         self._probes: list[ProbeResult] = []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tuner.load.drive import Progress, Samples, ServerLostError, drive_closed
+from tuner.load.drive import LevelProgress, Samples, ServerLostError, drive_closed
 from tuner.load.prompts import Prompts
 from tuner.load.stream import Target
 from tuner.measurement import Load, LoadKind, Measurement, measure
@@ -156,7 +156,7 @@ class LevelWatch:
         self._recording = recording
         self._should_stop = should_stop
 
-    def __call__(self, progress: Progress) -> str | None:
+    def __call__(self, progress: LevelProgress) -> str | None:
         if self._should_stop():
             return INTERRUPTED
         if progress.failed:

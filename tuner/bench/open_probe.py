@@ -9,7 +9,7 @@ from tuner.bench.capacity_search import ProbeResult, Saturation, Stop
 from tuner.bench.ladder import IDLE_LIMIT_S, INTERRUPTED, LadderLostError, LevelRun, LevelWatch
 from tuner.load.arrivals import Arrivals, arriving
 from tuner.load.backlog import GROWS, Backlog
-from tuner.load.drive import Progress, Samples, drive_closed, drive_open
+from tuner.load.drive import LevelProgress, Samples, drive_closed, drive_open
 from tuner.load.prompts import Prompts, Request
 from tuner.load.stream import Target
 from tuner.measurement import Load, LoadKind, measure
@@ -34,7 +34,7 @@ class InterruptedLoadError(Exception):
 
 
 class OpenProbe:
-    """`Probe` and `Saturate` of load/capacity_search on a real server. `on_level` gets every level that was run."""
+    """`Probe` and `ClosedProbe` of capacity_search on a real server. `on_level` gets every level that was run."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class OpenProbe:
         level_watch = LevelWatch(slos, recording, self._should_stop, len(due))
         backlog = Backlog(seconds, TOLERATED * longest_wait_s(self._slos) * 1000)
 
-        def watch(progress: Progress) -> str | None:
+        def watch(progress: LevelProgress) -> str | None:
             grows = stop is Stop.AT_REJECTION and backlog.grows(progress)
             return level_watch(progress) or (GROWS if grows else None)
 
@@ -128,5 +128,5 @@ class OpenProbe:
         self._on_level(run)
         return run
 
-    def _interrupted(self, progress: Progress) -> str | None:
+    def _interrupted(self, progress: LevelProgress) -> str | None:
         return INTERRUPTED if self._should_stop() else None

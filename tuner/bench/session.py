@@ -17,7 +17,7 @@ from tuner.bench.capacity_search import (
 from tuner.bench.ladder import INTERRUPTED, LadderLostError, LevelRun, Pace, run_ladder, warm_up
 from tuner.bench.open_probe import InterruptedLoadError, InvalidLoadError, OpenProbe
 from tuner.load.arrivals import Arrivals, arriving
-from tuner.load.drive import Progress, drive_open
+from tuner.load.drive import LevelProgress, drive_open
 from tuner.load.prompts import SEARCH_TRACE, Prompts
 from tuner.load.stream import Target
 from tuner.measurement import Measurement
@@ -116,5 +116,5 @@ class Bench:
             on_level=self.on_level, arrivals=self.arrivals,
         )  # fmt: skip
 
-    def _watch(self, progress: Progress) -> str | None:
+    def _watch(self, progress: LevelProgress) -> str | None:
         return INTERRUPTED if self.should_stop() else None

@@ -27,7 +27,7 @@ from tuner.errors import (
     UsageError,
 )
 from tuner.load.arrivals import chosen_arrivals
-from tuner.load.endpoint import Endpoint, check_answer, check_fit, find_endpoint, tokenizer_source
+from tuner.load.endpoint import FoundServer, check_answer, check_fit, find_endpoint, tokenizer_source
 from tuner.load.prompts import Prompts
 from tuner.load.requests_log import RequestLog
 from tuner.load.workload import Workload, workload
@@ -229,7 +229,7 @@ class _Command:
     def _level_log(self, folder: Path | None) -> _LevelLog:
         return _LevelLog(self._runs, LoadKind.OPEN if self._levels is None else LoadKind.CLOSED, self._console, folder)
 
-    def _result(self, endpoint: Endpoint, sentence: str) -> BenchResult:
+    def _result(self, endpoint: FoundServer, sentence: str) -> BenchResult:
         options = self._options
         return BenchResult(
             schema=SCHEMA,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from tuner import formatting
-from tuner.capacity import GIB, Room, Span
+from tuner.capacity import GIB, KvRoom, Span
 from tuner.study.kv_budget import KV_BYTES, KvTable
 from tuner.study.plan import StudyPlan
 
@@ -38,7 +38,7 @@ def _value(flag: str, value: float) -> str:
     return f"{value:.0f}" if flag == KV_BYTES else f"{value:.3f}".removesuffix("0")
 
 
-def _fits(room: Room, longest: int, mean: int) -> tuple[str, ...]:
+def _fits(room: KvRoom, longest: int, mean: int) -> tuple[str, ...]:
     low, high = (formatting.significant(b / GIB) for b in (room.kv_bytes.low, room.kv_bytes.high))
     return (
         low if low == high else f"{low}-{high}",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tuner.load.drive import Progress
+from tuner.load.drive import LevelProgress
 
 GROWS = "the backlog grows without end"
 FEWEST_S = 10.0
@@ -31,7 +31,7 @@ LEAST_GROWTH = 5.0
 
 @dataclass(slots=True)
 class Backlog:
-    """Detector for one open-loop level of `level_s` seconds, given every `Progress`.
+    """Detector for one open-loop level of `level_s` seconds, given every `LevelProgress`.
 
     The rule is GuideLLM's (slopes of both, with a margin). A mean wait below `tolerated_ms` is no backlog, however
     it grew. Near its capacity a queue wanders for longer than a probe lasts, and neighbouring points look like a
@@ -45,7 +45,7 @@ class Backlog:
     _in_flight: list[float] = field(default_factory=list)
     _ttft_ms: list[float] = field(default_factory=list)
 
-    def grows(self, progress: Progress) -> bool:
+    def grows(self, progress: LevelProgress) -> bool:
         recent = [*progress.ttft_ms[-RECENT:], *progress.unanswered_ms]
         if not recent or progress.elapsed_s < self._next_s:
             return False

@@ -28,7 +28,7 @@ class ServerLostError(Exception):
 
 
 @dataclass(slots=True)
-class Progress:
+class LevelProgress:
     """State of a running level, for rules that end it early. `ttft_ms` are the answers so far, in order of notice.
 
     `unanswered_ms` is how long each request without a token has been due; `failed` counts requests that ended
@@ -43,7 +43,7 @@ class Progress:
     unanswered_ms: list[float] = field(default_factory=list)
 
 
-Watch = Callable[[Progress], str | None]
+Watch = Callable[[LevelProgress], str | None]
 """Asked ten times a second; a text ends the level at once and is kept as the reason."""
 
 
@@ -186,7 +186,7 @@ class _Session:
         self._idle: list[Connection] = []
         self._in_flight: set[Capture] = set()
         self._unnoticed: set[Capture] = set()
-        self._progress = Progress()
+        self._progress = LevelProgress()
         self._stop: asyncio.Future[None] | None = None
         self.captures: list[Capture] = []
         self.lag_ms: list[float] = []

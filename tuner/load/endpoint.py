@@ -21,7 +21,7 @@ FIRST_ANSWER_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class FoundServer:
     """Server to load. `root` is the model's own name or folder, `max_model_len` its limit per request. None if
     unknown."""
 
@@ -30,7 +30,7 @@ class Endpoint:
     max_model_len: int | None = None
 
 
-def find_endpoint(url: str, model: str | None, api_key: str | None) -> Endpoint:
+def find_endpoint(url: str, model: str | None, api_key: str | None) -> FoundServer:
     """Read /v1/models. Raises UsageError for an impossible URL or model, EnvironmentFaultError for anything else."""
     base_url = _base_url(url)
     served = _models(base_url, api_key)
@@ -39,7 +39,7 @@ def find_endpoint(url: str, model: str | None, api_key: str | None) -> Endpoint:
             raise EnvironmentFaultError(
                 f"{base_url}/v1/models is not there", hint="correct --url; or give --model where a server has no list"
             )
-        return Endpoint(Target(base_url, model, api_key))
+        return FoundServer(Target(base_url, model, api_key))
     names = [str(entry["id"]) for entry in served]
     if model is None and len(names) != 1:
         raise UsageError(f"{base_url} serves {len(names)} models", hint=f"choose with --model: {_listed(names)}")
@@ -47,14 +47,14 @@ def find_endpoint(url: str, model: str | None, api_key: str | None) -> Endpoint:
         raise UsageError(f"{base_url} does not serve {model!r}", hint=f"it serves {_listed(names)}")
     entry = served[0 if model is None else names.index(model)]
     root, length = entry.get("root"), entry.get("max_model_len")
-    return Endpoint(
+    return FoundServer(
         Target(base_url, str(entry["id"]), api_key),
         root if isinstance(root, str) else None,
         length if isinstance(length, int) and length > 0 else None,
     )
 
 
-def check_fit(endpoint: Endpoint, workload: Workload) -> None:
+def check_fit(endpoint: FoundServer, workload: Workload) -> None:
     """Check that the longest request fits, with room for the chat template's tokens. Raises UsageError."""
     if endpoint.max_model_len is not None and workload.longest >= endpoint.max_model_len:
         raise UsageError(
@@ -64,7 +64,7 @@ def check_fit(endpoint: Endpoint, workload: Workload) -> None:
         )
 
 
-def tokenizer_source(endpoint: Endpoint, given: str | None) -> str:
+def tokenizer_source(endpoint: FoundServer, given: str | None) -> str:
     """Return the model name for `Prompts.for_model`: one with a local tokenizer.json, or one that the server counts
     for.
 

@@ -169,7 +169,7 @@ class Prompts:
                     f"{workload.file} has changed since the study was planned",
                     hint="restore the old file, or choose another name with --study",
                 )
-            return cls(workload, Recorded(workload, entries, counter, seed))
+            return cls(workload, RecordedPrompts(workload, entries, counter, seed))
         return cls(workload, Synthetic(workload, vocabulary(counter, model), seed))
 
     def requests(self, key: str | int, count: int, repeat: int = 0) -> list[Request]:
@@ -213,7 +213,7 @@ class Synthetic:
         )
 
 
-class Recorded:
+class RecordedPrompts:
     """Recorded requests. Their order is drawn for each key, or is their own if they have arrival times.
 
     A timed recording repeats after one mean gap. The search trace starts at the first request. Every other key

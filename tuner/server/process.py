@@ -14,7 +14,7 @@ from tuner.clock import Clock
 from tuner.server import proctable
 from tuner.server.family import Family
 from tuner.server.proctable import FileId, ProcessEntry
-from tuner.server.shutdown import Ended, end_family
+from tuner.server.shutdown import ForcedEnd, end_family
 
 # The child waits here until its start is on disk. If tuner dies before that, `read` meets the end of the pipe and the
 # server never starts: every living server has a file that names it. After `exec`, ps shows the launch alone.
@@ -60,7 +60,7 @@ class ServerProcess:
         for process in self.family.living():
             self._shared_memory |= proctable.shared_memory_files(process.pid)
 
-    def stop(self, grace_s: float) -> Ended:
+    def stop(self, grace_s: float) -> ForcedEnd:
         """End leader and descendants and reap them all. On a dead server, end its orphans."""
         self.observe()
         ended = end_family(self.family, grace_s=grace_s, clock=self._clock, before_kill=self.observe)

@@ -57,14 +57,14 @@ def joined(reports: Sequence[StopReport]) -> StopReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class ForcedEnd:
     """Processes that had to be killed, and processes that even that did not end."""
 
     killed: tuple[str, ...]
     left: tuple[str, ...]
 
 
-def end_family(family: Family, *, grace_s: float, clock: Clock, before_kill: Callable[[], None]) -> Ended:
+def end_family(family: Family, *, grace_s: float, clock: Clock, before_kill: Callable[[], None]) -> ForcedEnd:
     """Send SIGTERM to the leader and wait `grace_s`; then to its orphans; then SIGKILL until a pass finds nobody.
 
     Only the leader is asked first: it ends the others in its own order. `before_kill` runs before the first SIGKILL,
@@ -93,7 +93,7 @@ def _end_orphans(family: Family, clock: Clock) -> None:
     _wait(all_gone, ORPHAN_GRACE_S, clock)
 
 
-def _kill(family: Family, clock: Clock, before_kill: Callable[[], None]) -> Ended:
+def _kill(family: Family, clock: Clock, before_kill: Callable[[], None]) -> ForcedEnd:
     killed: dict[int, ProcessEntry] = {}
     living = family.living()
     if living:
@@ -107,7 +107,7 @@ def _kill(family: Family, clock: Clock, before_kill: Callable[[], None]) -> Ende
         clock.sleep(_POLL_S / 2)
         living = family.living()
     family.reap_adopted()
-    return Ended(tuple(map(str, killed.values())), tuple(map(str, living)))
+    return ForcedEnd(tuple(map(str, killed.values())), tuple(map(str, living)))
 
 
 def _wait(condition: Callable[[], bool], limit_s: float, clock: Clock) -> bool:

@@ -10,8 +10,8 @@ from tuner.candidate import Candidate, Value
 from tuner.capacity import (
     GIB,
     FirstStart,
+    KvRoom,
     ModelMemory,
-    Room,
     ServerFlags,
     at_kv_bytes,
     at_utilization,
@@ -42,7 +42,7 @@ class KvTable:
     """
 
     flag: str
-    rows: tuple[tuple[float, Room], ...]
+    rows: tuple[tuple[float, KvRoom], ...]
     memory: ModelMemory
     calibrated_by: int | None = None
     why_empty: str | None = None
@@ -85,7 +85,7 @@ def kv_table(setting: StudySetting, records: Iterable[TrialRecord] = ()) -> KvTa
     return KvTable(flag, rows, memory, trial, why)
 
 
-def default_room(setting: StudySetting) -> tuple[Room, ModelMemory] | None:
+def default_room(setting: StudySetting) -> tuple[KvRoom, ModelMemory] | None:
     """Return the KV cache of the default configuration, before any start.
 
     Where the space searches the cache's bytes and the default has none, it is the largest that is searched. None if the

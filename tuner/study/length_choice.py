@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tuner.candidate import Value
-from tuner.capacity import ModelMemory, Room
+from tuner.capacity import KvRoom, ModelMemory
 from tuner.environment import Gpu
 from tuner.errors import UsageError
 from tuner.flagwords import flag_names
@@ -108,7 +108,7 @@ def with_length(
 
 
 def _chosen(
-    plan: StudyPlan, asked: int | None, needed: int, model: ModelLength | None, found: tuple[Room, ModelMemory] | None
+    plan: StudyPlan, asked: int | None, needed: int, model: ModelLength | None, found: tuple[KvRoom, ModelMemory] | None
 ) -> RequestLength:
     own = None if model is None else model.own
     room = None if found is None else found[0].kv_tokens

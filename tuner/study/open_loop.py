@@ -9,11 +9,11 @@ from tuner import formatting
 from tuner.bench.capacity_search import (
     Capacity,
     Claim,
+    ClosedProbe,
     Ended,
     Incumbent,
     Probe,
     ProbeResult,
-    Saturate,
     SearchSettings,
     Stop,
     claim,
@@ -39,7 +39,7 @@ class OpenLoopResult:
     client_faults: list[str] = field(default_factory=list)
 
     def find(
-        self, probe: Probe, saturate: Saturate, rules: SearchSettings, estimate: float | None, queue_s: float = 0.0
+        self, probe: Probe, saturate: ClosedProbe, rules: SearchSettings, estimate: float | None, queue_s: float = 0.0
     ) -> None:
         """A claim from `estimate` downwards, or, where that is None, the search that races against the incumbent.
 
