@@ -21,8 +21,7 @@ Hook = Callable[[Any, Any], Any]
 
 
 class TornFileError(ValueError):
-    """File that this program did not write in this form: truncated, edited, or of a newer schema. Names file and
-    key."""
+    """File that is cut short, edited, or of a newer schema. The message names the file and the key."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -89,13 +88,9 @@ def _only(json_types: tuple[type, ...], build: Hook) -> Hook:
 
 
 def _tuple(kind: Any) -> Hook:
-    variadic = get_args(kind)[1:] == (...,)
-    build = (
-        homogenous_tuple_structure_factory(kind, _CONVERTER)
-        if variadic
-        else _CONVERTER.gen_structure_hetero_tuple(kind)
-    )
-    return _only((list,), build)
+    if get_args(kind)[1:] == (...,):
+        return _only((list,), homogenous_tuple_structure_factory(kind, _CONVERTER))
+    return _only((list,), _CONVERTER.gen_structure_hetero_tuple(kind))
 
 
 def _is_tuple(kind: Any) -> bool:
