@@ -102,6 +102,16 @@ def test_the_demo_keeps_the_tiny_models_own_length(tiny_model: str, folder: Path
     assert chosen(plan) == (2048, LengthSource.MODEL)
 
 
+def test_a_hub_model_is_read_from_the_local_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+    repository = folder / "models--Some--Llama"
+    (repository / "snapshots" / "1").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("1")
+    (repository / "snapshots" / "1" / "config.json").write_text(json.dumps(LLAMA))
+    assert chosen(planned(folder, model="Some/Llama")) == (8192, LengthSource.MODEL)
+
+
 def test_a_length_that_cannot_be_known_is_the_workloads_need(folder: Path) -> None:
     assert chosen(planned(folder, model="Nobody/Has-This")) == (NEED, LengthSource.NOT_ON_DISK)
     assert chosen(planned(folder, max_position_embeddings=None)) == (NEED, LengthSource.LENGTH_UNKNOWN)

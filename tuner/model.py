@@ -135,6 +135,19 @@ class ModelShape:
         return self.attention_layers * width * kv_bytes
 
 
+def folder_of(model: str) -> Path | None:
+    """Find the folder of a model on this disk: its own, or its snapshot in the local Hugging Face cache."""
+    if (Path(model) / "config.json").is_file():
+        return Path(model)
+    from huggingface_hub import try_to_load_from_cache  # slow to import, and most models are folders
+
+    try:
+        cached = try_to_load_from_cache(model, "config.json")
+    except ValueError:  # not the shape of a repository name
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
 def read_config(folder: Path) -> dict[str, object]:
     """Read config.json and lay the `text_config` of a multimodal model over it. Raises UnknownModelError."""
     path = folder / "config.json"

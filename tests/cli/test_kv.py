@@ -53,7 +53,7 @@ def test_plan_without_a_config_at_hand_says_so_in_one_line(tmp_path: Path) -> No
     ended = tuner("plan", *short_search("Qwen/Qwen3-8B", tmp_path, "planned"))
     assert ended.returncode == 0, ended.stderr
     assert kv_part(ended.stdout) == [
-        "KV cache  not known: Qwen/Qwen3-8B is not a folder on this disk, so that its config.json cannot be read"
+        "KV cache  not known: Qwen/Qwen3-8B is not on this disk, so that its config.json cannot be read"
     ]
 
 

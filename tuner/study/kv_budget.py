@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from tuner.candidate import Candidate, Value
 from tuner.capacity import (
@@ -20,7 +19,7 @@ from tuner.capacity import (
     model_memory,
 )
 from tuner.environment import Gpu
-from tuner.model import UnknownModelError
+from tuner.model import UnknownModelError, folder_of
 from tuner.space.parameter import Parameter
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
@@ -64,10 +63,11 @@ def kv_table(setting: StudySetting, records: Iterable[TrialRecord] = ()) -> KvTa
     Raises UnknownModelError with the reason if nothing can be said.
     """
     plan = setting.plan
-    if not (Path(plan.model) / "config.json").is_file():
-        raise UnknownModelError(f"{plan.model} is not a folder on this disk, so that its config.json cannot be read")
+    folder = folder_of(plan.model)
+    if folder is None:
+        raise UnknownModelError(f"{plan.model} is not on this disk, so that its config.json cannot be read")
     usual = setting.values(Candidate.of(dict(plan.space.fixed)))
-    memory = model_memory(Path(plan.model), _flags(setting, usual))
+    memory = model_memory(folder, _flags(setting, usual))
     gpu_bytes = _gpu_bytes(setting.gpus)
     trial = None
     for record in records:

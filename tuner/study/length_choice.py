@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from tuner.candidate import Value
 from tuner.capacity import KvRoom, ModelMemory
@@ -12,7 +11,7 @@ from tuner.environment import Gpu
 from tuner.errors import UsageError
 from tuner.flagwords import flag_names
 from tuner.load.workload import Workload
-from tuner.model import ModelLength, UnknownModelError, model_length, read_config
+from tuner.model import ModelLength, UnknownModelError, folder_of, model_length, read_config
 from tuner.space.parameter import Kind
 from tuner.space.space import Dropped
 from tuner.study.kv_budget import LENGTH, default_room
@@ -37,10 +36,11 @@ def own_length(model: str, own_flags: frozenset[str]) -> ModelLength | None:
 
     Raises UsageError if config.json is not understood.
     """
-    if not (Path(model) / "config.json").is_file() or own_flags.intersection(CONFIG_FLAGS):
+    folder = folder_of(model)
+    if folder is None or own_flags.intersection(CONFIG_FLAGS):
         return None
     try:
-        return model_length(read_config(Path(model)), window_off="disable-sliding-window" in own_flags)
+        return model_length(read_config(folder), window_off="disable-sliding-window" in own_flags)
     except UnknownModelError as error:
         raise UsageError(str(error), hint="the model's config.json must be a JSON object") from error
 
@@ -132,8 +132,8 @@ def _chosen(
     if constant is not None:
         return RequestLength(constant if isinstance(constant, int) else None, LengthSource.SPACE, own, room)
     if own is None:
-        on_disk = (Path(plan.model) / "config.json").is_file()
-        return RequestLength(needed, LengthSource.LENGTH_UNKNOWN if on_disk else LengthSource.NOT_ON_DISK, own, room)
+        source = LengthSource.NOT_ON_DISK if folder_of(plan.model) is None else LengthSource.LENGTH_UNKNOWN
+        return RequestLength(needed, source, own, room)
     if found is None:
         return RequestLength(needed, LengthSource.MEMORY_UNKNOWN, own, room)
     if found[0].sequences(own * (UNMODELLED_FACTOR if found[1].not_modelled else 1)).low >= 1:
