@@ -45,5 +45,5 @@ def compose_yaml(recorded: Recorded) -> str:
 
 
 def _literal(text: str) -> str:
-    """Compose replaces $NAME in every value; $$ is a dollar sign."""
+    """Escape a value: compose replaces $NAME and reads $$ as a dollar sign."""
     return text.replace("$", "$$")

@@ -48,7 +48,7 @@ def render(
     gpu_price: float | None = None,
     replicas: int | None = None,
 ) -> str:
-    """The text of one format. `gpu_price` (per GPU-hour) counts for json, `replicas` for nginx and k8s."""
+    """Render one format. `gpu_price` (per GPU-hour) counts for json, `replicas` for nginx and k8s."""
     recorded = Recorded(record, result, plan, environment)
     if format == "json":
         return best_json(recorded, gpu_price)

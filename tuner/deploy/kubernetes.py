@@ -47,7 +47,7 @@ def kubernetes_yaml(recorded: Recorded, replicas: int = 1) -> str:
 
 
 def object_name(study: str) -> str:
-    """A study's name as Kubernetes wants it: RFC 1123, at most 63 characters, begins with a letter."""
+    """Make a name that Kubernetes accepts: RFC 1123, at most 63 characters, a letter first."""
     slug = re.sub(r"[^a-z0-9]+", "-", study.lower()).strip("-")
     return f"vllm-{slug}"[:63].rstrip("-")
 
@@ -95,5 +95,5 @@ def _pod(recorded: Recorded, name: str) -> Node:
 
 
 def _literal(text: str) -> str:
-    """Kubernetes replaces $(NAME) in arguments and values; $$( stays $(."""
+    """Escape a value: Kubernetes replaces $(NAME) and leaves $$( as $(."""
     return text.replace("$(", "$$(")

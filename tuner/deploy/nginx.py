@@ -9,7 +9,7 @@ LISTEN = "127.0.0.1:8080"
 
 
 def nginx_conf(recorded: Recorded, replicas: int | None = None, first_port: int = 8000) -> str:
-    """A file for conf.d. `replicas` servers on `first_port` and the ports after it; None is one for each GPU group."""
+    """Render a file for conf.d with `replicas` servers from `first_port` on; None is one for each GPU group."""
     count = replicas or max(1, len(recorded.plan.groups))
     servers = "\n".join(f"    server 127.0.0.1:{first_port + i} max_fails=1 fail_timeout=10s;" for i in range(count))
     last = first_port + count - 1

@@ -60,7 +60,7 @@ class Recorded:
 
 
 def recorded_in(study: StudyFiles, trial: int | None = None) -> Recorded:
-    """The study's winner, or the start with that number. Raises UsageError where there is none to quote."""
+    """Find the study's winner, or the trial with that number. Raises UsageError if there is none to quote."""
     if study.result is None or study.environment is None:
         raise UsageError(
             f"study {study.plan.study!r} has no result yet", hint="`tuner search` writes one after a trial"

@@ -31,7 +31,7 @@ _TEMPLATES.filters["quote"] = shell_word
 
 
 def start_script(record: TrialRecord, result: StudyResult, plan: StudyPlan, environment: Environment) -> str:
-    """Bash that starts the recorded launch in its own session and waits until it is ready.
+    """Render bash that starts the recorded launch in its own session and waits until it is ready.
 
     Host and port come from HOST and PORT (127.0.0.1:8000 otherwise). The values of `secret_env` are asked for, not
     written. Ends with 1 and the log's last lines when the server dies or is not ready in the study's start limit.
@@ -55,7 +55,7 @@ def start_script(record: TrialRecord, result: StudyResult, plan: StudyPlan, envi
 
 
 def stop_script(record: TrialRecord, result: StudyResult, plan: StudyPlan, environment: Environment) -> str:
-    """Bash that ends the server of start.sh's pid file and says what is left; exit code 1 when something is."""
+    """Render bash that ends the server of start.sh's pid file; exit code 1 if anything is left."""
     recorded = Recorded(record, result, plan, environment)
     return _TEMPLATES.get_template("stop.sh.j2").render(
         version=one_line(environment.tuner_version),
@@ -68,15 +68,15 @@ def stop_script(record: TrialRecord, result: StudyResult, plan: StudyPlan, envir
 
 
 def write_scripts(study_folder: Path, trial: int | None = None) -> Path:
-    """Writes start.sh and stop.sh of the winner (or of `trial`) into the study's folder and returns start.sh's path.
+    """Write start.sh and stop.sh of the winner (or of `trial`) into the study's folder; return start.sh's path.
 
-    Built from the study's files alone. Raises UsageError where there is nothing to quote.
+    Uses the study's files alone. Raises UsageError if there is nothing to quote.
     """
     return write_pair(study_folder, recorded_in(read_study(study_folder), trial))[0]
 
 
 def write_pair(folder: Path, recorded: Recorded) -> tuple[Path, Path]:
-    """Writes start.sh and stop.sh, each whole or not at all, executable by whoever may read it."""
+    """Write start.sh and stop.sh, each whole or not at all, executable by whoever may read it."""
     values = (recorded.record, recorded.result, recorded.plan, recorded.environment)
     start, stop = folder / "start.sh", folder / "stop.sh"
     for path, text in ((start, start_script(*values)), (stop, stop_script(*values))):

@@ -32,7 +32,7 @@ def systemd_unit(recorded: Recorded) -> str:
         "[Service]",
         "Type=exec",
         *environment,
-        "# where vllm is found, and the account that runs it:",
+        "# the PATH to vllm, and the account that runs it:",
         "#Environment=PATH=/opt/vllm/bin:/usr/local/bin:/usr/bin:/bin",
         "#User=vllm",
         "ExecStart=" + " \\\n    ".join(lines),

@@ -1,4 +1,4 @@
-"""Servers in containers: the engine's daemon owns their processes, so they are ended by container id."""
+"""Servers in containers. The engine's daemon owns their processes, so they are ended by container id."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def with_cid_file(argv: tuple[str, ...], folder: Path) -> tuple[str, ...]:
 
 
 def end_container(engine: str, folder: Path) -> tuple[str, ...]:
-    """Kills the container of `folder`'s cid file where it outlived its client. Returns what was killed.
+    """Kill the container of `folder`'s id file if it outlived its client, and return what was killed.
 
-    `docker kill` refuses a container that has stopped: then there was nothing to do. Raises nothing: a container engine
-    that fails or hangs here is seen by the memory that does not come back.
+    `docker kill` refuses a container that has stopped: then there was nothing to do. Raises nothing. An engine that
+    fails or hangs here shows in memory that does not come back.
     """
     try:
         cid = (folder / CID_FILE).read_text().strip()

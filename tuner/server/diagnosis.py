@@ -42,7 +42,7 @@ def diagnose(log_text: str, *, exit_code: int | None, phase: Phase, held_by_othe
 
 
 def over_limit(limit_s: float, cause: Cause) -> Cause:
-    """A start that took too long: `cause`, diagnosed while it still hung, where that says more than "unknown"."""
+    """Explain a start that took too long. `cause` stays if it says more than "unknown"."""
     if cause.fault is not Fault.UNKNOWN:
         return cause
     return Cause(
@@ -55,6 +55,7 @@ def over_limit(limit_s: float, cause: Cause) -> Cause:
 
 
 def foreign_listener(port: int) -> Cause:
+    """Explain a start whose port another process took."""
     return Cause(
         "foreign-listener",
         Fault.ENVIRONMENT,
@@ -66,7 +67,7 @@ def foreign_listener(port: int) -> Cause:
 
 def _from_tables(text: str, phase: Phase, context: MessageContext) -> Cause | None:
     if phase is Phase.SERVING and (ready := log_lines.READY.search(text)) is not None:
-        text = text[ready.end() :]  # what was survived at start-up explains no later death
+        text = text[ready.end() :]  # a message that the start survived explains no later death
     text = log_lines.NO_FAILURE.sub("", text)
     for table in (SPECIFIC, BROAD, GENERIC):
         if (found := _first(table, text)) is not None:
@@ -95,7 +96,7 @@ def _cause(pattern: Pattern, match: re.Match[str], text: str, context: MessageCo
         line=line,
         explanation=logtext.shorten(pattern.explanation.format(**groups)),
         hint=pattern.hint,
-        # What others hold will be gone another time: a bound from it would be a lie.
+        # Memory that others hold may be free at the next start: a bound from it would be wrong.
         bounds=pattern.learn(match, context) if fault is Fault.CANDIDATE else (),
     )
 
@@ -133,7 +134,7 @@ def _from_signal(line: str, number: int) -> Cause:
 
 
 def _root_exception(text: str) -> re.Match[str] | None:
-    """The first exception that is not merely the report of another."""
+    """Find the first exception that does not merely report another."""
     return next((m for m in log_lines.EXCEPTION.finditer(text) if not log_lines.CONSEQUENCE.search(m["line"])), None)
 
 

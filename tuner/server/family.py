@@ -40,7 +40,7 @@ class Family:
 
     def _members(self) -> list[ProcessEntry]:
         processes = proctable.table()
-        # Only what started later can be of the family; that also spares a look into most of the machine's processes.
+        # No member is older than the leader. This also avoids a look into most of the machine's processes.
         later = [p for p in processes.values() if p.start_ticks >= self._leader_start_ticks and p.pid != os.getpid()]
         leader = processes.get(self.leader_pid)
         session_is_ours = leader is not None and leader.start_ticks == self._leader_start_ticks

@@ -29,7 +29,7 @@ def sigterm_interrupts() -> Iterator[None]:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Interrupts that arrive inside are delivered at the end. For what must not be cut short and is bounded in time."""
+    """Deliver interrupts that arrive inside at the end. For work that must be complete and is bounded in time."""
     if not _in_main_thread():
         yield
         return

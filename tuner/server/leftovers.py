@@ -22,7 +22,9 @@ from tuner.server.running_file import Marker
 from tuner.server.shutdown import StopReport, end_family
 
 LEFTOVER_GRACE_S = 15.0
+"""Seconds for a leftover server to end by itself after SIGTERM."""
 MEMORY_LIMIT_S = 60.0
+"""Seconds for the driver to take GPU memory back."""
 MEMORY_SLACK_BYTES = 256 * 2**20
 """Bytes above the baseline that still count as "back". The driver and other processes vary by some tens of MiB."""
 
@@ -33,8 +35,10 @@ _LONGEST_SCRATCH = 60
 
 
 class GpuMemory(Protocol):
+    """Source of the GPU memory in use."""
+
     def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
-        """Bytes in use by anybody on each of `gpus`; None where that cannot be observed."""
+        """Return the bytes in use by anybody on each of `gpus`; None if that cannot be observed."""
         ...
 
 
@@ -53,7 +57,7 @@ def new_scratch() -> Path:
 
 
 def remove_scratch(folder: Path) -> tuple[str, ...]:
-    """Removes a folder that new_scratch() named, with its content, and nothing else. Returns what was removed."""
+    """Remove a folder that new_scratch() named, with its content, and nothing else. Return what was removed."""
     if not _SCRATCH.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
         return ()
     if folder.stat().st_uid != os.getuid():

@@ -11,7 +11,7 @@ HEAD_BYTES = 512 * 1024
 TAIL_BYTES = 1024 * 1024
 MAX_LINE_CHARS = 400
 REDACTED = "[redacted]"
-MIN_SECRET_CHARS = 4  # taking out something shorter would take the log apart and hide nothing
+MIN_SECRET_CHARS = 4  # removing a shorter one would tear the log apart and hide nothing
 
 _CONTROL = re.compile(
     r"\x1b\[[0-9;?]*[ -/]*[@-~]"  # CSI: colours, cursor
@@ -82,6 +82,7 @@ def redact_file(path: Path, secrets: Iterable[str]) -> None:
 
 
 def shorten(line: str) -> str:
+    """Cut a line to the length of a record."""
     line = line.strip()
     return line if len(line) <= MAX_LINE_CHARS else line[: MAX_LINE_CHARS - 1] + "…"
 

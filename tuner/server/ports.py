@@ -11,8 +11,8 @@ _LOWEST = 20_000
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _ATTEMPTS = 1000
 
-# Ports belong to the machine, not to a study, so this is one per process: two workers that choose at the same moment
-# must not get the same one, and a port is not given twice, because its last owner may not be quite dead.
+# One set per process, because ports belong to the machine and not to a study. Two workers that choose at the same
+# moment must not get the same port. None is given twice: its last owner may not be quite dead.
 _given: set[int] = set()
 _lock = threading.Lock()
 

@@ -42,13 +42,14 @@ class ProcessEntry:
 
 @dataclass(frozen=True, slots=True)
 class FileId:
-    """A file whatever its name: also after it was renamed or unlinked."""
+    """Identity of a file, which a new name or an unlink does not change."""
 
     device: int
     inode: int
 
 
 def boot_id() -> str:
+    """Return the id of the machine's current boot."""
     return (PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
@@ -74,12 +75,13 @@ def entry(pid: int) -> ProcessEntry | None:
 
 
 def table() -> dict[int, ProcessEntry]:
+    """Read the whole process table, by pid."""
     pids = (int(path.name) for path in PROC.iterdir() if path.name.isdecimal())
     return {e.pid: e for pid in pids if (e := entry(pid)) is not None}
 
 
 def descendants(roots: Iterable[int], processes: dict[int, ProcessEntry]) -> set[int]:
-    """Pids below `roots`, the roots left out."""
+    """Collect the pids below `roots`, without the roots."""
     children: dict[int, list[int]] = {}
     for process in processes.values():
         children.setdefault(process.ppid, []).append(process.pid)
@@ -99,9 +101,9 @@ def is_alive(known: ProcessEntry) -> bool:
 
 
 def send_signal(known: ProcessEntry, number: signal.Signals) -> None:
-    """Signals this very process or nobody.
+    """Signal this very process or nobody.
 
-    The pidfd pins the process before its start time is compared, so that the pid cannot change hands in between.
+    The pidfd pins the process before its start time is compared: the pid cannot change hands in between.
     """
     try:
         pidfd = os.pidfd_open(known.pid)
@@ -117,6 +119,7 @@ def send_signal(known: ProcessEntry, number: signal.Signals) -> None:
 
 
 def file_id(path: Path) -> FileId:
+    """Return the identity of the file at `path`."""
     status = path.stat()
     return FileId(status.st_dev, status.st_ino)
 
@@ -133,7 +136,7 @@ def writes_to(pid: int, file: FileId) -> bool:
 
 
 def shared_memory_files(pid: int) -> set[Path]:
-    """Files in /dev/shm that the process has mapped, unlinked ones left out."""
+    """List the files in /dev/shm that the process has mapped, without unlinked ones."""
     try:
         lines = (PROC / str(pid) / "maps").read_text(errors="replace").splitlines()
     except OSError:
@@ -158,6 +161,7 @@ def listening_inodes(port: int) -> set[int]:
 
 
 def socket_inodes(pid: int) -> set[int]:
+    """Find the sockets that the process has open."""
     found: set[int] = set()
     try:
         descriptors = list((PROC / str(pid) / "fd").iterdir())

@@ -177,7 +177,7 @@ def _installed(index: int) -> Installed:
 def _numa_node(bus_id: str) -> int | None:
     """Look up the NUMA node of a PCI address; None if the kernel says -1 or nothing.
 
-    NVML writes 00000000:65:00.0 where the kernel writes 0000:65:00.0.
+    NVML writes 00000000:65:00.0, the kernel 0000:65:00.0.
     """
     domain, _, rest = bus_id.lower().partition(":")
     try:
