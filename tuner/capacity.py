@@ -25,6 +25,7 @@ from tuner.model import (
     read_config,
     shape_from_config,
 )
+from tuner.vllm import knobs
 
 GIB = 1 << 30
 
@@ -53,12 +54,6 @@ UNUSABLE_SHARE = 0.02
 larger ones. gpu-memory-utilization is relative to what CUDA reports."""
 
 OTHER_PARTS = ("vision_config", "audio_config")
-
-MEMORY_FLAGS = (
-    "pipeline-parallel-size", "data-parallel-size", "decode-context-parallel-size", "speculative-config", "enable-lora",
-    "cpu-offload-gb", "kv-offloading-size", "kv-transfer-config", "num-gpu-blocks-override",
-)  # fmt: skip
-"""User flags that change the sum and are not modelled."""
 
 QUANTISED_ON_LOAD = {"fp8": 1.0, "bitsandbytes": 0.5}
 """Bytes of a weight under a --quantization that shrinks a 16-bit checkpoint while loading it."""
@@ -242,7 +237,7 @@ def _kv_element(config: Mapping[str, object], shape: ModelShape, flags: ServerFl
         return 2, []
     if kind.startswith(("fp8", "int8")) and not kind.endswith("ds_mla"):
         return 1, [f"the scales of {kind}: somewhat fewer tokens"] if kind.endswith("per_token_head") else []
-    raise UnknownModelError(f"--kv-cache-dtype {kind}: its bytes of a token are not known here")
+    raise UnknownModelError(f"--{knobs.KV_CACHE_DTYPE} {kind}: its bytes of a token are not known here")
 
 
 def _quantised(config: Mapping[str, object], shape: ModelShape, flags: ServerFlags) -> ModelShape:
@@ -290,5 +285,5 @@ def _other(config: Mapping[str, object], source: WeightsFrom, as_stored: bool, f
     if source is WeightsFrom.CONFIG:
         notes += [f"the weights of {key}: fewer tokens than shown" for key in OTHER_PARTS if config.get(key)]
     if flags.quantization and as_stored and not config.get("quantization_config"):
-        notes.append(f"--quantization {flags.quantization}: the weights are counted as they are stored")
-    return notes + [f"--{flag}" for flag in MEMORY_FLAGS if flag in flags.mentioned]
+        notes.append(f"--{knobs.QUANTIZATION} {flags.quantization}: the weights are counted as they are stored")
+    return notes + [f"--{flag}" for flag in knobs.CHANGE_MEMORY if flag in flags.mentioned]

@@ -26,11 +26,11 @@ from tuner.space.files import read_space
 from tuner.study.kv_budget import LENGTH
 from tuner.study.length_choice import checked_length, needed_tokens, own_length, with_length
 from tuner.study.plan import Ladder, LoadPolicy, OpenSearch, StudyPlan
-from tuner.vllm import knobs
+from tuner.vllm import knobs, variables
 from tuner.vllm.defaults import vllm_defaults
 from tuner.vllm.flags import installed_vllm, split_command
 
-SECRET_FLAGS = {knobs.API_KEY: "VLLM_API_KEY", knobs.HF_TOKEN: "HF_TOKEN"}
+SECRET_FLAGS = {knobs.API_KEY: variables.API_KEY, knobs.HF_TOKEN: "HF_TOKEN"}
 """Flags whose values reach the server through the environment, hidden from process lists and files."""
 
 DEFAULT_SLOS = ("p99 ttft <= 500ms",)
@@ -131,8 +131,8 @@ def plan_study(
             flags=vllm.flags,
             fixed=space.always + _parallel(options, extra),
             extra=extra,
-            env=(*space.env, ("VLLM_CACHE_ROOT", str(folder / "vllm_cache"))),
-            secret_env=tuple(sorted(set(secrets) | ({"VLLM_API_KEY"} & set(os.environ)))),
+            env=(*space.env, (variables.CACHE_ROOT, str(folder / "vllm_cache"))),
+            secret_env=tuple(sorted(set(secrets) | ({variables.API_KEY} & set(os.environ)))),
         ),
         groups=groups,
         load=policy,
@@ -288,6 +288,6 @@ def _check_own_length(given: dict[str, Value], load: Workload) -> None:
 
 
 def _parallel(options: SearchOptions, extra: tuple[str, ...]) -> tuple[tuple[str, Value], ...]:
-    if options.tensor_parallel_size == 1 or "tensor-parallel-size" in flag_names(extra, short=knobs.SHORT_OPTIONS):
+    if options.tensor_parallel_size == 1 or knobs.TENSOR_PARALLEL in flag_names(extra, short=knobs.SHORT_OPTIONS):
         return ()
-    return (("tensor-parallel-size", options.tensor_parallel_size),)
+    return ((knobs.TENSOR_PARALLEL, options.tensor_parallel_size),)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tuner.candidate import Candidate
 from tuner.flagwords import Value, flag_names, flag_values, words_for
 from tuner.placement import GpuGroup
-from tuner.vllm import knobs
+from tuner.vllm import knobs, variables
 
 CONTAINER_ENGINES = ("docker", "podman", "nerdctl")
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
@@ -42,8 +42,7 @@ class LaunchSpec:
 
     def argv(self, host: str, port: int) -> tuple[str, ...]:
         """Return the words to execute."""
-        address = (*words_for(knobs.HOST, host), *words_for(knobs.PORT, port))
-        return (*self.prefix, *self.command, *self.arguments, *address)
+        return (*self.prefix, *self.command, *self.arguments, *address_words(host, port))
 
     def value(self, flag: str) -> Value | None:
         """Return the value that the arguments set, None if they leave it to vLLM."""
@@ -96,7 +95,7 @@ def launch(base: LaunchBase, candidate: Candidate, group: GpuGroup) -> LaunchSpe
         arguments += words_for(knobs.SHUTDOWN_TIMEOUT, base.shutdown_timeout_s)
     env = dict(base.env)
     # A saved start-up plan ignores gpu-memory-utilization: one candidate would get another's KV cache.
-    env["VLLM_ENABLE_STARTUP_PLAN"] = "0"
+    env[variables.STARTUP_PLAN] = "0"
     if group.gpus:
         env[VISIBLE_GPUS] = ",".join(map(str, group.gpus))
     words = (*arguments, *base.extra)
@@ -109,6 +108,11 @@ def launch(base: LaunchBase, candidate: Candidate, group: GpuGroup) -> LaunchSpe
         flags=tuple(flag_values(words, short=knobs.SHORT_OPTIONS).items()),
         gpus=group.gpus,
     )
+
+
+def address_words(host: str, port: int | str) -> tuple[str, ...]:
+    """Write the flags of the address that the server listens on."""
+    return (*words_for(knobs.HOST, host), *words_for(knobs.PORT, port))
 
 
 def _model_arguments(base: LaunchBase) -> list[str]:

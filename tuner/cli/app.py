@@ -28,6 +28,7 @@ from tuner.cli.options import (
 )  # fmt: skip
 from tuner.errors import TunerError
 from tuner.report.translations import Language
+from tuner.vllm import knobs
 
 if TYPE_CHECKING:
     from tuner.config import SearchOptions
@@ -65,7 +66,8 @@ def _tuner(
 
 @app.command(
     context_settings=_WITH_EXTRA,
-    epilog="Example: tuner search --model Qwen/Qwen3-8B --gpus 0-3 --slo 'p99 ttft <= 500ms' -- --kv-cache-dtype fp8",
+    epilog="Example: tuner search --model Qwen/Qwen3-8B --gpus 0-3 --slo 'p99 ttft <= 500ms' "
+    f"-- --{knobs.KV_CACHE_DTYPE} fp8",
 )
 @with_search_options
 def search(options: SearchOptions, plain: Plain = False) -> None:

@@ -37,9 +37,10 @@ from tuner.study.open_loop import untried
 from tuner.study.record import Level
 from tuner.telemetry.sampler import Sampler, TelemetryLog
 from tuner.verdict import Outcome, Verdict
+from tuner.vllm import variables
 
 SCHEMA = 1
-KEY_VARIABLES = ("VLLM_API_KEY", "OPENAI_API_KEY")
+KEY_VARIABLES = (variables.API_KEY, "OPENAI_API_KEY")
 IDLE_LIMIT_S = 30.0
 LEVEL_SECONDS = 60.0
 MOST_REQUESTS = 1_000_000

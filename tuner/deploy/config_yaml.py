@@ -10,8 +10,11 @@ import yaml
 from tuner.deploy.recorded import Recorded, header
 from tuner.deploy.start import argument_lines
 from tuner.deploy.yaml_text import comment
+from tuner.flagwords import words_for
+from tuner.launch import address_words
+from tuner.vllm import knobs
 
-LONG = {"-tp": "tensor-parallel-size", "-pp": "pipeline-parallel-size", "-dp": "data-parallel-size"}
+LONG = {f"-{short}": knobs.SHORT_OPTIONS[short] for short in ("tp", "pp", "dp")}
 
 
 def config_yaml(recorded: Recorded) -> str:
@@ -34,8 +37,9 @@ def config_yaml(recorded: Recorded) -> str:
             short += words
     environment = [f"export {name}={shlex.quote(value)}" for name, value in recorded.env]
     environment += [f"export {name}=...   # a secret, not recorded" for name in recorded.launch.secret_env]
-    serve = shlex.join([*recorded.launch.prefix, "vllm", "serve", "--config", "vllm.yaml", *short])
-    usage = ["", *(f"  {line}".replace("\n", " ") for line in [*environment, f"{serve} --host 127.0.0.1 --port 8000"])]
+    serve = [*words_for(knobs.CONFIG, "vllm.yaml"), *short, *address_words("127.0.0.1", 8000)]
+    command = shlex.join([*recorded.launch.prefix, "vllm", "serve", *serve])
+    usage = ["", *(f"  {line}".replace("\n", " ") for line in [*environment, command])]
     body = "".join(f"{name}: {value}\n" for name, value in entries.items())
     return comment([*header(recorded, file="vllm.yaml"), *usage]) + body
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from tuner.deploy.recorded import Recorded
-from tuner.launch import VISIBLE_GPUS
+from tuner.launch import VISIBLE_GPUS, address_words
 
 GPU_IMAGE = "vllm/vllm-openai"
 CPU_IMAGE = "public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo"
@@ -54,7 +54,7 @@ def container(recorded: Recorded) -> Container:
     return Container(
         image=image,
         entrypoint=entrypoint,
-        arguments=(*launch.arguments, "--host", "0.0.0.0", "--port", str(PORT)),
+        arguments=(*launch.arguments, *address_words("0.0.0.0", PORT)),
         env=tuple((n, v) for n, v in recorded.env if n != VISIBLE_GPUS),
         secrets=launch.secret_env,
         gpus=recorded.gpus,

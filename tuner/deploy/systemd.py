@@ -5,6 +5,7 @@ from __future__ import annotations
 from tuner.deploy.recorded import Recorded, header
 from tuner.deploy.start import argument_lines
 from tuner.deploy.yaml_text import comment
+from tuner.launch import address_words
 
 
 def systemd_unit(recorded: Recorded) -> str:
@@ -14,7 +15,7 @@ def systemd_unit(recorded: Recorded) -> str:
     program = [_word(first)] if first.startswith("/") else ["/usr/bin/env", _word(first)]
     lines = [" ".join([*program, *map(_word, rest)])]
     lines += [" ".join(map(_word, words)) for words in argument_lines(launch.arguments)]
-    lines += ["--host ${HOST} --port ${PORT}"]
+    lines += [" ".join(address_words("${HOST}", "${PORT}"))]
     variables = [*recorded.env, ("HOST", "127.0.0.1"), ("PORT", "8000")]
     environment = [f"Environment={_assignment(name, value)}" for name, value in variables]
     if launch.secret_env:

@@ -15,6 +15,7 @@ from tuner.load.drive import drive_closed
 from tuner.load.prompts import Request, ServerCounter, tokenizer_file
 from tuner.load.stream import Failure, RequestSample, Target
 from tuner.load.workload import Workload
+from tuner.vllm import variables
 
 TIMEOUT_S = 10.0
 FIRST_ANSWER_S = 120.0
@@ -123,7 +124,7 @@ def _advice(first: RequestSample, request: Request) -> str:
     return "see the server's log: it answered one request alone like this"
 
 
-_KEY_HINT = "set VLLM_API_KEY or OPENAI_API_KEY to the server's key"
+_KEY_HINT = f"set {variables.API_KEY} or OPENAI_API_KEY to the server's key"
 
 
 def _base_url(url: str) -> str:
@@ -136,7 +137,8 @@ def _base_url(url: str) -> str:
         raise UsageError(f"{url!r} is not a URL: {error}", hint="give a URL like http://127.0.0.1:8000") from error
     if parts.username is not None or parts.query or parts.fragment:
         raise UsageError(
-            "--url takes scheme, host, port and path alone", hint="a key goes into VLLM_API_KEY, not into the URL"
+            "--url takes scheme, host, port and path alone",
+            hint=f"a key goes into {variables.API_KEY}, not into the URL",
         )
     _ = Target(base_url, "").address
     return base_url

@@ -11,6 +11,7 @@ from tuner.report.tables import StudyFiles
 from tuner.report.translations import Words
 from tuner.study.plan import Ladder, LoadPolicy, StudyPlan
 from tuner.study.request_length import LengthSource
+from tuner.vllm import knobs
 
 
 class FactRow(NamedTuple):
@@ -88,7 +89,7 @@ def repeat_command(study: StudyFiles) -> str:
         ("workload", plan.workload.file or plan.workload.name),
         ("space", plan.space.file or plan.space.name),
         *(("slo", str(slo)) for slo in plan.slos),
-        ("max-model-len", _asked_length(plan)),
+        (knobs.MAX_MODEL_LEN, _asked_length(plan)),
         *_machine_options(plan),
         ("trials", plan.starts),
         ("confirm", plan.confirm_starts),
@@ -114,7 +115,7 @@ def _machine_options(plan: StudyPlan) -> list[tuple[str, str | float | None]]:
     workers = len(plan.groups) if not gpus and len(plan.groups) > 1 else None
     return [
         ("gpus", ",".join(gpus) or None),
-        ("tensor-parallel-size", size if size > 1 else None),
+        (knobs.TENSOR_PARALLEL, size if size > 1 else None),
         ("workers", workers),
     ]
 

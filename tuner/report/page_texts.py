@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from tuner.vllm import knobs
+
 PAGE_TEXTS: dict[str, tuple[str, str]] = {
     # --- the first screen
     "title": ("vLLM tuning report: {study}", "vLLM 调优报告：{study}"),
@@ -136,8 +138,8 @@ PAGE_TEXTS: dict[str, tuple[str, str]] = {
     "taught-by-trial": ("trial {trial}", "第 {trial} 次启动"),
     "spared": ("starts spared", "省去的启动"),
     "kv-capacity": (
-        "by its log, the KV cache would not hold one request of max-model-len",
-        "据其日志，KV 缓存容不下一个 max-model-len 长度的请求",
+        f"by its log, the KV cache would not hold one request of {knobs.MAX_MODEL_LEN}",
+        f"据其日志，KV 缓存容不下一个 {knobs.MAX_MODEL_LEN} 长度的请求",
     ),
     "withdrawn": ("withdrawn: trial {trial} started", "已撤销：第 {trial} 次启动成功"),
     "timeline-title": ("Timeline", "时间线"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 
 from tuner.launch import LaunchSpec
+from tuner.vllm import variables
 
-CACHES = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR")
+CACHES = (variables.CACHE_ROOT, "TORCHINDUCTOR_CACHE_DIR")
 """Variables that point into the study's folder. They make a start quicker there, and are never needed."""
-TRIAL_ONLY = ("VLLM_RPC_BASE_PATH",)
+TRIAL_ONLY = (variables.RPC_BASE_PATH,)
 """Variables that point into one trial's folder and mean nothing afterwards."""
 
 

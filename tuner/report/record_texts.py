@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from tuner.vllm import knobs
+
 RECORD_TEXTS: dict[str, tuple[str, str]] = {
     # --- names of values
     "outcome-feasible": ("feasible", "满足限制"),
@@ -65,8 +67,8 @@ RECORD_TEXTS: dict[str, tuple[str, str]] = {
     ),
     "caution-metrics-missing": ("the server's metrics were missing", "缺少服务端指标"),
     "caution-metrics-missing-next": (
-        "start vLLM without --disable-log-stats; preemptions cannot be ruled out",
-        "启动 vLLM 时不要使用 --disable-log-stats；无法排除抢占",
+        f"start vLLM without --{knobs.DISABLE_LOG_STATS}; preemptions cannot be ruled out",
+        f"启动 vLLM 时不要使用 --{knobs.DISABLE_LOG_STATS}；无法排除抢占",
     ),
     "sign-cpu-share": ("it used {value} of its core", "占用其 CPU 核的 {value}"),
     "sign-lag-ms": ("its P99 lag was {value}", "P99 调度延迟 {value}"),
@@ -111,7 +113,7 @@ RECORD_TEXTS: dict[str, tuple[str, str]] = {
     "limit-load": ("The load that was offered", "所施加的负载"),
     "limit-client": ("The load generator", "压测端"),
     "limit-kv": ("KV cache", "KV 缓存"),
-    "limit-sequences": ("max-num-seqs", "max-num-seqs"),
+    "limit-sequences": (knobs.MAX_NUM_SEQS, knobs.MAX_NUM_SEQS),
     "limit-tokens": ("The step's token budget", "每步 token 预算"),
     "limit-compute": ("Compute", "算力"),
     "reading-binds": ("binds", "构成限制"),
@@ -161,13 +163,16 @@ RECORD_TEXTS: dict[str, tuple[str, str]] = {
     "next-load": ("offer higher levels to the same configuration", "对同一配置施加更高负载"),
     "next-client": ("run the load from another machine or with more processes", "改用另一台机器或更多进程施压"),
     "next-kv": (
-        "more KV cache: a higher gpu-memory-utilization, an FP8 KV cache, quantized weights, a larger tensor-parallel size; or fewer sequences",
-        "增加 KV 缓存：提高 gpu-memory-utilization、使用 FP8 KV 缓存、量化权重、增大张量并行；或减少序列数",
+        f"more KV cache: a higher {knobs.GPU_MEMORY_UTILIZATION}, an FP8 KV cache, quantized weights, a larger tensor-parallel size; or fewer sequences",
+        f"增加 KV 缓存：提高 {knobs.GPU_MEMORY_UTILIZATION}、使用 FP8 KV 缓存、量化权重、增大张量并行；或减少序列数",
     ),
-    "next-sequences": ("raise max-num-seqs while the KV cache lasts", "在 KV 缓存允许时提高 max-num-seqs"),
+    "next-sequences": (
+        f"raise {knobs.MAX_NUM_SEQS} while the KV cache lasts",
+        f"在 KV 缓存允许时提高 {knobs.MAX_NUM_SEQS}",
+    ),
     "next-tokens": (
-        "double max-num-batched-tokens; if TTFT does not fall, prefill is compute-bound",
-        "将 max-num-batched-tokens 加倍；若 TTFT 不降，则预填充受算力限制",
+        f"double {knobs.MAX_NUM_BATCHED_TOKENS}; if TTFT does not fall, prefill is compute-bound",
+        f"将 {knobs.MAX_NUM_BATCHED_TOKENS} 加倍；若 TTFT 不降，则预填充受算力限制",
     ),
     "next-compute": (
         "quantized weights, a larger tensor-parallel size, or more replicas behind a balancer",

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from tuner.vllm import knobs
+
 HEAD_BYTES = 512 * 1024
 TAIL_BYTES = 1024 * 1024
 MAX_LINE_CHARS = 400
@@ -23,7 +25,7 @@ _LOOKS_SECRET = re.compile(
 )
 _NAMED_SECRET = re.compile(
     r"(?P<name>\b(?:authorization\W{1,3}(?:bearer|basic)|bearer)\s+"
-    r"|(?:--api-key|\b[A-Z_]*(?:HF_TOKEN|API_KEY|ACCESS_KEY|SECRET_KEY|AUTH_TOKEN|PASSWORD))[ =:]+['\"]?"
+    rf"|(?:--{knobs.API_KEY}|\b[A-Z_]*(?:HF_TOKEN|API_KEY|ACCESS_KEY|SECRET_KEY|AUTH_TOKEN|PASSWORD))[ =:]+['\"]?"
     r"|['\"]?\b(?:api_key|hf_token|password)\b['\"]?\s*[:=]\s*\[?['\"])"
     r"(?P<value>(?!None\b|\[redacted)[^\s'\",\])]+)",
     re.IGNORECASE,

@@ -20,7 +20,7 @@ from tuner.server.process import ServerProcess, held_at_gate
 from tuner.server.readiness import Endpoint, Health, NotReady, Ready, Watch, health
 from tuner.server.running_file import Marker
 from tuner.server.shutdown import StopReport
-from tuner.vllm import knobs
+from tuner.vllm import knobs, variables
 from tuner.vllm.cause import Cause
 from tuner.vllm.facts import StartFacts, parse_facts
 
@@ -29,7 +29,7 @@ STOP_MARGIN_S = 15.0
 DEATH_LIMIT_S = 12.0
 """Seconds until a server has left whose engine died: vLLM looks every 5 s, and then needs a moment."""
 
-_USUAL_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "VLLM_API_KEY", "OPENAI_API_KEY")
+_USUAL_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", variables.API_KEY, "OPENAI_API_KEY")
 _WILDCARDS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -182,7 +182,7 @@ def _environment(spec: LaunchSpec, scratch: Path) -> dict[str, str]:
     own = {
         # One folder for all that vLLM puts into the temporary folder: sockets, rendezvous files, metrics.
         "TMPDIR": str(scratch),
-        "VLLM_RPC_BASE_PATH": str(scratch),
+        variables.RPC_BASE_PATH: str(scratch),
         # torch would move its compile cache along with TMPDIR and compile everything anew at every start.
         "TORCHINDUCTOR_CACHE_DIR": inherited.get("TORCHINDUCTOR_CACHE_DIR")
         or f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}",
@@ -193,7 +193,7 @@ def _environment(spec: LaunchSpec, scratch: Path) -> dict[str, str]:
 
 
 def _api_key(spec: LaunchSpec) -> str | None:
-    return next(iter(_given_keys(spec)), None) or os.environ.get("VLLM_API_KEY") or None
+    return next(iter(_given_keys(spec)), None) or os.environ.get(variables.API_KEY) or None
 
 
 def _secrets(spec: LaunchSpec) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from tuner.candidate import Candidate, Value
 from tuner.errors import UsageError
 from tuner.space.parameter import Kind, Parameter
+from tuner.vllm import knobs
 from tuner.vllm.argument_rules import mended
 
 WORKLOAD = "workload"
@@ -42,8 +43,8 @@ class Space:
         for flag in self.flags:
             if flag in given:
                 dropped.append(Dropped(flag, "set by you, the same for every candidate"))
-            elif flag == "gpu-memory-utilization" and "kv-cache-memory-bytes" in given:
-                dropped.append(Dropped(flag, "vLLM ignores it beside your kv-cache-memory-bytes"))
+            elif flag == knobs.GPU_MEMORY_UTILIZATION and knobs.KV_CACHE_MEMORY_BYTES in given:
+                dropped.append(Dropped(flag, f"vLLM ignores it beside your {knobs.KV_CACHE_MEMORY_BYTES}"))
             elif flag not in flags:
                 dropped.append(Dropped(flag, f"vLLM {version} does not have it, or takes only its default"))
         gone = {d.flag for d in dropped}
@@ -75,8 +76,8 @@ class Space:
     def candidate(self, values: Mapping[str, Value], given: Mapping[str, Value]) -> Candidate:
         """The values with the space's fixed flags, mended where vLLM's argument rules would refuse them."""
         point = mended({**dict(self.fixed), **values}, {**dict(self.always), **given})
-        if point.get("long-prefill-token-threshold") == 0:
-            point.pop("long-prefill-token-threshold-adaptive", None)  # it floors a cap that is not there
+        if point.get(knobs.LONG_PREFILL_TOKEN_THRESHOLD) == 0:
+            point.pop(knobs.LONG_PREFILL_TOKEN_THRESHOLD_ADAPTIVE, None)  # it floors a cap that is not there
         return Candidate.of(point)
 
     def fixing(self, flag: str, value: Value) -> Space:
@@ -97,7 +98,7 @@ class Space:
         """`workload` in the file becomes `tokens`; a max-model-len range below that is lifted to it."""
         return replace(
             self,
-            parameters=tuple(_lifted(p, tokens) if p.flag == "max-model-len" else p for p in self.parameters),
+            parameters=tuple(_lifted(p, tokens) if p.flag == knobs.MAX_MODEL_LEN else p for p in self.parameters),
             baseline=_resolved(self.baseline, tokens),
             fixed=_resolved(self.fixed, tokens),
             always=_resolved(self.always, tokens),

@@ -26,7 +26,7 @@ from tuner.study.record import TrialRecord
 from tuner.study.setting import StudySetting
 from tuner.vllm import knobs
 
-UTILIZATION, KV_BYTES, LENGTH = "gpu-memory-utilization", "kv-cache-memory-bytes", knobs.MAX_MODEL_LEN
+UTILIZATION, KV_BYTES, LENGTH = knobs.GPU_MEMORY_UTILIZATION, knobs.KV_CACHE_MEMORY_BYTES, knobs.MAX_MODEL_LEN
 UTILIZATIONS = (0.80, 0.85, 0.90, 0.92, 0.95, 0.97)
 LIKELY_TO_START = 0.95
 """Above it, what vLLM does not count (fragmentation, graphs of many sizes) refuses many starts (search.md 2)."""
@@ -168,13 +168,13 @@ def _flags(setting: StudySetting, usual: Mapping[str, Value]) -> ServerFlags:
         return max(1, int(value)) if isinstance(value, (int, float)) else default
 
     return ServerFlags(
-        max_num_batched_tokens=number("max-num-batched-tokens", 2048),
-        max_num_seqs=number("max-num-seqs", 256),
-        block_tokens=number("block-size", 16 if setting.gpus else 128),  # vLLM's defaults on a GPU and on a CPU
-        tensor_parallel_size=number("tensor-parallel-size", 1),
-        dtype=str(usual.get("dtype", "auto")),
-        kv_cache_dtype=str(usual.get("kv-cache-dtype", "auto")),
-        quantization=str(usual["quantization"]) if "quantization" in usual else None,
+        max_num_batched_tokens=number(knobs.MAX_NUM_BATCHED_TOKENS, 2048),
+        max_num_seqs=number(knobs.MAX_NUM_SEQS, 256),
+        block_tokens=number(knobs.BLOCK_SIZE, 16 if setting.gpus else 128),  # vLLM's defaults on a GPU and on a CPU
+        tensor_parallel_size=number(knobs.TENSOR_PARALLEL, 1),
+        dtype=str(usual.get(knobs.DTYPE, "auto")),
+        kv_cache_dtype=str(usual.get(knobs.KV_CACHE_DTYPE, "auto")),
+        quantization=str(usual[knobs.QUANTIZATION]) if knobs.QUANTIZATION in usual else None,
         mentioned=frozenset(flag.partition(".")[0] for flag in usual),
     )
 
@@ -207,4 +207,4 @@ def fullest(setting: StudySetting) -> dict[str, float]:
         return {}
     value, room = rows[-1]
     sequences = room.sequences_of_mean(setting.plan.workload.mean)
-    return {"max-num-seqs": sequences, table.flag: value} if sequences else {}
+    return {knobs.MAX_NUM_SEQS: sequences, table.flag: value} if sequences else {}

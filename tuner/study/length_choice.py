@@ -26,9 +26,7 @@ TEMPLATE_TOKENS = 128
 UNMODELLED_FACTOR = 2
 """Times the length that must fit where the arithmetic leaves out a part of the memory."""
 
-CHUNKED, BATCHED = "enable-chunked-prefill", "max-num-batched-tokens"
-CONFIG_FLAGS = ("hf-overrides", "hf-config-path", "rope-scaling", "revision")
-"""Flags that change the config.json which vLLM reads."""
+CHUNKED, BATCHED = knobs.ENABLE_CHUNKED_PREFILL, knobs.MAX_NUM_BATCHED_TOKENS
 
 
 def own_length(model: str, own_flags: frozenset[str]) -> ModelLength | None:
@@ -37,10 +35,10 @@ def own_length(model: str, own_flags: frozenset[str]) -> ModelLength | None:
     Raises UsageError if config.json is not understood.
     """
     folder = folder_of(model)
-    if folder is None or own_flags.intersection(CONFIG_FLAGS):
+    if folder is None or own_flags.intersection(knobs.CHANGE_CONFIG):
         return None
     try:
-        return model_length(read_config(folder), window_off="disable-sliding-window" in own_flags)
+        return model_length(read_config(folder), window_off=knobs.DISABLE_SLIDING_WINDOW in own_flags)
     except UnknownModelError as error:
         raise UsageError(str(error), hint="the model's config.json must be a JSON object") from error
 

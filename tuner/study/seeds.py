@@ -11,9 +11,10 @@ from tuner.study.compile_cache import neighbours
 from tuner.study.kv_budget import KV_BYTES, UTILIZATION, fullest
 from tuner.study.plan import StudyPlan
 from tuner.study.setting import StudySetting
+from tuner.vllm import knobs
 
-THRESHOLD = "long-prefill-token-threshold"
-SEQUENCES, TOKENS = "max-num-seqs", "max-num-batched-tokens"
+THRESHOLD = knobs.LONG_PREFILL_TOKEN_THRESHOLD
+SEQUENCES, TOKENS = knobs.MAX_NUM_SEQS, knobs.MAX_NUM_BATCHED_TOKENS
 LARGE_BUDGET = 8192
 """Tokens; a GPU for which vLLM chooses as many gets twice its default."""
 
@@ -48,7 +49,7 @@ def seeds(setting: StudySetting) -> list[Candidate]:
 def _throughput_mode(plan: StudyPlan, defaults: Mapping[str, Value]) -> dict[str, float]:
     """`--performance-mode throughput` in the searched flags: it doubles the two sizes that nobody set, and does nothing
     else (vllm/engine/arg_utils.py, 0.32). Empty on a vLLM without the flag (before 0.17)."""
-    if "performance-mode" not in plan.base.flags:
+    if knobs.PERFORMANCE_MODE not in plan.base.flags:
         return {}
     unset = (flag for flag in (SEQUENCES, TOKENS) if flag not in dict(plan.baseline.values))
     return {flag: 2 * float(defaults[flag]) for flag in unset if flag in defaults}

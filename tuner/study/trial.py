@@ -33,6 +33,7 @@ from tuner.study.store import Store
 from tuner.telemetry.gpu import GpuAdapter
 from tuner.telemetry.sampler import Sampler, TelemetryLog
 from tuner.verdict import Outcome
+from tuner.vllm import variables
 from tuner.vllm.facts import StartFacts
 
 HUNG_S = 30.0
@@ -130,7 +131,7 @@ class _Trial:
         runner = self._runner
         self._phase("measuring")
         prompts = Prompts.for_model(runner.plan.workload, runner.plan.model, self._traffic_seed, service.base_url)
-        target = Target(service.base_url, service.model_name, os.environ.get("VLLM_API_KEY"))
+        target = Target(service.base_url, service.model_name, os.environ.get(variables.API_KEY))
         sampler = Sampler(
             f"{service.base_url}/metrics",
             gpu=runner.gpu,
