@@ -3,6 +3,7 @@
 STAND_IN=dies           ends with 1 before it is ready, as a refused start does
 STAND_IN=stubborn       it and its worker ignore TERM
 STAND_IN=orphan         ends on TERM, its worker does not
+STAND_IN=odd            as orphan; its worker leads a group, and its name breaks careless readers of /proc/PID/stat
 STAND_IN=slow           /health never answers
 """
 
@@ -17,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 WORKER = "import signal, time; {}; time.sleep(600)"
 IGNORE = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+ODD = f"{IGNORE}; import ctypes, os; os.setpgid(0, 0); ctypes.CDLL(None).prctl(15, b'a) Z 1\\n\\xff(', 0, 0, 0)"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -38,10 +40,11 @@ def main() -> None:
         sys.exit("ValueError: To serve at least one request with the model's max seq len (16384), 1.0 GiB is needed")
     if mode == "slow":
         time.sleep(600)
-    worker = subprocess.Popen([sys.executable, "-c", WORKER.format(IGNORE if mode in ("stubborn", "orphan") else "0")])
+    manner = {"stubborn": IGNORE, "orphan": IGNORE, "odd": ODD}.get(mode, "0")
+    worker = subprocess.Popen([sys.executable, "-c", WORKER.format(manner)])
 
     def end(*_: object) -> None:
-        if mode != "orphan":
+        if mode not in ("orphan", "odd"):
             worker.terminate()
             worker.wait()
         os._exit(0)

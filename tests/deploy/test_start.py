@@ -124,7 +124,7 @@ def test_a_server_that_never_answers_is_ended_after_the_limit(run: Run, folder: 
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(port) in (p.info["cmdline"] or [])]
 
 
-@pytest.mark.parametrize("manner", ["stubborn", "orphan"])
+@pytest.mark.parametrize("manner", ["stubborn", "orphan", "odd"])
 def test_stop_kills_what_ignores_term(run: Run, folder: Path, port: int, manner: str) -> None:
     assert run("start.sh", STAND_IN=manner).returncode == 0
     server = server_of(folder, port)
