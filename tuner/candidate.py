@@ -14,7 +14,7 @@ __all__ = ["Candidate", "Value"]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """`values` holds (flag without dashes, value) in the flags' alphabetical order; empty is vLLM's default."""
+    """Resolved point: (flag without dashes, value) in alphabetical order. Empty is vLLM's default."""
 
     values: tuple[tuple[str, Value], ...] = ()
 
@@ -24,7 +24,7 @@ class Candidate:
 
     @property
     def id(self) -> str:
-        """Ten hex digits; equal values give equal ids in every study and on every machine."""
+        """Return ten hex digits. Equal values give equal ids in every study and on every machine."""
         return hashlib.sha256(json.dumps(self.values, ensure_ascii=False).encode()).hexdigest()[:10]
 
     def as_dict(self) -> dict[str, Value]:

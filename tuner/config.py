@@ -161,7 +161,7 @@ def checked_model(text: str) -> str:
     """Return a local folder as an absolute path, so that start.sh works from anywhere, or a hub name."""
     try:
         path = Path(text).expanduser()
-    except RuntimeError as error:  # ~somebody who does not exist
+    except RuntimeError as error:  # ~user who does not exist
         raise UsageError(f"no model at {text!r}", hint=str(error)) from error
     if path.is_dir():
         if not (path / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""This machine: its GPUs, its cache folder, and what may spoil figures that are measured on it."""
+"""This machine: its GPUs, its cache folder, and what may distort figures that are measured on it."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _gpu_memory(used: Sequence[Installed]) -> Iterator[Finding]:
 
 
 def _held(what: str, holders: GpuHolders, total_gib: float) -> Finding:
-    """Grade the memory that processes hold. The driver's own share is nobody's fault and is not mentioned."""
+    """Grade the memory that processes hold. The driver's own share is no fault and is not mentioned."""
     if holders.held_bytes is None:
         return Finding(what, Grade.WARNING, "the driver does not say how much is in use", "look with nvidia-smi")
     held_gib = holders.held_bytes / _GIB

@@ -5,18 +5,18 @@ from hypothesis import given
 
 from tests.strategies import points
 from tuner.candidate import Value
-from tuner.vllm.argument_rules import RULES, broken, mended
+from tuner.vllm.argument_rules import RULES, broken, adapted
 
 
 @given(points)
 def test_a_mended_point_breaks_no_rule(point: dict[str, Value]) -> None:
-    assert broken(mended(point, {})) == ()
+    assert broken(adapted(point, {})) == ()
 
 
 @given(points, points)
 def test_what_a_person_fixed_is_never_changed(point: dict[str, Value], fixed: dict[str, Value]) -> None:
     searched = {flag: value for flag, value in point.items() if flag not in fixed}
-    assert set(mended(searched, fixed)) == set(searched)
+    assert set(adapted(searched, fixed)) == set(searched)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tuner.space.space import WORKLOAD, Space
 
 _HERE = Path(__file__).resolve().parents[1]
 FOLDERS = (_HERE / "search_spaces", _HERE.parent / "search_spaces")
-"""In an installed wheel the presets lie inside the package, in a checkout beside it."""
+"""Folders of the presets: inside the package in an installed wheel, beside it in a checkout."""
 
 KEYS = ("description", "parameters", "baseline", "fixed", "always", "env")
 _NUMBER_KINDS = (Kind.LOG_INT, Kind.INT, Kind.FLOAT)
@@ -47,7 +47,7 @@ def read_space(name_or_file: str) -> Space:
 
 
 LARGEST = 2**53
-"""Beyond it floats, and with them the search, do not know every whole number."""
+"""Largest whole number that a float, and with it the search, can hold."""
 
 
 class _Reader:

@@ -1,4 +1,4 @@
-"""Kinds of parameter (log-int, int, float, choice, flag) and how a number on an axis becomes a flag's value."""
+"""Kinds of parameter (log-int, int, float, choice, flag), and numbers on an axis as a flag's values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Kind(StrEnum):
 
 
 FLOAT_DIGITS = 3
-"""Decimals of a float flag: a GPU's memory in thousandths is finer than vLLM's own profiling."""
+"""Decimals of a float flag. Thousandths of a GPU's memory are finer than vLLM's own profiling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Parameter:
 
     @property
     def axis(self) -> tuple[float, float]:
-        """Bounds of the number that stands for this parameter: positions for choices and flags, else the values."""
+        """Return the bounds of its number: positions for choices and flags, else the values."""
         match self.kind:
             case Kind.CHOICE:
                 return 0, len(self.choices) - 1
@@ -59,7 +59,8 @@ class Parameter:
                 return self._whole(number)
 
     def encode(self, value: Value) -> float:
-        """The axis number of a value; a number outside the range goes to its nearest end, a strange choice to 0."""
+        """Return the axis number of a value. A number outside the range goes to its nearest end, a strange choice to
+        0."""
         match self.kind:
             case Kind.CHOICE:
                 return float(self.choices.index(value)) if value in self.choices else 0.0

@@ -1,4 +1,4 @@
-"""Space: what a search_spaces file says, and what is left of it on the vLLM that is installed."""
+"""Space of a search_spaces file, and what the installed vLLM leaves of it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from tuner.candidate import Candidate, Value
 from tuner.errors import UsageError
 from tuner.space.parameter import Kind, Parameter
 from tuner.vllm import knobs
-from tuner.vllm.argument_rules import mended
+from tuner.vllm.argument_rules import adapted
 
 WORKLOAD = "workload"
-"""In place of a number in a file: the tokens that the workload's longest request needs."""
+"""Placeholder for a number in a file: the tokens of the workload's longest request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A flag of the space that is not searched here, with the word to say so."""
+    """Flag of the space that is not searched here, with the reason."""
 
     flag: str
     why: str
@@ -25,8 +25,11 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """`baseline` is what the default configuration is given besides vLLM's own defaults (usually nothing), `fixed` goes
-    to every candidate but the default, `always` to the default too, `env` to every server."""
+    """Searched parameters with their surroundings. `baseline` is what the default configuration gets (usually
+    nothing).
+
+    `fixed` goes to every candidate but the default, `always` to the default too, `env` to every server.
+    """
 
     name: str
     parameters: tuple[Parameter, ...]
@@ -38,7 +41,7 @@ class Space:
     """Absolute path of a space that is no preset."""
 
     def on(self, flags: Collection[str], version: str, given: Collection[str]) -> tuple[Space, tuple[Dropped, ...]]:
-        """The space on a vLLM that has `flags`, with the flags in `given` set by the person and so not searched."""
+        """Return the space on a vLLM that has `flags`. Flags in `given` are the user's, and so not searched."""
         dropped = []
         for flag in self.flags:
             if flag in given:
@@ -74,8 +77,8 @@ class Space:
         return Candidate.of(dict(self.baseline))
 
     def candidate(self, values: Mapping[str, Value], given: Mapping[str, Value]) -> Candidate:
-        """The values with the space's fixed flags, mended where vLLM's argument rules would refuse them."""
-        point = mended({**dict(self.fixed), **values}, {**dict(self.always), **given})
+        """Build a candidate with the space's fixed flags, changed to fit vLLM's argument rules."""
+        point = adapted({**dict(self.fixed), **values}, {**dict(self.always), **given})
         if point.get(knobs.LONG_PREFILL_TOKEN_THRESHOLD) == 0:
             point.pop(knobs.LONG_PREFILL_TOKEN_THRESHOLD_ADAPTIVE, None)  # it floors a cap that is not there
         return Candidate.of(point)
@@ -95,7 +98,7 @@ class Space:
         return replace(self, parameters=tuple(p for p in self.parameters if p.flag != flag))
 
     def needs_at_least(self, tokens: int) -> Space:
-        """`workload` in the file becomes `tokens`; a max-model-len range below that is lifted to it."""
+        """Replace `workload` by `tokens`. A max-model-len range below that is lifted to it."""
         return replace(
             self,
             parameters=tuple(_lifted(p, tokens) if p.flag == knobs.MAX_MODEL_LEN else p for p in self.parameters),

@@ -1,4 +1,4 @@
-"""What vLLM refuses before it loads anything, as named functions over a point; says which rule and why.
+"""Rules by which vLLM refuses arguments before it loads anything, as named functions over a point.
 
 Source: vllm/config/scheduler.py verify_max_model_len (0.32), the same words since 0.8.5.
 """
@@ -15,15 +15,15 @@ Point = dict[str, Value]
 
 @dataclass(frozen=True, slots=True)
 class ArgumentRule:
-    """`mend` returns the flags to change so that the rule holds, empty when it holds already."""
+    """Rule over a point. `changes` makes it hold, and is empty if it holds."""
 
     name: str
     why: str
-    mend: Callable[[Mapping[str, Value]], Point]
+    changes: Callable[[Mapping[str, Value]], Point]
 
 
 def _number(point: Mapping[str, Value], flag: str) -> float | None:
-    """Return a number that vLLM goes by as it is; with a negative one, as in `--max-model-len -1`, vLLM chooses."""
+    """Return a number that vLLM takes as it is. With a negative one, as in `--max-model-len -1`, vLLM chooses."""
     value = point.get(flag)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
         return None
@@ -76,16 +76,16 @@ RULES = (
 
 
 def broken(point: Mapping[str, Value]) -> tuple[ArgumentRule, ...]:
-    return tuple(rule for rule in RULES if rule.mend(point))
+    return tuple(rule for rule in RULES if rule.changes(point))
 
 
-def mended(values: Mapping[str, Value], given: Mapping[str, Value]) -> Point:
-    """`values` changed where they break a rule together with `given`, the flags that are the same for every candidate.
+def adapted(values: Mapping[str, Value], given: Mapping[str, Value]) -> Point:
+    """Change `values` that break a rule together with `given`, the flags that all candidates share.
 
-    Only flags in `values` change: what a person fixed stays, and vLLM then says itself what is wrong with it.
+    Only flags in `values` change. The user's own stay, and vLLM then says what is wrong with them.
     """
     point = dict(values)
     for rule in RULES:
-        changes = rule.mend({**given, **point})
+        changes = rule.changes({**given, **point})
         point.update({flag: value for flag, value in changes.items() if flag in point})
     return point

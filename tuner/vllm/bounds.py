@@ -1,4 +1,4 @@
-"""What the figures in a message teach: whose fault it is, and which bound follows from it."""
+"""Meaning of the figures in a message: whose fault it is, and which bound follows."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from dataclasses import dataclass
 from tuner.vllm.cause import Bound, Fault
 
 HELD_SHARE = 0.1
-"""Of a GPU's memory. What others hold up to this share (a desktop, a small service) is always there and the candidate
-has to live with it; more is somebody's job or an orphan, and will be gone another time."""
+"""Share of a GPU's memory that others may hold permanently (a desktop, a small service). A candidate must live with
+it. More is another job or an orphan, and will be gone another time."""
 HELD_SHARE_HOST = 0.5
-"""The same for host memory (CPU build), of which the system and the person's programs always hold a part."""
+"""The same share of host memory (CPU build), part of which the system and other programs always hold."""
 
 GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
 class MessageContext:
-    """What is known beside the message.
+    """Facts beside the message. `arguments` is vLLM's own line of non-default arguments, "" if missing.
 
-    `arguments` is vLLM's own line of non-default arguments, "" where it is missing; `held_by_others_gib` what was in
-    use on the fullest GPU before the start, None where that was not observed; `first_exception` where in the text the
-    first exception stands that does not merely report another, None where there is none.
+    `held_by_others_gib` was in use on the fullest GPU before the start, None if not observed. `first_exception` is
+    the position of the first exception that does not merely report another, None if there is none.
     """
 
     arguments: str
@@ -32,7 +31,7 @@ class MessageContext:
     first_exception: int | None = None
 
     def given(self, name: str) -> float | None:
-        """The value that was given for the argument `name` (with underscores), None where vLLM took its default."""
+        """Return the given value of an argument (with underscores). None if vLLM took its default."""
         match = re.search(rf"'{name}': ([\d.]+)", self.arguments)
         return float(match[1]) if match else None
 
@@ -87,7 +86,7 @@ def host_held(match: re.Match[str], _context: MessageContext) -> Fault:
 
 
 def cuda_oom(match: re.Match[str], _context: MessageContext) -> Fault:
-    """torch says how much of the GPU is free and how much is ours: the rest is somebody else's."""
+    """Blame by torch's figures: what is neither free nor ours belongs to others."""
     total, free, ours = match["total"], match["free"], match["ours"]
     if total and free and ours:
         held = float(total) - _gib(free, match["free_unit"]) - _gib(ours, match["ours_unit"])
@@ -97,7 +96,8 @@ def cuda_oom(match: re.Match[str], _context: MessageContext) -> Fault:
 
 
 def vanished(match: re.Match[str], context: MessageContext) -> Fault:
-    """A worker that failed says why first; one that died without a word was killed, as a rule for want of memory."""
+    """Blame a worker's death. One that failed says why first; one without a word was killed, mostly for want of
+    memory."""
     said_why = context.first_exception is not None and context.first_exception < match.start()
     return Fault.UNKNOWN if said_why else Fault.ENVIRONMENT
 
@@ -107,7 +107,8 @@ def _gib(number: str, unit: str) -> float:
 
 
 def host_kv(match: re.Match[str], _context: MessageContext) -> tuple[Bound, ...]:
-    """KV budget = utilization × total - what the worker holds; it must lie between 0 and what is available."""
+    """Derive the bound from KV budget = utilization × total - what the worker holds. It lies between 0 and what is
+    available."""
     total, free = float(match["total"]), float(match["free"])
     if match["budget"] is None:
         return (Bound("kv-cache-memory-bytes", "<=", free * GIB),)

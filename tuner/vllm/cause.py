@@ -1,4 +1,4 @@
-"""Cause of a refused start or a death: whose fault, which line says so, which bound it teaches."""
+"""Cause of a refused start or a death: whose fault, which line, which bound."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What a refusal teaches: a candidate with `flag` beyond `limit` is refused too, all else being equal.
+    """Bound of a refusal: a candidate with `flag` beyond `limit` is refused too, all else being equal.
 
     `relation` is "<=" (values must not be larger than `limit`) or ">=".
     """
@@ -27,7 +27,8 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why a server did not start or died. `kind` is a stable name (`kv-too-small`), `line` the log's own words."""
+    """Reason why a server did not start or died. `kind` is a stable name (`kv-too-small`), `line` the log's own
+    words."""
 
     kind: str
     fault: Fault

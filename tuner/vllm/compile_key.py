@@ -1,4 +1,4 @@
-"""What decides which compiled code vLLM runs: the key of its compile cache."""
+"""Key of vLLM's compile cache: the flags that decide which compiled code runs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What vLLM sets when a flag is left out: where its default configuration lies in the space.
+"""Values that vLLM sets for flags that are left out: the place of its default configuration in the space.
 
-Source: vllm/engine/arg_utils.py get_batch_defaults (0.32), vllm/config/cache.py; vllm.md 1.2. Only used to place the
+Source: vllm/engine/arg_utils.py get_batch_defaults (0.32), vllm/config/cache.py (docs/vllm.md). They only place the
 default among the candidates; the default itself is started without these flags.
 """
 

@@ -1,11 +1,11 @@
-"""What a server's log says of its start: KV cache, weights, compile time. None where the log is silent."""
+"""Facts of a start from the server's log: KV cache, weights, compile time. None if the log is silent."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-# Wordings of vLLM 0.8.5 to 0.33 (vllm.md section 3).
+# Wordings of vLLM 0.8.5 to 0.33.
 _VERSION = re.compile(r"(?:LLM engine \(v|API server version |\bversion )(\d+\.\d+\.\d+[^\s)]*)")
 _KV_TOKENS = re.compile(r"(?:GPU|CPU|XPU)(?: \+ host)? KV cache size: ([\d,]+) tokens")
 _KV_MEMORY = re.compile(
@@ -31,11 +31,12 @@ class StartFacts:
     compile_cache_hit: bool | None = None
     engine_init_s: float | None = None
     max_model_len: int | None = None
-    """From /v1/models: the length in force after vLLM's own fitting."""
+    """Length in force after vLLM's own fitting, from /v1/models."""
 
 
 def parse_facts(log_text: str, *, max_model_len: int | None = None) -> StartFacts:
-    """Of several workers' lines the one that limits: the least KV cache, the most weights, the longest compilation."""
+    """Parse the log. Of several workers' lines the limiting one counts: least KV cache, most weights, longest
+    compilation."""
     version = _VERSION.search(log_text)
     compile_s = _largest(_COMPILE, log_text)
     return StartFacts(

@@ -1,4 +1,4 @@
-"""Which flags the installed vLLM has: one probe of `--help=all`, cached by version."""
+"""Flags of the installed vLLM: one probe of `--help=all`, cached by version."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tuner.errors import EnvironmentFaultError
 from tuner.jsonfile import TornFileError, dump, load
 
 PROBE_LIMIT_S = 180
-"""`vllm serve --help=all` takes 8-15 s on 2 cores, and imports torch from a cold disk once."""
+"""Seconds for the probe. It takes 8-15 s on 2 cores, and imports torch from a cold disk once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +64,13 @@ def installed_vllm(command: tuple[str, ...], cache: Path) -> InstalledVllm:
 
 
 def parse_flags(help_text: str) -> tuple[str, ...]:
-    """Option lines of an argparse help begin with the option; prose that mentions a flag does not."""
+    """Parse an argparse help. Option lines begin with the option; prose that mentions a flag does not."""
     lines = (line for line in help_text.splitlines() if re.match(r"\s+-{1,2}[a-zA-Z]", line))
     return tuple(sorted({name for line in lines for name in re.findall(r"(?:^|[\s,])--([a-z0-9][\w-]*)", line)}))
 
 
 def _usable(flags: tuple[str, ...], version: str) -> tuple[str, ...]:
-    """Without flags that the version lists and then refuses ("Concurrent Partial Prefill is not supported")."""
+    """Drop flags that the version lists and then refuses ("Concurrent Partial Prefill is not supported")."""
     number = re.match(r"(\d+)\.(\d+)", version)
     if number and (0, 10) <= (int(number[1]), int(number[2])) <= (0, 26):
         return tuple(f for f in flags if f not in ("max-num-partial-prefills", "max-long-partial-prefills"))

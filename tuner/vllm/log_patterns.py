@@ -1,8 +1,8 @@
-"""The data of diagnosis: what vLLM 0.20 to 0.33, torch, the hub and the kernel say, and what it means (vllm.md 3.1).
+"""Messages of vLLM 0.20 to 0.33, torch, the hub and the kernel, each with its meaning.
 
-Three tables. SPECIFIC names a root cause. BROAD names a class that a specific message may stand inside of. GENERIC only
-says that something died. In the first two the match that comes first in the log wins: what follows is consequence. In
-GENERIC the first of the table wins: its messages accompany each other, often on one line.
+Three tables. SPECIFIC names a root cause. BROAD names a class that a specific message may belong to. GENERIC only
+says that something died. In the first two the first match in the log wins: what follows is consequence. In GENERIC
+the first of the table wins: its messages accompany each other, often on one line.
 """
 
 from __future__ import annotations

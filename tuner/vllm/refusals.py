@@ -1,4 +1,4 @@
-"""Which candidates vLLM refuses for the same reason as one that it refused."""
+"""Causes by which vLLM refuses like candidates: what "like" means for each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class OtherFlags(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RefusalContext:
-    """Where a refusal repeats itself: `axes` are flags, each with the direction away from the start that was refused.
+    """Scope of a refusal. `axes` are flags, each with the direction away from the refused start.
 
     With `OtherFlags.IRRELEVANT` only the bounds in the refusal's message give a rule. `beside_kv_bytes` are the axes
     that have no influence if kv-cache-memory-bytes is given.
