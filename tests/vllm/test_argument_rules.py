@@ -5,7 +5,7 @@ from hypothesis import given
 
 from tests.strategies import points
 from tuner.candidate import Value
-from tuner.vllm.argument_rules import RULES, broken, adapted
+from tuner.vllm.argument_rules import RULES, adapted, broken
 
 
 @given(points)
