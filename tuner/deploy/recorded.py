@@ -33,7 +33,9 @@ class Recorded:
     def __post_init__(self) -> None:
         for name in (*dict(self.launch.env), *self.launch.secret_env):
             if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
-                raise UsageError(f"{name!r} is not a variable's name", hint="correct the study's env, then search again")
+                raise UsageError(
+                    f"{name!r} is not a variable's name", hint="correct the study's env, then search again"
+                )
 
     @property
     def launch(self) -> LaunchSpec:
