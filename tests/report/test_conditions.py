@@ -32,7 +32,7 @@ def test_the_search_can_be_repeated_from_the_page(files: StudyFiles) -> None:
     assert words[words.index("--") :] == ["--", "--disable-uvicorn-access-log"]
 
 
-def test_the_environment_is_told_in_full(files: StudyFiles, words: Words) -> None:
+def test_the_environment_is_shown_in_full(files: StudyFiles, words: Words) -> None:
     rows = {row.label: row.text for row in environment_rows(files, words)}
     assert rows["vLLM"] == "0.32.0"
     assert rows["GPUs"].count("NVIDIA H100 80GB HBM3, 79.6 GiB") == 2

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import pytest
 
 from tuner.report import figures, parameters, timeline
-from tuner.report.drawing import Axis, Look, Point, figure, marks, plain
+from tuner.report.drawing import Axis, Point, Style, figure, marks, plain
 from tuner.report.gallery import gallery
 from tuner.report.tables import StudyFiles, best_so_far, level_rows, trial_rows
 from tuner.report.translations import Words
@@ -76,7 +76,7 @@ def test_outcomes_differ_in_shape_as_well_as_in_colour() -> None:
     assert len(set(shapes)) == len(shapes) == len(TrialOutcome)
     assert figures.WINNER.shape != figures.DEFAULT.shape
     widths = {phase: width for phase, (_, width) in figures.PHASES.items()}
-    assert widths[timeline.Phase.MEASURE] > widths[timeline.Phase.WARM_UP] > widths[timeline.Phase.START]
+    assert widths[timeline.TrialPhase.MEASURE] > widths[timeline.TrialPhase.WARM_UP] > widths[timeline.TrialPhase.START]
 
 
 def _luminance(colour: str) -> float:
@@ -86,7 +86,7 @@ def _luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize("page", ["#ffffff", "#14171a"])
-def test_colours_can_be_told_from_the_page(page: str) -> None:
+def test_colours_stand_out_from_the_page(page: str) -> None:
     looks = [*figures.OUTCOMES.values(), figures.WINNER, figures.DEFAULT, figures.STAR]
     colours = {look.colour for look in looks} | {figures.LIMIT} | {colour for colour, _ in figures.PHASES.values()}
     for colour in colours:
@@ -104,7 +104,7 @@ def test_labels_hold_no_markup() -> None:
 
 
 def test_a_log_axis_has_round_ticks() -> None:
-    points = marks([Point(1, 180.0), Point(2, 2100.0)], "n", Look("#000000", "circle"))
+    points = marks([Point(1, 180.0), Point(2, 2100.0)], "n", Style("#000000", "circle"))
     made = figure(Axis("x"), Axis("y", "log"), [points])
     assert made.layout.yaxis.ticktext == ("100", "200", "500", "1,000", "2,000")
 

@@ -82,7 +82,7 @@ def test_the_conditions_and_the_command_say_how_requests_came(files: StudyFiles)
     assert "--probe-seconds" in repeat_command(files) and "--levels" not in repeat_command(files)
 
 
-def test_a_line_of_the_night_says_rate_and_outcome(files: StudyFiles) -> None:
+def test_a_line_of_the_log_says_rate_and_outcome(files: StudyFiles) -> None:
     out = io.StringIO()
     console = Console(out)
     for record in files.records:

@@ -19,12 +19,12 @@ from tuner import jsonfile
 from tuner.load.arrivals import ArrivalKind
 from tuner.measurement import CautionKind, LoadKind
 from tuner.report import translations
-from tuner.report.bottleneck import Limit, Reading
+from tuner.report.bottleneck import Bottleneck, Reading
 from tuner.report.page import report, write_report
 from tuner.report.phrases import CONCLUSIONS, sentence
 from tuner.report.summary import caution_rows
 from tuner.report.tables import StudyFiles, read_study
-from tuner.report.timeline import Phase
+from tuner.report.timeline import TrialPhase
 from tuner.report.translations import TABLE, Language, Words
 from tuner.study import learnt
 from tuner.study.conclusion import ConclusionKey
@@ -266,13 +266,13 @@ def test_every_word_is_used_and_both_languages_have_the_same_fields() -> None:
         english, chinese = (set(re.findall(r"\{(\w+)\}", text)) for text in texts)
         assert english == chinese, key
         assert key.startswith(families) or re.search(f"[\"']{key}[\"']", sources), f"{key} is not used"
-    enums = ((Role, "role"), (TrialOutcome, "outcome"), (Phase, "phase"), (CautionKind, "caution"), (Sign, "sign"))
+    enums = ((Role, "role"), (TrialOutcome, "outcome"), (TrialPhase, "phase"), (CautionKind, "caution"), (Sign, "sign"))
     for names, family in (*enums, (ArrivalKind, "arrivals"), (LoadKind, "load"), (Lack, "lack"), (Reading, "reading")):
         assert all(f"{family}-{name}" in TABLE for name in names)
     assert all(f"caution-{kind}-next" in TABLE for kind in CautionKind)
     assert all(f"throttle-{reason.replace(' ', '-')}" in TABLE for _, reason in THROTTLE_REASONS)
     assert set(CONCLUSIONS) == set(ConclusionKey)
-    for limit in Limit:
+    for limit in Bottleneck:
         assert f"limit-{limit}" in TABLE and f"next-{limit}" in TABLE
 
 
@@ -302,12 +302,12 @@ LEARNT = (
 )
 
 
-def test_every_rule_learnt_stands_with_the_start_that_taught_it_and_what_it_spared(files: StudyFiles) -> None:
+def test_every_rule_stands_with_the_start_that_it_comes_from_and_the_starts_that_it_saved(files: StudyFiles) -> None:
     assert files.result is not None
     with_rules = dataclasses.replace(files, result=dataclasses.replace(files.result, learnt=LEARNT))
     page = Page(report(with_rules))
     assert "learnt" in {attributes.get("id") for _, attributes in page.tags}
-    for said in ("gpu-memory-utilization > 0.953", "trial 7", "4 were spared a start", "max-num-seqs ≥ 512"):
+    for said in ("gpu-memory-utilization > 0.953", "trial 7", "4 starts were saved", "max-num-seqs ≥ 512"):
         assert said in page.text
     assert "kv-cache-memory-bytes < 25,165,824" in page.text
     assert "would not hold one request" in page.text

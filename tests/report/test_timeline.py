@@ -11,7 +11,7 @@ import pytest
 
 from tests.study.builders import with_start
 from tuner.report.tables import StudyFiles
-from tuner.report.timeline import POINTS, Phase, phase_rows, phase_shares, start_times, telemetry
+from tuner.report.timeline import POINTS, TrialPhase, phase_rows, phase_shares, start_times, telemetry
 from tuner.report.translations import Language, Words
 from tuner.study.start_record import Phases
 
@@ -23,15 +23,15 @@ def test_phases_of_a_group_follow_each_other_without_overlap(files: StudyFiles) 
         assert mine
         for before, after in itertools.pairwise(mine):
             assert after.began_h == pytest.approx(before.began_h + before.length_h)
-    assert {row.phase for row in rows} == set(Phase)
+    assert {row.phase for row in rows} == set(TrialPhase)
 
 
-def test_shares_add_up_to_the_whole_night(files: StudyFiles) -> None:
+def test_shares_add_up_to_the_whole_study(files: StudyFiles) -> None:
     assert sum(phase_shares(phase_rows(files)).values()) == pytest.approx(1)
     assert phase_shares([]) == {}
 
 
-def test_starts_with_and_without_compiling_are_told_apart_in_both_languages(files: StudyFiles) -> None:
+def test_starts_with_and_without_compiling_are_distinguished_in_both_languages(files: StudyFiles) -> None:
     first = files.records[0]
     takes = [replace(with_start(first, phases=Phases(s, 5, 60, 1)), trial=n) for n, s in enumerate((50.0, 21.0, 23.0))]
     study = replace(files, records=tuple(takes))

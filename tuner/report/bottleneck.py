@@ -19,7 +19,7 @@ SATURATED = 0.35
 """Growth of QPS, as a share of the load's, below which more load only waits."""
 
 
-class Limit(StrEnum):
+class Bottleneck(StrEnum):
     LOAD = "load"
     CLIENT = "client"
     KV = "kv"
@@ -35,8 +35,8 @@ class Reading(StrEnum):
     UNKNOWN = "unknown"
 
 
-class WhyRow(NamedTuple):
-    limit: Limit
+class BottleneckRow(NamedTuple):
+    limit: Bottleneck
     reading: Reading
     evidence: str
 
@@ -70,57 +70,61 @@ def levels_of(study: StudyFiles, candidate: Candidate) -> Levels | None:
     return Levels(record, below[-1] if below else None, at, beyond[0] if beyond else None)
 
 
-def why_rows(levels: Levels, words: Words) -> list[WhyRow]:
-    """List the limits in the order in which one hides the next."""
+def bottleneck_rows(levels: Levels, words: Words) -> list[BottleneckRow]:
+    """In the order in which one limit hides the next: what binds further up makes the rows below it hard to read."""
     kv, sequences = _kv(levels, words), _sequences(levels, words)
     tokens = _tokens(levels, words, hidden=Reading.BINDS in (kv.reading, sequences.reading))
     rows = [_load(levels, words), _client(levels, words), kv, sequences, tokens]
     return [*rows, _compute(levels, words, hidden=any(row.reading is Reading.BINDS for row in rows))]
 
 
-def binding(rows: list[WhyRow]) -> list[Limit]:
+def binding(rows: list[BottleneckRow]) -> list[Bottleneck]:
     return [row.limit for row in rows if row.reading is Reading.BINDS]
 
 
-def _load(levels: Levels, words: Words) -> WhyRow:
+def _load(levels: Levels, words: Words) -> BottleneckRow:
     if levels.beyond is None:
-        return WhyRow(Limit.LOAD, Reading.BINDS, words("seen-load-ended", load=words.load(levels.at.load)))
-    return WhyRow(Limit.LOAD, Reading.CLEAR, words("seen-load-beyond", beyond=words.load(levels.beyond.load)))
+        return BottleneckRow(Bottleneck.LOAD, Reading.BINDS, words("seen-load-ended", load=words.load(levels.at.load)))
+    return BottleneckRow(
+        Bottleneck.LOAD, Reading.CLEAR, words("seen-load-beyond", beyond=words.load(levels.beyond.load))
+    )
 
 
-def _client(levels: Levels, words: Words) -> WhyRow:
+def _client(levels: Levels, words: Words) -> BottleneckRow:
     share = levels.at.client.cpu_share
     kinds = [caution.kind for caution in levels.at.cautions]
     if CautionKind.CLIENT_BOUND in kinds:
-        return WhyRow(Limit.CLIENT, Reading.BINDS, words("seen-client-bound"))
+        return BottleneckRow(Bottleneck.CLIENT, Reading.BINDS, words("seen-client-bound"))
     if share is None:
-        return WhyRow(Limit.CLIENT, Reading.UNKNOWN, words("seen-nothing"))
+        return BottleneckRow(Bottleneck.CLIENT, Reading.UNKNOWN, words("seen-nothing"))
     reading = Reading.NEAR if share >= CLIENT_NEAR else Reading.CLEAR
-    return WhyRow(Limit.CLIENT, reading, words("seen-client", share=formatting.share(share)))
+    return BottleneckRow(Bottleneck.CLIENT, reading, words("seen-client", share=formatting.share(share)))
 
 
-def _kv(levels: Levels, words: Words) -> WhyRow:
+def _kv(levels: Levels, words: Words) -> BottleneckRow:
     at, highest = levels.at.server, levels.highest.server
     peak = formatting.share(highest.kv_usage_peak)
     if highest.preemptions:
         seen = words("seen-kv-preempted", n=highest.preemptions, load=words.load(levels.highest.load), peak=peak)
-        return WhyRow(Limit.KV, Reading.BINDS, seen)
+        return BottleneckRow(Bottleneck.KV, Reading.BINDS, seen)
     if at.kv_usage_peak is None:
-        return WhyRow(Limit.KV, Reading.UNKNOWN, words("seen-nothing"))
+        return BottleneckRow(Bottleneck.KV, Reading.UNKNOWN, words("seen-nothing"))
     full = at.kv_usage_peak
     reading = Reading.BINDS if full >= KV_FULL else Reading.NEAR if full >= KV_NEAR else Reading.CLEAR
-    return WhyRow(Limit.KV, reading, words("seen-kv", peak=formatting.share(full), load=words.load(levels.at.load)))
+    return BottleneckRow(
+        Bottleneck.KV, reading, words("seen-kv", peak=formatting.share(full), load=words.load(levels.at.load))
+    )
 
 
-def _sequences(levels: Levels, words: Words) -> WhyRow:
+def _sequences(levels: Levels, words: Words) -> BottleneckRow:
     server, load = levels.highest.server, levels.highest.load
     limit = levels.record.start.launch.max_num_seqs
     if server.running_peak is None:
-        return WhyRow(Limit.SEQUENCES, Reading.UNKNOWN, words("seen-nothing"))
+        return BottleneckRow(Bottleneck.SEQUENCES, Reading.UNKNOWN, words("seen-nothing"))
     running = formatting.count(server.running_peak)
     if limit is None:
-        return WhyRow(
-            Limit.SEQUENCES,
+        return BottleneckRow(
+            Bottleneck.SEQUENCES,
             Reading.UNKNOWN,
             words("seen-sequences-default", running=running, load=words.load(load)),
         )
@@ -131,28 +135,30 @@ def _sequences(levels: Levels, words: Words) -> WhyRow:
     seen = words(
         "seen-sequences", running=running, limit=limit, waiting=_mean(server.waiting_mean), load=words.load(load)
     )
-    return WhyRow(Limit.SEQUENCES, reading, seen)
+    return BottleneckRow(Bottleneck.SEQUENCES, reading, seen)
 
 
-def _tokens(levels: Levels, words: Words, *, hidden: bool) -> WhyRow:
+def _tokens(levels: Levels, words: Words, *, hidden: bool) -> BottleneckRow:
     waiting, load = levels.highest.server.waiting_mean, levels.highest.load
     if waiting is None:
-        return WhyRow(Limit.TOKENS, Reading.UNKNOWN, words("seen-nothing"))
+        return BottleneckRow(Bottleneck.TOKENS, Reading.UNKNOWN, words("seen-nothing"))
     if waiting < 1:
-        return WhyRow(
-            Limit.TOKENS, Reading.CLEAR, words("seen-tokens-clear", waiting=_mean(waiting), load=words.load(load))
+        return BottleneckRow(
+            Bottleneck.TOKENS, Reading.CLEAR, words("seen-tokens-clear", waiting=_mean(waiting), load=words.load(load))
         )
     if hidden:
-        return WhyRow(
-            Limit.TOKENS,
+        return BottleneckRow(
+            Bottleneck.TOKENS,
             Reading.UNKNOWN,
             words("seen-tokens-other", waiting=_mean(waiting), load=words.load(load)),
         )
-    return WhyRow(Limit.TOKENS, Reading.BINDS, words("seen-tokens", waiting=_mean(waiting), load=words.load(load)))
+    return BottleneckRow(
+        Bottleneck.TOKENS, Reading.BINDS, words("seen-tokens", waiting=_mean(waiting), load=words.load(load))
+    )
 
 
-def _compute(levels: Levels, words: Words, *, hidden: bool) -> WhyRow:
-    """Judge the processor: throughput that stops rising under more load, with no other limit reached.
+def _compute(levels: Levels, words: Words, *, hidden: bool) -> BottleneckRow:
+    """Throughput that stops rising while load rises, with no other limit reached, is what a full processor looks like.
 
     NVML's utilisation is shown and not judged: it says how often some kernel ran, not how full the GPU was.
     """
@@ -161,7 +167,7 @@ def _compute(levels: Levels, words: Words, *, hidden: bool) -> WhyRow:
     pair = [(m, m.qps) for m in (levels.below, levels.at, levels.beyond) if m is not None]
     measured = [(m, qps) for m, qps in pair if qps]
     if len(measured) < 2:
-        return WhyRow(Limit.COMPUTE, Reading.UNKNOWN, words("seen-compute-one", busy=busy))
+        return BottleneckRow(Bottleneck.COMPUTE, Reading.UNKNOWN, words("seen-compute-one", busy=busy))
     (before, slower), (after, faster) = measured[-2:]
     more = after.load.level / before.load.level - 1
     gain = faster / slower - 1
@@ -175,10 +181,10 @@ def _compute(levels: Levels, words: Words, *, hidden: bool) -> WhyRow:
         busy=busy,
     )
     if flat:
-        return WhyRow(Limit.COMPUTE, Reading.UNKNOWN if hidden else Reading.BINDS, seen)
+        return BottleneckRow(Bottleneck.COMPUTE, Reading.UNKNOWN if hidden else Reading.BINDS, seen)
     # Without a GPU the processor is the host's: nearly all of it in use is near, whoever uses it.
     near = levels.highest.gpu is None and host is not None and host >= HOST_NEAR
-    return WhyRow(Limit.COMPUTE, Reading.NEAR if near else Reading.CLEAR, seen)
+    return BottleneckRow(Bottleneck.COMPUTE, Reading.NEAR if near else Reading.CLEAR, seen)
 
 
 def _busy(level: Measurement, words: Words) -> str:

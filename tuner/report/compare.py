@@ -8,14 +8,14 @@ from typing import NamedTuple
 from tuner import formatting
 from tuner.formatting import one_line
 from tuner.report import conditions, figures, summary
-from tuner.report.drawing import Look
+from tuner.report.drawing import Style
 from tuner.report.gallery import Drawing, curves_of
 from tuner.report.page import render
 from tuner.report.phrases import sentence
 from tuner.report.tables import StudyFiles, level_rows, read_study
 from tuner.report.translations import Language, Words
 
-SIDES = (figures.WINNER, Look("#b07d00", "dash"))
+SIDES = (figures.WINNER, Style("#b07d00", "dash"))
 
 
 class DifferenceRow(NamedTuple):

@@ -22,7 +22,7 @@ def plain(text: str) -> str:
     return html.escape(one_line(text), quote=False)
 
 
-class Look(NamedTuple):
+class Style(NamedTuple):
     """A colour (3:1 on white and on the dark page) with a shape: plotly's symbol for points, dash for lines."""
 
     colour: str
@@ -80,12 +80,12 @@ def figure(x: Axis, y: Axis, traces: Sequence[Trace], strip: Strip | None = None
 _BARE = {"showgrid": False, "zeroline": False, "fixedrange": True}
 
 
-def marks(points: Sequence[Point], name: str, look: Look, *, size: float = 9, legend: bool = True) -> go.Scatter:
+def marks(points: Sequence[Point], name: str, look: Style, *, size: float = 9, legend: bool = True) -> go.Scatter:
     """Draw one mark per point."""
     return go.Scatter(_common(points, name, legend), mode="markers", marker=_marker(look.colour, look.shape, size))
 
 
-def strip_marks(points: Sequence[Point], name: str, look: Look, strip: Strip) -> go.Scatter:
+def strip_marks(points: Sequence[Point], name: str, look: Style, strip: Strip) -> go.Scatter:
     """Draw one mark per point on the strip, whatever its y."""
     trace = marks([Point(point.x, 0, point.text) for point in points], name, look)
     return trace.update(cliponaxis=False, yaxis="y2", xaxis=None if strip.shares_x else "x2")
@@ -94,7 +94,7 @@ def strip_marks(points: Sequence[Point], name: str, look: Look, strip: Strip) ->
 def line(
     points: Sequence[Point],
     name: str,
-    look: Look,
+    look: Style,
     *,
     symbols: Sequence[str] = (),
     bounds: Sequence[tuple[float | None, float | None]] = (),
@@ -117,7 +117,7 @@ def line(
 def limit(y: float, name: str, colour: str, across: Iterable[Trace]) -> go.Scatter:
     """Draw a dashed horizontal line over the width of the traces `across`."""
     end = max((v for trace in across if trace.yaxis is None for v in _numbers(trace.x)), default=1.0) * 1.05
-    return line([Point(0, y), Point(end, y)], name, Look(colour, "dash"), width=1.5)
+    return line([Point(0, y), Point(end, y)], name, Style(colour, "dash"), width=1.5)
 
 
 def bars(points: Sequence[Point], name: str, colour: str, *, bases: Sequence[float] = (), width: float = 0.7) -> go.Bar:

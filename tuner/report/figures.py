@@ -9,35 +9,35 @@ import plotly.graph_objects as go
 
 from tuner import formatting
 from tuner.candidate import Candidate, Value
-from tuner.report.drawing import Axis, Look, Point, Strip, Trace, bars, figure, limit, line, marks, plain, strip_marks
+from tuner.report.drawing import Axis, Point, Strip, Style, Trace, bars, figure, limit, line, marks, plain, strip_marks
 from tuner.report.parameters import SliceRow, WeightRow
 from tuner.report.tables import BestRow, LevelRow, TrialRow
-from tuner.report.timeline import Phase, PhaseRow, Series
+from tuner.report.timeline import PhaseRow, Series, TrialPhase
 from tuner.report.translations import Words
 from tuner.slo import Metric, Slo
 from tuner.space.parameter import Kind, Parameter
 from tuner.study.record import TrialOutcome
 
-WINNER = Look("#2f7fd1", "solid")
-DEFAULT = Look("#8a8a8a", "dot")
-STAR = Look("#2f7fd1", "star")
+WINNER = Style("#2f7fd1", "solid")
+DEFAULT = Style("#8a8a8a", "dot")
+STAR = Style("#2f7fd1", "star")
 LIMIT = "#d9542b"
 OUTCOMES = {
-    TrialOutcome.FEASIBLE: Look("#16916b", "circle"),
-    TrialOutcome.INFEASIBLE: Look("#d9542b", "triangle-up-open"),
-    TrialOutcome.UNDECIDED: Look("#b07d00", "diamond-open"),
-    TrialOutcome.INVALID: Look("#808080", "square-open"),
-    TrialOutcome.BEHIND: Look("#5b7fa3", "triangle-down-open"),
-    TrialOutcome.REFUSED: Look("#b455a0", "x"),
-    TrialOutcome.DIED: Look("#b455a0", "cross"),
-    TrialOutcome.INFRASTRUCTURE: Look("#808080", "hexagon-open"),
-    TrialOutcome.INTERRUPTED: Look("#808080", "line-ns-open"),
+    TrialOutcome.FEASIBLE: Style("#16916b", "circle"),
+    TrialOutcome.INFEASIBLE: Style("#d9542b", "triangle-up-open"),
+    TrialOutcome.UNDECIDED: Style("#b07d00", "diamond-open"),
+    TrialOutcome.INVALID: Style("#808080", "square-open"),
+    TrialOutcome.BEHIND: Style("#5b7fa3", "triangle-down-open"),
+    TrialOutcome.REFUSED: Style("#b455a0", "x"),
+    TrialOutcome.DIED: Style("#b455a0", "cross"),
+    TrialOutcome.INFRASTRUCTURE: Style("#808080", "hexagon-open"),
+    TrialOutcome.INTERRUPTED: Style("#808080", "line-ns-open"),
 }
 PHASES = {
-    Phase.START: ("#b07d00", 0.35),
-    Phase.WARM_UP: ("#d9542b", 0.5),
-    Phase.MEASURE: ("#16916b", 0.75),
-    Phase.STOP: ("#808080", 0.35),
+    TrialPhase.START: ("#b07d00", 0.35),
+    TrialPhase.WARM_UP: ("#d9542b", 0.5),
+    TrialPhase.MEASURE: ("#16916b", 0.75),
+    TrialPhase.STOP: ("#808080", 0.35),
 }
 
 
@@ -84,7 +84,7 @@ class Curve(NamedTuple):
 
     name: str
     rows: Sequence[LevelRow]
-    look: Look
+    look: Style
 
 
 def load_curve(curves: Sequence[Curve], slos: Sequence[Slo], words: Words, *, of: Metric | None = None) -> go.Figure:
@@ -167,7 +167,7 @@ class Line(NamedTuple):
 
     name: str
     series: Series
-    look: Look
+    look: Style
 
 
 def telemetry(lines: Sequence[Line], unit: str, words: Words) -> go.Figure:

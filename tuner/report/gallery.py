@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from tuner.candidate import Candidate
 from tuner.report import figures, parameters, timeline
-from tuner.report.drawing import Look
+from tuner.report.drawing import Style
 from tuner.report.tables import StudyFiles, best_so_far, level_rows, trial_rows
 from tuner.report.translations import Words
 from tuner.slo import Metric, Slo
@@ -77,7 +77,7 @@ def _trials(study: StudyFiles, words: Words) -> Iterator[Drawing]:
     yield Drawing("timeline", Section.TIMELINE, phases, words("timeline-title"), flat=True)
 
 
-def _candidates(study: StudyFiles, words: Words) -> list[tuple[str, Candidate, Look]]:
+def _candidates(study: StudyFiles, words: Words) -> list[tuple[str, Candidate, Style]]:
     """List winner and default with their names, or the one that is both."""
     pairs = [("default", study.default, figures.DEFAULT)]
     if study.winner is not None and not study.default_won:

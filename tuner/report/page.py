@@ -140,7 +140,7 @@ def _why(study: StudyFiles, words: Words) -> dict[str, object]:
     levels = bottleneck.levels_of(study, study.winner.candidate) if study.winner is not None else None
     if levels is None:
         return {"why": [], "why_headline": "", "why_levels": ""}
-    rows = bottleneck.why_rows(levels, words)
+    rows = bottleneck.bottleneck_rows(levels, words)
     binding = bottleneck.binding(rows)
     headline = words("why-binds", limit=words(f"limit-{binding[0]}")) if binding else words("why-none")
     at = words.load(levels.at.load)

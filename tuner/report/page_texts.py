@@ -130,13 +130,13 @@ PAGE_TEXTS: dict[str, tuple[str, str]] = {
     "hint": ("hint", "提示"),
     "rules-title": ("Rules learnt", "学到的规则"),
     "rules-note": (
-        "A candidate beyond all limits of a rule was not started: vLLM would refuse it for the same reason. {n} were spared a start; none of them has a figure anywhere in this report.",
+        "A candidate beyond all limits of a rule was not started: vLLM would refuse it for the same reason. {n} starts were saved; these candidates have no figure in this report.",
         "同时落入一条规则全部范围的候选配置不再启动：vLLM 会因相同原因拒绝。共省去 {n} 次启动，这些候选在本报告中没有任何数据。",
     ),
     "rule": ("not started", "不再启动"),
-    "taught-by": ("taught by", "来源"),
-    "taught-by-trial": ("trial {trial}", "第 {trial} 次启动"),
-    "spared": ("starts spared", "省去的启动"),
+    "learnt-from": ("learnt from", "来源"),
+    "learnt-from-trial": ("trial {trial}", "第 {trial} 次启动"),
+    "starts-saved": ("starts saved", "省去的启动"),
     "kv-capacity": (
         f"by its log, the KV cache would not hold one request of {knobs.MAX_MODEL_LEN}",
         f"据其日志，KV 缓存容不下一个 {knobs.MAX_MODEL_LEN} 长度的请求",

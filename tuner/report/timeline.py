@@ -20,7 +20,7 @@ POINTS = 600
 """Points of one telemetry line. Longer series are thinned to means of neighbours."""
 
 
-class Phase(StrEnum):
+class TrialPhase(StrEnum):
     START = "start"
     WARM_UP = "warm-up"
     MEASURE = "measure"
@@ -32,7 +32,7 @@ class PhaseRow(NamedTuple):
     """Stretch of a GPU group's time, in hours since the study's first start. `trial` is None while idle."""
 
     group: str
-    phase: Phase
+    phase: TrialPhase
     trial: int | None
     outcome: TrialOutcome | None
     began_h: float
@@ -49,13 +49,13 @@ def phase_rows(study: StudyFiles) -> list[PhaseRow]:
         at = (began(record) - first).total_seconds() / 3600
         idle = at - free.get(record.start.group, 0.0)
         if idle > 0:
-            rows.append(PhaseRow(record.start.group, Phase.IDLE, None, None, at - idle, idle))
+            rows.append(PhaseRow(record.start.group, TrialPhase.IDLE, None, None, at - idle, idle))
         phases = record.start.phases
         for phase, seconds in (
-            (Phase.START, phases.start_s),
-            (Phase.WARM_UP, phases.warm_up_s),
-            (Phase.MEASURE, phases.measure_s),
-            (Phase.STOP, phases.stop_s),
+            (TrialPhase.START, phases.start_s),
+            (TrialPhase.WARM_UP, phases.warm_up_s),
+            (TrialPhase.MEASURE, phases.measure_s),
+            (TrialPhase.STOP, phases.stop_s),
         ):
             if seconds is not None:
                 rows.append(PhaseRow(record.start.group, phase, record.trial, record.outcome, at, seconds / 3600))
@@ -64,10 +64,10 @@ def phase_rows(study: StudyFiles) -> list[PhaseRow]:
     return rows
 
 
-def phase_shares(rows: Sequence[PhaseRow]) -> dict[Phase, float]:
-    """Return the share of time that all groups together spent in each phase."""
+def phase_shares(rows: Sequence[PhaseRow]) -> dict[TrialPhase, float]:
+    """Share of the night that all groups together spent in each phase."""
     total = sum(row.length_h for row in rows)
-    return {p: sum(r.length_h for r in rows if r.phase is p) / total for p in Phase} if total else {}
+    return {p: sum(r.length_h for r in rows if r.phase is p) / total for p in TrialPhase} if total else {}
 
 
 def start_times(study: StudyFiles, words: Words) -> str:
