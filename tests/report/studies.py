@@ -271,7 +271,7 @@ def hostile(text: str, studies: Path) -> Study:
     )
     environment = dataclasses.replace(ENVIRONMENT, host=text, cpu=text, model=text, gpus=(Gpu(0, text, 80.0, "u"),))
     study = build_study(studies, trials=24, plan=plan, environment=environment)
-    caution = Caution(CautionKind.CLIENT_BOUND, detail=text, next_step=text)
+    caution = Caution(CautionKind.CLIENT_BOUND, recorded=text)
     for record in study.records:
         found = record.start.cause
         cause = found and dataclasses.replace(found, kind=text, line=text, explanation=text, hint=text)

@@ -16,6 +16,7 @@ from tuner.cli.status import picture_of
 from tuner.report import bottleneck, summary
 from tuner.report.conditions import environment_rows, repeat_command
 from tuner.report.page import report
+from tuner.report.phrases import remark
 from tuner.report.tables import StudyFiles, best_so_far, level_rows, read_study, trial_rows
 from tuner.report.translations import Language, Words
 from tuner.study.events import LevelMeasured, TrialFinished
@@ -51,7 +52,7 @@ def test_a_candidate_left_behind_has_a_mark_of_its_own_and_no_figures(files: Stu
     assert behind
     for row in behind:
         assert not row.has_figures
-        assert "best so far" in row.words
+        assert "best so far" in remark(row, words)
         assert words(f"outcome-{row.outcome}") == "behind the best"
 
 

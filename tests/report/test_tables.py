@@ -9,6 +9,7 @@ import pytest
 
 from tests.report.studies import Study, build_study
 from tuner.errors import UsageError
+from tuner.report.phrases import remark
 from tuner.report.refusals import refused_rows, tightest
 from tuner.report.tables import (
     StudyFiles,
@@ -18,6 +19,7 @@ from tuner.report.tables import (
     shown_level,
     trial_rows,
 )
+from tuner.report.translations import Words
 from tuner.server.diagnosis import Bound
 from tuner.study.record import Role, TrialOutcome
 
@@ -61,7 +63,7 @@ def test_the_sample_has_every_kind_of_start_that_the_page_must_tell_apart(files:
     assert any(r.preemptions_seen for r in files.records)
 
 
-def test_every_start_has_a_row_and_only_measured_ones_have_figures(files: StudyFiles) -> None:
+def test_every_start_has_a_row_and_only_measured_ones_have_figures(files: StudyFiles, words: Words) -> None:
     rows = trial_rows(files)
     assert [row.trial for row in rows] == [r.trial for r in files.records]
     for row, record in zip(rows, files.records, strict=True):
@@ -69,10 +71,10 @@ def test_every_start_has_a_row_and_only_measured_ones_have_figures(files: StudyF
         assert row.has_figures == bool(record.levels)
         if record.outcome is TrialOutcome.REFUSED:
             assert (row.qps, row.p99_ttft_ms, row.preemptions, row.load) == (None, None, None, None)
-            assert record.start.cause is not None and row.words == record.start.cause.explanation
+            assert record.start.cause is not None and remark(row, words) == record.start.cause.explanation
         if record.best is not None:
             assert row.qps == record.qps
-            assert row.words == ""
+            assert remark(row, words) == ""
 
 
 def test_an_infeasible_start_shows_the_level_closest_to_the_limits(files: StudyFiles) -> None:
@@ -89,9 +91,11 @@ def test_best_so_far_only_rises_and_ignores_confirmations(files: StudyFiles) -> 
     best = best_so_far(rows)
     speeds = [row.qps for row in best]
     assert speeds == sorted(speeds)
-    searched = [r.qps for r in rows if r.role is not Role.CONFIRM and r.outcome is TrialOutcome.FEASIBLE and r.qps]
+    searched = [
+        r.qps for r in rows if r.record.role is not Role.CONFIRM and r.outcome is TrialOutcome.FEASIBLE and r.qps
+    ]
     assert speeds[-1] == max(searched)
-    confirmations = {r.trial for r in rows if r.role is Role.CONFIRM}
+    confirmations = {r.trial for r in rows if r.record.role is Role.CONFIRM}
     assert not confirmations & {row.trial for row in best}
     assert best_so_far([]) == []
 

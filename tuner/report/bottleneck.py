@@ -1,4 +1,4 @@
-"""Binding limit of the winner, as far as measurements and telemetry tell, with a next step."""
+"""Bottleneck of the winner, as far as its measurements tell."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KV_FULL, KV_NEAR = 0.9, 0.75
 CLIENT_NEAR = 0.7
 HOST_NEAR = 0.95
 SATURATED = 0.35
-"""Growth of QPS, as a share of the load's, below which more load only waits."""
+"""Growth of QPS, as a share of the load's growth, below which more load only waits."""
 
 
 class Bottleneck(StrEnum):
@@ -42,7 +42,7 @@ class BottleneckRow(NamedTuple):
 
 
 class Levels(NamedTuple):
-    """One start of the winner: the level that counts, and the levels offered just below and above it."""
+    """One trial of the winner: the level that counts, and the levels just below and above it."""
 
     record: TrialRecord
     below: Measurement | None
@@ -55,8 +55,7 @@ class Levels(NamedTuple):
 
 
 def levels_of(study: StudyFiles, candidate: Candidate) -> Levels | None:
-    """Return the levels of the candidate's start with the most of them. A fresh start repeats only the winning
-    level."""
+    """Choose the candidate's trial with the most levels: a confirmation run repeats only the level that won."""
     starts = [r for r in study.starts_of(candidate) if r.best is not None]
     if not starts:
         return None
@@ -71,7 +70,7 @@ def levels_of(study: StudyFiles, candidate: Candidate) -> Levels | None:
 
 
 def bottleneck_rows(levels: Levels, words: Words) -> list[BottleneckRow]:
-    """In the order in which one limit hides the next: what binds further up makes the rows below it hard to read."""
+    """Judge every possible bottleneck. One that binds makes those after it hard to read."""
     kv, sequences = _kv(levels, words), _sequences(levels, words)
     tokens = _tokens(levels, words, hidden=Reading.BINDS in (kv.reading, sequences.reading))
     rows = [_load(levels, words), _client(levels, words), kv, sequences, tokens]
@@ -158,9 +157,9 @@ def _tokens(levels: Levels, words: Words, *, hidden: bool) -> BottleneckRow:
 
 
 def _compute(levels: Levels, words: Words, *, hidden: bool) -> BottleneckRow:
-    """Throughput that stops rising while load rises, with no other limit reached, is what a full processor looks like.
+    """Judge compute: throughput stopped rising while load rose, with no other bottleneck.
 
-    NVML's utilisation is shown and not judged: it says how often some kernel ran, not how full the GPU was.
+    NVML's utilisation is shown, not judged: it says how often some kernel ran, not how full the GPU was.
     """
     host = levels.highest.client.host_cpu_share
     busy = _busy(levels.highest, words)

@@ -1,4 +1,4 @@
-"""Two studies side by side: may their figures be compared, and how do their winners differ?"""
+"""Page of two studies side by side: differences in conditions, figures and flags."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIDES = (figures.WINNER, Style("#b07d00", "dash"))
 
 
 class DifferenceRow(NamedTuple):
-    """A condition of measuring that is not the same in both studies."""
+    """Condition that is not the same in both studies."""
 
     label: str
     first: str
@@ -27,7 +27,7 @@ class DifferenceRow(NamedTuple):
 
 
 def compare(folder_a: Path, folder_b: Path, *, language: str = "en", gpu_price: float | None = None) -> str:
-    """The page as HTML. Raises UsageError where either folder holds no study."""
+    """Render the page as HTML. Raises UsageError if a folder holds no study."""
     words = Words(Language(language))
     first, second = read_study(folder_a), read_study(folder_b)
     names = _names(first, second)
@@ -53,7 +53,7 @@ def compare(folder_a: Path, folder_b: Path, *, language: str = "en", gpu_price: 
 
 
 def difference_rows(first: StudyFiles, second: StudyFiles, words: Words) -> list[DifferenceRow]:
-    """Rows of the environment table that differ, but for seed, dates and what was not searched."""
+    """List the conditions that differ, except seed, dates and what was not searched."""
     passing = {words(key) for key in ("env-created", "env-finished", "env-seed", "env-dropped")}
     tables = [_by_label(study, words) for study in (first, second)]
     labels = [label for label in {**tables[0], **tables[1]} if label not in passing]
@@ -66,7 +66,7 @@ def difference_rows(first: StudyFiles, second: StudyFiles, words: Words) -> list
 
 
 def _by_label(study: StudyFiles, words: Words) -> dict[str, str]:
-    """Rows without a label go on with the row above them."""
+    """Join the rows of a label: those without one continue the row above."""
     table: dict[str, str] = {}
     last = ""
     for row in conditions.environment_rows(study, words):
@@ -76,7 +76,7 @@ def _by_label(study: StudyFiles, words: Words) -> dict[str, str]:
 
 
 def _names(first: StudyFiles, second: StudyFiles) -> tuple[str, str]:
-    """The studies' names, numbered where they are the same."""
+    """Return the studies' names, numbered if they are the same."""
     a, b = one_line(first.plan.study), one_line(second.plan.study)
     return (a, b) if a != b else (f"{a} (1)", f"{b} (2)")
 

@@ -1,4 +1,4 @@
-"""Cost of a served token, from the measured figures and the price of a GPU-hour."""
+"""Cost of served tokens and requests, from measured figures and the price of a GPU-hour."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from tuner.measurement import Measurement
 
 
 class Cost(NamedTuple):
-    """Cost in the unit of the GPU-hour's price, at the measured load. An idle server costs more per token."""
+    """Cost at the measured load, in the unit of the GPU-hour's price. None if not known."""
 
     per_million_output_tokens: float | None
     per_thousand_requests: float | None
 
 
 def cost(qps: float | None, level: Measurement | None, gpus: int, gpu_price: float) -> Cost:
-    """Compute the cost. `qps` is the mean over starts, `level` gives the output tokens of a request."""
+    """Compute the cost at `qps`. `level` gives the output tokens of a request, `gpu_price` is per GPU-hour."""
     if not qps or not gpus:
         return Cost(None, None)
     per_request = gpu_price * gpus / 3600 / qps

@@ -11,6 +11,7 @@ from tuner import formatting
 from tuner.candidate import Candidate, Value
 from tuner.report.drawing import Axis, Point, Strip, Style, Trace, bars, figure, limit, line, marks, plain, strip_marks
 from tuner.report.parameters import SliceRow, WeightRow
+from tuner.report.phrases import remark
 from tuner.report.tables import BestRow, LevelRow, TrialRow
 from tuner.report.timeline import PhaseRow, Series, TrialPhase
 from tuner.report.translations import Words
@@ -200,7 +201,7 @@ def _about(row: TrialRow, words: Words) -> str:
     lines = [f"{words('trial')} {row.trial}: {words(f'outcome-{row.outcome}')}"]
     if row.has_figures:
         lines.append(f"{formatting.qps(row.qps)} ({words.load(row.load)}), P99 TTFT {formatting.ms(row.p99_ttft_ms)}")
-    lines += [row.words[:160]] if row.words else []
+    lines += [said[:160]] if (said := remark(row, words)) else []
     lines += [f"{flag} = {value}" for flag, value in row.candidate.values] or [words("vllm-default")]
     return "<br>".join(map(plain, lines))
 

@@ -17,7 +17,7 @@ from tuner.formatting import one_line
 from tuner.jsonfile import write_atomically
 from tuner.report import bottleneck, conditions, parameters, summary, timeline
 from tuner.report.gallery import gallery
-from tuner.report.phrases import sentence
+from tuner.report.phrases import remark, sentence
 from tuner.report.quote import shell_line
 from tuner.report.refusals import refused_rows
 from tuner.report.tables import StudyFiles, read_study, trial_rows
@@ -124,6 +124,7 @@ def _body(study: StudyFiles, words: Words) -> dict[str, object]:
     slices = parameters.slice_rows(study)
     return {
         "rows": trial_rows(study),
+        "remark": remark,
         "drawn": gallery(study, words),
         **_why(study, words),
         "feasible": max((len(points) for points in slices.values()), default=0),

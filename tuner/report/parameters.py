@@ -1,4 +1,4 @@
-"""Effect of each flag on QPS: slices and weights over feasible measured trials only, without imputed ones."""
+"""Effect of each flag on QPS, over feasible measured trials. Nothing is imputed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tuner.report.tables import StudyFiles
 from tuner.study.record import TrialRecord
 
 ENOUGH = 12
-"""Feasible trials below which a flag's weight is noise."""
+"""Feasible trials below which a flag's weight would be noise."""
 BINS = 4
 
 
@@ -26,10 +26,9 @@ class SliceRow(NamedTuple):
 
 
 class WeightRow(NamedTuple):
-    """Weight of a flag. `explained` is the share of the variance of QPS ranks between value groups, 0..1, less
-    chance.
+    """Weight of a flag. `explained` is the share of the variance of QPS ranks between groups of like values, 0..1.
 
-    `trend` is Spearman's rank correlation of the value with QPS, -1..1; None for values without an order.
+    `trend` is Spearman's rank correlation of the value with QPS. None for values without an order.
     """
 
     flag: str
@@ -43,7 +42,7 @@ def _feasible(study: StudyFiles) -> list[tuple[TrialRecord, float]]:
 
 
 def slice_rows(study: StudyFiles) -> dict[str, list[SliceRow]]:
-    """Return for each flag its value and the QPS of every feasible trial, flags in the space's order."""
+    """List value and QPS of every feasible trial by flag, in the space's order."""
     rows: dict[str, list[SliceRow]] = {parameter.flag: [] for parameter in study.plan.parameters}
     for record, qps in _feasible(study):
         for flag, value in record.candidate.values:
@@ -53,7 +52,7 @@ def slice_rows(study: StudyFiles) -> dict[str, list[SliceRow]]:
 
 
 def weight_rows(study: StudyFiles) -> list[WeightRow]:
-    """Weigh the flags, the heaviest first, without those with fewer than `ENOUGH` trials or one value."""
+    """Rank the flags by weight. Flags with fewer than `ENOUGH` trials or one single value are left out."""
     rows = []
     for flag, points in slice_rows(study).items():
         values = [point.value for point in points]
@@ -69,7 +68,7 @@ def _is_number(value: Value) -> bool:
 
 
 def _grouped(values: Sequence[Value]) -> list[str]:
-    """Group like values: themselves if they are few, else quartiles."""
+    """Group values: each on its own if they are few, else by quartile."""
     if len(set(values)) <= BINS or not all(map(_is_number, values)):
         return [str(value) for value in values]
     quartiles = pd.qcut(pd.Series([float(v) for v in values]), BINS, labels=False, duplicates="drop")
@@ -77,9 +76,10 @@ def _grouped(values: Sequence[Value]) -> list[str]:
 
 
 def _explained(groups: Sequence[str], qps: pd.Series[float]) -> float:
-    """Eta squared of the Kruskal-Wallis test, (H - k + 1) / (n - k), not below 0 (Tomczak and Tomczak 2014, table 1).
+    """Compute eta squared of the Kruskal-Wallis test: (H - k + 1) / (n - k), at least 0, for n values in k groups.
 
-    Ranks and groups rather than a straight line: a flag whose best value lies in the middle counts in full.
+    See Tomczak and Tomczak, Trends in Sport Sciences 1(21), 2014, table 1. A flag whose best value lies in the middle
+    counts in full, which a straight line would miss.
     """
     ranks = qps.rank().to_numpy()
     labels = np.array(groups)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from tuner import formatting
-from tuner.report.tables import StudyFiles
+from tuner.report.tables import StudyFiles, TrialRow
 from tuner.report.translations import TABLE, Language, Words
 from tuner.study.conclusion import Conclusion, ConclusionKey, conclude
+from tuner.study.record import TrialOutcome
 from tuner.telemetry.cautions import FEW_REQUESTS, Caution, Observation, Sign
+from tuner.verdict import Verdict
 
 _AT = "P99 TTFT {ttft}（{limits}），无抢占，{sure}；{tail}。"
 CONCLUSIONS = {
@@ -45,10 +47,25 @@ def _chinese(said: Conclusion, words: Words) -> str:
     )
 
 
+def remark(row: TrialRow, words: Words) -> str:
+    """Say why a trial is not feasible, or what else is to be known of it. Empty if there is nothing."""
+    record, level = row.record, row.level
+    if record.start.cause is not None:
+        return formatting.one_line(record.start.cause.explanation)
+    if record.best is None and level is not None and record.outcome is not TrialOutcome.BEHIND:
+        return reasons(level.verdict, words)
+    return formatting.one_line("; ".join(record.notes))
+
+
+def reasons(verdict: Verdict, words: Words) -> str:
+    """Say why a level is not feasible."""
+    return formatting.one_line("; ".join(verdict.reasons))
+
+
 def caution_detail(caution: Caution, words: Words) -> str:
     """Say what was seen. A record of schema 1 has it as English text only."""
-    if caution.detail:
-        return formatting.one_line(caution.detail)
+    if caution.recorded:
+        return formatting.one_line(caution.recorded)
     separator = ", " if words.language is Language.ENGLISH else "，"
     return separator.join(_seen(observation, words) for observation in caution.seen)
 

@@ -1,4 +1,4 @@
-"""Parts of a recorded launch that are quoted for production, on the page and in the files of deploy/."""
+"""Recorded launch as text for production, the same on the page and in the files of deploy/."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from tuner.launch import LaunchSpec
 from tuner.vllm import variables
 
 CACHES = (variables.CACHE_ROOT, "TORCHINDUCTOR_CACHE_DIR")
-"""Variables that point into the study's folder. They make a start quicker there, and are never needed."""
+"""Variables that point into the study's folder. They make a start quicker and are never needed."""
 TRIAL_ONLY = (variables.RPC_BASE_PATH,)
 """Variables that point into one trial's folder and mean nothing afterwards."""
 
 
 def production_env(launch: LaunchSpec) -> tuple[tuple[str, str], ...]:
-    """The recorded environment without what belongs to the study's own folders."""
+    """Return the recorded environment without variables that point into the study's folder."""
     return tuple((n, v) for n, v in launch.env if n not in (*CACHES, *TRIAL_ONLY))
 
 
 def cache_env(launch: LaunchSpec) -> tuple[tuple[str, str], ...]:
+    """Return the recorded variables that name caches in the study's folder."""
     return tuple((n, v) for n, v in launch.env if n in CACHES)
 
 
 def shell_word(text: str) -> str:
-    """One word for bash. Control characters are spelt out, so that neither a page nor a terminal acts on them."""
+    """Quote a word for bash. Control characters are spelt out, so that no page and no terminal acts on them."""
     if text.isprintable():
         return shlex.quote(text)
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
@@ -37,6 +38,6 @@ def _escape(character: str) -> str:
 
 
 def shell_line(launch: LaunchSpec, host: str = "127.0.0.1", port: int = 8000) -> str:
-    """One line to paste into a shell."""
+    """Return the launch as one line for a shell."""
     words = [f"{name}={shell_word(value)}" for name, value in production_env(launch)]
     return " ".join([*words, *map(shell_word, launch.argv(host, port))])

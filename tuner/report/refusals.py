@@ -1,4 +1,4 @@
-"""Starts that failed, by cause, with the tightest bounds that the messages give."""
+"""Failed starts by cause, with the tightest bounds that their messages name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tuner.study.record import TrialOutcome, TrialRecord
 
 
 class RefusedRow(NamedTuple):
-    """Starts that failed for one reason. `bounds` holds the tightest ones of their messages."""
+    """Starts that failed for one reason, with the tightest bounds that their messages name."""
 
     cause: Cause
     outcome: TrialOutcome
@@ -20,7 +20,7 @@ class RefusedRow(NamedTuple):
 
 
 def refused_rows(records: Iterable[TrialRecord]) -> list[RefusedRow]:
-    """The most frequent cause first."""
+    """Group failed trials by cause, the most frequent first."""
     groups: dict[tuple[str, TrialOutcome], list[TrialRecord]] = {}
     for record in records:
         if record.outcome in FAILED and record.start.cause is not None:
@@ -34,7 +34,7 @@ def refused_rows(records: Iterable[TrialRecord]) -> list[RefusedRow]:
 
 
 def tightest(bounds: Iterable[Bound]) -> tuple[Bound, ...]:
-    """Keep one bound for each flag and direction: the smallest upper one, the largest lower one."""
+    """Keep one bound per flag and direction: the smallest upper one, the largest lower one."""
     best: dict[tuple[str, str], Bound] = {}
     for bound in bounds:
         key = (bound.flag, bound.relation)

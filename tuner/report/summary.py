@@ -19,9 +19,9 @@ from tuner.study.result import Figures, StudyResult
 
 
 class Side(NamedTuple):
-    """Candidate's figures with the measurement that stands for them: the worst start's, as for the P99.
+    """A candidate's figures with the measurement of its worst trial, whose P99 is quoted.
 
-    `saturation` is the QPS of a closed loop that kept its server full, None in a closed study.
+    `saturation` is the QPS of a closed loop that kept its server full. None in a closed-loop study.
     """
 
     figures: Figures
@@ -47,7 +47,7 @@ def side(study: StudyFiles, figures: Figures | None) -> Side | None:
 
 
 class SummaryRow(NamedTuple):
-    """`change` is empty where a percentage would say nothing."""
+    """One figure of both sides. `change` is empty if a percentage would say nothing."""
 
     label: str
     first: str
@@ -56,7 +56,7 @@ class SummaryRow(NamedTuple):
 
 
 def summary_rows(first: Side, second: Side | None, words: Words, gpu_price: float | None = None) -> list[SummaryRow]:
-    """Compare the winner, `first`, with `second`. None if there is nothing beside it."""
+    """List the figures of the winner, `first`, and of what it is compared with. `second` is None without one."""
 
     def row(key: str, value: Callable[[Side], float | None], text: Callable[[float | None], str]) -> SummaryRow:
         one, other = value(first), value(second) if second else None
@@ -116,7 +116,7 @@ def _p99_bounds(s: Side) -> str:
 
 
 class FlagRow(NamedTuple):
-    """Flag in two launches. `second` is None if there is only one; an absent flag reads "vLLM's default"."""
+    """One flag of both launches. `second` is None without a second launch."""
 
     flag: str
     first: str
@@ -124,7 +124,7 @@ class FlagRow(NamedTuple):
 
 
 def flag_rows(first: LaunchSpec, second: LaunchSpec | None, words: Words) -> list[FlagRow]:
-    """List the flags of a launch, or of two those that differ."""
+    """List the flags of a launch, or those in which two launches differ."""
     one, other = _shown_flags(first), _shown_flags(second) if second else None
     names = [*one, *(name for name in other or () if name not in one)]
     absent = words("flag-absent")
@@ -151,7 +151,7 @@ class CautionRow(NamedTuple):
 
 
 def caution_rows(study: StudyFiles, words: Words) -> list[CautionRow]:
-    """List what makes the quoted figures less sure, each remark once."""
+    """List what makes the quoted figures less sure, the same caution of several trials once."""
     rows: dict[tuple[str, str], CautionRow] = {}
     for unread in study.unread:
         rows[unread] = CautionRow(words("caution-unread"), f"{unread.file}: {unread.why}", "", "")
@@ -206,7 +206,7 @@ def _about_confirmation(result: StudyResult | None, words: Words) -> list[Cautio
 
 
 def default_reasons(study: StudyFiles) -> str:
-    """List why the default's starts were not feasible, each reason once. Empty if all were."""
+    """Say why the default's trials were not feasible, each reason once. Empty if all were."""
     reasons = [
         reason
         for record in study.starts_of(study.plan.baseline)

@@ -1,4 +1,4 @@
-"""Records → named tuples: what the page shows, before anything is drawn. Pure, but for `read_study`."""
+"""A study's files → rows of the page, before anything is drawn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tuner.environment import Environment
 from tuner.errors import UsageError
 from tuner.formatting import one_line
 from tuner.jsonfile import TornFileError
-from tuner.measurement import Load
+from tuner.measurement import Load, Measurement
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Level, Role, TrialOutcome, TrialRecord, asked
 from tuner.study.result import Figures, StudyResult
@@ -28,7 +28,7 @@ WITHOUT_FIGURES = (*FAILED, TrialOutcome.BEHIND)
 
 
 class Unread(NamedTuple):
-    """A file of the study that could not be read, and why."""
+    """File of the study that could not be read, with the reason."""
 
     file: str
     why: str
@@ -36,7 +36,7 @@ class Unread(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StudyFiles:
-    """A study as its folder tells it. `environment` and `result` are None where the file is missing or torn."""
+    """Content of a study's folder. `environment` and `result` are None if the file is missing or torn."""
 
     folder: Path
     plan: StudyPlan
@@ -51,7 +51,7 @@ class StudyFiles:
 
     @property
     def default(self) -> Figures | None:
-        """Return the default's figures, or its best level with broken limits if it never kept them."""
+        """Return the default's figures: those of its best level if it never kept the limits."""
         return (self.result.default or self.result.default_seen) if self.result else None
 
     @property
@@ -59,7 +59,7 @@ class StudyFiles:
         return self.winner is not None and self.winner.candidate == self.plan.baseline
 
     def starts_of(self, candidate: Candidate) -> tuple[TrialRecord, ...]:
-        """Return its trials without those on all GPU groups at once, which disturb each other on purpose."""
+        """Return the trials of a candidate, without those that ran on all GPU groups at once."""
         return tuple(r for r in self.records if r.candidate == candidate and r.role is not Role.CHECK)
 
     def quoted(self, figures: Figures | None) -> TrialRecord | None:
@@ -71,9 +71,9 @@ class StudyFiles:
 
 
 def read_study(folder: Path) -> StudyFiles:
-    """Reads plan, environment, result and every record. Torn files are left out and named in `unread`.
+    """Read plan, environment, result and every record. Torn files are left out and named in `unread`.
 
-    Raises UsageError where `folder` holds no readable plan.
+    Raises UsageError if the folder holds no readable plan.
     """
     try:
         plan = read_plan(folder / "plan.json")
@@ -110,24 +110,31 @@ def _read(
 
 
 class TrialRow(NamedTuple):
-    """Row of a trial. Times are hours since the study's first start; `ended_h` is when its outcome was known.
+    """One trial. Times are hours since the study's first start; its outcome was known at `ended_h`.
 
-    `p99_ttft_ms` and `load` are those of the shown level (`shown_level`), None without one. So is `qps` if the trial
-    has no answer of its own. `words` says why it is not feasible, empty if it is.
+    `load` and `p99_ttft_ms` are those of `level`, which stands for the trial. So is `qps` if the trial has no answer.
     """
 
-    trial: int
-    role: Role
-    outcome: TrialOutcome
-    candidate: Candidate
-    group: str
+    record: TrialRecord
+    level: Level | None
     began_h: float
     ended_h: float
     load: Load | None
     qps: float | None
     p99_ttft_ms: float | None
     preemptions: int | None
-    words: str
+
+    @property
+    def trial(self) -> int:
+        return self.record.trial
+
+    @property
+    def outcome(self) -> TrialOutcome:
+        return self.record.outcome
+
+    @property
+    def candidate(self) -> Candidate:
+        return self.record.candidate
 
     @property
     def has_figures(self) -> bool:
@@ -135,6 +142,7 @@ class TrialRow(NamedTuple):
 
 
 def trial_rows(study: StudyFiles) -> list[TrialRow]:
+    """List the trials in their order."""
     first = min((began(r) for r in study.records), default=None)
     rows = []
     for record in study.records:
@@ -144,27 +152,21 @@ def trial_rows(study: StudyFiles) -> list[TrialRow]:
         measured = level.measurement if level else None
         rows.append(
             TrialRow(
-                trial=record.trial,
-                role=record.role,
-                outcome=record.outcome,
-                candidate=record.candidate,
-                group=record.start.group,
+                record=record,
+                level=level,
                 began_h=begin_h,
                 ended_h=begin_h + record.start.phases.spent_s / 3600,
                 load=measured.load if measured else None,
                 qps=record.qps if record.qps is not None else measured.qps if measured else None,
                 p99_ttft_ms=measured.ttft_ms.p99 if measured and measured.ttft_ms else None,
-                # Of a start that counts, those at the load that counts: a search goes on until something breaks.
-                preemptions=(record.preemptions_seen if record.best is None else measured.server.preemptions)
-                if measured
-                else None,
-                words=_words(record, level),
+                preemptions=_preemptions(record, measured),
             )
         )
     return rows
 
 
 def began(record: TrialRecord) -> datetime:
+    """Return the time when the trial's server was started."""
     return datetime.fromisoformat(record.start.started_at)
 
 
@@ -179,16 +181,15 @@ def shown_level(record: TrialRecord) -> Level | None:
     return measured[min(margins)[1]] if margins else next(iter(measured), None)
 
 
-def _words(record: TrialRecord, level: Level | None) -> str:
-    if record.start.cause is not None:
-        return one_line(record.start.cause.explanation)
-    if record.best is None and level is not None and record.outcome is not TrialOutcome.BEHIND:
-        return one_line("; ".join(level.verdict.reasons))
-    return one_line("; ".join(record.notes))
+def _preemptions(record: TrialRecord, shown: Measurement | None) -> int | None:
+    if shown is None:
+        return None
+    # A search goes on until something breaks: a feasible trial's preemptions are those at the load that counts.
+    return record.preemptions_seen if record.best is None else shown.server.preemptions
 
 
 class BestRow(NamedTuple):
-    """Step of the best: from `hours` on, `qps` was the best feasible figure of the search, in `trial`."""
+    """New best of the search: `qps` of `trial`, `hours` after the study's first start."""
 
     hours: float
     qps: float
@@ -196,17 +197,17 @@ class BestRow(NamedTuple):
 
 
 def best_so_far(rows: Iterable[TrialRow]) -> list[BestRow]:
-    """Trace the best over time. Confirmation runs measure what was found, so they do not count."""
+    """List every new best of the search. Confirmation runs do not count: they find nothing."""
     best: list[BestRow] = []
     for row in sorted(rows, key=lambda r: r.ended_h):
-        found = row.outcome is TrialOutcome.FEASIBLE and row.role.searches
+        found = row.outcome is TrialOutcome.FEASIBLE and row.record.role.searches
         if found and row.qps is not None and (not best or row.qps > best[-1].qps):
             best.append(BestRow(row.ended_h, row.qps, row.trial))
     return best
 
 
 class LevelRow(NamedTuple):
-    """One load level of one start. P99 bounds are the sample's 95 % confidence, None where it is too small."""
+    """One load level of one trial. The P99's 95 % bounds are None if the sample is too small."""
 
     trial: int
     role: Role
@@ -220,7 +221,7 @@ class LevelRow(NamedTuple):
 
 
 def level_rows(study: StudyFiles, candidate: Candidate) -> list[LevelRow]:
-    """List every level of a candidate in the study's own kind of load, in the order of trials and loads."""
+    """List the levels of a candidate's trials, by trial and load. Levels of another kind of load are left out."""
     return [
         LevelRow(
             trial=record.trial,

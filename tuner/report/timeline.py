@@ -1,4 +1,4 @@
-"""Timeline: phases of every start per GPU group, and the telemetry of a start."""
+"""Phases of every trial per GPU group, and the telemetry of a trial."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tuner.study.compile_cache import Cache, start_times_s
 from tuner.study.record import TrialOutcome
 
 POINTS = 600
-"""Points of one telemetry line. Longer series are thinned to means of neighbours."""
+"""Points of a telemetry line at most, more than a screen can show. Longer series are thinned to means."""
 
 
 class TrialPhase(StrEnum):
@@ -29,7 +29,7 @@ class TrialPhase(StrEnum):
 
 
 class PhaseRow(NamedTuple):
-    """Stretch of a GPU group's time, in hours since the study's first start. `trial` is None while idle."""
+    """One phase of a GPU group, in hours since the study's first start. `trial` is None while idle."""
 
     group: str
     phase: TrialPhase
@@ -65,13 +65,13 @@ def phase_rows(study: StudyFiles) -> list[PhaseRow]:
 
 
 def phase_shares(rows: Sequence[PhaseRow]) -> dict[TrialPhase, float]:
-    """Share of the night that all groups together spent in each phase."""
+    """Compute the share of the time of all groups in each phase."""
     total = sum(row.length_h for row in rows)
     return {p: sum(r.length_h for r in rows if r.phase is p) / total for p in TrialPhase} if total else {}
 
 
 def start_times(study: StudyFiles, words: Words) -> str:
-    """State the median time until a server was ready, by the state of the compile cache. Empty before the first."""
+    """Say the median time until a server was ready, by the state of vLLM's compile cache. Empty before the first."""
     times = start_times_s(study.records)
     texts = [
         words(key, time=formatting.duration(statistics.median(seconds)), n=len(seconds))
@@ -82,7 +82,7 @@ def start_times(study: StudyFiles, words: Words) -> str:
 
 
 class Channel(NamedTuple):
-    """One telemetry figure: its name in the words' table, and its unit's factor onto the column's own."""
+    """One telemetry figure: its name, its column, and the factor from the column's unit to its own."""
 
     name: str
     column: str
@@ -106,7 +106,7 @@ CHANNELS = (
 
 
 class Series(NamedTuple):
-    """A telemetry line: seconds since the start's first sample, and values, None where nothing was observed."""
+    """A telemetry line over seconds since the trial's first sample. A value is None if nothing was observed."""
 
     channel: str
     seconds: tuple[float, ...]
@@ -114,7 +114,7 @@ class Series(NamedTuple):
 
 
 def telemetry(path: Path) -> list[Series]:
-    """Read `CHANNELS` from a trial's telemetry.parquet, in their order. Empty if there is no readable file."""
+    """Read the `CHANNELS` of a trial's telemetry.parquet. Empty if there is no readable file."""
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError):  # pyarrow's errors are ValueErrors
@@ -136,7 +136,7 @@ def telemetry(path: Path) -> list[Series]:
 
 
 def _with_prefix_share(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add the share of looked-up prompt tokens that the prefix cache had, from sample to sample."""
+    """Add the share of prompt tokens that the prefix cache had, from sample to sample."""
     names = ("prefix_hits", "prefix_queries")
     if not all(name in frame for name in names):
         return frame

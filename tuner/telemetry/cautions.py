@@ -67,12 +67,11 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Caution:
-    """Reason why a level's numbers are less sure. `detail` and `next_step` are the text of a record of schema 1."""
+    """Reason why a level's numbers are less sure. `recorded` is the English text of a record of schema 1."""
 
     kind: CautionKind
     seen: tuple[Observation, ...] = ()
-    detail: str = ""
-    next_step: str = ""
+    recorded: str = ""
 
 
 def cautions(samples: Samples, telemetry: Telemetry | None, slos: Sequence[Slo]) -> tuple[Caution, ...]:
