@@ -13,7 +13,7 @@ from tuner.candidate import Candidate
 from tuner.launch import launch
 from tuner.load.workload import Workload
 from tuner.measurement import ClientLoad, Load, LoadKind, Measurement, ServerLoad, distribution
-from tuner.server.diagnosis import Cause, Phase, diagnose
+from tuner.server.diagnosis import Cause, ServerPhase, diagnose
 from tuner.sim import (
     ClosedLoop,
     EngineArguments,
@@ -153,7 +153,7 @@ def _shapes(workload: Workload, seed: int) -> list[Shape]:
 
 
 def _cause(refused: Refused) -> Cause:
-    return diagnose(f"{refused.error}: {refused.message}", exit_code=1, phase=Phase.STARTING)
+    return diagnose(f"{refused.error}: {refused.message}", exit_code=1, phase=ServerPhase.STARTING)
 
 
 def _facts(started: Started) -> StartFacts:

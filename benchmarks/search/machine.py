@@ -19,7 +19,7 @@ from tuner.candidate import Candidate
 from tuner.launch import launch
 from tuner.load.prompts import SEARCH_TRACE
 from tuner.measurement import ClientLoad, Distribution, Load, LoadKind, Measurement, ServerLoad
-from tuner.server.diagnosis import Cause, Phase, diagnose
+from tuner.server.diagnosis import Cause, ServerPhase, diagnose
 from tuner.sim import Refused, Started
 from tuner.sim.hardware import GIB
 from tuner.slo import longest_wait_s
@@ -113,7 +113,7 @@ class Machine:
         found = self._start(assignment.candidate)
         if isinstance(found, Refused):
             log = f"{found.error}: {found.message}"
-            cause = diagnose(log, exit_code=1, phase=Phase.STARTING, held_by_others_gib=None)
+            cause = diagnose(log, exit_code=1, phase=ServerPhase.STARTING, held_by_others_gib=None)
             return self._record(assignment, TrialOutcome.REFUSED, Phases(found.after_s, stop_s=STOP_S), cause=cause)
         task = assignment.task
         assert isinstance(task, SearchCapacity | ClaimRate)

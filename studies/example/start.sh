@@ -3,6 +3,7 @@
 #
 # what      the study's winner
 # measured  34.5 req/s (34.5 to 38.7 req/s over 2 starts) at 40.0 requests/s, P99 TTFT 144 ms, 0 preemptions
+# accepts   requests of up to 2,048 tokens (prompt + answer)
 # limits    p99 ttft <= 1000ms
 # workload  random:32-96,32-64: prompt 32-96 tokens, output 32-64 tokens
 # model     .cache/tiny-model

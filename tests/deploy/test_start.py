@@ -107,7 +107,9 @@ def test_a_taken_port_is_refused_before_anything_starts(run: Run, folder: Path, 
     assert not (folder / f"server-{port}.pid").exists()
 
 
-def test_a_server_that_dies_is_told_at_once_with_the_last_lines_of_its_log(run: Run, folder: Path, port: int) -> None:
+def test_a_server_that_dies_is_reported_at_once_with_the_last_lines_of_its_log(
+    run: Run, folder: Path, port: int
+) -> None:
     began = time.monotonic()
     died = run("start.sh", STAND_IN="dies")
     assert died.returncode == 1

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tuner.server.diagnosis import Bound, Cause, Fault, Phase, diagnose, over_limit
+from tuner.server.diagnosis import Bound, Cause, Fault, ServerPhase, diagnose, over_limit
 from tuner.vllm.log_patterns import BROAD, GENERIC, SPECIFIC
 
 LOGS = Path(__file__).with_name("logs")
 C, E, U = Fault.CANDIDATE, Fault.ENVIRONMENT, Fault.UNKNOWN
-START, SERVE = Phase.STARTING, Phase.SERVING
+START, SERVE = ServerPhase.STARTING, ServerPhase.SERVING
 
-GOLDEN: dict[str, tuple[int, Phase, str, Fault, tuple[Bound, ...]]] = {
+GOLDEN: dict[str, tuple[int, ServerPhase, str, Fault, tuple[Bound, ...]]] = {
     "0.32-bad-int": (2, START, "bad-argument", C, ()),
     "0.32-bad-value": (1, START, "bad-value", C, ()),
     "0.32-batched-below-len": (1, START, "batched-below-len", C, (Bound("max-num-batched-tokens", ">=", 512),)),
@@ -125,7 +125,9 @@ def test_what_was_survived_at_start_does_not_explain_a_death_under_load() -> Non
         (None, START, "no-answer", U),
     ],
 )
-def test_without_a_message_the_exit_code_decides(exit_code: int | None, phase: Phase, kind: str, fault: Fault) -> None:
+def test_without_a_message_the_exit_code_decides(
+    exit_code: int | None, phase: ServerPhase, kind: str, fault: Fault
+) -> None:
     cause = diagnose("", exit_code=exit_code, phase=phase)
     assert (cause.kind, cause.fault) == (kind, fault)
 

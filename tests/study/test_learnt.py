@@ -17,7 +17,7 @@ from tuner import jsonfile
 from tuner.candidate import Candidate, Value
 from tuner.capacity import GIB
 from tuner.environment import Gpu
-from tuner.server.diagnosis import Bound, Cause, Fault, Phase, diagnose
+from tuner.server.diagnosis import Bound, Cause, Fault, ServerPhase, diagnose
 from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Space
 from tuner.study.kv_budget import kv_floor
@@ -125,7 +125,7 @@ def test_memory_that_others_hold_is_a_bound_for_every_candidate(made: StudyPlan)
         "ValueError: Free memory on device cuda:0 (75.9/79.6 GiB) on startup is less than desired GPU memory "
         "utilization (0.96, 76.42 GiB)."
     )
-    rule = of_one(made, CORNER, diagnose(text, exit_code=1, phase=Phase.STARTING))
+    rule = of_one(made, CORNER, diagnose(text, exit_code=1, phase=ServerPhase.STARTING))
     assert rule.limits == (FlagLimit("gpu-memory-utilization", ">", 0.953),)
     assert str(rule) == "gpu-memory-utilization > 0.953 (memory-wanted, trial 0007)"
 
@@ -139,7 +139,7 @@ def test_a_length_that_the_cache_cannot_hold_is_one_for_no_larger_caches_only(ma
         "which is larger than the available KV cache memory (1.37 GiB). Based on the available memory, the estimated "
         "maximum model length is 9984."
     )
-    why = diagnose(text, exit_code=1, phase=Phase.STARTING)
+    why = diagnose(text, exit_code=1, phase=ServerPhase.STARTING)
     values = {**CORNER, "max-model-len": 32768}
     rule = of_one(replace(made, space=SEARCHED_LENGTH), values, why)
     assert rule.rules_out({**values, "max-model-len": 9985})

@@ -13,20 +13,22 @@ from tuner.vllm.bounds import MessageContext
 from tuner.vllm.cause import Bound, Cause, Fault
 from tuner.vllm.log_patterns import BROAD, GENERIC, SPECIFIC, Pattern
 
-__all__ = ["Bound", "Cause", "Fault", "Phase", "diagnose", "foreign_listener", "over_limit"]
+__all__ = ["Bound", "Cause", "Fault", "ServerPhase", "diagnose", "foreign_listener", "over_limit"]
 
 _NOT_FOUND_EXITS = (126, 127)
 _USAGE_EXIT = 2
 
 
-class Phase(StrEnum):
+class ServerPhase(StrEnum):
     """State of the server when it ended or was given up."""
 
     STARTING = "starting"
     SERVING = "serving"
 
 
-def diagnose(log_text: str, *, exit_code: int | None, phase: Phase, held_by_others_gib: float | None = None) -> Cause:
+def diagnose(
+    log_text: str, *, exit_code: int | None, phase: ServerPhase, held_by_others_gib: float | None = None
+) -> Cause:
     """Explain the end of a server, whatever its exit code: 0 is a crash too if it should have run.
 
     `exit_code` is None for a server that still runs, and negative for a signal. `held_by_others_gib` is the memory
@@ -36,7 +38,7 @@ def diagnose(log_text: str, *, exit_code: int | None, phase: Phase, held_by_othe
     arguments = log_lines.ARGUMENTS.search(text)
     context = MessageContext(arguments[0] if arguments else "", held_by_others_gib, first_exception=None)
     cause = _from_tables(text, phase, context) or _from_exit_code(text, exit_code, phase)
-    if phase is Phase.SERVING and cause.kind == "oom":
+    if phase is ServerPhase.SERVING and cause.kind == "oom":
         return replace(cause, kind="oom-under-load")
     return cause
 
@@ -65,8 +67,8 @@ def foreign_listener(port: int) -> Cause:
     )
 
 
-def _from_tables(text: str, phase: Phase, context: MessageContext) -> Cause | None:
-    if phase is Phase.SERVING and (ready := log_lines.READY.search(text)) is not None:
+def _from_tables(text: str, phase: ServerPhase, context: MessageContext) -> Cause | None:
+    if phase is ServerPhase.SERVING and (ready := log_lines.READY.search(text)) is not None:
         text = text[ready.end() :]  # a message that the start survived explains no later death
     text = log_lines.NO_FAILURE.sub("", text)
     for table in (SPECIFIC, BROAD, GENERIC):
@@ -101,7 +103,7 @@ def _cause(pattern: Pattern, match: re.Match[str], text: str, context: MessageCo
     )
 
 
-def _from_exit_code(text: str, exit_code: int | None, phase: Phase) -> Cause:
+def _from_exit_code(text: str, exit_code: int | None, phase: ServerPhase) -> Cause:
     root = _root_exception(text)
     line = _last_line(text) if root is None else _line_at(text, root.start("line"))
     if exit_code is None:
@@ -109,12 +111,12 @@ def _from_exit_code(text: str, exit_code: int | None, phase: Phase) -> Cause:
     if exit_code in _NOT_FOUND_EXITS:
         words = "The command that starts vLLM cannot be executed."
         return Cause("command-not-found", Fault.ENVIRONMENT, line, words, "check --vllm")
-    if exit_code == _USAGE_EXIT and phase is Phase.STARTING:
+    if exit_code == _USAGE_EXIT and phase is ServerPhase.STARTING:
         words = "vLLM refuses its command line."
         return Cause("bad-argument", Fault.CANDIDATE, line, words, "correct the space or the words after --")
     if exit_code < 0:
         return _from_signal(line, -exit_code)
-    doing = "before it was ready" if phase is Phase.STARTING else "while it should have served"
+    doing = "before it was ready" if phase is ServerPhase.STARTING else "while it should have served"
     words = f"The server ended by itself with exit code {exit_code} {doing}."
     return Cause("ended", Fault.UNKNOWN, line, words, "see the end of the log")
 

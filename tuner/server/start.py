@@ -14,7 +14,7 @@ from tuner.launch import LaunchSpec
 from tuner.server import leftovers, logtext, proctable, running_file
 from tuner.server.containers import end_container, with_cid_file
 from tuner.server.deployment import ServiceRequest
-from tuner.server.diagnosis import Phase, diagnose, foreign_listener, over_limit
+from tuner.server.diagnosis import ServerPhase, diagnose, foreign_listener, over_limit
 from tuner.server.ports import fresh_port
 from tuner.server.process import ServerProcess, held_at_gate
 from tuner.server.readiness import Endpoint, Health, NotReady, Ready, Watch, health
@@ -106,7 +106,7 @@ class Start:
         """Explain a start that came to nothing."""
         if outcome is NotReady.FOREIGN_LISTENER:
             return foreign_listener(self.endpoint.port)
-        cause = self._diagnose(Phase.STARTING)
+        cause = self._diagnose(ServerPhase.STARTING)
         return over_limit(limit_s, cause) if outcome is NotReady.OVER_LIMIT else cause
 
     # ── serve
@@ -127,9 +127,9 @@ class Start:
             if health(self.endpoint) in (Health.GOOD, Health.SILENT):
                 return None
             self._clock.sleep(0.1)
-        return self._diagnose(Phase.SERVING)
+        return self._diagnose(ServerPhase.SERVING)
 
-    def _diagnose(self, phase: Phase) -> Cause:
+    def _diagnose(self, phase: ServerPhase) -> Cause:
         held_gib = max(self._baseline.values()) / 2**30 if self._baseline else None
         return diagnose(
             logtext.redact(logtext.read(self.log_path), self._secrets),
