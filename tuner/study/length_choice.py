@@ -91,52 +91,57 @@ def with_length(
     except UnknownModelError:
         found = None
     length = _chosen(plan, asked, needed, model, found)
-    space = plan.space
-    if length.tokens is not None and length.source in (LengthSource.ASKED, LengthSource.MODEL):
+    if length.tokens is None:
+        return replace(plan, length=length)
+    space, dropped = plan.space, plan.dropped
+    if length.source in (LengthSource.ASKED, LengthSource.MODEL):
         space = space.requiring(LENGTH, length.tokens)
-    elif length.tokens is not None and length.only_the_workload:
+    elif length.only_the_workload:
         space = space.fixing(LENGTH, length.tokens)
-    dropped = plan.dropped
-    if length.tokens is not None and (why := _never_unchunked(plan, length.tokens)):
+    if why := _never_unchunked(plan, length.tokens):
         space, dropped = space.without(CHUNKED), (*dropped, Dropped(CHUNKED, why))
-    always = {**dict(plan.base.fixed), **dict(space.always)}
-    return replace(
-        plan, space=space, dropped=dropped, base=replace(plan.base, fixed=tuple(always.items())), length=length
-    )
+    fixed = tuple({**dict(plan.base.fixed), **dict(space.always)}.items())
+    return replace(plan, space=space, dropped=dropped, base=replace(plan.base, fixed=fixed), length=length)
 
 
 def _chosen(
     plan: StudyPlan, asked: int | None, needed: int, model: ModelLength | None, found: tuple[KvRoom, ModelMemory] | None
 ) -> RequestLength:
-    own = None if model is None else model.own
-    room = None if found is None else found[0].kv_tokens
-    constant = {**dict(plan.space.fixed), **dict(plan.space.always)}.get(LENGTH)
-    parameter = next((p for p in plan.parameters if p.flag == LENGTH), None)
+    own = None if model is None else max(model.own, needed)
+    tokens, source = _from_user(plan, asked, needed) or (needed, _from_model(plan, own, found))
+    if source is LengthSource.MODEL:
+        tokens = own
+    return RequestLength(tokens, source, own, None if found is None else found[0].kv_tokens)
+
+
+def _from_user(plan: StudyPlan, asked: int | None, needed: int) -> tuple[int | None, LengthSource] | None:
+    """Take the length from the user's flags or the space. None if they leave it open."""
     if LENGTH in flag_names(plan.base.extra, short=knobs.SHORT_OPTIONS):
         given = dict(plan.given).get(LENGTH)
-        tokens = given if isinstance(given, int) and given > 0 else None
-        return RequestLength(tokens, LengthSource.OWN_FLAG, own, room)
-    if parameter is not None:
+        return given if isinstance(given, int) and given > 0 else None, LengthSource.OWN_FLAG
+    if (parameter := next((p for p in plan.parameters if p.flag == LENGTH), None)) is not None:
         numbers = [c for c in parameter.choices if isinstance(c, int)] or [int(parameter.low)]
-        return RequestLength(min(numbers), LengthSource.SEARCHED, own, room)
+        return min(numbers), LengthSource.SEARCHED
+    constant = {**dict(plan.space.fixed), **dict(plan.space.always)}.get(LENGTH)
     if isinstance(constant, int) and constant < (asked or needed):
         who = f"--max-model-len asks for {asked}" if asked else f"the workload needs {needed}"
         raise UsageError(
-            f"space {plan.space.name!r} fixes {LENGTH} to {constant}, {who}",
-            hint=f"take {LENGTH} out of the space",
+            f"space {plan.space.name!r} fixes {LENGTH} to {constant}, {who}", hint=f"take {LENGTH} out of the space"
         )
     if asked is not None:
-        return RequestLength(asked, LengthSource.ASKED, own, room)
-    if constant is not None:
-        return RequestLength(constant if isinstance(constant, int) else None, LengthSource.SPACE, own, room)
+        return asked, LengthSource.ASKED
+    return None if constant is None else (constant if isinstance(constant, int) else None, LengthSource.SPACE)
+
+
+def _from_model(plan: StudyPlan, own: int | None, found: tuple[KvRoom, ModelMemory] | None) -> LengthSource:
+    """Return MODEL if the default's KV cache surely holds a request of the model's own length, else the reason."""
     if own is None:
-        source = LengthSource.NOT_ON_DISK if folder_of(plan.model) is None else LengthSource.LENGTH_UNKNOWN
-        return RequestLength(needed, source, own, room)
+        return LengthSource.NOT_ON_DISK if folder_of(plan.model) is None else LengthSource.LENGTH_UNKNOWN
     if found is None:
-        return RequestLength(needed, LengthSource.MEMORY_UNKNOWN, own, room)
-    if found[0].sequences(own * (UNMODELLED_FACTOR if found[1].not_modelled else 1)).low >= 1:
-        return RequestLength(max(own, needed), LengthSource.MODEL, own, room)
-    return RequestLength(needed, LengthSource.NO_ROOM, own, room)
+        return LengthSource.MEMORY_UNKNOWN
+    room, memory = found
+    fits = room.sequences(own * (UNMODELLED_FACTOR if memory.not_modelled else 1)).low >= 1
+    return LengthSource.MODEL if fits else LengthSource.NO_ROOM
 
 
 def _never_unchunked(plan: StudyPlan, tokens: int) -> str | None:
