@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from tuner.errors import TunerError, UsageError
 from tuner.load.workload import workload
 from tuner.slo import parse_slo
 from tuner.space.files import read_space
+from tuner.study.fleet import LocalFleet
 from tuner.study.loop import Loop
 from tuner.study.search import Search
 from tuner.study.seeds import seeds
@@ -286,7 +286,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Store(folder).save_plan(made, describe("0.32.0", made.model, (), None))
     setting = StudySetting.of(made, vllm_defaults("0.32.0", ()))
     search = Search(setting, seeds(setting))
-    Loop(made, Store(folder), search, landscape, lambda _: None, ScriptedClock(), threading.Event()).run()
+    fleet = LocalFleet(made.groups, landscape, Store(folder))
+    Loop(plan=made, store=Store(folder), search=search, fleet=fleet, clock=ScriptedClock()).run()
     return folder
 
 

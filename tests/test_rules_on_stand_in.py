@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from tuner.environment import Gpu, describe
 from tuner.load.workload import workload
 from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Space
+from tuner.study.fleet import LocalFleet
 from tuner.study.learnt import CAPACITY, LearntRule
 from tuner.study.loop import Loop
 from tuner.study.plan import Ladder, StudyPlan
@@ -65,7 +65,8 @@ class Night:
         store.create()
         store.save_plan(self.plan, describe("0.32.0", self.plan.model, (), None))
         search, clock = kind(StudySetting.of(self.plan, DEFAULTS, GPUS), ()), ScriptedClock()
-        loop = Loop(self.plan, store, search, self.machine.run_trial, lambda _: None, clock, threading.Event())
+        fleet = LocalFleet(self.plan.groups, self.machine.run_trial, store)
+        loop = Loop(plan=self.plan, store=store, search=search, fleet=fleet, clock=clock)
         self.result: StudyResult = loop.run()
         self.records: tuple[TrialRecord, ...] = store.records()
 

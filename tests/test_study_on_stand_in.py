@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from tests.virtual_night import VirtualMachine
 from tuner.candidate import Candidate
 from tuner.environment import Gpu, describe
 from tuner.load.workload import workload
+from tuner.study.fleet import LocalFleet
 from tuner.study.loop import Loop
 from tuner.study.plan import Ladder
 from tuner.study.result import Decision
@@ -44,7 +44,8 @@ def test_a_study_finds_at_least_95_percent_of_the_known_optimum(tmp_path: Path) 
     store.save_plan(night, describe("0.32.0", night.model, (), None))
     setting = StudySetting.of(night, DEFAULTS)
     search = Search(setting, seeds(setting))
-    loop = Loop(night, store, search, machine.run_trial, lambda _: None, ScriptedClock(), threading.Event())
+    fleet = LocalFleet(night.groups, machine.run_trial, store)
+    loop = Loop(plan=night, store=store, search=search, fleet=fleet, clock=ScriptedClock())
     result = loop.run()
     assert optimum > 0
     assert result.decision is Decision.WINNER

@@ -22,7 +22,7 @@ from tuner.errors import EnvironmentFaultError
 from tuner.placement import parse_gpus
 from tuner.server.ports import fresh_port
 from tuner.space.files import read_space
-from tuner.study.loop import LEAST_DISK_BYTES
+from tuner.study.store import LEAST_DISK_BYTES
 from tuner.telemetry.gpu import GpuHolders, GpuProcess, Installed, gpu_adapter, inventory
 from tuner.vllm.flags import installed_vllm, split_command
 

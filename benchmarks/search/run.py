@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tuner.candidate import Candidate
 from tuner.environment import describe
+from tuner.study.fleet import LocalFleet
 from tuner.study.loop import Loop
 from tuner.study.record import Role, TrialOutcome
 from tuner.study.search import Search
@@ -146,7 +146,8 @@ def _ours(landscape: Landscape, name: str, seed: int, starts: int, folder: Path)
             curve.add(len(searched), assignment.candidate)
         return record
 
-    loop = Loop(plan, store, search, run_trial, lambda event: None, machine.clock, threading.Event())
+    fleet = LocalFleet(plan.groups, run_trial, store)
+    loop = Loop(plan=plan, store=store, search=search, fleet=fleet, clock=machine.clock)
     winner = loop.run().winner
     refused = sum(outcome is TrialOutcome.REFUSED for outcome in searched)
     said = (winner.candidate, winner.qps) if winner else (None, None)

@@ -29,7 +29,7 @@ from tuner.cli.folders import State
 from tuner.cli.progress import Look, Progress, progress
 from tuner.cli.screen import Drawn, Screen
 from tuner.cli.snapshot import Picture
-from tuner.study.events import LevelMeasured, Notice, PhaseChanged, TrialFinished, TrialStarted
+from tuner.study.events import GroupQuarantined, LevelMeasured, PhaseChanged, TrialFinished, TrialStarted
 from tuner.study.record import Role, TrialOutcome
 
 WIDTHS = (80, 200)
@@ -159,7 +159,7 @@ def test_a_terminal_that_went_away_does_not_end_the_night() -> None:
     os.close(read)
     with os.fdopen(write, "w") as gone:
         Console(gone).say("nobody reads this")
-        Console(gone).show(Notice("nor this"))
+        Console(gone).show(GroupQuarantined("gpu0", 1, "GPU memory"))
         os.dup2(os.open(os.devnull, os.O_WRONLY), gone.fileno())
 
 

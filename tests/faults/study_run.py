@@ -33,6 +33,7 @@ from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Space
 from tuner.study import trial
 from tuner.study.events import Event, TrialFinished
+from tuner.study.fleet import LocalFleet
 from tuner.study.loop import Loop
 from tuner.study.plan import Ladder, OpenSearch, StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
@@ -189,7 +190,9 @@ class StudyRun:
         runner = TrialRunner(plan, self.store, clock, SimGpu(self.folder / "gpu"), self._emit, stop)
         search = Search(StudySetting.of(plan, vllm_defaults("0.32.0", ())), ())
         try:
-            self.result = Loop(plan, self.store, search, runner.run, self._emit, clock, stop).run()
+            fleet = LocalFleet(plan.groups, runner.run, self.store, stop)
+            loop = Loop(plan=plan, store=self.store, search=search, fleet=fleet, clock=clock, emit=self._emit)
+            self.result = loop.run()
         except Exception as error:  # each row's test shows it
             self.ended_by = error
 

@@ -18,7 +18,8 @@ from tuner.errors import EnvironmentFaultError
 from tuner.placement import GpuGroup
 from tuner.server import leftovers
 from tuner.sim.gpu_memory import hold
-from tuner.study.events import Event, Notice, PhaseChanged
+from tuner.study.events import Event, GroupQuarantined, PhaseChanged
+from tuner.study.fleet import LocalFleet
 from tuner.study.loop import Loop
 from tuner.study.plan import StudyPlan
 from tuner.study.result import StudyResult
@@ -34,9 +35,9 @@ GONE_BYTES = 24 * 2**30
 def search(plan: StudyPlan, store: Store, emit: Callable[[Event], None]) -> StudyResult:
     stop, clock = threading.Event(), RealClock()
     runner = TrialRunner(plan, store, clock, SimGpu(store.folder / "gpu"), emit, stop)
-    return Loop(
-        plan, store, Search(StudySetting.of(plan, vllm_defaults("0.32.0", ())), ()), runner.run, emit, clock, stop
-    ).run()
+    made = Search(StudySetting.of(plan, vllm_defaults("0.32.0", ())), ())
+    fleet = LocalFleet(plan.groups, runner.run, store, stop)
+    return Loop(plan=plan, store=store, search=made, fleet=fleet, clock=clock, emit=emit).run()
 
 
 @pytest.mark.parametrize("row", MEMORY_ROWS, ids=lambda row: row.name)
@@ -66,7 +67,7 @@ def test_a_group_whose_memory_is_gone_is_used_no_more(
                 search(plan, store, emit)
         else:
             assert search(plan, store, emit).complete
-        assert held and any("QUARANTINED gpu0" in e.text for e in events if isinstance(e, Notice))
+        assert held and any(e.group == "gpu0" for e in events if isinstance(e, GroupQuarantined))
         (dirty,) = (r for r in store.records() if r.start.dirty)
         assert dirty.start.dirty == "GPU memory" and dirty.start.group == "gpu0"
         assert all(r.start.group == "gpu1" for r in store.records() if r.trial > dirty.trial + 1)

@@ -18,7 +18,7 @@ from tests.faults.moments import OPEN_RULES, Hooks, Moment, short_limits
 from tuner.cli import app, console, search
 from tuner.report import page
 from tuner.server import proctable, running_file
-from tuner.study import loop
+from tuner.study import store
 from tuner.study.events import Event
 from tuner.vllm.flags import InstalledVllm
 
@@ -45,7 +45,7 @@ def main() -> None:
 
     patch.setattr(console.Console, "show", see)
     if fault != "disk nearly full":
-        patch.setattr(loop, "LEAST_DISK_BYTES", 0)
+        patch.setattr(store, "LEAST_DISK_BYTES", 0)
     patch.setattr("tuner.config.SearchSettings", lambda: OPEN_RULES)
     # Asking the stand-in for its flags takes two seconds a time, and is tested elsewhere.
     patch.setattr(search, "installed_vllm", lambda command, cache: installed())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from tuner.environment import describe
 from tuner.errors import EnvironmentFaultError
 from tuner.server.diagnosis import Bound
 from tuner.study.assignment import Assignment
-from tuner.study.events import Event, Notice, TrialStarted
+from tuner.study.events import Event, GroupQuarantined, GroupsCompared, RuleApplied, TrialStarted
+from tuner.study.fleet import LocalFleet
 from tuner.study.loop import Loop
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
@@ -30,21 +32,20 @@ DEFAULTS = vllm_defaults("0.32.0", ())
 class Night:
     """A study on a made-up server, with every event kept."""
 
-    def __init__(self, made: StudyPlan, run_trial: object = landscape) -> None:
+    def __init__(self, made: StudyPlan, run_trial: Callable[[Assignment], TrialRecord] = landscape) -> None:
         self.store = Store(Path(made.storage.removeprefix("sqlite:///")).parent)
         self.store.create()
         self.store.save_plan(made, describe("0.32.0", made.model, (), None))
         self.events: list[Event] = []
         self.stop = threading.Event()
-        assert callable(run_trial)
+        self.run_trial = run_trial
         self.loop = Loop(
-            made,
-            self.store,
-            Search(StudySetting.of(made, DEFAULTS), seeds(StudySetting.of(made, DEFAULTS))),
-            run_trial,
-            self.events.append,
-            ScriptedClock(),
-            self.stop,
+            plan=made,
+            store=self.store,
+            search=Search(StudySetting.of(made, DEFAULTS), seeds(StudySetting.of(made, DEFAULTS))),
+            fleet=LocalFleet(made.groups, lambda assignment: self.run_trial(assignment), self.store, self.stop),
+            clock=ScriptedClock(),
+            emit=self.events.append,
         )
 
 
@@ -149,7 +150,7 @@ def test_an_interrupted_night_keeps_what_finished_and_goes_on_to_its_target(tmp_
             return replace(landscape(assignment), outcome=TrialOutcome.INTERRUPTED, levels=(), best=None)
         return landscape(assignment)
 
-    night.loop.run_trial = run_trial
+    night.run_trial = run_trial
     first = night.loop.run()
     assert not first.complete
     before = night.store.records()
@@ -198,8 +199,10 @@ def test_groups_are_checked_side_by_side_and_finalists_measured_alone(tmp_path: 
     assert server.most[Role.DEFAULT] == 1
     assert server.most[Role.CHECK] == 2
     assert server.most[Role.CONFIRM] == 1
-    (word,) = (e.text for e in night.events if isinstance(e, Notice))
-    assert "-10 % QPS" in word
+    (compared,) = (e for e in night.events if isinstance(e, GroupsCompared))
+    assert compared.groups == 2
+    assert compared.alone_qps is not None
+    assert compared.slowest_qps == pytest.approx(0.9 * compared.alone_qps)
 
 
 def test_a_group_whose_memory_does_not_come_back_is_left_alone_and_the_other_goes_on(tmp_path: Path) -> None:
@@ -213,7 +216,8 @@ def test_a_group_whose_memory_does_not_come_back_is_left_alone_and_the_other_goe
     assert result.complete
     after = {r.start.group for r in records if r.trial > 6}
     assert after == {"gpu0", "gpu1"} - {records[4].start.group}
-    assert any("QUARANTINED" in e.text for e in night.events if isinstance(e, Notice))
+    (quarantined,) = (e for e in night.events if isinstance(e, GroupQuarantined))
+    assert (quarantined.group, quarantined.trial, quarantined.left) == (records[4].start.group, 4, "GPU memory")
 
 
 def test_a_night_without_a_usable_group_ends_and_says_so(tmp_path: Path) -> None:
@@ -228,7 +232,7 @@ def test_a_disk_that_is_nearly_full_ends_the_night_before_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     night = Night(plan(tmp_path / "s"))
-    monkeypatch.setattr("tuner.study.loop.LEAST_DISK_BYTES", 2**62)
+    monkeypatch.setattr("tuner.study.store.LEAST_DISK_BYTES", 2**62)
     with pytest.raises(EnvironmentFaultError, match="nearly full"):
         night.loop.run()
     assert night.store.records() == ()
@@ -276,10 +280,10 @@ def test_what_refused_starts_taught_is_said_once_and_stands_in_the_result(tmp_pa
 
     night = Night(plan(tmp_path / "s", starts=12, confirm_starts=0), run_trial)
     result = night.loop.run()
-    said = [e.text for e in night.events if isinstance(e, Notice) and e.text.startswith("not started any more: ")]
+    said = [str(e.rule) for e in night.events if isinstance(e, RuleApplied)]
     spared = [rule for rule in result.learnt if rule.spared]
     assert spared
-    assert sorted(said) == sorted(f"not started any more: {rule}" for rule in spared)
+    assert sorted(said) == sorted(str(rule) for rule in spared)
     refused = [r.trial for r in night.store.records() if r.outcome is TrialOutcome.REFUSED]
     assert [rule.trial for rule in result.learnt] == refused[:1]
     assert len(refused) == 1

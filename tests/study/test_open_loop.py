@@ -12,9 +12,10 @@ from tests.study.open_server import capacity, open_plan, open_trial
 from tests.study.test_loop import Night
 from tuner.bench.capacity_search import Ended
 from tuner.study.assignment import Assignment
-from tuner.study.events import Notice
+from tuner.study.events import GroupsCompared, SearchEnded
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision
+from tuner.study.stopping import SearchEnd
 
 
 class Seen:
@@ -115,8 +116,8 @@ def test_groups_are_compared_by_the_closed_loop_that_fills_them(tmp_path: Path) 
     machine = Seen()
     night = Night(open_plan(tmp_path / "s", starts=6, groups=2), machine)
     assert night.loop.run().complete
-    (word,) = (e.text for e in night.events if isinstance(e, Notice))
-    assert word.startswith("GPU groups side by side: 0 % QPS")
+    (compared,) = (e for e in night.events if isinstance(e, GroupsCompared))
+    assert compared.slowest_qps == compared.alone_qps is not None
     checks = [r for r in night.store.records() if r.role is Role.CHECK]
     assert [len(r.levels) for r in checks] == [1, 1]
 
@@ -152,7 +153,7 @@ def test_a_short_time_budget_is_not_all_kept_for_the_claims(tmp_path: Path) -> N
     roles = [r.role for r in night.store.records()]
     assert roles.count(Role.CONFIRM) >= 2, "winner and default have at least a fresh start each"
     assert len(roles) - roles.count(Role.CONFIRM) >= 15
-    assert any("--time-budget" in e.text for e in night.events if isinstance(e, Notice))
+    assert SearchEnded(SearchEnd.NO_TIME, None) in night.events
     assert result.elapsed_s <= 3600 + 800
 
 

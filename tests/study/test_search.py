@@ -196,7 +196,7 @@ def test_the_default_is_started_whatever_the_rules_say(tmp_path: Path) -> None:
     asked = search(tmp_path / "s")
     interrupted = asked.ask()
     asked.tell(refused(asked.ask(), 1, replace(SCARCE, bounds=(Bound("gpu-memory-utilization", "<=", 0.5),))))
-    asked.again(interrupted.number)
+    asked.requeue(interrupted.number)
     proposal = asked.ask()
     assert proposal.role is Role.DEFAULT
     assert asked.learnt[0].rules_out({"gpu-memory-utilization": 0.92})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,21 @@ def test_a_torn_record_counts_as_unfinished_and_its_number_is_not_used_again(tmp
     torn.write_text('{"trial": 1, "role"')
     assert [r.trial for r in store.records()] == [0]
     assert store.new_trial() == 2
+
+
+def test_threads_never_get_the_same_trial(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s")
+    with ThreadPoolExecutor(8) as pool:
+        trials = list(pool.map(lambda _: store.new_trial(), range(64)))
+    assert sorted(trials) == list(range(64))
+
+
+def test_a_disk_that_is_nearly_full_is_an_environment_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = stored(tmp_path / "s")
+    store.need_room()
+    monkeypatch.setattr("tuner.study.store.LEAST_DISK_BYTES", 2**62)
+    with pytest.raises(EnvironmentFaultError, match="nearly full"):
+        store.need_room()
 
 
 def test_two_tuners_cannot_work_on_one_study(tmp_path: Path) -> None:

@@ -12,21 +12,22 @@ from tuner.measurement import LoadKind, Measurement
 from tuner.study import confirm
 from tuner.study.events import (
     Event,
+    GroupQuarantined,
+    GroupsCompared,
     LevelMeasured,
-    Notice,
-    PhaseChanged,
-    StudyFinished,
+    RuleApplied,
+    SearchEnded,
     TrialFinished,
     TrialStarted,
 )
 from tuner.study.forecast import UNKNOWN_START_S, left_s
 from tuner.study.learnt import LearntRule
 from tuner.study.plan import Ladder, LoadPolicy, StudyPlan
-from tuner.study.plateau import RISE
 from tuner.study.record import Role, TrialOutcome, TrialRecord, accepted_tokens, asked
 from tuner.study.request_length import cautions, reason, up_to
 from tuner.study.result import Lack, StudyResult
 from tuner.study.sentence import LACKS
+from tuner.study.stopping import LEAST_GAIN, SearchEnd
 from tuner.verdict import Outcome, Verdict
 
 
@@ -64,10 +65,46 @@ class Console:
             case TrialFinished():
                 best = " · best so far" if event.is_best and event.record.role is not Role.CONFIRM else ""
                 self.say(f"  → {outcome_line(event.record)}{best}")
-            case Notice():
-                self.say(event.text)
-            case PhaseChanged() | StudyFinished():
+            case _ if (notice := notice_line(event)) is not None:
+                self.say(notice)
+            case _:
                 pass  # a line for every phase would drown the results; the end is printed by the command
+
+
+def notice_line(event: Event) -> str | None:
+    """Say in one line what is not a trial's own result; None for other events."""
+    match event:
+        case RuleApplied():
+            return f"not started any more: {event.rule}"
+        case GroupQuarantined():
+            return f"QUARANTINED {event.group}: trial {event.trial:04d} left {event.left}"
+        case GroupsCompared():
+            return _comparison(event)
+        case SearchEnded():
+            return _search_end(event)
+        case _:
+            return None
+
+
+def _comparison(event: GroupsCompared) -> str:
+    if event.slowest_qps is None or event.alone_qps is None:
+        return "whether GPU groups disturb each other could not be measured; finalists are measured alone all the same"
+    return (
+        f"GPU groups side by side: {formatting.change(event.slowest_qps, event.alone_qps)} QPS on the slowest of "
+        f"{event.groups} against one alone; finalists are measured alone"
+    )
+
+
+def _search_end(event: SearchEnded) -> str | None:
+    match event.reason:
+        case SearchEnd.EXHAUSTED:
+            return "every candidate of this space was started: the search ends early"
+        case SearchEnd.NO_GAIN:
+            return f"the search ends here: {event.patience} starts without {formatting.share(LEAST_GAIN)} more QPS"
+        case SearchEnd.NO_TIME:
+            return "the search ends here: what is left of --time-budget is for confirming starts"
+        case SearchEnd.ALL_MADE:
+            return None
 
 
 def printable(text: str) -> str:
@@ -151,7 +188,7 @@ def plan_lines(plan: StudyPlan, vllm_version: str, sampler: str) -> str:
     lines.append(f"starts    {plan.starts} + {plan.confirm_starts} to confirm, {_time(plan)}")
     if plan.patience is not None:
         lines.append(
-            f"patience  the search ends after {plan.patience} starts without {formatting.share(RISE)} more QPS"
+            f"patience  the search ends after {plan.patience} starts without {formatting.share(LEAST_GAIN)} more QPS"
         )
     return "\n".join(lines)
 

@@ -17,13 +17,13 @@ from rich.live import Live
 from rich.text import Text
 
 from tuner import formatting
-from tuner.cli.console import describe, load_words, outcome_words, printable
+from tuner.cli.console import describe, load_words, notice_line, outcome_words, printable
 from tuner.cli.folders import State
 from tuner.cli.snapshot import GroupNow, LevelNow, Picture
 from tuner.cli.tables import spaced
 from tuner.clock import Clock, RealClock
 from tuner.formatting import one_line
-from tuner.study.events import Event, LevelMeasured, Notice, PhaseChanged, StudyFinished, TrialFinished, TrialStarted
+from tuner.study.events import Event, LevelMeasured, PhaseChanged, StudyFinished, TrialFinished, TrialStarted
 from tuner.study.forecast import spent_s
 from tuner.study.plan import LoadPolicy, OpenSearch, StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
@@ -96,8 +96,8 @@ class Screen:
             self._live.console.print(Text(printable(text)))
 
     def show(self, event: Event) -> None:
-        if isinstance(event, Notice):
-            self.say(event.text)
+        if (notice := notice_line(event)) is not None:
+            self.say(notice)
             return
         with self._lock:
             self._take_in(event)
@@ -139,7 +139,7 @@ class Screen:
             case StudyFinished():
                 self._state = State.COMPLETE if event.result.complete else State.INTERRUPTED
                 self._result = event.result
-            case Notice():
+            case _:
                 pass
 
 

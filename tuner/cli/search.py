@@ -18,6 +18,7 @@ from tuner.environment import Environment, describe, differences
 from tuner.errors import EnvironmentFaultError, InterruptedSearchError, NothingFeasibleError, UsageError
 from tuner.machine import cache_folder, this_machine
 from tuner.server.leftovers import end_leftovers
+from tuner.study.fleet import LocalFleet
 from tuner.study.loop import Loop
 from tuner.study.plan import StudyPlan
 from tuner.study.result import Decision, StudyResult
@@ -124,7 +125,15 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
 
     with progress(plan, environment.vllm_version, store.records(), look) as shown, _signals_set(stop, shown):
         runner = TrialRunner(plan, store, clock, gpu_adapter(), shown.show, stop)
-        result = Loop(plan, store, search, runner.run, shown.show, clock, stop, write_outputs).run()
+        result = Loop(
+            plan=plan,
+            store=store,
+            search=search,
+            fleet=LocalFleet(plan.groups, runner.run, store, stop),
+            clock=clock,
+            emit=shown.show,
+            on_result=write_outputs,
+        ).run()
     print(printable(result_lines(result, store.records(), plan.baseline, paths)))
     if stop.is_set():
         raise InterruptedSearchError(

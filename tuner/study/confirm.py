@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from tuner.bench.capacity_search import Incumbent
 from tuner.candidate import Candidate
 from tuner.measurement import LoadKind, Measurement
-from tuner.study.plan import OpenSearch
+from tuner.study.plan import OpenSearch, StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord, lowest
 from tuner.study.result import Decision, Figures, Lack
 
@@ -48,6 +48,30 @@ def fresh_runs(records: Sequence[TrialRecord], candidate: Candidate) -> list[Tri
     """Confirming starts that were decided, one way or the other."""
     decided = (TrialOutcome.FEASIBLE, *_REFUTED)
     return [r for r in records if r.role is Role.CONFIRM and r.candidate == candidate and r.outcome in decided]
+
+
+def next_to_confirm(plan: StudyPlan, records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """Choose the trial of the search that is confirmed next; None if nothing is left to confirm.
+
+    Winner and default come in turn, W D D W, so that a drift of the machine falls on both. A default that kept no
+    limit is not confirmed. A default that nothing beat is, alone: its figure is quoted too.
+    """
+    confirmed = sum(r.role is Role.CONFIRM and r.counts for r in records)
+    ranked = finalists(records)
+    if confirmed >= plan.confirm_starts or not ranked:
+        return None
+    wanted = max(1, plan.confirm_starts // 2)
+    winner = ranked[0]
+    winner_runs = len(fresh_runs(records, winner.candidate))
+    if winner.candidate == plan.baseline:
+        return winner if winner_runs < wanted else None
+    searched = (r for r in records if r.role.searches and r.candidate == plan.baseline)
+    default = next((r for r in searched if r.qps is not None), None)
+    default_runs = len(fresh_runs(records, plan.baseline))
+    default_wanted = 0 if default is None else wanted
+    if winner_runs < wanted and (winner_runs <= default_runs // 2 or default_runs >= default_wanted):
+        return winner
+    return default if default_runs < default_wanted else None
 
 
 def figures(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | None:

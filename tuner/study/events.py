@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from tuner.candidate import Candidate
 from tuner.measurement import Measurement
+from tuner.study.learnt import LearntRule
 from tuner.study.record import Role, TrialRecord
 from tuner.study.result import StudyResult
+from tuner.study.stopping import SearchEnd
 from tuner.verdict import Verdict
 
 
@@ -46,10 +48,36 @@ class TrialFinished:
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
-    """Something the person should know that is not a trial's result."""
+class RuleApplied:
+    """A learnt rule that kept a candidate from being started for the first time."""
 
-    text: str
+    rule: LearntRule
+
+
+@dataclass(frozen=True, slots=True)
+class GroupsCompared:
+    """QPS of the default alone, and on the slowest of `groups` GPU groups side by side. None if not measured."""
+
+    alone_qps: float | None
+    slowest_qps: float | None
+    groups: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupQuarantined:
+    """A GPU group that is used no more: `left` names what the server of `trial` left there."""
+
+    group: str
+    trial: int
+    left: str
+
+
+@dataclass(frozen=True, slots=True)
+class SearchEnded:
+    """The end of the search; confirmation runs follow. `patience` is the plan's."""
+
+    reason: SearchEnd
+    patience: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,4 +85,14 @@ class StudyFinished:
     result: StudyResult
 
 
-Event = TrialStarted | PhaseChanged | LevelMeasured | TrialFinished | Notice | StudyFinished
+Event = (
+    TrialStarted
+    | PhaseChanged
+    | LevelMeasured
+    | TrialFinished
+    | RuleApplied
+    | GroupsCompared
+    | GroupQuarantined
+    | SearchEnded
+    | StudyFinished
+)

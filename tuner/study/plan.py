@@ -105,7 +105,7 @@ class StudyPlan:
 
     `given` holds the values of the flags that the person's own words set, as far as the argument rules need them.
     `start_limit_s` is how long a server may take to be ready; `time_budget_s` None is no limit. The search ends early
-    after `patience` of its own starts without a gain (plateau.py); None, and in plans that do not tell: never.
+    after `patience` of its own starts without a gain (stopping.py); None, and in plans that do not tell: never.
     `length` is the longest request that servers accept; None in plans of before it was chosen.
     """
 

@@ -115,7 +115,7 @@ class Search:
                 if record is not None:
                     self.tell(record)
                 else:
-                    self.again(frozen.number)
+                    self.requeue(frozen.number)
             elif record is not None:
                 self._remember(self._axis_point(frozen.params), record)
             elif (rule := frozen.user_attrs.get("ruled_out")) and frozen.state is TrialState.COMPLETE:
@@ -169,7 +169,7 @@ class Search:
             self._mend(record.candidate)
 
     @_storage_errors()
-    def again(self, number: int) -> None:
+    def requeue(self, number: int) -> None:
         """Gives a proposal back unanswered (interrupted, or the machine's fault): it is queued for another start."""
         trial, _ = self._asked.pop(number)
         attributes = {"role": trial.user_attrs.get("role", Role.SEARCH), "again": True}

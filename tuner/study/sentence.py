@@ -1,13 +1,9 @@
-"""English sentences about a study's figures: its conclusion, and what GPU groups cost each other."""
+"""The final sentence of a study in English."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from tuner import formatting
-from tuner.measurement import Measurement
 from tuner.study.conclusion import Conclusion, ConclusionKey
-from tuner.study.record import TrialRecord
 from tuner.study.result import Lack
 
 LACKS = {
@@ -49,15 +45,3 @@ def _runs(said: Conclusion) -> str:
 def _sustains(said: Conclusion) -> str:
     sure = "" if said.accuracy is None else f", ± {formatting.share(said.accuracy)}"
     return f"Sustains {formatting.significant(said.qps)} QPS{sure} ({said.arrivals})"
-
-
-def disturbance(alone: Measurement, together: Sequence[TrialRecord]) -> str:
-    """Say what running side by side costs a GPU group."""
-    side_by_side = [r.levels[0].measurement.qps for r in together if r.levels]
-    slowest = min((qps for qps in side_by_side if qps is not None), default=None)
-    if slowest is None or alone.qps is None:
-        return "whether GPU groups disturb each other could not be measured; finalists are measured alone all the same"
-    return (
-        f"GPU groups side by side: {formatting.change(slowest, alone.qps)} QPS on the slowest of {len(together)} "
-        f"against one alone; finalists are measured alone"
-    )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from tuner import formatting
 from tuner.environment import Environment
 from tuner.errors import EnvironmentFaultError, UsageError
 from tuner.jsonfile import TornFileError, dump, load
@@ -23,6 +25,9 @@ ASSIGNMENT = "assignment.json"
 """Name of the file in a trial's folder that says what the trial was to do."""
 
 T = TypeVar("T")
+
+LEAST_DISK_BYTES = 2**30
+"""Free bytes that a trial needs: its log or a compile cache may fill less than this in the middle of a trial."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,10 @@ class Store:
         return path
 
     def new_trial(self) -> int:
-        """Make the folder of a new trial and return its number. An interrupted trial keeps its own, with its log."""
+        """Create the folder of a new trial and return its number. Safe in threads and processes.
+
+        No number is used twice, so that an interrupted trial keeps its log.
+        """
         while True:
             begun = [int(p.name) for p in (self.folder / "trials").glob("[0-9]*") if p.name.isdigit()]
             trial = max(begun, default=-1) + 1
@@ -75,6 +83,15 @@ class Store:
             except FileExistsError:  # another thread was faster
                 continue
             return trial
+
+    def need_room(self) -> None:
+        """Raise EnvironmentFaultError if the disk has too little room for another trial."""
+        free = shutil.disk_usage(self.folder).free
+        if free < LEAST_DISK_BYTES:
+            raise EnvironmentFaultError(
+                f"the disk of {self.folder} is nearly full: {formatting.gib(free / 2**30)} left",
+                hint=f"free at least {formatting.gib(LEAST_DISK_BYTES / 2**30)}, then: tuner resume {self.folder.name}",
+            )
 
     def save_assignment(self, assignment: Assignment) -> None:
         """Write what a trial is to do, before its server starts."""

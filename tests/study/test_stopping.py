@@ -9,10 +9,10 @@ from tests.study.builders import landscape, level, plan, record
 from tests.study.test_loop import Night
 from tuner.candidate import Candidate
 from tuner.study.assignment import Assignment
-from tuner.study.events import Notice
-from tuner.study.plateau import starts_without_rise
+from tuner.study.events import SearchEnded
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision
+from tuner.study.stopping import SearchEnd, trials_without_gain
 
 
 def found(*figures: float | None, role: Role = Role.SEARCH) -> list[TrialRecord]:
@@ -41,19 +41,19 @@ def found(*figures: float | None, role: Role = Role.SEARCH) -> list[TrialRecord]
     ],
 )
 def test_starts_are_counted_since_the_last_rise(figures: tuple[float | None, ...], without: int) -> None:
-    assert starts_without_rise(found(*figures)) == without
+    assert trials_without_gain(found(*figures)) == without
 
 
 def test_default_and_seeds_set_the_mark_and_use_up_no_patience() -> None:
     given = [*found(100.0, role=Role.DEFAULT), *found(120.0, 90.0, 80.0, role=Role.SEED)]
-    assert starts_without_rise(given) == 0
-    assert starts_without_rise([*given, *found(119.0)]) == 1
+    assert trials_without_gain(given) == 0
+    assert trials_without_gain([*given, *found(119.0)]) == 1
 
 
 def test_what_the_machine_spoilt_and_what_only_confirms_says_nothing_of_a_plateau() -> None:
     searched = found(100.0, 90.0)
     spoilt = replace(searched[1], outcome=TrialOutcome.INFRASTRUCTURE, best=None)
-    assert starts_without_rise([*searched, spoilt, *found(150.0, role=Role.CONFIRM)]) == 1
+    assert trials_without_gain([*searched, spoilt, *found(150.0, role=Role.CONFIRM)]) == 1
 
 
 def flat(assignment: Assignment) -> TrialRecord:
@@ -71,9 +71,7 @@ def test_a_search_that_finds_nothing_better_ends_says_so_and_confirms(tmp_path: 
     assert roles.count(Role.SEARCH) == 4
     assert roles.count(Role.CONFIRM) == 4 and roles[-1] is Role.CONFIRM
     assert result.complete and result.decision is Decision.WINNER
-    assert [e.text for e in night.events if isinstance(e, Notice)] == [
-        "the search ends here: 4 starts without 1 % more QPS"
-    ]
+    assert [e for e in night.events if isinstance(e, SearchEnded)] == [SearchEnded(SearchEnd.NO_GAIN, 4)]
 
 
 def test_without_patience_every_start_is_made(tmp_path: Path) -> None:

@@ -1,0 +1,175 @@
+"""What every fleet must do, as tests over a list of fleets: a new fleet is one more entry."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import wait
+from pathlib import Path
+
+import pytest
+
+from tests.study.builders import level, record
+from tuner.bench.task import RunLadder
+from tuner.candidate import Candidate
+from tuner.placement import GpuGroup
+from tuner.study.assignment import Assignment
+from tuner.study.events import Event, PhaseChanged
+from tuner.study.fleet import Fleet, FleetStoppedError
+from tuner.study.record import Role, TrialRecord
+from tuner.study.store import Store
+
+Emit = Callable[[Event], None]
+Work = Callable[[Assignment, Emit], TrialRecord]
+FleetFactory = Callable[[Sequence[GpuGroup], Work, Store, Emit, threading.Event], Fleet]
+"""Builds a fleet over GPU groups: it runs `Work`, saves to the store, delivers events, and stops by the event."""
+
+GROUPS = (GpuGroup((0,)), GpuGroup((1,)))
+TIMEOUT_S = 20.0
+
+
+def made(assignment: Assignment, emit: Emit) -> TrialRecord:
+    """Do the work of a trial in no time."""
+    return record(assignment.trial, assignment.candidate, (level(10.0),), group=assignment.group)
+
+
+class FleetContract:
+    """Tests that hold for every fleet. A subclass named Test… provides the fixture `factory`."""
+
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Store:
+        store = Store(tmp_path / "s")
+        store.create()
+        return store
+
+    @pytest.fixture
+    def stop(self) -> threading.Event:
+        return threading.Event()
+
+    def assignment(self, store: Store, group: GpuGroup) -> Assignment:
+        return Assignment(store.new_trial(), Role.SEARCH, Candidate(), group, RunLadder((8,), 1.0), 0.0, None)
+
+    def test_a_slot_for_every_group_in_order(self, factory: FleetFactory, store: Store, stop: threading.Event) -> None:
+        with factory(GROUPS, made, store, lambda _: None, stop) as fleet:
+            assert [(slot.name, slot.group) for slot in fleet.slots] == [(g.name, g) for g in GROUPS]
+
+    def test_a_record_is_on_disk_before_its_future_resolves(
+        self, factory: FleetFactory, store: Store, stop: threading.Event
+    ) -> None:
+        on_disk: list[list[int]] = []
+        with factory(GROUPS, made, store, lambda _: None, stop) as fleet:
+            for _ in range(3):
+                future = fleet.submit(self.assignment(store, GROUPS[0]))
+                future.add_done_callback(lambda _: on_disk.append([r.trial for r in store.records()]))
+                future.result(TIMEOUT_S)
+        assert on_disk == [[0], [0, 1], [0, 1, 2]]
+
+    def test_a_record_is_on_disk_before_its_slot_gets_another_server(
+        self, factory: FleetFactory, store: Store, stop: threading.Event
+    ) -> None:
+        before: list[int] = []
+
+        def work(assignment: Assignment, emit: Emit) -> TrialRecord:
+            before.append(len(store.records()))
+            return made(assignment, emit)
+
+        with factory(GROUPS[:1], work, store, lambda _: None, stop) as fleet:
+            wait([fleet.submit(self.assignment(store, GROUPS[0])) for _ in range(4)], TIMEOUT_S)
+        assert before == [0, 1, 2, 3]
+
+    def test_slots_work_side_by_side_and_none_is_used_twice_at_once(
+        self, factory: FleetFactory, store: Store, stop: threading.Event
+    ) -> None:
+        pair = threading.Barrier(len(GROUPS), timeout=TIMEOUT_S)
+        lock, busy, most = threading.Lock(), dict.fromkeys(GROUPS, 0), dict.fromkeys(GROUPS, 0)
+
+        def work(assignment: Assignment, emit: Emit) -> TrialRecord:
+            with lock:
+                busy[assignment.group] += 1
+                most[assignment.group] = max(most[assignment.group], busy[assignment.group])
+            pair.wait()  # passes only while the other slot works too
+            with lock:
+                busy[assignment.group] -= 1
+            return made(assignment, emit)
+
+        with factory(GROUPS, work, store, lambda _: None, stop) as fleet:
+            futures = [fleet.submit(self.assignment(store, group)) for _ in range(3) for group in GROUPS]
+            assert {future.result(TIMEOUT_S).start.group for future in futures} == {group.name for group in GROUPS}
+        assert most == dict.fromkeys(GROUPS, 1)
+
+    def test_stop_ends_what_runs_and_refuses_what_comes(
+        self, factory: FleetFactory, store: Store, stop: threading.Event
+    ) -> None:
+        started = threading.Event()
+
+        def work(assignment: Assignment, emit: Emit) -> TrialRecord:
+            started.set()
+            assert stop.wait(TIMEOUT_S)
+            return made(assignment, emit)
+
+        with factory(GROUPS, work, store, lambda _: None, stop) as fleet:
+            running = fleet.submit(self.assignment(store, GROUPS[0]))
+            assert started.wait(TIMEOUT_S)
+            before = fleet.stopped
+            fleet.stop()
+            fleet.stop()
+            assert (before, fleet.stopped) == (False, True)
+            with pytest.raises(FleetStoppedError):
+                fleet.submit(self.assignment(store, GROUPS[1]))
+            assert running.result(TIMEOUT_S).trial == 0
+        assert [r.trial for r in store.records()] == [0]
+
+    def test_the_end_of_the_block_waits_for_what_runs_and_an_exception_stops_it_first(
+        self, factory: FleetFactory, store: Store, stop: threading.Event
+    ) -> None:
+        def work(assignment: Assignment, emit: Emit) -> TrialRecord:
+            assert stop.wait(TIMEOUT_S)
+            return made(assignment, emit)
+
+        with pytest.raises(ZeroDivisionError), factory(GROUPS, work, store, lambda _: None, stop) as fleet:
+            future = fleet.submit(self.assignment(store, GROUPS[0]))
+            raise ZeroDivisionError
+        assert fleet.stopped
+        assert future.done()
+        assert [r.trial for r in store.records()] == [0]
+
+    def test_an_exception_of_one_assignment_does_not_end_the_fleet(
+        self, factory: FleetFactory, store: Store, stop: threading.Event
+    ) -> None:
+        def work(assignment: Assignment, emit: Emit) -> TrialRecord:
+            if assignment.trial == 0:
+                raise ValueError("a bug")
+            return made(assignment, emit)
+
+        with factory(GROUPS[:1], work, store, lambda _: None, stop) as fleet:
+            broken, whole = (fleet.submit(self.assignment(store, GROUPS[0])) for _ in range(2))
+            with pytest.raises(ValueError, match="a bug"):
+                broken.result(TIMEOUT_S)
+            assert whole.result(TIMEOUT_S).trial == 1
+        assert not fleet.stopped
+        assert [r.trial for r in store.records()] == [1]
+
+    def test_a_trials_events_arrive_in_order_and_before_its_future_resolves(
+        self, factory: FleetFactory, store: Store, stop: threading.Event
+    ) -> None:
+        phases = ["starting", "measuring", "stopping"]
+        seen: list[PhaseChanged] = []
+        seen_at_the_end: list[list[str]] = []
+
+        def emit(event: Event) -> None:
+            assert isinstance(event, PhaseChanged)
+            seen.append(event)
+
+        def work(assignment: Assignment, emit: Emit) -> TrialRecord:
+            for phase in phases:
+                emit(PhaseChanged(assignment.trial, assignment.group.name, phase))
+            return made(assignment, emit)
+
+        with factory(GROUPS, work, store, emit, stop) as fleet:
+            for _ in range(3):
+                futures = {fleet.submit(self.assignment(store, group)): group for group in GROUPS}
+                for future, group in futures.items():
+                    trial = future.result(TIMEOUT_S).trial
+                    seen_at_the_end.append([e.phase for e in seen if e.trial == trial])
+                    assert [e.trial for e in seen if e.group == group.name][-3:] == [trial] * 3
+        assert seen_at_the_end == [phases] * 6
