@@ -72,7 +72,7 @@ def chosen_arrivals(burstiness: float | None, workload: Workload) -> Arrivals:
 def arriving(
     draw: Callable[[int], Sequence[Request]], rate: float, seconds: float, *, seed: int, trace: str, arrivals: Arrivals
 ) -> tuple[Sequence[Request], tuple[float, ...]]:
-    """Return the requests of a level, `draw(count)`, and their due times in seconds from the start, ascending."""
+    """Return requests, `draw(count)`, and their due times in seconds."""
     if arrivals.kind is ArrivalKind.RECORDED:
         requests = draw(math.ceil(rate * seconds))
         return requests, recorded_schedule(requests, rate)
@@ -83,7 +83,7 @@ def arriving(
 def schedule(
     rate: float, seconds: float, *, seed: int, trace: str | int, arrivals: Arrivals | None = None
 ) -> tuple[float, ...]:
-    """Return due times in seconds from the start, ascending, all before `seconds`.
+    """Return ascending due times in seconds, all before `seconds`.
 
     The gaps of one (seed, trace) are the same numbers at every rate, scaled by 1 / rate. So two candidates, or two
     rates, see the same bursts (common random numbers). `rate` is requests per second, any positive number.
@@ -98,7 +98,7 @@ def schedule(
 
 
 def recorded_schedule(requests: Sequence[Request], rate: float) -> tuple[float, ...]:
-    """Return the requests' own gaps in order, scaled to a mean of 1 / rate. The first request is due at 0.
+    """Scale the recorded gaps to a mean of 1 / rate. The first request is due at 0.
 
     The mean is taken over the given requests, not over the whole recording. So a level at 5 requests/s offers 5 a
     second even if the recording begins in a quiet hour. If all gaps are 0, each becomes 1 / rate.

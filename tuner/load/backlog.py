@@ -1,4 +1,4 @@
-"""Test for a queue that grows without end: do requests in flight and TTFT both surely rise?"""
+"""Test for a queue that grows without end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tuner.load.drive import LevelProgress
 GROWS = "the backlog grows without end"
 FEWEST_S = 10.0
 FEWEST_SHARE = 0.25
-"""Least share of a level's time, if that is more than FEWEST_S. A long level absorbs a burst."""
+"""Least share of a level's time, beside FEWEST_S. A long level absorbs a burst."""
 FEWEST_POINTS = 10
 """Fewest points of a slope. After a late first request or a pause, time alone makes none."""
 
@@ -31,7 +31,7 @@ LEAST_GROWTH = 5.0
 
 @dataclass(slots=True)
 class Backlog:
-    """Detector for one open-loop level of `level_s` seconds, given every `LevelProgress`.
+    """Detector for one open-loop level, given every `LevelProgress`.
 
     The rule is GuideLLM's (slopes of both, with a margin). A mean wait below `tolerated_ms` is no backlog, however
     it grew. Near its capacity a queue wanders for longer than a probe lasts, and neighbouring points look like a

@@ -1,4 +1,4 @@
-"""Schedule × stream → samples, with the client's own lag."""
+"""Schedule × stream → samples, with the client's lag."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ DRAIN_S = 120.0
 
 
 class ServerLostError(Exception):
-    """Server that refuses connections in the middle of a level: its listener is gone."""
+    """Loss of the server's listener in the middle of a level."""
 
 
 @dataclass(slots=True)
 class LevelProgress:
-    """State of a running level, for rules that end it early. `ttft_ms` are the answers so far, in order of notice.
+    """State of a running level, for early ends. `ttft_ms` are the answers so far, in order of notice.
 
     `unanswered_ms` is how long each request without a token has been due; `failed` counts requests that ended
     without.
@@ -44,14 +44,14 @@ class LevelProgress:
 
 
 Watch = Callable[[LevelProgress], str | None]
-"""Asked ten times a second; a text ends the level at once and is kept as the reason."""
+"""Check ten times a second. A text ends the level at once and is kept as the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientFigures:
-    """State of the generator over a level: its thread's CPU as a share of one core, and two latenesses.
+    """State of the load generator over a level. `cpu_share` is its thread's, of one core.
 
-    They are those of a 5 ms ticker, and of the requests against their schedule.
+    Lags are the lateness of a 5 ms ticker, `late_p99_ms` that of requests against their schedule.
     """
 
     cpu_share: float
@@ -125,7 +125,7 @@ def drive_open(
     drain_s: float = DRAIN_S,
     watch: Watch | None = None,
 ) -> Samples:
-    """Send request i when `due_s[i]` seconds have passed, whatever the server does, then drain."""
+    """Send request i at `due_s[i]`, whatever the server does. Then drain."""
 
     async def send(session: _Session) -> None:
         started_ns = time.monotonic_ns()
@@ -177,7 +177,7 @@ def _drive(
 
 
 class _Session:
-    """One level on one event loop: connections, requests in flight, ticker and watch."""
+    """One level on one event loop."""
 
     def __init__(self, target: Target, payloads: Sequence[bytes], watch: Watch | None) -> None:
         self._address = target.address
@@ -303,7 +303,7 @@ class _Session:
 
 @contextmanager
 def _garbage_collection_frozen() -> Iterator[None]:
-    """Freeze collection: a full one over a million kept packets takes longer than an answer."""
+    """Freeze collection. A full one over a million kept packets takes longer than an answer."""
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -315,7 +315,7 @@ def _garbage_collection_frozen() -> Iterator[None]:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return uvloop if installed (vLLM brings it): 3 to 4 times less CPU per chunk than asyncio's own loop."""
+    """Return uvloop if installed. It needs 3 to 4 times less CPU per chunk than asyncio's own loop."""
     try:
         import uvloop
     except ImportError:

@@ -1,4 +1,4 @@
-"""Endpoint of a server that the user started: is it up, which model, how long may a request be?"""
+"""Checks of a server that the user started."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def find_endpoint(url: str, model: str | None, api_key: str | None) -> FoundServ
 
 
 def check_fit(endpoint: FoundServer, workload: Workload) -> None:
-    """Check that the longest request fits, with room for the chat template's tokens. Raises UsageError."""
+    """Check that the longest request and a template fit. Raises UsageError."""
     if endpoint.max_model_len is not None and workload.longest >= endpoint.max_model_len:
         raise UsageError(
             f"workload {workload.name!r} needs {workload.longest} tokens a request, "
@@ -66,8 +66,7 @@ def check_fit(endpoint: FoundServer, workload: Workload) -> None:
 
 
 def tokenizer_source(endpoint: FoundServer, given: str | None) -> str:
-    """Return the model name for `Prompts.for_model`: one with a local tokenizer.json, or one that the server counts
-    for.
+    """Return the model name for `Prompts.for_model`.
 
     Raises UsageError if there is neither.
     """
@@ -128,7 +127,7 @@ _KEY_HINT = f"set {variables.API_KEY} or OPENAI_API_KEY to the server's key"
 
 
 def _base_url(url: str) -> str:
-    """Normalise a URL: no slash and no /v1 at its end. Checks it before any request is sent."""
+    """Normalise a URL, without slash and /v1 at its end. Checks it before any request is sent."""
     base_url = url.strip().rstrip("/").removesuffix("/v1")
     try:
         parts = urlsplit(base_url)

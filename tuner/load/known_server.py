@@ -1,4 +1,4 @@
-"""Server with known answers and times, to measure the client's own limit: `python -m tuner.load.known_server`.
+"""Server with known answers and times (`python -m tuner.load.known_server`). It shows the client's own limit.
 
 It answers every request with `max_tokens` chunks of one token. All streams emit at the same moment, every
 `--step-ms`, as an engine's step does. GET /truth returns the times of the first tokens as JSON.

@@ -1,4 +1,4 @@
-"""Workload → prompts with exact token counts, fresh at every level. Prefixes are shared only on demand."""
+"""Workload → fresh prompts with exact token counts. Prefixes are shared only on demand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FEWEST_WORDS = 32
 """Smallest usable vocabulary. With fewer words two prompts could share a whole KV block by chance."""
 
 SEARCH_TRACE = "search"
-"""Key of the traffic that every probe of a search shares. Other keys are fresh traffic."""
+"""Key of the traffic of every search probe. Other keys are fresh traffic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Request:
 
 class TokenCounter(Protocol):
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Count the tokens of each text alone, without those of a template or the model's own."""
+        """Count the tokens of each text alone."""
         ...
 
 
@@ -66,7 +66,7 @@ class FileCounter:
 
 
 class ServerCounter:
-    """Counter that uses the running server's POST /tokenize, at about a millisecond a text."""
+    """Counter by the server's POST /tokenize, a millisecond a text."""
 
     def __init__(self, base_url: str, model: str) -> None:
         self._url = f"{base_url.rstrip('/')}/tokenize"
@@ -88,7 +88,7 @@ class ServerCounter:
 
 
 def tokenizer_file(model: str) -> Path | None:
-    """Find the model's tokenizer.json in its folder or in the local Hugging Face cache. Never downloads."""
+    """Find the model's tokenizer.json on this machine. Never downloads."""
     if Path(model).is_dir():
         local = Path(model) / "tokenizer.json"
         return local if local.is_file() else None
@@ -112,7 +112,7 @@ def token_counter(model: str, base_url: str | None) -> TokenCounter:
 
 
 class Vocabulary:
-    """Words whose token counts add up: a text has as many tokens as its words together."""
+    """Words whose token counts add up in a text."""
 
     def __init__(self, costs: Mapping[str, int]) -> None:
         self._costs = dict(costs)
@@ -130,7 +130,7 @@ class Vocabulary:
 
 
 def vocabulary(counter: TokenCounter, model: str) -> Vocabulary:
-    """Select the words that this tokenizer counts alike at the start of a text and within it.
+    """Select the words with the same count everywhere in a text.
 
     Raises EnvironmentFaultError if there are too few, or none of one token to fill up with.
     """
@@ -276,7 +276,7 @@ def _max_tokens(entries: Sequence[Entry], counter: TokenCounter) -> list[int]:
 
 
 def _cycle_s(entries: Sequence[Entry]) -> float | None:
-    """Return the seconds from one beginning of the traffic to the next. None if it has no times."""
+    """Return the seconds until the traffic repeats. None if it has no times."""
     last_s = entries[-1].arrival_s
     return None if last_s is None else last_s * len(entries) / (len(entries) - 1)
 

@@ -1,4 +1,4 @@
-"""Percentiles by order statistics, and how sure a sample makes them. Requests are assumed to be independent."""
+"""Percentiles by order statistics, and their certainty. Requests are assumed to be independent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _rank(count: int, quantile: float) -> int:
 
 
 def interval(ordered: Values, quantile: float, confidence: float = 0.95) -> tuple[float | None, float | None]:
-    """Return a two-sided, distribution-free confidence interval of a quantile: two order statistics.
+    """Return a two-sided, distribution-free interval of a quantile.
 
     A bound is None if the sample is too small to have one: the upper bound of a P99 needs 368 values (David and
     Nagaraja, Order Statistics, section 7.1).

@@ -1,4 +1,4 @@
-"""Recorded traffic in one form: ShareGPT JSON, plain JSONL, and vLLM's custom data set."""
+"""Recorded traffic: ShareGPT, JSONL, and vLLM's custom data set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tuner.errors import UsageError
 
 SUFFIXES = (".json", ".jsonl")
 DEFAULT_OUTPUT_TOKENS = 256
-"""Output tokens if neither the file nor a recorded answer gives a length, as `vllm bench serve --custom-output-len`."""
+"""Output tokens without a given length (`vllm bench serve --custom-output-len`)."""
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _OUTPUT_KEYS = ("max_tokens", "max_completion_tokens", "output_tokens", "output_len")
@@ -173,7 +173,7 @@ def _turns(raw: object, where: str) -> tuple[tuple[str, str], ...]:
 
 
 def _is_text(text: str) -> bool:
-    """Return False for half a surrogate pair: JSON can escape it, but no request can carry it."""
+    """Return False for half a surrogate pair. JSON can escape it, but no request can carry it."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Bytes of one streamed chat completion with their arrival times → the answer and its timing. Pure."""
+"""Bytes of one streamed answer → text counts and times. Pure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Reply:
 
 
 def is_complete(raw: bytes) -> bool:
-    """Return True if the HTTP response has ended without closing the connection."""
+    """Return True at the end of a kept-alive response."""
     head, separator, body = raw.partition(_HEAD_END)
     if not separator:
         return False
@@ -62,7 +62,7 @@ def read_reply(packets: list[tuple[int, bytes]]) -> Reply:
 
 
 class _Arrivals:
-    """Map from an offset in the body to the arrival time of its packet. Offsets are asked for in rising order."""
+    """Map from body offsets to arrival times. Offsets are asked for in rising order."""
 
     def __init__(self, packets: list[tuple[int, bytes]], pieces: list[tuple[int, int]]) -> None:
         self._packets = packets
@@ -86,7 +86,7 @@ class _Arrivals:
 
 
 def _pieces(raw: bytes, position: int, chunked: bool) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) in `raw` of each piece of the body. A piece that was cut short ends at its last byte."""
+    """Yield (start, end) in `raw` of each body piece. A piece that was cut short ends at its last byte."""
     if not chunked:
         yield position, len(raw)
         return
@@ -143,7 +143,7 @@ def _read_events(status: int, body: bytes, arrivals: _Arrivals) -> Reply:
 
 
 def _is_plain_token(event: bytes) -> bool:
-    """Recognise the common chunk inside an answer without parsing it (0.3 µs instead of 2.5 µs).
+    """Recognise a common chunk unparsed, in 0.3 instead of 2.5 µs.
 
     Quotes inside a JSON string are escaped, so none of these patterns can come from the answer's own text.
     """

@@ -1,4 +1,4 @@
-"""Writer of requests.parquet: one row for each request of a trial."""
+"""Writer of requests.parquet, one row per request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Self-check of this machine as a load generator, at rising rates against a server of known times."""
+"""Self-check of this machine as a load generator."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def known_requests(count: int, tokens: int = TOKENS) -> list[Request]:
 
 
 def truth_ns(base_url: str) -> dict[int, int]:
-    """Return when the server sent each first token since the last call."""
+    """Return the first tokens' times since the last call."""
     with control_client(base_url, timeout_s=30) as client:
         truth = client.get("/truth").raise_for_status().json()
     return {int(index): int(at) for index, at in truth.items()}

@@ -1,4 +1,4 @@
-"""One streaming request → RequestSample; the hot path of the program."""
+"""One streaming request → RequestSample. This is the hot path."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Failure(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Server under load: `base_url` such as http://127.0.0.1:8000, and the served `model`."""
+    """Server under load and the model it serves."""
 
     base_url: str
     model: str
@@ -76,17 +76,17 @@ class RequestSample:
 
     @property
     def failure_kind(self) -> str | None:
-        """Return the kind under which failures are counted: `http-503` rather than `http`."""
+        """Return the counted kind: `http-503` rather than `http`."""
         return f"http-{self.status}" if self.failure is Failure.HTTP else self.failure
 
     @property
     def ttft_ns(self) -> int | None:
-        """Return TTFT from the due time, so that a late client shows as a late answer."""
+        """Return TTFT from the due time, lateness included."""
         return None if self.first_ns is None else self.first_ns - self.due_ns
 
 
 def encode(target: Target, request: Request) -> bytes:
-    """Encode the whole HTTP request in advance, so that sending is the only work at its due time."""
+    """Encode the whole HTTP request before its due time."""
     body = {
         "model": target.model,
         "messages": [{"role": role, "content": content} for role, content in request.messages],
@@ -107,7 +107,7 @@ def encode(target: Target, request: Request) -> bytes:
 
 
 class Capture:
-    """One request in flight: its untouched bytes, and a future that ends with it."""
+    """One request in flight with its untouched bytes."""
 
     __slots__ = ("answered_ns", "done", "due_ns", "end_ns", "failure", "index", "packets", "sent_ns")
 
@@ -117,15 +117,14 @@ class Capture:
         self.sent_ns = due_ns
         self.end_ns = 0
         self.answered_ns = 0
-        """Arrival of the first packet that looks like a token, else 0. A guess to end a hopeless level early, never
-        a result."""
+        """Arrival of the first likely token, else 0. A guess to end a hopeless level early, never a result."""
         self.packets: list[tuple[int, bytes]] = []
         self.failure: Failure | None = None
         self.done = done
 
     @property
     def looks_failed(self) -> bool:
-        """Return True if the response is no stream of a 200 or was reset. Needs no parsing."""
+        """Return True if no stream of a 200 came. Needs no parsing."""
         return self.failure is not None or not self.packets or not self.packets[0][1].startswith(b"HTTP/1.1 200")
 
     def finish(self, failure: Failure | None = None) -> None:
@@ -174,7 +173,7 @@ class Connection(asyncio.Protocol):
             self._look_closely(capture)
 
     def _look_closely(self, capture: Capture) -> None:
-        """Examine the first packets, error bodies, and a last chunk that was split over packets."""
+        """Examine first packets, error bodies and split last chunks."""
         raw = b"".join(data for _, data in capture.packets)
         self._fast = b"\r\n\r\n" in raw and b"transfer-encoding: chunked" in raw.partition(b"\r\n\r\n")[0].lower()
         if is_complete(raw):
@@ -195,7 +194,7 @@ class Connection(asyncio.Protocol):
             self._capture = None
 
     def close(self) -> None:
-        """Close at once: the server sees the client leave and aborts the request."""
+        """Close at once, so that the server aborts the request."""
         self._capture = None
         if self._transport is not None:
             self._transport.abort()

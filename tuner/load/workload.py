@@ -27,7 +27,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Kind of request within a workload: its `weight` among all requests, and its lengths in tokens.
+    """Kind of request with its `weight` and lengths.
 
     `shared_prefix` tokens at the start of the prompt are the same in every request (a system prompt).
     """
@@ -60,13 +60,12 @@ class Workload:
 
     @property
     def longest(self) -> int:
-        """Return the tokens of the longest request, prompt and output, without the template. max-model-len must hold
-        it."""
+        """Return the longest request's tokens, without the template. max-model-len must hold it."""
         return max(s.prompt.high + s.output.high for s in self.shares)
 
     @property
     def mean(self) -> float:
-        """Return the tokens of the mean request, prompt and output, without the template."""
+        """Return the mean request's tokens, without the template."""
         return sum(s.weight * (s.prompt.mean + s.output.mean) for s in self.shares) / sum(s.weight for s in self.shares)
 
 
@@ -134,7 +133,7 @@ FORMS = ("random:IN,OUT", "prefix:SHARED,OWN,OUT", "a .json or .jsonl file")
 
 
 def workload(text: str) -> Workload:
-    """Resolve a preset, or a form such as `random:256,32` and `random:128-512,16-64`.
+    """Resolve a preset, a form such as `random:256,32`, or a file.
 
     Raises UsageError with the known names.
     """
@@ -159,7 +158,7 @@ def _lengths(low: str, high: str | None) -> Lengths:
 
 
 BYTES_PER_TOKEN = 3
-"""Bytes per token for an estimate on the long side. English has about 4.3, Chinese and code about 3."""
+"""Bytes per token, estimated on the long side. English has about 4.3, Chinese and code about 3."""
 
 
 def _recorded(text: str) -> Workload:

@@ -1,4 +1,4 @@
-"""HTTP layer of the stand-in: vLLM's endpoints, error bodies and streams. Faults act on it."""
+"""HTTP layer: vLLM's endpoints, error bodies and streams. Faults act on it."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class Api:
         return web.json_response(answer)
 
     async def _reset_prefix_cache(self, request: web.Request) -> web.Response:
-        """Drop the cached content if no request holds blocks, as vLLM does without reset_running_requests."""
+        """Drop the cached content if no request holds blocks."""
         scheduler = self._engine.scheduler
         if scheduler.running:
             return web.json_response({"success": False})
@@ -297,15 +297,15 @@ class Form:
         self._head = "data: " + json.dumps(head)[:-1]
 
     def opening(self) -> bytes:
-        """Return the chunk that precedes the first token and is sent with it. Empty if the form has none."""
+        """Return the chunk that precedes the first token. Empty if the form has none."""
         return b""
 
     def choice(self, text: str) -> str:
-        """Render the part of a chunk's choice that carries text, as JSON without braces."""
+        """Render the text of a chunk's choice, without braces."""
         raise NotImplementedError
 
     def message(self, text: str) -> dict[str, object]:
-        """Build the part of a whole answer's choice that carries text."""
+        """Build the text of a whole answer's choice."""
         raise NotImplementedError
 
     def chunk(self, text: str, reason: str | None) -> bytes:

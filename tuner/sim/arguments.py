@@ -1,4 +1,4 @@
-"""Parser of argv into ServeArguments, with the errors and exit codes of `vllm serve`.
+"""Parser of argv with the errors of `vllm serve`.
 
 It accepts all 317 options of vLLM 0.32.0 (flags.txt). Options that the simulation models have a type; the others
 have no effect. Options of the stand-in itself begin with --sim- or are --fault. Each of these also has an

@@ -15,7 +15,7 @@ from tuner.sim.hardware import GIB, Device, Hardware
 
 
 class Cause(enum.Enum):
-    """Reason of a refused start: the truth against which a diagnosis of the log is checked."""
+    """Reason of a refused start, to check a diagnosis against."""
 
     ARGUMENTS = "arguments"
     WORLD_SIZE = "world size"
@@ -27,7 +27,7 @@ class Cause(enum.Enum):
 
 
 class Origin(enum.Enum):
-    """Process that raises: the API server before anything started, or the engine core."""
+    """Process that raises: the API server or the engine core."""
 
     API_SERVER = "APIServer"
     ENGINE_CORE = "EngineCore"
@@ -35,8 +35,7 @@ class Origin(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Start that ended before /health, always with exit code 1. `error` is the exception's type as a traceback
-    prints it."""
+    """Start that ended before /health, with exit code 1. `error` is the exception's type as a traceback prints it."""
 
     cause: Cause
     error: str
@@ -102,7 +101,7 @@ class EngineConfig:
 
 
 def default_limits(hardware: Hardware) -> tuple[int, int]:
-    """Return the default (max_num_batched_tokens, max_num_seqs) of `vllm serve` by device memory (arg_utils.py)."""
+    """Return vLLM's (max_num_batched_tokens, max_num_seqs) by device memory (arg_utils.py)."""
     if hardware.device is Device.CPU:
         return 2048, 128
     if hardware.memory_bytes >= 160 * GIB:
@@ -165,7 +164,7 @@ def _limits(arguments: EngineArguments, hardware: Hardware, chunked: bool, lengt
 
 
 def _capture_sizes(arguments: EngineArguments, hardware: Hardware, seqs: int, batched: int) -> tuple[int, ...]:
-    """Return the batch sizes that get a CUDA graph: 1, 2, 4, every 8 up to 256, then every 16 (config/vllm.py)."""
+    """Return the batch sizes with a CUDA graph. They are 1, 2, 4, every 8 up to 256, then every 16 (config/vllm.py)."""
     ceiling = 1024 if hardware.name == "b200" else 512
     largest = arguments.max_cudagraph_capture_size or min(seqs * 2, ceiling, batched)
     sizes = [1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16)]
@@ -173,7 +172,7 @@ def _capture_sizes(arguments: EngineArguments, hardware: Hardware, seqs: int, ba
 
 
 def _argument_refusal(hardware: Hardware, message: str, config: str) -> Refused:
-    """Word a ValueError inside a pydantic config as pydantic does."""
+    """Word a ValueError as a pydantic config does."""
     text = f"1 validation error for {config}\n  Value error, {message} [type=value_error]"
     after_s = hardware.start.import_s + 2.0
     return Refused(Cause.ARGUMENTS, "pydantic_core._pydantic_core.ValidationError", text, Origin.API_SERVER, after_s)

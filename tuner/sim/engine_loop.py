@@ -1,4 +1,4 @@
-"""Clock of the engine inside the API server: steps on wall time, tokens to streams, counters to metrics."""
+"""Clock of the engine inside the API server."""
 
 from __future__ import annotations
 
@@ -46,8 +46,7 @@ class Stream:
         self._news = asyncio.Event()
 
     async def take(self, at_least: int = 1) -> tuple[int, bool]:
-        """Wait for `at_least` new tokens and return (their number, whether they are the last). Raises
-        EngineDeadError."""
+        """Wait for `at_least` new tokens. Returns (number, True if they are the last). Raises EngineDeadError."""
         while not self.finished and not self._dead and self.generated - self._taken < at_least:
             self._news.clear()
             await self._news.wait()
@@ -68,7 +67,7 @@ class Stream:
 
 
 class EngineLoop:
-    """One engine: `submit` a request, read its Stream, `abort` it when the client leaves."""
+    """One engine with its requests and their streams."""
 
     def __init__(
         self,
@@ -123,7 +122,7 @@ class EngineLoop:
             self._wake.set()
 
     def die(self) -> None:
-        """End every stream with an error and accept no new one: the engine core is gone."""
+        """End every stream with an error for good."""
         self.dead = True
         for stream in self._streams.values():
             stream.die()
@@ -196,7 +195,7 @@ class EngineLoop:
         self._metrics.prefill_s.observe(now_s - stream.scheduled_s)
 
     def _report_preemptions(self, request: Request) -> None:
-        """Count a preemption with the request's next output, as vLLM does. An aborted request never reports it."""
+        """Count preemptions with the next output, as vLLM does. An aborted request never reports it."""
         if request.preemptions > self._preempted.get(request, 0):
             self._metrics.preemptions.inc(request.preemptions - self._preempted.get(request, 0))
             self._preempted[request] = request.preemptions

@@ -1,4 +1,4 @@
-"""Child process `VLLM::EngineCore`, with a `VLLM::Worker_TP0…` for each rank (or for a CPU).
+"""Child processes `VLLM::EngineCore` and `VLLM::Worker_TP0…`.
 
 It checks and holds memory, prints the engine's log lines and takes the time of a start. Then it reports on a pipe
 that it is ready, and waits. Like the real engine, it does not notice the death of its parent: after SIGKILL of the
@@ -52,7 +52,7 @@ class EngineTask:
 
 
 class EngineCore:
-    """One engine from its first log line to its end."""
+    """One engine from first log line to end."""
 
     def __init__(self, task: EngineTask) -> None:
         self._task = task
@@ -176,7 +176,7 @@ class EngineCore:
         self._log.info("monitor.py:20", f"torch.compile took {started.phases.compile_s:.2f} s in total")
 
     def _hold(self, started: Started) -> None:
-        """Occupy memory: in the workers if vLLM would have workers, else in this process."""
+        """Occupy memory, in the workers if vLLM has any."""
         task, ranks = self._task, started.config.tensor_parallel_size
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD, signal.SIGINT})
         if ranks == 1 and task.hardware.device is Device.GPU:
@@ -195,8 +195,7 @@ class EngineCore:
         os.close(alive)
 
     def _work(self, name: str, gpus: tuple[int, ...], held: int, alive: int) -> None:
-        """Hold a worker's memory until the engine core is gone or orders the end. Only the core keeps the pipe
-        `alive` open."""
+        """Hold a worker's memory until the core ends it. Only the core keeps the pipe `alive` open."""
         setproctitle(name)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
@@ -209,7 +208,7 @@ class EngineCore:
     # ---------------------------------------------------------------- serving
 
     def _wait(self) -> int:
-        """Wait for SIGTERM, the death of a worker, or the parent's order to fail."""
+        """Wait for SIGTERM, a dead worker, or an order."""
         waited = {signal.SIGTERM, signal.SIGCHLD, signal.SIGINT}
         signal.pthread_sigmask(signal.SIG_BLOCK, waited)
         orders: list[int] = [0]

@@ -1,4 +1,4 @@
-"""Faults on demand, by name: the failures of a real server, for any search.
+"""Failures of a real server, on demand and by name.
 
 Written NAME, NAME:ARGUMENT, NAME@START or NAME:ARGUMENT@START. START 2 means only the second start that uses the
 same TUNER_SIM_STATE folder. Given as `--fault`, or comma-separated in TUNER_SIM_FAULTS.
@@ -75,7 +75,7 @@ def parse_fault(text: str) -> Fault:
 
 
 def count_start(state_dir: Path | None) -> int:
-    """Count this start, from 1, in a file that all starts with the same folder share. Always 1 without a folder."""
+    """Count this start, from 1, in a shared file. Always 1 without a folder."""
     if state_dir is None:
         return 1
     state_dir.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def count_start(state_dir: Path | None) -> int:
 
 
 class ActiveFaults:
-    """Faults of this start, with the number of requests so far and the outside signal."""
+    """Faults of this start and the state that triggers them."""
 
     def __init__(self, faults: Iterable[Fault], start: int) -> None:
         self._faults = {fault.name: fault for fault in faults if fault.start in (None, start)}
@@ -101,12 +101,12 @@ class ActiveFaults:
         return self._faults.get(name)
 
     def after_requests(self, name: str) -> bool:
-        """Return True if a fault that strikes under load is due."""
+        """Return True if a fault under load is due."""
         fault = self._faults.get(name)
         return fault is not None and self.requests >= fault.number
 
     def every(self, name: str, nth: float | None = None) -> bool:
-        """Return True if the fault strikes the present request: every ARG-th one, or every `nth`."""
+        """Return True for every ARG-th, or `nth`, request."""
         fault = self._faults.get(name)
         if fault is None:
             return False

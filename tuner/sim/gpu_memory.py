@@ -1,4 +1,4 @@
-"""Ledger of simulated GPU memory: one small file per process, counted only while that process lives.
+"""Ledger of simulated GPU memory, one file per process. It counts only while that process lives.
 
 A file is named PID-STARTTIME (field 22 of /proc/PID/stat), so that a recycled pid does not count. The folder is
 TUNER_SIM_GPU_DIR.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def start_ticks(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot. None if it does not exist or is a zombie."""
+    """Return the start of a process in clock ticks. None if it does not exist or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
     except OSError:
@@ -35,7 +35,7 @@ def hold(gpu_dir: Path, gpu_indices: Sequence[int], bytes_each: int) -> Path:
 
 
 def _is_alive(holder: Path) -> bool:
-    """Return True if the process of a file PID-STARTTIME lives. A file that is just being written counts as alive."""
+    """Return True if a file's process lives. A file that is just being written counts as alive."""
     if holder.suffix:
         return True
     pid, _, ticks = holder.name.partition("-")
@@ -43,7 +43,7 @@ def _is_alive(holder: Path) -> bool:
 
 
 def holders(gpu_dir: Path, gpu_index: int) -> dict[int, int]:
-    """Map each living pid to the bytes that it holds on one GPU."""
+    """Map each living pid to its bytes on one GPU."""
     found: dict[int, int] = {}
     for path in gpu_dir.glob("*-*") if gpu_dir.is_dir() else ():
         if not _is_alive(path):
@@ -58,7 +58,7 @@ def holders(gpu_dir: Path, gpu_index: int) -> dict[int, int]:
 
 
 def held_bytes(gpu_dir: Path, gpu_index: int) -> int:
-    """Sum the bytes that living processes hold on one GPU. 0 if the folder does not exist."""
+    """Sum the bytes of living processes on one GPU. 0 if the folder does not exist."""
     return sum(holders(gpu_dir, gpu_index).values())
 
 

@@ -55,7 +55,7 @@ class Link:
     call_s: float
 
     def all_reduce_s(self, payload_bytes: float, ranks: int) -> float:
-        """Time a ring all-reduce: 2·(n-1)/n of the payload passes each link (NCCL's definition of bus bandwidth)."""
+        """Time a ring all-reduce. Each link passes 2·(n-1)/n of the payload (NCCL's bus bandwidth)."""
         if ranks == 1:
             return 0.0
         return self.call_s + 2.0 * (ranks - 1) / ranks * payload_bytes / self.bus_bytes_per_s
@@ -110,8 +110,7 @@ PCIE5_STAGED = Link("PCIe 5.0 x16 through host memory", 26e9, 25e-6)
 
 
 def _host_memory_bytes() -> int:
-    """Return the physical memory, or the control group's limit if that is smaller. vLLM's CPU backend budgets from
-    it."""
+    """Return the physical memory, or a smaller control group's limit. vLLM's CPU backend budgets from it."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
@@ -157,8 +156,7 @@ PROFILES: Mapping[str, Hardware] = {
 
 
 def hardware_profile(name: str) -> Hardware:
-    """Find a profile by name, regardless of case and punctuation ("RTX 5090", "this CPU"). KeyError lists the known
-    ones."""
+    """Find a profile by name ("RTX 5090", "this CPU"). KeyError lists the known ones."""
     key = "".join(character for character in name.lower() if character.isalnum())
     key = {"thiscpu": "cpu", "a100": "a10080g"}.get(key, key)
     for profile in PROFILES.values():
@@ -183,7 +181,7 @@ class StepWork:
 
 
 class StepCost:
-    """Seconds of a step for one model on one device. Constant factors of the roofline are multiplied in advance."""
+    """Seconds of a step on one device. Constant factors of the roofline are multiplied in advance."""
 
     __slots__ = ("_capture_max", "_context_s", "_hardware", "_launch_s", "_model", "_pair_s", "_ranks", "_reduce_bytes")
 
@@ -203,14 +201,14 @@ class StepCost:
         self._launch_s = hardware.launch_s_per_layer * model.layers
 
     def linear_s(self, tokens: int, sampled: int) -> float:
-        """Time the matrices: the slower of reading the weights and multiplying by them."""
+        """Time the matrices by the slower of reads and multiplications."""
         hardware = self._hardware
         read_s = self._model.weights_read_bytes(tokens) / (hardware.bandwidth_bytes_per_s * hardware.bandwidth_share)
         multiply_s = self._model.flops(tokens, sampled) / (hardware.flops_per_s * hardware.flops_share)
         return max(read_s, multiply_s) / self._ranks
 
     def all_reduce_s(self, tokens: int) -> float:
-        """Time two all-reduces a layer, after attention and after the feed-forward, over the step's activations."""
+        """Time two all-reduces a layer over the step's activations."""
         once = self._hardware.link.all_reduce_s(tokens * self._reduce_bytes, self._ranks)
         return 2 * self._model.layers * once
 

@@ -1,4 +1,4 @@
-"""Blocks of the KV cache: free ones, held ones, and content that a later prompt may share by its hash.
+"""Blocks of the KV cache, free, held or shared by hash.
 
 The unit is a block of `block_size` tokens. A block with known content (a key) outlives its request. Later prompts
 can use it until its space is needed; the least recently used goes first. Blocks without a key are only counted.
@@ -24,16 +24,16 @@ class BlockPool:
 
     @property
     def free(self) -> int:
-        """Return the blocks that an allocation can have, including content that no request holds."""
+        """Return the blocks that an allocation can have."""
         return self._blank + len(self._evictable)
 
     @property
     def usage(self) -> float:
-        """Return the share of blocks that requests hold, 0 to 1 (metric vllm:kv_cache_usage_perc)."""
+        """Return the held share of blocks (vllm:kv_cache_usage_perc)."""
         return 1.0 - self.free / self.blocks if self.blocks else 0.0
 
     def matched(self, keys: Sequence[Hashable], limit: int) -> int:
-        """Count the leading keys in the cache, at most `limit`."""
+        """Count the leading cached keys, at most `limit`."""
         count = 0
         for key in keys[:limit]:
             if key not in self._references:
@@ -42,11 +42,11 @@ class BlockPool:
         return count
 
     def unheld(self, keys: Sequence[Hashable], count: int) -> int:
-        """Count which of the first `count` keys no request holds. Sharing them takes from the free blocks too."""
+        """Count which of the first `count` keys are free. Sharing them takes from the free blocks too."""
         return sum(1 for key in keys[:count] if not self._references[key])
 
     def share(self, keys: Sequence[Hashable], count: int) -> None:
-        """Hold the first `count` keys, all of them in the cache."""
+        """Hold the first `count` keys, which are all cached."""
         for key in keys[:count]:
             if not self._references[key]:
                 del self._evictable[key]

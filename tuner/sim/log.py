@@ -1,4 +1,4 @@
-"""Lines in the form of vLLM's log, all on stdout: `(EngineCore pid=7) INFO 11-21 05:22:57 [core.py:134] text`."""
+"""Log lines in vLLM's form, on stdout. Example: `(EngineCore pid=7) INFO 11-21 05:22:57 [core.py:134] text`."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class Log:
         self._line("ERROR", where, text)
 
     def exception(self, where: str, headline: str, error: str, message: str) -> None:
-        """Log an exception: the headline, then the traceback, each line with the same prefix."""
+        """Log an exception with its traceback, each line prefixed."""
         self.error(where, headline)
         for line in traceback_lines(where, error, message):
             self.error(where, line)
 
     def traceback(self, where: str, error: str, message: str) -> None:
-        """Print the traceback of an exception that leaves the program. vLLM prefixes these lines too."""
+        """Print the traceback of an uncaught exception. vLLM prefixes these lines too."""
         lines = traceback_lines(where, error, message)
         self._write("".join(f"{self._prefix()} {line}\n" for line in lines), sys.stderr)
 
     def raw(self, text: str) -> None:
-        """Print a line of uvicorn, which has its own form."""
+        """Print a line in uvicorn's own form."""
         self._write(f"{self._prefix()} {text}\n", sys.stdout)
 
     def _prefix(self) -> str:

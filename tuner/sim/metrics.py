@@ -1,5 +1,5 @@
-"""Page /metrics with vLLM's names, labels and buckets (0.32.0, v1/metrics/loggers.py, buckets.py). Older names on
-demand.
+"""Page /metrics with vLLM's names, labels and buckets. Source: 0.32.0, v1/metrics/loggers.py, buckets.py. Older
+names on demand.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Metrics:
         return histogram.labels(*self._labels)
 
     def set_cache_config(self, values: dict[str, str]) -> None:
-        """Set the info metric vllm:cache_config_info to 1, with the cache configuration as labels."""
+        """Set vllm:cache_config_info, whose labels are the configuration."""
         labels = {**values, "engine": "0"}
         gauge = Gauge(
             "vllm:cache_config_info", "Information of the LLMEngine CacheConfig", tuple(labels), registry=self.registry

@@ -1,4 +1,4 @@
-"""Models by name for the stand-in: shapes from published config.json files, and a folder's own."""
+"""Models by name: published shapes, and a folder's own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PRESETS: Mapping[str, ModelShape] = {
 
 
 def load_model(name_or_folder: str, dtype: str = "auto") -> ModelShape:
-    """Return the shape for `vllm serve NAME --dtype DTYPE`, from a folder or a preset. Raises UnknownModelError.
+    """Return a model's shape, by folder or preset. Raises UnknownModelError.
 
     `auto` runs everything at 16 bits, FP32 checkpoints included, as vLLM does.
     """

@@ -1,4 +1,4 @@
-"""Continuous batching as in vLLM's V1 scheduler: the tokens of the next step, who waits, who is preempted.
+"""Continuous batching as in vLLM's V1 scheduler.
 
 Source: vLLM 0.32.0, v1/core/sched/scheduler.py, v1/core/kv_cache_manager.py. A step serves the running requests
 first, in the order of their admission. Then it admits waiting ones in order of arrival. Kept: the token budget
@@ -58,7 +58,7 @@ class Request:
 
 
 class Step:
-    """One scheduled step: its work, and the events while it was composed."""
+    """One scheduled step with its work and events."""
 
     __slots__ = ("admitted", "chunks", "missed", "missed_context_tokens", "preempted", "work")
 
@@ -123,7 +123,7 @@ class Scheduler:
         return bool(self.running or self.waiting)
 
     def _stop(self, request: Request) -> None:
-        """Take a request out of its phase before it is finished, and its blocks with it."""
+        """Take an unfinished request and its blocks out."""
         if request.decoding:
             self._leave(request)
         else:
@@ -150,7 +150,7 @@ class Scheduler:
         return step if decodes or step.chunks else None
 
     def complete(self, step: Step) -> Completed:
-        """Account for a computed step: every scheduled sequence outside its prompt has one more token."""
+        """Account for a computed step: one token per sequence."""
         done = Completed()
         for request in self._finishing.pop(self.step, ()):
             if request.decoding and self._last_step(request) == self.step:
@@ -175,7 +175,7 @@ class Scheduler:
         return done
 
     def _threshold(self, eligible: int) -> int:
-        """Return the most prompt tokens of one request in this step. 0 is no limit, as for a single request."""
+        """Return the most prompt tokens per request and step. 0 is no limit, as for a single request."""
         threshold = self._config.long_prefill_token_threshold if eligible > 1 else 0
         if threshold and self._config.long_prefill_token_threshold_adaptive:
             threshold = max(threshold, self._config.max_num_batched_tokens // eligible)
@@ -188,8 +188,7 @@ class Scheduler:
     # ---------------------------------------------------------------- running requests
 
     def _serve_all(self, step: Step, budget: int, threshold: int) -> int | None:
-        """Serve every running request at once if their order makes no difference. Returns what is left of the
-        budget.
+        """Serve every running request at once, regardless of order. Returns what is left of the budget.
 
         None, and nothing done, if tokens or blocks may not suffice for all: then the order decides who goes short.
         Prefills at the end of `running` may go short here, since only they would have been served after the others.
@@ -214,7 +213,7 @@ class Scheduler:
         return left
 
     def _serve_one_by_one(self, step: Step, budget: int, threshold: int) -> int:
-        """Serve running requests in vLLM's order and return what is left of the budget.
+        """Serve running requests in vLLM's order. Returns what is left of the budget.
 
         Tokens and blocks go to the first requests; the last are preempted.
         """
@@ -295,7 +294,7 @@ class Scheduler:
         return self.pool.matched(self._keys(request), (total - 1) // self._block)
 
     def _fits(self, request: Request, hits: int, total: int, after_step: int) -> bool:
-        """Return True if there is room for this step's tokens and the watermark.
+        """Return True if step and watermark have room.
 
         With reservation on, everything up to the next output token must fit.
         """
@@ -331,8 +330,7 @@ class Scheduler:
         return -(-tokens // self._block)
 
     def _keys(self, request: Request) -> Sequence[Hashable]:
-        """Return the keys of the full blocks of prompt and output. Output blocks are private; they matter after a
-        preemption."""
+        """Return the keys of a request's full blocks. Output blocks are private; they matter after a preemption."""
         full = (request.prompt_tokens + request.generated) // self._block
         known = len(request.keys)
         if full <= known:
@@ -365,7 +363,7 @@ class Scheduler:
     # ---------------------------------------------------------------- decoding as a function of the step
 
     def _phase(self, request: Request) -> int:
-        """Return the phase of the steps that open a block. Steps s ≡ phase (modulo block size) satisfy prompt + s -
+        """Return the phase of steps that open a block. Steps s ≡ phase (modulo block size) satisfy prompt + s -
         anchor - 1 ≡ 0."""
         return (request.anchor + 1 - request.prompt_tokens) % self._block
 

@@ -1,4 +1,4 @@
-"""Parent process of `vllm serve`: arguments, socket, engine core, HTTP, signals, exit codes.
+"""Parent process of `vllm serve`, from arguments to exit code.
 
 Exit codes are vLLM's. 2: argparse. 1: refused start. 0: SIGTERM or SIGINT while serving, and death of the engine
 core (the watchdog lets the server return normally). Killed by SIGINT: SIGTERM while starting.
@@ -41,7 +41,7 @@ from tuner.sim.startup import Started
 from tuner.sim.tokens import TextEncoder
 
 WATCHDOG_S = 5.0
-"""Seconds between two checks that the engine lives (vLLM, launcher.py, watchdog_loop)."""
+"""Seconds between two checks of the engine (vLLM, launcher.py)."""
 
 # Environment that vLLM leaves out of the key of its compile cache (envs.py, compile_factors).
 NOT_COMPILED_IN = frozenset(
@@ -293,7 +293,7 @@ class Server:
             loop.add_signal_handler(signal.SIGUSR1, setattr, self._faults, "signalled", True)
 
     def _strike(self) -> None:
-        """Carry out the faults that end a process under load, after each request."""
+        """Carry out the faults that end a process."""
         faults = self._faults
         if faults.after_requests("die-under-load"):
             self._end_engine(0.2)
@@ -309,7 +309,7 @@ class Server:
             self._order(b"oom")
 
     async def _watch(self, engine: EngineLoop) -> None:
-        """Notice the death of the engine core, fail open requests, and stop the server as vLLM's watchdog does."""
+        """Stop the server when the engine core dies."""
         process = self._engine_process
         while process is not None and process.poll() is None:
             await asyncio.sleep(0.02)
@@ -357,7 +357,7 @@ def _die_by_interrupt() -> NoReturn:
 
 
 def _bind(host: str | None, port: int, *, reuse: bool = True) -> socket.socket:
-    """Bind without listening: connections are refused until the engine is ready."""
+    """Bind without listening, so that connections are refused."""
     family = socket.AF_INET6 if host and ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     if reuse:
@@ -367,7 +367,7 @@ def _bind(host: str | None, port: int, *, reuse: bool = True) -> socket.socket:
 
 
 def _visible(hardware: Hardware) -> tuple[Hardware, tuple[int, ...]]:
-    """Return the profile and GPU indices that CUDA_VISIBLE_DEVICES and TUNER_SIM_GPUS leave."""
+    """Return the profile and indices of visible GPUs."""
     if hardware.device is Device.CPU:
         return hardware, (0,)
     count = int(os.environ.get("TUNER_SIM_GPUS") or hardware.devices)
@@ -386,7 +386,7 @@ def _environment_key() -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Run the `vllm` command: `serve …`, `--version`, or bare flags as the module entry point takes them."""
+    """Run the `vllm` command or its module entry point."""
     if argv[:1] in (["--version"], ["-v"]):
         print(cli.VERSION)
         return 0

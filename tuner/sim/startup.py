@@ -1,4 +1,4 @@
-"""Start without a process: does this configuration fit, how large is its KV cache, how long does it take?
+"""Start without a process: does it fit, how long does it take, how large is its KV cache?
 
 The process (server.py) and the virtual runs (virtual.py) both ask here, so that they agree. Memory of a GPU: weights
 / ranks + runtime (CUDA context, NCCL) + activations (grow with max_num_batched_tokens and max_num_seqs) + CUDA
@@ -71,7 +71,7 @@ class Started:
 
     @property
     def usable_blocks(self) -> int:
-        """Return the blocks that requests can have: all but vLLM's null block."""
+        """Return all blocks but vLLM's null block."""
         return self.kv_blocks - 1
 
 
@@ -84,7 +84,7 @@ def startup(
     compiled: Container[str] = (),
     environment_key: str = "",
 ) -> Started | Refused:
-    """Try a start on devices with `held_bytes` each in use by others. `compiled` are the keys in the compile cache."""
+    """Try a start beside `held_bytes` of others per device. `compiled` are the keys in the compile cache."""
     config = resolve(arguments, hardware, model)
     if isinstance(config, Refused):
         return config
@@ -123,8 +123,7 @@ def block_bytes_per_device(config: EngineConfig, model: ModelShape) -> int:
 
 
 def activation_bytes(config: EngineConfig, model: ModelShape) -> int:
-    """Return the peak of a profiling step: forward pass over max_num_batched_tokens, then FP32 logits of
-    max_num_seqs.
+    """Return the peak memory of a profiling step.
 
     The sampler keeps one copy of the logits.
     """
@@ -138,7 +137,7 @@ def graph_bytes(config: EngineConfig, model: ModelShape) -> int:
 
 
 def compile_key(config: EngineConfig, model: ModelShape, environment_key: str = "") -> str:
-    """Hash what vLLM's compile cache depends on into ten hexadecimal digits (config/*.compute_hash, envs.py)."""
+    """Hash the compile cache's key (config/*.compute_hash, envs.py)."""
     factors = [
         model.name, model.layers, model.hidden, config.max_num_batched_tokens, config.max_num_seqs,
         config.max_model_len, config.block_size, config.kv_cache_dtype, config.tensor_parallel_size,
@@ -220,7 +219,7 @@ def out_of_memory(total: int, free: int, wanted: int) -> tuple[str, str]:
 
 
 def _host_memory(config: EngineConfig, hardware: Hardware, model: ModelShape, held: int) -> Memory | Refused:
-    """Account for memory as the CPU backend does: gpu_memory_utilization is a share of the host's memory.
+    """Account for the host's memory as the CPU backend does.
 
     The worker's own size comes off.
     """
@@ -251,7 +250,7 @@ def _host_memory(config: EngineConfig, hardware: Hardware, model: ModelShape, he
 def _kv_refusal(
     config: EngineConfig, hardware: Hardware, model: ModelShape, blocks: int, block_bytes: int
 ) -> Refused | None:
-    """Refuse if the blocks without the null block cannot hold one request of max_model_len."""
+    """Refuse a KV cache below one request of max_model_len."""
     available = (blocks - 1) * block_bytes
     see = "See https://docs.vllm.ai/en/latest/configuration/conserving_memory/ for more details."
     if available <= 0:

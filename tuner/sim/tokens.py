@@ -30,7 +30,7 @@ class TextEncoder:
 
 
 def chat_text(messages: Sequence[Mapping[str, object]]) -> str:
-    """Render messages as ChatML with the assistant's turn open: the template of Qwen and scripts/make_tiny_model.py."""
+    """Render messages as ChatML with the assistant's turn open."""
     turns = [f"<|im_start|>{message.get('role', 'user')}\n{_content(message)}<|im_end|>\n" for message in messages]
     return "".join(turns) + "<|im_start|>assistant\n"
 

@@ -1,5 +1,4 @@
-"""Load on an engine in virtual time, closed loop (N clients) or open loop (arrivals), with the truth of every
-request.
+"""Closed or open load on an engine in virtual time.
 
 No sockets and no sleeping: a minute of 200 concurrent requests takes some hundredths of a second of one core.
 Deterministic: the same arguments and seed give the same arrays.
@@ -33,7 +32,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class ClosedLoop:
-    """Load of `clients` that send one request after another until `duration_s`. Open answers are then waited for.
+    """Load of `clients`, each with one request at a time, until `duration_s`. Open answers are then waited for.
 
     Shapes are taken in order and again from the first. `turnaround_s` is the client's time between two requests.
     """
@@ -47,8 +46,7 @@ class ClosedLoop:
 
 @dataclass(frozen=True, slots=True)
 class OpenLoop:
-    """Load that sends request i at `arrivals_s[i]` (ascending), whatever the server does. Shapes are taken in order,
-    cyclically."""
+    """Load that sends request i at `arrivals_s[i]`, ascending. Shapes are taken in order, cyclically."""
 
     shapes: Sequence[Shape]
     arrivals_s: Sequence[float]
@@ -88,7 +86,7 @@ class SimulatedLevel:
 
     @property
     def ttft_s(self) -> NDArray[np.float64]:
-        """Return the time to first token of the requests sent inside the window."""
+        """Return TTFT of the requests sent inside the window."""
         start_s, end_s = self.window_s
         inside = (self.sent_s >= start_s) & (self.sent_s < end_s)
         ttft_s: NDArray[np.float64] = (self.first_token_s - self.sent_s)[inside]
@@ -120,14 +118,14 @@ def simulate(
 
 
 def step_cost(started: Started, hardware: Hardware, model: ModelShape) -> StepCost:
-    """Return the cost model of a started engine, for the process and for virtual time."""
+    """Return the cost model of a started engine."""
     config = started.config
     largest = config.capture_sizes[-1] if config.capture_sizes else 0
     return StepCost(hardware, model, config.tensor_parallel_size, config.kv_bytes, largest)
 
 
 class Jitter:
-    """Factors on the duration of steps: one for the start, one for each step. Log-normal, so that none is negative."""
+    """Factors on durations, of a start and of each step. Log-normal, so that none is negative."""
 
     __slots__ = ("_factors", "_generator", "_index", "_noise", "_run")
 
@@ -204,14 +202,14 @@ class _Run:
         return self._level(load.warmup_s, end_s)
 
     def _read_until(self, now_s: float) -> None:
-        """Let the frontend read requests one by one, as long as it can begin with one by `now_s`."""
+        """Let the frontend read requests until `now_s`."""
         while self._sends and max(self._sends[0][0], self._frontend_free_s) <= now_s:
             at_s, client = heapq.heappop(self._sends)
             self._frontend_free_s = max(at_s, self._frontend_free_s) + self._hardware.frontend_s_per_request
             self._arriving.append((self._frontend_free_s, self._send(at_s, client)))
 
     def _accept(self, now_s: float) -> None:
-        """Hand the requests that the frontend has read by `now_s` to the scheduler."""
+        """Hand the requests read by `now_s` to the scheduler."""
         while self._arriving and self._arriving[0][0] <= now_s:
             self._scheduler.add(self._arriving.popleft()[1])
 
@@ -229,7 +227,7 @@ class _Run:
         return request
 
     def _deliver(self, now_s: float, tokens: int) -> float:
-        """Return when the frontend has written a step's tokens to their streams. It reads earlier requests first."""
+        """Return when the frontend has written a step's tokens. It reads earlier requests first."""
         self._read_until(now_s)
         self._frontend_free_s = max(now_s, self._frontend_free_s) + tokens * self._hardware.frontend_s_per_token
         return self._frontend_free_s

@@ -64,7 +64,7 @@ class GpuAdapter(Protocol):
         ...
 
     def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
-        """Return the bytes in use on each GPU by anybody: they must fall back before the next start."""
+        """Return the bytes in use on each GPU. They must fall back before the next start."""
         ...
 
 
@@ -97,7 +97,7 @@ class Nvml:
 
 
 def gpu_adapter() -> Nvml | NoGpu:
-    """Return NVML if a driver answers, else an adapter that reads nothing."""
+    """Return NVML, or an adapter that reads nothing."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
@@ -138,7 +138,7 @@ def _holders(index: int) -> GpuHolders:
 
 
 def _answer(ask: Callable[[], T]) -> T | None:
-    """Ask; None if the board says "not supported", as many do to one question or another."""
+    """Ask the driver. None if the board says "not supported"."""
     try:
         return ask()
     except pynvml.NVMLError:
@@ -157,7 +157,7 @@ class Installed:
 
 
 def inventory() -> tuple[tuple[Installed, ...], str | None]:
-    """Return the GPUs of this machine and the driver's version; nothing and None without an NVIDIA driver."""
+    """Return GPUs and driver version, nothing without a driver."""
     if isinstance(gpu_adapter(), NoGpu):
         return (), None
     return tuple(_installed(i) for i in range(pynvml.nvmlDeviceGetCount())), str(pynvml.nvmlSystemGetDriverVersion())

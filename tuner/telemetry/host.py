@@ -1,4 +1,4 @@
-"""Host telemetry: CPU and memory, split into the server's share, the client's and the rest."""
+"""CPU and memory of host, server and client."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class HostReading:
 
     @property
     def foreign_cores(self) -> float | None:
-        """Return the CPU of everything except the server and this program."""
+        """Return the CPU of all other programs."""
         return None if self.server_cores is None else max(0.0, self.busy_cores - self.client_cores - self.server_cores)
 
 

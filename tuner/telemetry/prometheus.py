@@ -1,4 +1,4 @@
-"""Reader of vLLM's /metrics: counters as deltas, names across versions, engines summed. None if a metric is missing."""
+"""Reader of vLLM's /metrics. Counters become deltas, old names new ones, engines a sum. None if a metric is missing."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def scrape(metrics_url: str) -> Scrape | None:
 
 
 def parse(text: str, at_ns: int) -> Scrape | None:
-    """Parse the wanted lines alone: parsing all would hold the interpreter, and the load, for 10 ms."""
+    """Parse the wanted lines alone. All of them would hold the interpreter, and the load, for 10 ms."""
     wanted = "\n".join(line for line in text.splitlines() if line.startswith(_WANTED))
     samples: dict[str, list[Sample]] = {}
     for family in text_string_to_metric_families(wanted + "\n"):

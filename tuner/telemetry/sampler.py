@@ -1,4 +1,4 @@
-"""Thread that samples server, GPUs and host together while a level runs."""
+"""Thread that samples server, GPUs and host together."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """Telemetry of a level: `before` on the idle server, `after` once its counters have settled behind the last
-    answer."""
+    """Telemetry of a level, with idle scrapes around it."""
 
     rows: tuple[Row, ...]
     before: Scrape | None
@@ -64,7 +63,7 @@ class Sampler:
         return Recording(self)
 
     def wait_until_idle(self, limit_s: float) -> bool:
-        """Wait up to `limit_s` until nothing runs or waits on the server. Returns False if time ran out.
+        """Wait up to `limit_s` for an idle server. Returns False if time ran out.
 
         A server without metrics counts as idle. vLLM updates its gauges only in a step: after aborts an idle engine
         goes on showing what it last ran. So the server also counts as idle if no token was processed for `STILL_S`.
@@ -130,14 +129,14 @@ class Recording:
 
 
 class TelemetryLog:
-    """Writer of telemetry.parquet: a row for each moment and GPU of a trial, with gpu -1 if there is none."""
+    """Writer of telemetry.parquet, a row per moment and GPU. gpu is -1 if there is none."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._columns: dict[str, list[object]] = {}
 
     def add(self, level: float, telemetry: Telemetry) -> None:
-        """Append a level and write the whole file again, so that it is whole after every level."""
+        """Append a level and write the whole file again."""
         for row in telemetry.rows:
             for gpu in row.gpus or (GpuReading(-1, None, None, None, None, None),):
                 for name, value in _cells(level, row, gpu).items():
