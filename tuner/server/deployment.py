@@ -1,10 +1,9 @@
-"""Values that describe a service to be started: its servers, their door, and one request to start them."""
+"""Values that describe a service: its servers, and one request to start them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 from tuner.clock import Clock
@@ -12,18 +11,14 @@ from tuner.launch import LaunchSpec
 from tuner.server.leftovers import GpuMemory
 
 
-class Door(Enum):
-    """The address at which a service takes its requests."""
-
-    FIRST_SERVER = "first server"
-
-
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """Servers that are started and ended together. One server is the ordinary case."""
+    """Servers that are started and ended together. One server is the ordinary case.
+
+    The first one is the door: it takes the requests.
+    """
 
     specs: tuple[LaunchSpec, ...]
-    door: Door = Door.FIRST_SERVER
 
 
 def _ignore(_phase: str) -> None:
