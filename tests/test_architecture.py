@@ -21,11 +21,6 @@ LINES = {path: len(text.splitlines()) for path, text in SOURCES.items()}
 LONG = {"bench.py"}
 """Modules that are still over the budget."""
 
-SAME_NAME_TWICE = set(
-    "Ended Endpoint Look Phase Progress Recorded Room Saturate".split()  # noqa: SIM905
-)
-"""Class names that still stand for two things."""
-
 
 def test_imports_keep_the_contracts() -> None:
     code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
@@ -81,9 +76,9 @@ def test_no_class_name_stands_for_two_things() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
     )
-    assert {name for name, count in names.items() if count > 1} <= SAME_NAME_TWICE
+    assert {name for name, count in names.items() if count > 1} == set()
 
 
 def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
     """`python scripts/prose.py --list tuner` prints the fragments."""
-    assert fragment_share(docstrings(TUNER)) <= 0.12
+    assert fragment_share(docstrings(TUNER)) <= 0.05
