@@ -51,7 +51,7 @@ LARGEST = 2**53
 
 
 class _Reader:
-    """Walks the nodes rather than the loaded values, because only nodes know their line."""
+    """Reader of one file. It walks the nodes rather than the loaded values, because only nodes know their line."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -73,7 +73,7 @@ class Space:
 
     @property
     def default(self) -> Candidate:
-        """vLLM's default configuration, as this space understands it."""
+        """The default configuration."""
         return Candidate.of(dict(self.baseline))
 
     def candidate(self, values: Mapping[str, Value], given: Mapping[str, Value]) -> Candidate:

@@ -1,4 +1,4 @@
-"""vLLM's compile cache: which starts had to compile, and how long a start takes with and without."""
+"""State of vLLM's compile cache at each start, and the time that a start takes with and without it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ class Cache(StrEnum):
 
 
 def compile_key(candidate: Candidate) -> tuple[tuple[str, Value], ...]:
-    """Candidates of one study with equal keys run the same compiled code. A flag that is left out is a value of its
-    own, though vLLM's default may equal what another candidate sets."""
+    """Return a key that is equal for candidates of a study that run the same compiled code.
+
+    A flag that is left out is a value of its own, though vLLM's default may equal what another candidate sets.
+    """
     return tuple((flag, value) for flag, value in candidate.values if flag not in NOT_IN_THE_KEY)
 
 
 def neighbours(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Those with equal keys one after the other, otherwise in their order."""
+    """Sort candidates with equal keys together, otherwise keeping their order."""
     by_key: dict[tuple[tuple[str, Value], ...], list[Candidate]] = {}
     for candidate in candidates:
         by_key.setdefault(compile_key(candidate), []).append(candidate)
@@ -32,7 +34,7 @@ def neighbours(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def cache_states(records: Iterable[TrialRecord]) -> dict[int, Cache | None]:
-    """By trial number: COLD for the first start of a key, WARM once a server with that key got ready.
+    """Return states by trial number: COLD for the first start of a key, WARM once a server with it got ready.
 
     All GPU groups of a study share one cache folder. None: nothing is compiled (--enforce-eager), only starts that did
     not get ready came before and may have compiled all the same, or the cache is in a container and ends with it.
@@ -43,17 +45,15 @@ def cache_states(records: Iterable[TrialRecord]) -> dict[int, Cache | None]:
         key = compile_key(record.candidate)
         known = ready.get(key)
         state = Cache.COLD if known is None else Cache.WARM if known else None
-        states[record.trial] = (
-            None
-            if record.start.launch.value(knobs.ENFORCE_EAGER) is True or record.start.launch.in_container
-            else state
-        )
+        launch = record.start.launch
+        is_eager = launch.value(knobs.ENFORCE_EAGER) is True
+        states[record.trial] = None if is_eager or launch.in_container else state
         ready[key] = bool(known) or record.start.got_ready
     return states
 
 
 def start_times_s(records: Sequence[TrialRecord]) -> dict[Cache | None, list[float]]:
-    """Seconds from its fork until a server was ready, by the state of the cache."""
+    """Return the seconds from fork to ready, by the state of the cache."""
     states = cache_states(records)
     times: dict[Cache | None, list[float]] = {}
     for record in records:
@@ -63,7 +63,7 @@ def start_times_s(records: Sequence[TrialRecord]) -> dict[Cache | None, list[flo
 
 
 def expected_start_s(records: Sequence[TrialRecord], cache: Cache) -> float | None:
-    """Median of the starts in that state; of all where there was none, and None before the first."""
+    """Return the median of the starts in that state, of all if there was none; None before the first."""
     times = start_times_s(records)
     like = times.get(cache) or [seconds for alike in times.values() for seconds in alike]
     return statistics.median(like) if like else None

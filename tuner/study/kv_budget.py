@@ -1,4 +1,4 @@
-"""A plan's memory: which sizes of KV cache it searches, and what fits into each; by the first start's log, if any."""
+"""Sizes of the KV cache that a plan searches, and what fits into each."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from tuner.vllm import knobs
 UTILIZATION, KV_BYTES, LENGTH = knobs.GPU_MEMORY_UTILIZATION, knobs.KV_CACHE_MEMORY_BYTES, knobs.MAX_MODEL_LEN
 UTILIZATIONS = (0.80, 0.85, 0.90, 0.92, 0.95, 0.97)
 LIKELY_TO_START = 0.95
-"""Above it, what vLLM does not count (fragmentation, graphs of many sizes) refuses many starts (search.md 2)."""
+"""Highest share of the memory at which most starts succeed. vLLM does not count fragmentation and some graphs."""
 BYTE_ROWS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class KvTable:
-    """`rows` are (value of `flag`, what fits), the most memory last; empty with the reason in `why_empty`.
+    """Rows of (value of `flag`, what fits), the most memory last; if empty, the reason is in `why_empty`.
 
     `calibrated_by` is the number of the trial whose log replaced the estimates.
     """
@@ -49,8 +49,11 @@ class KvTable:
 
 @dataclass(frozen=True, slots=True)
 class KvFloor:
-    """With less than `least` of `flag`, no server of the study holds one request of its max-model-len, by the log of
-    `trial`; in shares of the GPU's memory only where it eats at least as much of that as the trial did."""
+    """Lower bound on `flag`: below `least`, the KV cache cannot hold a single request of max-model-len.
+
+    It is derived from the start-up log of `trial`. For gpu-memory-utilization it only holds for candidates that use at
+    least as much memory outside the KV cache as that trial did.
+    """
 
     flag: str
     least: float
@@ -103,8 +106,11 @@ def default_room(setting: StudySetting) -> tuple[KvRoom, ModelMemory] | None:
 
 
 def kv_floor(setting: StudySetting, records: Iterable[TrialRecord]) -> KvFloor | None:
-    """None before a start's log makes the arithmetic exact, where it does not model everything, and where the whole
-    range of the searched flag lies above."""
+    """Return the floor of the searched flag.
+
+    None before a start's log makes the arithmetic exact, if it does not model everything, or if the whole range of the
+    searched flag lies above.
+    """
     records = tuple(records)
     try:
         table = kv_table(setting, records)
@@ -123,7 +129,7 @@ def kv_floor(setting: StudySetting, records: Iterable[TrialRecord]) -> KvFloor |
 
 
 def _shortest_length(setting: StudySetting, record: TrialRecord) -> float | None:
-    """The least max-model-len of the study's candidates, in tokens; that of `record` where vLLM chooses it for all."""
+    """Return the least max-model-len of the study's candidates; that of `record` if vLLM chooses it for all."""
     for parameter in setting.plan.parameters:
         if parameter.flag == LENGTH:
             numbers = [c for c in parameter.choices if isinstance(c, (int, float))]
@@ -154,7 +160,7 @@ def _settings(plan: StudyPlan, usual: Mapping[str, Value]) -> tuple[str, tuple[f
 
 
 def _spread(parameter: Parameter) -> tuple[float, ...]:
-    """Values from one end of a range to the other, each the same number of times the one before."""
+    """Spread values over a range, each the same number of times the one before."""
     if parameter.choices:
         return tuple(sorted(float(choice) for choice in parameter.choices if isinstance(choice, (int, float))))
     low = max(1.0, parameter.low)
@@ -196,8 +202,10 @@ def _first_start(setting: StudySetting, record: TrialRecord) -> FirstStart | Non
 
 
 def fullest(setting: StudySetting) -> dict[str, float]:
-    """The most KV memory of the space that is likely to start, with as many sequences as it surely holds of the
-    workload's mean request: flags and values, empty where that is not known."""
+    """Return the flags of the largest KV cache that is likely to start, with as many mean requests as it surely holds.
+
+    Empty if that is not known.
+    """
     try:
         table = kv_table(setting)
     except UnknownModelError:

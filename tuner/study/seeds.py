@@ -16,13 +16,19 @@ from tuner.vllm import knobs
 THRESHOLD = knobs.LONG_PREFILL_TOKEN_THRESHOLD
 SEQUENCES, TOKENS = knobs.MAX_NUM_SEQS, knobs.MAX_NUM_BATCHED_TOKENS
 LARGE_BUDGET = 8192
-"""Tokens; a GPU for which vLLM chooses as many gets twice its default."""
+"""Tokens of a large budget. A GPU for which vLLM chooses as many gets twice its default."""
 
 
 def seeds(setting: StudySetting) -> list[Candidate]:
-    """At most seven: what vLLM's throughput mode sets; a large token budget; as many sequences as the largest KV cache
-    holds mean requests of the workload; where those are few, the least budget, whose memory goes to the KV cache; as
-    many as the load has, with all the KV memory; many sequences with a cap on long prompts; a conservative point.
+    """Return at most seven candidates.
+
+    - What vLLM's throughput mode sets.
+    - A large token budget.
+    - As many sequences as the largest KV cache holds mean requests; if those are few, the least budget too, whose
+      memory goes to the KV cache.
+    - As many sequences as the load has, with all the KV memory.
+    - Many sequences with a cap on long prompts.
+    - A conservative point.
     """
     plan, defaults = setting.plan, setting.base
     ranges = {p.flag: p for p in plan.parameters}
@@ -47,8 +53,10 @@ def seeds(setting: StudySetting) -> list[Candidate]:
 
 
 def _throughput_mode(plan: StudyPlan, defaults: Mapping[str, Value]) -> dict[str, float]:
-    """`--performance-mode throughput` in the searched flags: it doubles the two sizes that nobody set, and does nothing
-    else (vllm/engine/arg_utils.py, 0.32). Empty on a vLLM without the flag (before 0.17)."""
+    """Return what `--performance-mode throughput` does: it doubles the two sizes if they are not set.
+
+    Source: vllm/engine/arg_utils.py, 0.32. Empty on a vLLM without the flag (before 0.17).
+    """
     if knobs.PERFORMANCE_MODE not in plan.base.flags:
         return {}
     unset = (flag for flag in (SEQUENCES, TOKENS) if flag not in dict(plan.baseline.values))

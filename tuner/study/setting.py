@@ -1,4 +1,4 @@
-"""What a server of a study really runs with: one order of precedence for the values of its flags.
+"""Values that a server of a study really runs with, in one order of precedence.
 
 From the weakest to the strongest: vLLM's defaults, the study's constant flags, the candidate's own values, the user's
 own words. The last three are the order of the words that tuner/launch.py writes, of which argparse takes the last.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tuner.errors import EnvironmentFaultError
 from tuner.jsonfile import TornFileError, dump, load
+from tuner.vllm import knobs
 
 PROBE_LIMIT_S = 180
 """Seconds for the probe. It takes 8-15 s on 2 cores, and imports torch from a cold disk once."""
@@ -20,14 +21,14 @@ PROBE_LIMIT_S = 180
 
 @dataclass(frozen=True, slots=True)
 class InstalledVllm:
-    """`flags` without dashes, sorted, `no-…` forms included. `version` is "unknown" where nothing tells it."""
+    """Version (or "unknown") and flags of a vLLM, sorted, without dashes, `no-…` forms included."""
 
     version: str
     flags: tuple[str, ...]
 
 
 def split_command(text: str) -> tuple[str, ...]:
-    """`--vllm "…"` as words, the first one checked to be there."""
+    """Split `--vllm "…"` into words. Raises EnvironmentFaultError if the command is not there."""
     try:
         words = tuple(shlex.split(text))
     except ValueError as error:
@@ -41,7 +42,7 @@ def split_command(text: str) -> tuple[str, ...]:
 
 
 def installed_vllm(command: tuple[str, ...], cache: Path) -> InstalledVllm:
-    """Asks the command for its flags. A vLLM that cannot say its help cannot serve either: exit code 4."""
+    """Ask the command for its flags. Raises EnvironmentFaultError: a vLLM without a help cannot serve either."""
     version = _version_of_package(command)
     path = cache / f"{hashlib.sha256(repr((command, version)).encode()).hexdigest()[:16]}.json"
     if version and path.is_file():
@@ -50,7 +51,7 @@ def installed_vllm(command: tuple[str, ...], cache: Path) -> InstalledVllm:
         except TornFileError:
             pass  # asked again below
     flags = parse_flags(_help_of(command))
-    if "max-num-seqs" not in flags:
+    if knobs.MAX_NUM_SEQS not in flags:
         raise EnvironmentFaultError(
             f"{shlex.join(command)} does not look like vLLM: its help names no --max-num-seqs",
             hint="give the command that starts the OpenAI-compatible server, such as 'vllm serve'",
@@ -73,7 +74,7 @@ def _usable(flags: tuple[str, ...], version: str) -> tuple[str, ...]:
     """Drop flags that the version lists and then refuses ("Concurrent Partial Prefill is not supported")."""
     number = re.match(r"(\d+)\.(\d+)", version)
     if number and (0, 10) <= (int(number[1]), int(number[2])) <= (0, 26):
-        return tuple(f for f in flags if f not in ("max-num-partial-prefills", "max-long-partial-prefills"))
+        return tuple(f for f in flags if f not in (knobs.MAX_NUM_PARTIAL_PREFILLS, knobs.MAX_LONG_PARTIAL_PREFILLS))
     return flags
 
 
@@ -81,7 +82,7 @@ def _help_of(command: tuple[str, ...]) -> str:
     ended = None
     for option in ("--help=all", "--help"):  # --help=all is `vllm serve`'s own; the module entry points know --help
         ended = _run((*command, option))
-        if ended.returncode == 0 and "--max-num-seqs" in ended.stdout:
+        if ended.returncode == 0 and f"--{knobs.MAX_NUM_SEQS}" in ended.stdout:
             return ended.stdout
     assert ended is not None
     if ended.returncode != 0:
@@ -110,7 +111,7 @@ def _run(words: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
 
 
 def _version_of_package(command: tuple[str, ...]) -> str | None:
-    """The version of the vllm package behind the command, without importing it; None where it is not vLLM's own."""
+    """Return the version of the package behind the command, without importing it. None if it is not vLLM's own."""
     module = command[command.index("-m") + 1] if "-m" in command[:-1] else None
     if not (Path(command[0]).name == "vllm" or (module or "").startswith("vllm.")):
         return None

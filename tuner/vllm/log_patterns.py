@@ -17,7 +17,10 @@ from tuner.vllm.cause import Fault
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """One message. `explanation` is filled with the groups of `regex`; a group named `line` marks the line to quote."""
+    """Pattern of one message.
+
+    `explanation` is filled with the groups of `regex`. A group named `line` marks the line to quote.
+    """
 
     kind: str
     fault: Fault | Judge
