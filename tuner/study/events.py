@@ -33,7 +33,7 @@ class PhaseChanged:
 
 @dataclass(frozen=True, slots=True)
 class LevelMeasured:
-    """`verdict` is None for the closed loop before an open one: it fills the server and has no limits to keep."""
+    """Finished level. `verdict` is None for the closed loop before an open one, which has no limits to keep."""
 
     trial: int
     group: str

@@ -56,7 +56,7 @@ class Fleet(ABC):
     @property
     @abstractmethod
     def stopped(self) -> bool:
-        """Whether `stop` was called."""
+        """Return True if `stop` was called."""
 
     @abstractmethod
     def close(self) -> None:

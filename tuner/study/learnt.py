@@ -166,10 +166,9 @@ def _rule_from_arithmetic(setting: StudySetting, record: TrialRecord, floor: KvF
 
 
 def _rule(setting: StudySetting, trial: int, cause: str, limits: Mapping[str, FlagLimit | None]) -> LearntRule | None:
-    """Build a rule, or return None if it would be useless.
+    """Build a rule. None if a limit is unknown, or no limit is on a searched flag.
 
-    So it is if a limit is unknown, if no limit is on a searched flag (vLLM then refuses the whole study itself), or if
-    the study's constant flags are not beyond one of them.
+    Also None if the study's constant flags are not beyond one of the limits.
     """
     own: list[FlagLimit] = []
     for flag, limit in limits.items():

@@ -18,15 +18,15 @@ from tuner.space.space import Dropped, Space
 from tuner.study.request_length import RequestLength
 
 MOST_CLIENTS = 320
-"""Of the closed loop that saturates a server in an open-loop study: 1.25 times 256, vLLM's default on most GPUs. With
-1024 sequences, 1,280 clients would add minutes of waiting to every start and hardly any throughput."""
+"""Clients of the saturating closed loop: 1.25 times 256, vLLM's default on most GPUs. With 1024 sequences, 1,280
+clients would add minutes of waiting to every start and hardly any throughput."""
 
 CLIENTS_A_SEQUENCE = 1.25
-"""A few more clients than sequences, so that a finished one is followed at once."""
+"""Clients for each sequence, so that a finished one is followed at once."""
 
 
 REJECTED_TRACES = 3
-"""Whole traces' time that a claim spends on rates that do not hold: an estimate reads high (docs/measuring.md)."""
+"""Whole traces that a claim spends on rates that do not hold: an estimate reads high (docs/measuring.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Ladder:
 
 @dataclass(frozen=True, slots=True)
 class OpenSearch:
-    """An open loop: a search over rates after a warm-up, its seconds and factors, and how requests arrive."""
+    """Open loop: a search over rates after a warm-up, its settings, and the arrivals."""
 
     warm_up_s: float
     settings: SearchSettings = field(default_factory=SearchSettings)
@@ -74,13 +74,13 @@ class OpenSearch:
 
     @property
     def longest_s(self) -> float:
-        """Most seconds of load in one trial of the search; most candidates end far sooner."""
+        """Return the most seconds of load in one trial of the search. Most candidates end far sooner."""
         settings = self.settings
         return self.warm_up_s + settings.saturation_s + settings.most_probes * settings.probe_s
 
     @property
     def confirm_s(self) -> float:
-        """Seconds of load in one confirmation run, at a rate that fills the shortest claim; see claim_s."""
+        """Return the seconds of load in one confirmation run, at a rate that fills the shortest claim."""
         return self.warm_up_s + self.claim_s(math.inf)
 
     def claim_s(self, rate: float) -> float:
@@ -89,7 +89,7 @@ class OpenSearch:
 
 
 LoadPolicy = Ladder | OpenSearch
-"""How the server of every trial is loaded."""
+"""Load on the server of every trial."""
 
 
 def saturating_clients(max_num_seqs: int | None) -> int:
@@ -101,12 +101,12 @@ def saturating_clients(max_num_seqs: int | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class StudyPlan:
-    """`starts` counts every start of a server that searches, `confirm_starts` those that confirm at the end.
+    """Plan of a study. `starts` counts the starts that search, `confirm_starts` the confirmation runs.
 
-    `given` holds the values of the flags that the person's own words set, as far as the argument rules need them.
-    `start_limit_s` is how long a server may take to be ready; `time_budget_s` None is no limit. The search ends early
-    after `patience` of its own starts without a gain (stopping.py); None, and in plans that do not tell: never.
-    `length` is the longest request that servers accept; None in plans of before it was chosen.
+    `given` holds the values of the user's own flags, as far as the argument rules need them. `start_limit_s` bounds
+    a start; `time_budget_s` None is no limit. `patience` is the number of proposed starts without a gain that end
+    the search (plateau.py), None for no end. `length` is the longest request that servers accept. None in older
+    plans.
     """
 
     study: str

@@ -1,4 +1,4 @@
-"""StudyResult: what the study ends with, written to result.json after every finished trial and at the end."""
+"""Result of a study, written to result.json after every trial and at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Decision(StrEnum):
 
 
 class Lack(StrEnum):
-    """Why a candidate has no figures that count: what its starts came to."""
+    """Reason why a candidate has no figures that count."""
 
     BREAKS_LIMITS = "breaks-limits"
     DOES_NOT_START = "does-not-start"
@@ -44,9 +44,11 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class StudyResult:
-    """`winner` and `default` are None where no start of theirs kept the limits; `default_seen` still shows the
-    default's best level against the limits when it broke them. `complete` is False while trials are still to come.
-    `learnt` are the rules of the search, the withdrawn ones among them; nothing that they spared was measured."""
+    """Result so far. `winner` and `default` are None if no start of theirs kept the limits.
+
+    `default_seen` then shows the default's best level. `complete` is False while trials are to come. `learnt` are
+    the rules of the search, withdrawn ones included; nothing that they exclude was measured.
+    """
 
     study: str
     decision: Decision

@@ -43,5 +43,5 @@ class StartRecord:
 
     @property
     def got_ready(self) -> bool:
-        """Whether the server answered before anything was asked of it."""
+        """Return True if the server answered before anything was asked of it."""
         return self.phases.warm_up_s is not None

@@ -1,4 +1,4 @@
-"""When the search ends: every trial made, no gain for too long, or no time left but for confirmation runs."""
+"""Ends of the search: every trial made, no gain for too long, or time only for confirmation runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""studies/<name>/: atomic writes, one tuner at a time, and everything that finished is found again."""
+"""Store of studies/<name>/: atomic writes, one tuner at a time, and every finished trial found again."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ ASSIGNMENT = "assignment.json"
 T = TypeVar("T")
 
 LEAST_DISK_BYTES = 2**30
-"""Free bytes that a trial needs: its log or a compile cache may fill less than this in the middle of a trial."""
+"""Free bytes that a trial needs for its log and compile cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """The only writer of a study's folder, but for logs and tables that rooms put into a trial's own folder."""
+    """Only writer of a study's folder, except for logs and tables in a trial's own folder."""
 
     folder: Path
 
@@ -54,7 +54,7 @@ class Store:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the study for this process; the kernel lets go of it however the process ends."""
+        """Hold the study for this process. The kernel lets go of it however the process ends."""
         with (self.folder / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
