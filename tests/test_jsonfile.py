@@ -159,6 +159,14 @@ def test_a_fault_is_named_by_its_path(fields: dict[str, object], where: str, fau
         loads(json.dumps({"task": TASK, **fields}), Job)
 
 
+@pytest.mark.parametrize("old", ['{"schema": 1}', '{"schema": 1, "task": 3}', '{"schema": 1, "task": {}}'])
+def test_an_edited_file_of_an_older_schema_is_torn(old: str, tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(old)
+    with pytest.raises(TornFileError, match=r"record\.json"):
+        load(path, Job, lambda raw: {"task": {"kind": "run-ladder", **raw["task"]["levels"]}})
+
+
 def test_another_json_value_than_an_object_is_no_record() -> None:
     with pytest.raises(ValueError, match="is not dict"):
         loads("[]", Job)

@@ -52,6 +52,8 @@ def load(path: Path, kind: type[T], upgrade: Callable[[dict[str, Any]], dict[str
         return decode(upgrade(raw) if upgrade is not None and isinstance(raw, dict) else raw, kind)
     except ValueError as error:
         raise TornFileError(f"{path}: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:  # the upgrade met another shape than was ever written
+        raise TornFileError(f"{path}: {error!r}") from error
 
 
 def loads(text: str, kind: type[T]) -> T:
