@@ -1,4 +1,4 @@
-"""Bytes of a server: weights, KV per token, what fits without preemption. Calibrated from start-up logs.
+"""Memory of a server: weights, KV cache, what fits. Calibrated from start-up logs.
 
 It rules out, orders and explains; it measures nothing. An estimate is a range, `Span`, until a first start's log
 replaces it.
@@ -44,7 +44,8 @@ VARIED_KEYS = ("block_configs", "attn_type_list", "compress_ratios", "index_head
 """Keys of models whose layers differ in what they keep of a token."""
 
 WEIGHT_KEYS = ("kv_lora_rank", "n_shared_experts", "shared_expert_intermediate_size", "first_k_dense_replace")
-"""Keys of architectures whose parameters the shape does not count. Their weights are known from files alone."""
+"""Keys of architectures whose parameters are not counted here. Their weights are known from files alone. Their
+weights are known from files alone."""
 
 SURELY_SHORT = 0.9
 """Share of a request's tokens that surely cannot hold it. Free GPU memory differs by some MiB between starts."""
@@ -56,7 +57,7 @@ larger ones. gpu-memory-utilization is relative to what CUDA reports."""
 OTHER_PARTS = ("vision_config", "audio_config")
 
 QUANTISED_ON_LOAD = {"fp8": 1.0, "bitsandbytes": 0.5}
-"""Bytes of a weight under a --quantization that shrinks a 16-bit checkpoint while loading it."""
+"""Bytes of a weight after quantisation on load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ class KvRoom:
         return Span(self.blocks.low * self.block_tokens, self.blocks.high * self.block_tokens)
 
     def sequences(self, tokens_each: float) -> Span:
-        """Return how many requests of so many tokens fit at once without preemption.
+        """Return how many equal requests fit without preemption.
 
         A request has whole blocks, and vLLM's null block serves none.
         """

@@ -31,14 +31,14 @@ from tuner.vllm.defaults import vllm_defaults
 from tuner.vllm.flags import installed_vllm, split_command
 
 SECRET_FLAGS = {knobs.API_KEY: variables.API_KEY, knobs.HF_TOKEN: "HF_TOKEN"}
-"""Flags whose values reach the server through the environment, hidden from process lists and files."""
+"""Flags whose values reach the server through the environment. No process list and no file shows them."""
 
 DEFAULT_SLOS = ("p99 ttft <= 500ms",)
 LADDER = (10, 30, 64, 128, 200, 256)
 
 
 class ChangedEnvironment(StrEnum):
-    """Consent to resume a study whose environment (vLLM, GPUs, model, host) has changed."""
+    """Consent to resume a study in a changed environment."""
 
     REFUSED = "refused"
     ALLOWED = "allowed"
@@ -158,7 +158,7 @@ def checked_study_name(name: str) -> str:
 
 
 def checked_model(text: str) -> str:
-    """Return a local folder as an absolute path, so that start.sh works from anywhere, or a hub name."""
+    """Return an absolute folder, or a hub name. start.sh then works from anywhere."""
     try:
         path = Path(text).expanduser()
     except RuntimeError as error:  # ~user who does not exist
@@ -187,7 +187,7 @@ def parse_duration(text: str) -> float | None:
 
 
 def split_secrets(extra: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return the words without secrets, and the secrets by the variable that hands them to the server instead.
+    """Split the words from secrets, which go by variable.
 
     Raises UsageError if a secret flag has not exactly one value.
     """
@@ -205,7 +205,7 @@ def split_secrets(extra: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]
 
 
 def _load(options: SearchOptions, load: Workload) -> LoadPolicy:
-    """Choose the load: open loop unless the ladder is requested. --probe-seconds scales the other lengths."""
+    """Choose the load, open unless the ladder is requested. --probe-seconds scales the other lengths."""
     kind = options.load or (LoadKind.OPEN if options.levels is None else LoadKind.CLOSED)
     if kind not in tuple(LoadKind):
         raise UsageError(f"--load {kind!r}", hint="open (requests arrive by chance) or closed (a ladder of --levels)")

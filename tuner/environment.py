@@ -1,4 +1,4 @@
-"""Environment of a measurement: vLLM, GPUs, driver, model, host, tuner. Decides if two are the same."""
+"""Environment of a measurement, and the test for equal ones. Decides if two are the same."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def describe(vllm_version: str, model: str, gpus: Sequence[Gpu], driver: str | N
 
 
 def differences(before: Environment, now: Environment) -> list[str]:
-    """List the differences that forbid mixing numbers of two environments, one line each."""
+    """List the differences that forbid mixing figures."""
     lines = [
         f"{what} was {old}, is {new}"
         for what, old, new in (

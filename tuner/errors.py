@@ -13,7 +13,7 @@ from __future__ import annotations
 
 
 class TunerError(Exception):
-    """Error with a `message` that says what is wrong and a `hint` that says what to do, one line each."""
+    """Error with a `message` and a `hint`, one line each."""
 
     exit_code = 1
 

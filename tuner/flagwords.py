@@ -45,7 +45,7 @@ class GivenFlag:
 
     @property
     def value(self) -> Value:
-        """The value: a bool for a flag alone, a number if the text is one, else the text."""
+        """Return a bool, a number or else the text."""
         if self.text is None or not self.is_on:
             return self.is_on
         found = number(self.text)
@@ -53,7 +53,7 @@ class GivenFlag:
 
 
 def given_flags(words: Sequence[str], *, short: Mapping[str, str]) -> list[GivenFlag]:
-    """Split words into flags with their values, in order; the words before the first flag come first, without a name.
+    """Split words into flags with their values, in order. Words before the first flag come first, without a name.
 
     `short` maps short options (without the dash) to the long names that they stand for.
     """
@@ -66,7 +66,7 @@ def flag_values(words: Sequence[str], *, short: Mapping[str, str]) -> dict[str, 
 
 
 def flag_names(words: Sequence[str], *, short: Mapping[str, str]) -> frozenset[str]:
-    """Return the names of all flags that the words set, wholly or in part."""
+    """Return the names of all flags in the words."""
     return frozenset(flag.base for flag in given_flags(words, short=short) if flag.name)
 
 
@@ -81,7 +81,7 @@ def words_for(flag: str, value: Value) -> tuple[str, ...]:
 
 
 def value_text(value: Value) -> str:
-    """Write a value as a command line has it; switches as on and off."""
+    """Write a value for a command line, switches as on and off."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float):
@@ -91,7 +91,7 @@ def value_text(value: Value) -> str:
 
 
 def number(text: str) -> int | float | None:
-    """Read a number as vLLM does: 16k is 16,000 and 16K is 16,384. None if the text is not a number."""
+    """Read a number as vLLM does. 16k is 16,000 and 16K is 16,384. None if the text is not a number."""
     if match := re.fullmatch(rf"([0-9]+(?:\.[0-9]+)?)([{_DECIMAL}])", text):
         return int(float(match[1]) * 10 ** (3 * (_DECIMAL.index(match[2]) + 1)))
     if match := re.fullmatch(rf"([0-9]+)([{_BINARY}])", text):

@@ -1,4 +1,4 @@
-"""Numbers → text: the only place where a unit becomes a string. None is "not observed" and reads as a dash."""
+"""Numbers → text: the only place that writes units. None is "not observed" and reads as a dash."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206
 
 
 def one_line(text: str) -> str:
-    """Strip escape sequences, newlines and text-direction marks from text of unknown origin."""
+    """Strip control sequences and newlines from foreign text."""
     return _CONTROL.sub(" ", _ESCAPES.sub("", text)).strip()
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """Format at least `digits` figures: `1234.5` → "1,234", `4.251` → "4.25", `0` → "0"."""
+    """Format `digits` figures: `1234.5` → "1,234", `4.251` → "4.25"."""
     if value is None or not math.isfinite(value):
         return NOT_OBSERVED
     if value == 0:
@@ -43,7 +43,7 @@ def ms(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Format the two largest units: "7 h 12 min", "3 min 5 s", "43 s", "0.4 s"."""
+    """Format two units: "7 h 12 min", "43 s"."""
     if seconds is None or not math.isfinite(seconds):
         return NOT_OBSERVED
     if seconds < 0:
@@ -83,14 +83,14 @@ def tokens(value: float | None) -> str:
 
 
 def price(value: float | None) -> str:
-    """Format money in the unit of the price of a GPU-hour."""
+    """Format money in the GPU-hour's unit."""
     if value is None:
         return NOT_OBSERVED
     return f"{value:,.2f}" if value >= 1 else significant(value)
 
 
 def compact(value: float) -> str:
-    """Format an axis tick: `50000000` → "50M", `2000` → "2,000", `0.05` → "0.05"."""
+    """Format an axis tick: `50000000` → "50M", `0.05` → "0.05"."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if abs(value) >= size:
             return f"{value / size:g}{letter}"

@@ -1,4 +1,4 @@
-"""HTTP client for everything but the load: /health, /v1/models, /metrics, /tokenize."""
+"""HTTP client for everything but the load."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import httpx
 
 @functools.cache
 def _tls() -> ssl.SSLContext:
-    """Load the machine's certificates once: that takes longer than a request."""
+    """Load the machine's certificates once, since that is slow."""
     return ssl.create_default_context()
 
 
 def control_client(base_url: str = "", *, timeout_s: float, api_key: str | None = None) -> httpx.Client:
-    """Open a client that goes to the server directly, as the load does, without proxy and .netrc."""
+    """Open a direct client, without proxy and .netrc."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     return httpx.Client(base_url=base_url, headers=headers, timeout=timeout_s, trust_env=False, verify=_tls())

@@ -1,4 +1,4 @@
-"""Frozen dataclasses as JSON files: strict in both directions, written atomically, UTF-8."""
+"""Frozen dataclasses as JSON files, strict and atomic."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _fault(error: BaseException, _: type | None) -> str:
 
 
 def _only(json_types: tuple[type, ...], build: Hook) -> Hook:
-    """Refuse JSON of other types before `build`: cattrs would convert it, or iterate over it."""
+    """Refuse JSON of other types, which cattrs would convert."""
 
     def strict(raw: Any, kind: Any) -> Any:
         if type(raw) not in json_types:

@@ -16,7 +16,7 @@ VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True, slots=True)
 class LaunchSpec:
-    """Everything needed to start one server, but for host and port, which each start chooses afresh.
+    """Start of one server, without its host and port.
 
     `prefix` is numactl and its options or empty. `command` starts vLLM. `arguments` are the model and every flag.
     `env` is set on top of the inherited environment. `secret_env` names variables that the server inherits and whose
@@ -45,7 +45,7 @@ class LaunchSpec:
         return (*self.prefix, *self.command, *self.arguments, *address_words(host, port))
 
     def value(self, flag: str) -> Value | None:
-        """Return the value that the arguments set, None if they leave it to vLLM."""
+        """Return a flag's value, None if vLLM chooses it."""
         return dict(self.flags).get(flag)
 
     @property
@@ -63,7 +63,7 @@ class LaunchSpec:
 
     @property
     def in_container(self) -> bool:
-        """Return True if the command runs an image of a container engine."""
+        """Return True if the command runs a container image."""
         return _is_container(self.command)
 
 
@@ -125,7 +125,7 @@ def _is_container(command: tuple[str, ...]) -> bool:
 
 
 def _container_env(command: tuple[str, ...], env: dict[str, str]) -> tuple[str, ...]:
-    """Insert `-e A=B` after `docker run`: a container does not inherit our environment."""
+    """Insert `-e A=B` after `docker run`. A container does not inherit our environment."""
     if "run" not in command:
         return command
     at = command.index("run") + 1

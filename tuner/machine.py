@@ -1,4 +1,4 @@
-"""This machine: its GPUs, its cache folder, and what may distort figures that are measured on it."""
+"""This machine: GPUs, cache folder, and what distorts figures."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from tuner.vllm.flags import installed_vllm, split_command
 
 _GIB = 2**30
 _OPEN_FILES = 4096
-"""Open files for one socket a concurrent request here and one in the server, beside its own files."""
+"""Open files for a socket per request at both ends."""
 _PLENTY_OF_DISK_BYTES = 10 * _GIB
-"""Free disk for the logs, tables of requests and compile caches of an overnight run."""
+"""Free disk for the files of an overnight run."""
 _SHM_BYTES = _GIB
 """Free /dev/shm that NCCL and vLLM's message queues need. Docker gives 64 MiB."""
 _HELD_WARNING, _HELD_ERROR = 0.02, 0.08
@@ -42,7 +42,7 @@ _SLOW_CLOCKS = ("hpet", "acpi_pm", "jiffies", "refined-jiffies")
 
 
 def cache_folder() -> Path:
-    """Return the folder for answers that can be asked for again."""
+    """Return the folder for repeatable answers."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tuner"
 
 
@@ -75,7 +75,7 @@ class Finding:
 
 
 def findings(vllm: str, gpus: str | None, studies: Path, say: Callable[[str], None]) -> Iterator[Finding]:
-    """Look at everything that a study depends on, one finding after the other."""
+    """Look at everything that a study depends on."""
     installed, driver = inventory()
     chosen = parse_gpus(gpus, [gpu.index for gpu in installed])
     used = [gpu for gpu in installed if gpu.index in chosen]
@@ -287,7 +287,7 @@ def _clock() -> Finding:
 
 
 def _late_ms() -> float:
-    """Measure the 98th percentile of late wake-ups: one late nap in a hundred is normal on every machine."""
+    """Measure the 98th percentile of late wake-ups. One late nap in a hundred is normal."""
     late = []
     for _ in range(_NUMBER_OF_NAPS):
         began = time.monotonic()

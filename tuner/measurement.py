@@ -21,7 +21,7 @@ from tuner.telemetry.prometheus import deltas
 from tuner.telemetry.sampler import Telemetry
 
 WINDOW_CUT = 2.5
-"""Mean answer times until requests in flight reach 95 % of their mean (docs/measuring.md)."""
+"""Mean answer times until a server is filled (docs/measuring.md)."""
 
 
 class LoadKind(StrEnum):
@@ -31,7 +31,7 @@ class LoadKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Load level: concurrent requests in a closed loop, requests per second in an open one."""
+    """Load level. `level` is concurrent requests in a closed loop, requests per second in an open one."""
 
     kind: LoadKind
     level: float
@@ -60,7 +60,7 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class ServerLoad:
-    """The server's own figures of the level (/metrics), engines summed. `preemptions` is read after the drain."""
+    """The server's own figures of the level, engines summed. `preemptions` is read after the drain."""
 
     preemptions: int | None = None
     kv_usage_peak: float | None = None
@@ -80,7 +80,7 @@ class ServerLoad:
 
 @dataclass(frozen=True, slots=True)
 class GpuLoad:
-    """Means and peaks of one server's GPUs over the level, from NVML. None if the driver does not tell."""
+    """Means and peaks of one server's GPUs, from NVML. None if the driver does not tell."""
 
     utilization_mean: float | None
     memory_gib_peak: float | None
@@ -92,7 +92,7 @@ class GpuLoad:
 
 @dataclass(frozen=True, slots=True)
 class ClientLoad:
-    """State of the load generator: its CPU as a share of one core, its lag and its lateness in ms."""
+    """State of the load generator. `cpu_share` is of one core, lag and lateness are in ms."""
 
     cpu_share: float | None
     lag_p99_ms: float | None
@@ -102,7 +102,7 @@ class ClientLoad:
 
 @dataclass(frozen=True, slots=True)
 class Attainment:
-    """Result for one SLO: `violations` of `counted` requests exceeded it; `value_ms` is the quantile itself.
+    """Result for one SLO. `violations` of `counted` requests exceeded it; `value_ms` is the quantile itself.
 
     Failed requests violate it, and so do requests that were cut off unanswered after the limit. Those cut off before
     it do not count. `value_ms` is None if nothing was counted, or if too much failed. With requests cut off it is a
@@ -117,7 +117,7 @@ class Attainment:
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """Second half of an open-loop level: requests offered, answers completed, and requests open before it."""
+    """Second half of an open-loop level, in requests."""
 
     seconds: float
     offered: int
@@ -237,7 +237,7 @@ def distribution(ordered: Values) -> Distribution | None:
 
 
 def attainment(requests: Iterable[RequestSample], slo: Slo) -> Attainment:
-    """Count every request once, also for ITL: its largest gap is what its reader felt."""
+    """Count every request once. Of ITL its largest gap counts."""
     known = [value for r in requests if (value := _against(r, slo)) is not None]
     ordered = np.sort(np.asarray(known, dtype=np.float64))
     value = order_statistic(ordered, slo.quantile) if len(ordered) else None
@@ -250,7 +250,7 @@ def attainment(requests: Iterable[RequestSample], slo: Slo) -> Attainment:
 
 
 def _against(request: RequestSample, slo: Slo) -> float | None:
-    """Return the latency that counts against a limit, in ms. Infinite for a failure, None if it is unknown."""
+    """Return the latency against a limit, in ms. Infinite for a failure, None if it is unknown."""
     if request.failure in (Failure.CUT, Failure.TIMEOUT):
         waited = (request.end_ns - request.due_ns) / 1e6
         open_ended = slo.metric is Metric.E2E or (slo.metric is Metric.TTFT and request.first_ns is None)
@@ -268,7 +268,7 @@ def _against(request: RequestSample, slo: Slo) -> float | None:
 
 
 def _window(samples: Samples, completed: Sequence[RequestSample]) -> tuple[int, int]:
-    """Return the window from a filled server to the end of sending. It leaves out at most the first third."""
+    """Return the window from filled server to last sending. It leaves out at most the first third."""
     answers_ns = [r.last_ns - r.due_ns for r in completed if r.last_ns is not None]
     fill_ns = max(WINDOW_CUT * float(np.mean(answers_ns)) if answers_ns else 0.0, samples.ramp_s * 1e9)
     length_ns = samples.ended_ns - samples.started_ns
@@ -276,7 +276,7 @@ def _window(samples: Samples, completed: Sequence[RequestSample]) -> tuple[int, 
 
 
 def _second_half(samples: Samples) -> Throughput | None:
-    """Count the second half if the server is full by then. That is judged by the answers to the first third.
+    """Count the second half, if the server is full then. That is judged by the answers to the first third.
 
     Later answers grow with the very backlog that this is to show.
     """

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 STATE_KINDS = ("linear_attention", "mamba", "mamba2", "conv", "recurrent")
-"""Layer kinds that keep a fixed state for a sequence instead of a growing KV cache."""
+"""Layer kinds with a fixed state instead of a KV cache."""
 
 WINDOW_KINDS = ("sliding_attention", "chunked_attention")
 """Layer kinds that look back over a window of tokens."""
@@ -20,14 +20,14 @@ LENGTH_KEYS = (
 """Spellings of the length in config.json (vLLM, transformers_utils/model_arch_config_convertor.py)."""
 
 UNSCALED_ROPE = ("su", "longrope", "llama3")
-"""RoPE types whose factor vLLM does not apply to the length (vLLM, config/model.py _get_and_verify_max_len)."""
+"""RoPE types whose factor vLLM does not apply (config/model.py _get_and_verify_max_len)."""
 
 YARN_ROPE = ("yarn", "deepseek_yarn", "deepseek_llama_scaling")
-"""YaRN types: older vLLM multiplies the original length by the factor, newer vLLM takes the stated length."""
+"""YaRN types. Older vLLM multiplies the original length by the factor, newer vLLM takes the stated length."""
 
 
 class UnknownModelError(ValueError):
-    """A config.json that is missing or not understood; the text says which."""
+    """Missing or unknown config.json, as the text says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,8 @@ class ModelShape:
 
     @property
     def shared_parameters(self) -> int:
-        """Parameters of all layers without experts and embeddings: read every step, multiplied for every token."""
+        """Parameters of all layers without experts and embeddings. They are read every step, multiplied for every
+        token."""
         mixers = self.attention_layers * self.attention_parameters
         mixers += (self.layers - self.attention_layers) * self.mixer_parameters
         feed_forward = 0 if self.experts else 3 * self.hidden * self.intermediate
@@ -101,7 +102,7 @@ class ModelShape:
         return (self.total_parameters - outside) * self.weight_bytes + outside * self.activation_bytes
 
     def weights_read_bytes(self, tokens: int) -> float:
-        """Return the bytes of weights that a step over `tokens` tokens reads.
+        """Return the bytes of weights that a step reads.
 
         Of the experts it reads those that at least one token chose.
         """
@@ -112,31 +113,31 @@ class ModelShape:
         return read
 
     def flops(self, tokens: int, sampled: int) -> float:
-        """Return the FLOPs of the matrices, two per multiply-add, without attention over the context."""
+        """Return the matrices' FLOPs, without attention over the context."""
         active = self.shared_parameters + self.layers * self.experts_per_token * self.expert_parameters
         return 2.0 * (active * tokens + self.head_parameters * sampled)
 
     def forward_bytes(self, tokens: int, ranks: int) -> int:
-        """Return the peak of a step's activations on one rank, without logits.
+        """Return the peak of a step's activations on one rank. Logits are not in it.
 
-        Four hidden states are alive at once: residual, input, output and all-reduce buffer. Gate, up and their product
-        are split over the ranks.
+        Four hidden states are alive at once: residual, input, output and all-reduce buffer. Gate, up and their
+        product are split over the ranks.
         """
         return tokens * (4 * self.hidden + 3 * self.intermediate // ranks) * self.activation_bytes
 
     def kv_bytes_per_token(self, kv_bytes: int, ranks: int = 1) -> int:
-        """Return the KV bytes of one token on one of `ranks`.
+        """Return one token's KV bytes on one of `ranks`.
 
-        They are 2 (K and V) · attention layers · KV heads · head dimension · `kv_bytes` of an element. Ranks share the
-        KV heads; with more ranks than heads each keeps a copy of one. MLA keeps one latent vector for all heads, whole
-        on every rank (vLLM, v1/kv_cache_interface.py MLAAttentionSpec).
+        They are 2 (K and V) · attention layers · KV heads · head dimension · `kv_bytes` of an element. Ranks share
+        the KV heads; with more ranks than heads each keeps a copy of one. MLA keeps one latent vector for all heads,
+        whole on every rank (vLLM, v1/kv_cache_interface.py MLAAttentionSpec).
         """
         width = self.latent_width or 2 * max(1, self.kv_heads // ranks) * self.head_dim
         return self.attention_layers * width * kv_bytes
 
 
 def folder_of(model: str) -> Path | None:
-    """Find the folder of a model on this disk: its own, or its snapshot in the local Hugging Face cache."""
+    """Find a model's folder, or its snapshot in the local Hugging Face cache."""
     if (Path(model) / "config.json").is_file():
         return Path(model)
     from huggingface_hub import try_to_load_from_cache  # slow to import, and most models are folders
@@ -149,7 +150,7 @@ def folder_of(model: str) -> Path | None:
 
 
 def read_config(folder: Path) -> dict[str, object]:
-    """Read config.json and lay the `text_config` of a multimodal model over it. Raises UnknownModelError."""
+    """Read config.json, with a multimodal model's `text_config` on top. Raises UnknownModelError."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -164,7 +165,7 @@ def read_config(folder: Path) -> dict[str, object]:
 
 
 def layer_kinds(config: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the kind of every layer where config.json lists them (`layer_types`), else nothing."""
+    """Return every layer's kind, if `layer_types` lists them."""
     kinds = config.get("layer_types") or config.get("layers_block_type")
     return tuple(map(str, kinds)) if isinstance(kinds, list) else ()
 
@@ -179,7 +180,7 @@ def _whole(config: Mapping[str, object], key: str, default: int | None = None) -
 
 
 def shape_from_config(name: str, config: Mapping[str, object]) -> ModelShape:
-    """Build the shape of a Llama-like model, dense or mixture of experts, from what read_config returns."""
+    """Build a Llama-like model's shape, dense or with experts."""
     layers = _whole(config, "num_hidden_layers")
     hidden = _whole(config, "hidden_size")
     heads = _whole(config, "num_attention_heads")
@@ -268,7 +269,7 @@ def model_length(config: Mapping[str, object], *, window_off: bool = False) -> M
 
 
 def _ropes(config: Mapping[str, object]) -> list[tuple[str, Mapping[str, object]]]:
-    """Return each RoPE setting with its type; some models have one per kind of layer."""
+    """Return each RoPE setting with its type. Some models have one per kind of layer."""
     whole = config.get("rope_scaling") or config.get("rope_parameters")
     if not isinstance(whole, Mapping):
         return []

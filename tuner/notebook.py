@@ -1,4 +1,4 @@
-"""Studies for notebooks: records as pandas tables, the report's figures as plotly figures. See docs/api.md."""
+"""Studies for notebooks, as pandas tables and plotly figures. See docs/api.md."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load_study(folder: str | Path) -> Study:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A study as it was on disk when it was loaded, finished or not."""
+    """Study as it was on disk when loaded, finished or not."""
 
     files: StudyFiles
 
@@ -55,7 +55,7 @@ class Study:
 
     @property
     def command(self) -> str | None:
-        """Return the winner's launch as one line for a shell. None if nothing won."""
+        """Return the winner's launch as one shell line. None if nothing won."""
         record = self.files.quoted(self.files.winner)
         return shell_line(record.start.launch) if record else None
 
@@ -79,13 +79,13 @@ class Study:
 
     @property
     def levels(self) -> pd.DataFrame:
-        """Return one row per measured level of every trial, in the order in which they were measured.
+        """Return one row per level of every trial, in order.
 
         Columns: `trial`, `load_kind` and `level` as in `trials`, `outcome`, `counts` (True for the level behind the
         trial's figures); seconds in `planned_s` and `window_s`; `sent`, `completed`, `failed`, `prompt_tokens`,
-        `output_tokens`; `qps`, `output_tokens_per_s`; `count` and ms of `ttft_…`, `tpot_…`, `itl_…`, `e2e_…`
-        (mean, p50, p90, p95, p99, max, and p99_low and p99_high, the P99's 95 % bounds); /metrics in `server_…`,
-        NVML in `gpu_…`, the load generator in `client_…`; `cautions`.
+        `output_tokens`; `qps`, `output_tokens_per_s`; `count` and ms of `ttft_…`, `tpot_…`, `itl_…`, `e2e_…` (mean,
+        p50, p90, p95, p99, max, and p99_low and p99_high, the P99's 95 % bounds); /metrics in `server_…`, NVML in
+        `gpu_…`, the load generator in `client_…`; `cautions`.
         """
         cells = [
             {"trial": record.trial, **_level_cells(level, counts=index == record.best)}
@@ -110,7 +110,7 @@ class Study:
         )
 
     def telemetry(self, trial: int) -> pd.DataFrame:
-        """Return one row per sample and GPU of a trial, about two samples a second while a level runs.
+        """Return one row per sample and GPU of a trial. There are about two samples a second while a level runs.
 
         Columns of telemetry.parquet, and `seconds` since the first sample. Raises UsageError if the trial has no
         such file.

@@ -1,4 +1,4 @@
-"""Parser of `--gpus 0-3` into groups of GPUs, each with its NUMA node and the numactl words that bind to it."""
+"""Groups of GPUs with NUMA node and numactl words."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def parse_gpus(text: str | None, present: Sequence[int]) -> tuple[int, ...]:
 def groups_of(
     gpus: tuple[int, ...], size: int, numa_node_of: Mapping[int, int | None], workers: int | None = None
 ) -> tuple[GpuGroup, ...]:
-    """Cut the GPUs into groups of `size` (the tensor-parallel size), neighbours on a NUMA node together.
+    """Cut the GPUs into groups of `size`, NUMA neighbours together.
 
     `workers` is the number of servers at once on a machine without GPUs, and the most groups on one with GPUs. None
     means one server, or all groups.
@@ -74,7 +74,7 @@ def groups_of(
 
 
 def node_cpus(node: int) -> tuple[int, ...]:
-    """Return the CPUs of a NUMA node that this process may use. Empty if the kernel does not tell."""
+    """Return this process's CPUs on a NUMA node. Empty if the kernel does not tell."""
     try:
         text = Path(f"/sys/devices/system/node/node{node}/cpulist").read_text(encoding="ascii").strip()
     except OSError:
@@ -85,7 +85,7 @@ def node_cpus(node: int) -> tuple[int, ...]:
 
 
 def _with_cpu_shares(groups: tuple[GpuGroup, ...], cpus_of: Callable[[int], tuple[int, ...]]) -> tuple[GpuGroup, ...]:
-    """Split the CPUs of a NUMA node evenly among its groups, so that servers side by side take none from each other."""
+    """Split a NUMA node's CPUs evenly among its groups."""
     shared: list[GpuGroup] = []
     for group in groups:
         neighbours = [g for g in groups if g.numa_node == group.numa_node]

@@ -1,4 +1,4 @@
-"""Latency limits such as `p99 ttft <= 500ms`, parsed and checked before anything starts."""
+"""Latency limits such as `p99 ttft <= 500ms`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Metric(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """Limit on one quantile of a latency: `quantile` in (0, 1), `limit_ms` > 0."""
+    """Limit on a latency's quantile: `quantile` in (0, 1), `limit_ms` > 0."""
 
     metric: Metric
     quantile: float
@@ -53,5 +53,5 @@ def parse_slo(text: str) -> Slo:
 
 
 def longest_wait_s(slos: Sequence[Slo]) -> float:
-    """Return the seconds that the tightest limit lets a request wait for its turn. 0 if no limit is about waiting."""
+    """Return the wait that the tightest limit allows, in seconds. 0 if no limit is about waiting."""
     return min((slo.limit_ms / 1000 for slo in slos if slo.metric in (Metric.TTFT, Metric.E2E)), default=0.0)

@@ -18,10 +18,10 @@ FEWEST_REQUESTS = 100
 
 LAG_INVALID_MS = 20.0
 LAG_INVALID_SHARE = 0.05
-"""Share of the tightest TTFT limit that the client may lag, if that is more than 20 ms (docs/measuring.md)."""
+"""Share of the tightest TTFT limit that the client may lag. 20 ms are allowed anyway (docs/measuring.md)."""
 
 LAG_INFLATION = 2.0
-"""Inflation of a P99 TTFT, as a multiple of the ticker's P99 lag (docs/measuring.md)."""
+"""Inflation of P99 TTFT per P99 lag (docs/measuring.md)."""
 
 
 KEEPS_UP = 0.97
@@ -75,8 +75,7 @@ def judge(measurement: Measurement, slos: Sequence[Slo]) -> Verdict:
 
 
 def passes(measurement: Measurement, verdict: Verdict) -> bool:
-    """Return True if a level kept everything that it showed: feasible, or undecided for want of requests or a
-    counter.
+    """Return True if a level kept everything that it showed. It may be undecided for want of requests or a counter.
 
     At a fraction of a request per second no time brings the hundred requests of a P99.
     """
@@ -86,7 +85,7 @@ def passes(measurement: Measurement, verdict: Verdict) -> bool:
 
 
 def most_violations(requests: int, slo: Slo) -> int:
-    """Return how many requests may exceed the limit while the quantile keeps it."""
+    """Return how many violations the quantile allows."""
     return math.floor(round((1 - slo.quantile) * requests, 9))
 
 

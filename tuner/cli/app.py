@@ -37,7 +37,7 @@ _Language = Annotated[Language, typer.Option("--lang", help="Language of the pag
 _WITH_EXTRA = {"allow_extra_args": True}
 
 MACHINE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.EMFILE)
-"""Errors of a disk that is full, forbidden or broken. They are the machine's fault, not a bug of tuner."""
+"""Errors of a full, forbidden or broken disk. They are the machine's fault, not a bug of tuner."""
 
 app = typer.Typer(
     name="tuner",

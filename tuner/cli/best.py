@@ -1,4 +1,4 @@
-"""Command `tuner best`: the recorded launch in the form that production wants, to stdout or into a folder."""
+"""Command `tuner best`: the recorded launch in production's form."""
 
 from __future__ import annotations
 

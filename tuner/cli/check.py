@@ -1,4 +1,4 @@
-"""`tuner check`: can this machine give figures to trust? Line by line, with what to do."""
+"""Command `tuner check`: is this machine fit for trusted figures? Each line says what to do."""
 
 from __future__ import annotations
 

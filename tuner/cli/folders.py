@@ -41,7 +41,7 @@ def study_folder(studies: Path, name: str) -> Path:
 
 
 def is_worked_on(folder: Path) -> bool:
-    """Return True if a tuner holds the study's lock (study/store.py). Our own shared lock lasts microseconds."""
+    """Return True if a tuner holds the study's lock. Our own shared lock lasts microseconds."""
     try:
         with (folder / ".lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -59,7 +59,7 @@ def checked_price(gpu_price: float | None) -> float | None:
 
 
 def write_file(path: Path, text: str) -> Path:
-    """Write a file whole or not at all, and make its folders."""
+    """Write a file whole, and make its folders."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text.encode())

@@ -1,4 +1,4 @@
-"""KV calculator of a plan: how many tokens and sequences fit, and which figures are estimates."""
+"""KV calculator of a plan: what fits, and how sure."""
 
 from __future__ import annotations
 

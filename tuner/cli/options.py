@@ -115,7 +115,7 @@ def search_options(
 
 
 def with_search_options(run: Callable[Concatenate[SearchOptions, P], None]) -> Callable[..., None]:
-    """Turn `run(options, own, …)` into a command with every option of a search and its own ones."""
+    """Add every search option to a command `run(options, own, …)`."""
     # typer reads the signature: search_options' own, plus what `run` takes beside its first parameter.
     shared = inspect.signature(search_options, eval_str=True, locals={"SearchOptions": object})
     all_of_run = inspect.signature(run, eval_str=True, locals={"SearchOptions": object}).parameters.values()

@@ -1,4 +1,4 @@
-"""Command `tuner plan`: all that a search with these flags would do, without a server and without a file."""
+"""Command `tuner plan`: a search's plan without a server."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def show_plan(options: SearchOptions, form: Form) -> None:
 
 
 def _first_starts(setting: StudySetting) -> list[str]:
-    """List the known first starts: the default, then the seeds. The rest depends on their results."""
+    """List the default and the seeds, which start first. The rest depends on their results."""
     plan = setting.plan
     lines = [f"{'seeds' if i == 0 else '':<8}  {describe(c)}" for i, c in enumerate(seeds(setting))]
     first = launch(plan.base, plan.baseline, plan.groups[0])
@@ -61,13 +61,13 @@ def _kv_cache(setting: StudySetting, earlier: tuple[TrialRecord, ...]) -> list[s
 
 
 def _learnt(setting: StudySetting, earlier: tuple[TrialRecord, ...]) -> list[str]:
-    """List the rules that earlier starts of the study gave. Their counts are in `tuner status` and the report."""
+    """List the rules that earlier starts gave. Their counts are in `tuner status` and the report."""
     found = [rule for rule in known_rules(setting, earlier) if rule.withdrawn_by is None]
     return [f"{'learnt' if i == 0 else '':<8}  not started any more: {rule}" for i, rule in enumerate(found)]
 
 
 def _earlier_starts(plan: StudyPlan, environment: Environment, options: SearchOptions) -> tuple[TrialRecord, ...]:
-    """Return finished starts of a study of that name if their memory facts hold for this plan."""
+    """Return earlier trials whose memory facts hold for this plan."""
     store = Store(options.studies.absolute() / plan.study)
     try:
         same = not differences(store.environment(), environment) and store.plan().base.extra == plan.base.extra

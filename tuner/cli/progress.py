@@ -23,7 +23,7 @@ class Look(StrEnum):
 
 
 class Progress(AbstractContextManager["Progress"], Protocol):
-    """Display of events from any thread, entered for as long as the study runs."""
+    """Display of events from any thread."""
 
     def say(self, text: str) -> None: ...
 
@@ -31,7 +31,7 @@ class Progress(AbstractContextManager["Progress"], Protocol):
 
 
 def progress(plan: StudyPlan, vllm_version: str, records: Sequence[TrialRecord], look: Look) -> Progress:
-    """Return the live screen if stderr can draw one and plain lines were not requested."""
+    """Return the live screen if possible, else plain lines."""
     can_draw = sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
     if look is Look.PLAIN or not can_draw or os.environ.get("NO_COLOR"):
         return Console()

@@ -1,4 +1,4 @@
-"""Command `tuner report`: the page from a study's files, in a chosen language and with a GPU price."""
+"""Command `tuner report`: the page from a study's files."""
 
 from __future__ import annotations
 

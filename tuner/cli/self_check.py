@@ -1,4 +1,4 @@
-"""Command `tuner bench --self-check`: how many streamed chunks a second can this machine's client time?"""
+"""Command `tuner bench --self-check`: this client's own limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""State of a study at one moment: the same values for the live screen and for `tuner status`."""
+"""State of a study at one moment, for screen and status."""
 
 from __future__ import annotations
 

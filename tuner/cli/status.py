@@ -1,4 +1,4 @@
-"""Command `tuner status`: the state of a study from its files alone, without asking the tuner that works on it."""
+"""Command `tuner status`: a study's state from its files."""
 
 from __future__ import annotations
 

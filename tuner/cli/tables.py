@@ -1,4 +1,4 @@
-"""Rows → aligned text on stdout, cut to the width of a terminal and never cut in a pipe."""
+"""Rows → aligned text, cut to a terminal's width only."""
 
 from __future__ import annotations
 

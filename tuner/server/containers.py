@@ -10,7 +10,8 @@ _LIMIT_S = 30.0
 
 
 def with_cid_file(argv: tuple[str, ...], folder: Path) -> tuple[str, ...]:
-    """Insert `--cidfile FOLDER/cid` after `docker run`, unless the user's own words do so or start no container."""
+    """Insert `--cidfile FOLDER/cid` after `docker run`. Words without a container, or with a file of their own,
+    stay."""
     if "run" not in argv or any(word.split("=", 1)[0] == "--cidfile" for word in argv):
         return argv
     at = argv.index("run") + 1
@@ -18,7 +19,7 @@ def with_cid_file(argv: tuple[str, ...], folder: Path) -> tuple[str, ...]:
 
 
 def end_container(engine: str, folder: Path) -> tuple[str, ...]:
-    """Kill the container of `folder`'s id file if it outlived its client, and return what was killed.
+    """Kill a container that outlived its client. Returns what was killed.
 
     `docker kill` refuses a container that has stopped: then there was nothing to do. Raises nothing. An engine that
     fails or hangs here shows in memory that does not come back.

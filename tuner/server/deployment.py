@@ -1,4 +1,4 @@
-"""Values that describe a service: its servers, and one request to start them."""
+"""Values that describe a service to be started."""
 
 from __future__ import annotations
 

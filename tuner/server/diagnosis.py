@@ -1,4 +1,4 @@
-"""Server log → cause, by a data table of patterns, with the bound that the message gives."""
+"""Server log → cause, by a table of patterns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _USAGE_EXIT = 2
 
 
 class ServerPhase(StrEnum):
-    """State of the server when it ended or was given up."""
+    """State of a server at its end."""
 
     STARTING = "starting"
     SERVING = "serving"
@@ -29,7 +29,7 @@ class ServerPhase(StrEnum):
 def diagnose(
     log_text: str, *, exit_code: int | None, phase: ServerPhase, held_by_others_gib: float | None = None
 ) -> Cause:
-    """Explain the end of a server, whatever its exit code: 0 is a crash too if it should have run.
+    """Explain the end of a server. Exit code 0 is a crash too if it should have run.
 
     `exit_code` is None for a server that still runs, and negative for a signal. `held_by_others_gib` is the memory
     in use on the fullest of its GPUs before the start, None if unknown.
@@ -141,7 +141,7 @@ def _root_exception(text: str) -> re.Match[str] | None:
 
 
 def _line_at(text: str, position: int) -> str:
-    """Return the line around `position`, or from there on if it is too long for a record."""
+    """Return the line around `position`, shortened if necessary."""
     start = text.rfind("\n", 0, position) + 1
     end = text.find("\n", position)
     line = text[start : len(text) if end < 0 else end]

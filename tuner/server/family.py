@@ -1,4 +1,4 @@
-"""Processes of one server, proven by session, by output or by descent, and never by name."""
+"""Processes of one server, proven and never guessed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Family:
         self._seen: dict[int, int] = {}
 
     def living(self) -> tuple[ProcessEntry, ...]:
-        """Return everything of the family that runs now, the leader included, without zombies."""
+        """Return the running processes, the leader included."""
         return tuple(process for process in self._members() if not process.is_zombie)
 
     def reap_adopted(self) -> None:

@@ -1,4 +1,4 @@
-"""Remains of a dead server: GPU memory, /dev/shm, sockets, orphans of an earlier run."""
+"""Remains of a dead server: memory, files, orphans."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tuner.server.running_file import Marker
 from tuner.server.shutdown import StopReport, end_family
 
 LEFTOVER_GRACE_S = 15.0
-"""Seconds for a leftover server to end by itself after SIGTERM."""
+"""Seconds for a leftover server to obey SIGTERM."""
 MEMORY_LIMIT_S = 60.0
 """Seconds for the driver to take GPU memory back."""
 MEMORY_SLACK_BYTES = 256 * 2**20
@@ -50,14 +50,14 @@ class NoGpuMemory:
 
 
 def new_scratch() -> Path:
-    """Choose a name, not yet a folder, for the temporary files of one start."""
+    """Name the folder of a start's temporary files."""
     name = f"tuner-{secrets.token_hex(4)}"
     usual = Path(tempfile.gettempdir(), name)
     return usual if len(os.fsencode(usual)) <= _LONGEST_SCRATCH else Path("/tmp", name)
 
 
 def remove_scratch(folder: Path) -> tuple[str, ...]:
-    """Remove a folder that new_scratch() named, with its content, and nothing else. Return what was removed."""
+    """Remove a folder that new_scratch() named, nothing else. Return what was removed."""
     if not _SCRATCH.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
         return ()
     if folder.stat().st_uid != os.getuid():
@@ -68,7 +68,7 @@ def remove_scratch(folder: Path) -> tuple[str, ...]:
 
 
 def remove_shared_memory(files: Iterable[Path], *, since_unix_ns: int) -> tuple[str, ...]:
-    """Unlink a dead server's /dev/shm files that are ours, newer than its start, and not mapped.
+    """Unlink a dead server's own, unmapped files in /dev/shm.
 
     `files` are those that its own processes used. Others that look like vLLM's may be a neighbour's.
     """
@@ -88,7 +88,8 @@ def wait_for_memory(
     clock: Clock,
     limit_s: float,
 ) -> bool | None:
-    """Return True if each GPU's use fell back to `baseline` in time. None if there is nothing to compare."""
+    """Wait until each GPU's use is back at `baseline`. Returns False if time ran out. None if there is nothing to
+    compare."""
     if not baseline:
         return None
     deadline_ns = clock.now_ns() + round(limit_s * 1e9)
@@ -106,7 +107,7 @@ def wait_for_memory(
 def end_leftovers(
     study_folder: Path, *, clock: Clock | None = None, gpu_memory: GpuMemory | None = None
 ) -> list[StopReport]:
-    """End the servers that a killed tuner left running, one report each.
+    """End the servers that a killed tuner left running.
 
     It finds them through the running.json files below `study_folder`. Raises EnvironmentFaultError if the tuner that
     wrote one still runs: then it is not left over, and nothing is touched.

@@ -1,4 +1,4 @@
-"""Server log → text for people and patterns: bounded size, no control characters, no secrets."""
+"""Server log → bounded, clean text without secrets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NAMED_SECRET = re.compile(
 
 
 def read(path: Path) -> str:
-    """Read the log's head and tail: causes stand at the end of a start, and a flood of 100 MB stays outside.
+    """Read the log's head and tail. Causes stand at the end, and a flood of 100 MB stays outside.
 
     "" if there is no log. The text is clean of control characters.
     """
@@ -53,8 +53,7 @@ def read(path: Path) -> str:
 
 
 def clean(text: str) -> str:
-    """Remove escape sequences and control characters but newline and tab. A carriage return (progress bars) ends a
-    line."""
+    """Remove control characters but newline and tab. A carriage return (progress bars) ends a line."""
     return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
@@ -67,7 +66,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def redact_file(path: Path, secrets: Iterable[str]) -> None:
-    """Replace these values in a finished log, line by line: it may be large."""
+    """Replace these values in a finished log, line by line."""
     wanted = [s.encode() for s in _worth_hiding(secrets)]
     if not wanted or not path.exists() or not _contains(path, wanted):
         return

@@ -18,8 +18,7 @@ _lock = threading.Lock()
 
 
 def fresh_port(host: str) -> int:
-    """Return a port on `host` that is free and that this process has not given out before. Raises OSError if none is
-    free.
+    """Return a free port that was not given out before. Raises OSError if none is free.
 
     It lies below the range of outgoing connections: vLLM binds seconds later, and the load of a neighbouring trial
     opens many in that time.

@@ -1,4 +1,4 @@
-"""One child in its own session, with a gate before its start and nothing left after its end. Linux only."""
+"""One child in its own session, started through a gate. Linux only."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ServerProcess:
 
     @property
     def shared_memory(self) -> tuple[Path, ...]:
-        """Return the files in /dev/shm that this server was seen to use, existing or not."""
+        """Return the files in /dev/shm that this server used."""
         return tuple(sorted(self._shared_memory))
 
     def exit_code(self) -> int | None:
@@ -56,7 +56,7 @@ class ServerProcess:
         return self._exit_code
 
     def observe(self) -> None:
-        """Note the server's processes and shared memory: a dead server's can hardly be attributed."""
+        """Note processes and shared memory while the server lives. A dead server's can hardly be attributed."""
         for process in self.family.living():
             self._shared_memory |= proctable.shared_memory_files(process.pid)
 
@@ -110,7 +110,7 @@ def _close(gate: IO[bytes]) -> None:
 
 
 def _adopt_orphans() -> None:
-    """Make orphans of our servers our children instead of init's, so that we can see and reap them."""
+    """Adopt orphans of our servers, to see and reap them."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         number = ctypes.get_errno()

@@ -136,7 +136,7 @@ def writes_to(pid: int, file: FileId) -> bool:
 
 
 def shared_memory_files(pid: int) -> set[Path]:
-    """List the files in /dev/shm that the process has mapped, without unlinked ones."""
+    """List the existing files in /dev/shm that a process maps."""
     try:
         lines = (PROC / str(pid) / "maps").read_text(errors="replace").splitlines()
     except OSError:
@@ -146,7 +146,7 @@ def shared_memory_files(pid: int) -> set[Path]:
 
 
 def listening_inodes(port: int) -> set[int]:
-    """Return the socket inodes that listen on this TCP port, on any address of this network namespace."""
+    """Return the sockets that listen on a TCP port."""
     found = set()
     for name in ("tcp", "tcp6"):
         try:

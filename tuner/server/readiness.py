@@ -1,4 +1,4 @@
-"""A starting server as seen from outside: ready, dead, or another's listener on its port."""
+"""A starting server as seen from outside."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POLL_S = 0.2
 """Seconds between two looks at a starting server."""
 _OBSERVE_EVERY = 5
 _HTTP_TIMEOUT_S = 0.7
-"""Seconds for one answer: a server that accepts and stays silent cannot hide its death for longer."""
+"""Seconds for one answer. A silent server cannot hide its death for longer."""
 
 
 class NotReady(Enum):
@@ -40,7 +40,7 @@ class Health(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What /v1/models says of a ready server; `max_model_len` is None if it does not say."""
+    """Answer of /v1/models. `max_model_len` is None if it is not given."""
 
     model_name: str
     max_model_len: int | None
@@ -161,7 +161,7 @@ def _listed(answer: object, model: str, *, proven_ours: bool) -> Ready | None:
 
 
 class _LogFollower:
-    """A reader of what the log has gained, which reports each new phase once."""
+    """Reader of new log text that reports each phase once."""
 
     _MOST_BYTES = 256 * 1024
 

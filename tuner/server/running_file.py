@@ -1,4 +1,4 @@
-"""Record running.json, with which a later tuner ends a server whose own tuner was killed."""
+"""Record running.json of a living server. A later tuner ends the server by it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tuner import jsonfile
 from tuner.server import proctable
 
 FILE_NAME = "running.json"
-"""Name for the first server of a service; the others are running-1.json, running-2.json."""
+"""Name for a service's first server. The others are running-1.json, running-2.json."""
 SCHEMA = 1
 
 
@@ -48,7 +48,7 @@ def path_of(folder: Path, replica: int = 0) -> Path:
 
 
 def found_below(folder: Path) -> list[Path]:
-    """List the running files in `folder` and its subfolders, of every server of every service."""
+    """List the running files below `folder`."""
     return sorted({*folder.rglob(FILE_NAME), *folder.rglob("running-[0-9]*.json")})
 
 

@@ -1,4 +1,4 @@
-"""`with serving(request) as service:` the one door of this room."""
+"""Door of this room: `with serving(request) as service:`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _START_SLACK_S = 60.0
 
 
 class ServerDidNotStart(Exception):  # noqa: N818 - an answer; study/trial.py makes a record of it
-    """The service ended, hung or answered wrongly before it was ready; it has been ended by now.
+    """Failed start of a service, which has been ended by now.
 
     `start_s`: seconds from the start to the refusal. `stopped` says what was left of it.
     """
@@ -83,11 +83,11 @@ class Service:
 
 @contextmanager
 def serving(request: ServiceRequest) -> Iterator[Service]:
-    """Start every server of a deployment, wait until all are ready, and end them whatever happens inside.
+    """Start a deployment, yield it ready, and end it always.
 
-    All start at once. One that is refused or dies ends the others.
-    Raises ServerDidNotStart if the start came to nothing, InterruptedSearchError if `should_stop` said so, and
-    EnvironmentFaultError if this machine cannot even fork or write the running file.
+    All start at once. One that is refused or dies ends the others. Raises ServerDidNotStart if the start came to
+    nothing, InterruptedSearchError if `should_stop` said so, and EnvironmentFaultError if this machine cannot even
+    fork or write the running file.
     """
     with sigterm_interrupts():
         starts: list[Start] = []
@@ -111,7 +111,7 @@ def serving(request: ServiceRequest) -> Iterator[Service]:
 
 @dataclass(frozen=True, slots=True)
 class _Refused:
-    """A start that came to nothing, explained while the server can still be looked at."""
+    """Failed start, explained while the server still exists."""
 
     cause: Cause
     start_s: float
@@ -128,7 +128,7 @@ def _begin(request: ServiceRequest, number: int) -> Start:
 
 
 def _until_ready(starts: Sequence[Start], request: ServiceRequest) -> Service | _Refused:
-    """Look at the servers in turn until all are ready or one of them is refused."""
+    """Look at the servers until all are ready or one fails."""
     deadline_ns = request.clock.now_ns() + round(request.start_limit_s * 1e9)
     ready: dict[Start, RunningServer] = {}
     while True:
@@ -149,7 +149,7 @@ def _until_ready(starts: Sequence[Start], request: ServiceRequest) -> Service | 
 
 
 def _end(starts: Sequence[Start]) -> list[StopReport]:
-    """End all servers side by side: each may take its whole grace time."""
+    """End all servers side by side, each with its grace time."""
     if len(starts) <= 1:
         return [start.end() for start in starts]
     with ThreadPoolExecutor(len(starts)) as threads:
@@ -157,7 +157,7 @@ def _end(starts: Sequence[Start]) -> list[StopReport]:
 
 
 def start_limit(first_start_s: float | None, default_s: float) -> float:
-    """Return the seconds after which a start counts as stuck: `default_s` until a first start has shown more.
+    """Return the seconds after which a start is stuck.
 
     Later starts may compile for another shape or capture more graphs: hence three times the first and a minute.
     """

@@ -1,4 +1,4 @@
-"""The end of a family of processes: ask, wait, ask the orphans, kill, report what is left."""
+"""End of a family of processes, with a report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tuner.server.family import Family
 from tuner.server.proctable import ProcessEntry
 
 SETTLE_S = 2.0
-"""Seconds for helpers whose leader has gone: Python's resource tracker removes its /dev/shm files then."""
+"""Seconds for helpers of a dead leader. Python's resource tracker removes its /dev/shm files then."""
 ORPHAN_GRACE_S = 5.0
 """Seconds for orphans after their own SIGTERM."""
 KILL_LIMIT_S = 15.0
@@ -37,12 +37,12 @@ class StopReport:
 
     @property
     def is_clean(self) -> bool:
-        """Tell whether nothing is left that the next start would trip over."""
+        """Return True if the next start finds nothing left."""
         return not self.left and self.memory_back is not False
 
 
 def joined(reports: Sequence[StopReport]) -> StopReport:
-    """Make one report of several servers that were ended side by side."""
+    """Join the reports of several servers."""
     if len(reports) == 1:
         return reports[0]
     memory = {report.memory_back for report in reports} - {None}
@@ -58,14 +58,14 @@ def joined(reports: Sequence[StopReport]) -> StopReport:
 
 @dataclass(frozen=True, slots=True)
 class ForcedEnd:
-    """Processes that had to be killed, and processes that even that did not end."""
+    """Killed processes, and processes that survived even that."""
 
     killed: tuple[str, ...]
     left: tuple[str, ...]
 
 
 def end_family(family: Family, *, grace_s: float, clock: Clock, before_kill: Callable[[], None]) -> ForcedEnd:
-    """Send SIGTERM to the leader and wait `grace_s`; then to its orphans; then SIGKILL until a pass finds nobody.
+    """Send SIGTERM to leader, then orphans, then SIGKILL to all.
 
     Only the leader is asked first: it ends the others in its own order. `before_kill` runs before the first SIGKILL,
     the last moment to see which files the processes use.
@@ -111,7 +111,7 @@ def _kill(family: Family, clock: Clock, before_kill: Callable[[], None]) -> Forc
 
 
 def _wait(condition: Callable[[], bool], limit_s: float, clock: Clock) -> bool:
-    """Wait for the condition; false if the limit passed first."""
+    """Wait for the condition. Returns False if the limit passed."""
     deadline_ns = clock.now_ns() + round(limit_s * 1e9)
     while not condition():
         if clock.now_ns() >= deadline_ns:

@@ -25,9 +25,9 @@ from tuner.vllm.cause import Cause
 from tuner.vllm.facts import StartFacts, parse_facts
 
 STOP_MARGIN_S = 15.0
-"""Seconds beyond the server's own shutdown timeout that vLLM takes to close its workers and its HTTP server."""
+"""Seconds beyond its shutdown timeout that vLLM takes to close."""
 DEATH_LIMIT_S = 12.0
-"""Seconds until a server has left whose engine died: vLLM looks every 5 s, and then needs a moment."""
+"""Seconds until a server with a dead engine has left. vLLM looks every 5 s."""
 
 _USUAL_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", variables.API_KEY, "OPENAI_API_KEY")
 _WILDCARDS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -177,7 +177,7 @@ def _base_url(host: str, port: int) -> str:
 
 
 def _environment(spec: LaunchSpec, scratch: Path) -> dict[str, str]:
-    """Join the inherited environment, what belongs to this start, and the launch's own variables, which win."""
+    """Join the environments. The launch's own variables win."""
     inherited: Mapping[str, str] = os.environ
     own = {
         # One folder for all that vLLM puts into the temporary folder: sockets, rendezvous files, metrics.
@@ -203,6 +203,6 @@ def _secrets(spec: LaunchSpec) -> tuple[str, ...]:
 
 
 def _given_keys(spec: LaunchSpec) -> tuple[str, ...]:
-    """Keys on the command line, those that the server goes by first."""
+    """List the keys on the command line."""
     given = reversed(given_flags(spec.arguments, short=knobs.SHORT_OPTIONS))
     return tuple(key for flag in given if flag.name == knobs.API_KEY for key in flag.texts)
