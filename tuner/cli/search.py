@@ -1,4 +1,4 @@
-"""`tuner search`: plan, print it, run it, write what the morning needs."""
+"""Command `tuner search`: plan, print, run, write the outputs."""
 
 from __future__ import annotations
 

@@ -68,9 +68,9 @@ def _elapsed_s(study: StudyFiles, state: State) -> float:
     if state is not State.RUNNING:
         return spent_s
     running = [began for folder in _unfinished(study) if (began := _began_unix_s(folder)) is not None]
-    told = datetime.fromisoformat(result.updated_at).timestamp() if result else None
+    written = datetime.fromisoformat(result.updated_at).timestamp() if result else None
     # After a resume the last result is older than the trial that runs: the pause in between was not spent.
-    since = max((t for t in (told, min(running, default=None)) if t is not None), default=None)
+    since = max((t for t in (written, min(running, default=None)) if t is not None), default=None)
     return spent_s + (max(0.0, time.time() - since) if since is not None else 0.0)
 
 

@@ -13,7 +13,7 @@ def compose_yaml(recorded: Recorded) -> str:
     volumes = ["${HF_HOME:-~/.cache/huggingface}:/root/.cache/huggingface", "vllm-cache:/root/.cache/vllm"]
     if made.model_folder is not None:
         volumes.append(_literal(f"{made.model_folder}:{made.model_folder}:ro"))
-    # A name without a value takes its value from the environment of whoever runs compose.
+    # A name without a value takes its value from the environment in which compose runs.
     environment = [*(_literal(f"{name}={value}") for name, value in made.env), *made.secrets]
     service: dict[str, Node] = {
         "image": _literal(made.image),

@@ -76,7 +76,7 @@ def write_scripts(study_folder: Path, trial: int | None = None) -> Path:
 
 
 def write_pair(folder: Path, recorded: Recorded) -> tuple[Path, Path]:
-    """Write start.sh and stop.sh, each whole or not at all, executable by whoever may read it."""
+    """Write start.sh and stop.sh, whole and executable."""
     values = (recorded.record, recorded.result, recorded.plan, recorded.environment)
     start, stop = folder / "start.sh", folder / "stop.sh"
     for path, text in ((start, start_script(*values)), (stop, stop_script(*values))):

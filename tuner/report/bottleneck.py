@@ -181,7 +181,7 @@ def _compute(levels: Levels, words: Words, *, hidden: bool) -> BottleneckRow:
     )
     if flat:
         return BottleneckRow(Bottleneck.COMPUTE, Reading.UNKNOWN if hidden else Reading.BINDS, seen)
-    # Without a GPU the processor is the host's: nearly all of it in use is near, whoever uses it.
+    # Without a GPU the processor is the host's: nearly all of it in use is near, whatever uses it.
     near = levels.highest.gpu is None and host is not None and host >= HOST_NEAR
     return BottleneckRow(Bottleneck.COMPUTE, Reading.NEAR if near else Reading.CLEAR, seen)
 

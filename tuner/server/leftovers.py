@@ -38,7 +38,7 @@ class GpuMemory(Protocol):
     """Source of the GPU memory in use."""
 
     def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
-        """Return the bytes in use by anybody on each of `gpus`; None if that cannot be observed."""
+        """Return the bytes in use on each of `gpus`. None if that cannot be observed."""
         ...
 
 

@@ -25,7 +25,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 class ServerProcess:
     """A started child and everything that descends from it.
 
-    The leader is reaped last. While it is a zombie nobody else can get its number, which also names its session.
+    The leader is reaped last. While it is a zombie no other process can get its number, which also names its session.
     """
 
     def __init__(self, child: subprocess.Popen[bytes], leader: ProcessEntry, log: FileId, clock: Clock) -> None:

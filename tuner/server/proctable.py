@@ -101,7 +101,7 @@ def is_alive(known: ProcessEntry) -> bool:
 
 
 def send_signal(known: ProcessEntry, number: signal.Signals) -> None:
-    """Signal this very process or nobody.
+    """Signal this very process or none.
 
     The pidfd pins the process before its start time is compared: the pid cannot change hands in between.
     """

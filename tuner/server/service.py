@@ -157,7 +157,7 @@ def _end(starts: Sequence[Start]) -> list[StopReport]:
 
 
 def start_limit(first_start_s: float | None, default_s: float) -> float:
-    """Return the seconds after which a start is stuck.
+    """Return the seconds after which a start is stuck, `default_s` until one has succeeded.
 
     Later starts may compile for another shape or capture more graphs: hence three times the first and a minute.
     """

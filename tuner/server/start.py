@@ -62,7 +62,7 @@ class Start:
                 self._marker = self._marked(self.process, number)
                 running_file.write(request.folder, self._marker)
                 self._scratch.mkdir(mode=0o700)
-        except BaseException:  # Ctrl-C included: nobody else knows of these files yet
+        except BaseException:  # Ctrl-C included: only this code knows of these files yet
             self._remove_files()
             raise
         self._watch = Watch(

@@ -1,4 +1,4 @@
-"""Frozen event values: what happened, for whoever shows it. Nothing below cli/ prints."""
+"""Events of a study as frozen values. Nothing below cli/ prints."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def _rules_from_refusal(setting: StudySetting, record: TrialRecord) -> Iterator[
     values = setting.values(record.candidate)
     idle = context.beside_kv_bytes if knobs.KV_CACHE_MEMORY_BYTES in values else frozenset()
     corner = _corner(context, setting, values, idle)
-    # Of a flag that nobody gives, every candidate has the refused start's value: a bound on it separates nothing.
+    # Of a flag that is not given, every candidate has the refused start's value: a bound on it separates nothing.
     named = [b for b in cause.bounds if b.flag not in idle and b.flag in (setting.searched | setting.constant.keys())]
     corners = [_moved(corner, bound) for bound in named]
     if context.others is OtherFlags.EQUAL and not corners:

@@ -141,7 +141,7 @@ def _foreign(telemetry: Telemetry | None) -> Iterator[Observation]:
     readings = [gpu for row in telemetry.rows for gpu in row.gpus] if telemetry else []
     seen = {(g.index, pid) for g in readings for pid in g.pids or ()}
     own = set(telemetry.server_pids) if telemetry else set()
-    # In a container NVML may report the host's process ids: if none is the server's, none can be told apart.
+    # In a container NVML may report the host's process ids. If none is the server's, it cannot be identified.
     if any(pid in own for _, pid in seen):
         for index, pid in sorted(seen):
             if pid not in own:
