@@ -1,12 +1,12 @@
-"""Copy the parts of a study that belong in git: the sources of start.sh and the report, without traces of the
+"""Copy the parts of a study that belong in git: what start.sh and the report are made of, without traces of the
 machine.
 
     usage: scripts/keep_study.py .cache/example/example studies/example
 
 Kept: plan, environment, result, records, the Optuna study, and the telemetry of winner and default. Not kept: server
 logs, single requests, vLLM's cache. Paths below the working directory become relative to it. The path of a model
-elsewhere is cut to its last two names. The host's name and the rest of the kernel's version are left out. start.sh,
-stop.sh and report.html are then built from the copy alone.
+elsewhere is cut to its last two names. The host's name and the rest of the kernel's version are left out. start.sh and
+stop.sh are then built from the copy alone. The report holds 5 MB of plotly: `tuner report NAME` makes it again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pathlib import Path
 from tuner import jsonfile
 from tuner.deploy.start import write_scripts
 from tuner.environment import Environment
-from tuner.report.page import write_report
 from tuner.report.tables import read_study
 
 MOST_BYTES = 2_000_000
@@ -52,7 +51,6 @@ def keep(source: Path, target: Path) -> None:
     nameless = dataclasses.replace(environment, host="left out", kernel=environment.kernel.split("-")[0])
     jsonfile.dump(target / "environment.json", nameless)
     write_scripts(target)
-    write_report(target)
     _check(target)
 
 

@@ -35,7 +35,6 @@ def test_a_record_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
 def test_the_committed_study_is_read_whole_and_reported(tmp_path: Path) -> None:
     folder = tmp_path / "example"
     shutil.copytree(EXAMPLE, folder)
-    (folder / "report.html").unlink()
     study, trials = read_study(folder), sorted((EXAMPLE / "trials").glob("*/record.json"))
     assert study.unread == ()
     assert [r.trial for r in study.records] == [int(path.parent.name) for path in trials]
