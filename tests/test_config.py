@@ -68,7 +68,7 @@ def test_flags_that_this_vllm_lacks_are_left_out_with_a_word(model: Path, vllm: 
 def test_a_flag_of_the_persons_own_is_not_searched(model: Path, vllm: str, tmp_path: Path) -> None:
     plan, _ = planned(SearchOptions(model=str(model), vllm=vllm, extra=("--max-num-seqs", "16")), tmp_path)
     assert "max-num-seqs" not in {p.flag for p in plan.parameters}
-    assert dict(plan.given)["max-num-seqs"] == 16
+    assert plan.given["max-num-seqs"] == 16
 
 
 @pytest.mark.parametrize(

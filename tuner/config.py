@@ -124,7 +124,6 @@ def plan_study(
         workload=load,
         space=space,
         dropped=dropped,
-        given=tuple(sorted(given.items())),
         base=LaunchBase(
             command=command,
             model=model,

@@ -79,7 +79,6 @@ class Landscape:
             workload=self.workload,
             space=space,
             dropped=dropped,
-            given=tuple(own.items()),
             base=LaunchBase(("vllm", "serve"), str(folder), tuple(flags), fixed, _words(own), ()),
             groups=(GpuGroup(tuple(range(self.tensor_parallel))),),
             load=OpenSearch(WARM_UP_S),

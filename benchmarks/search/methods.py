@@ -185,7 +185,7 @@ class Encoded:
         while True:
             self._trial = self._study.ask()
             values = {p.flag: p.decode(_suggest(self._trial, p)) for p in self._plan.parameters}
-            self._candidate = self._plan.space.candidate(values, dict(self._plan.given))
+            self._candidate = self._plan.space.candidate(values, self._plan.given)
             if self._candidate not in self._known or repeats == REPEATS:
                 return self._candidate
             self._tell(self._known[self._candidate])

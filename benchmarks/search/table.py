@@ -160,7 +160,7 @@ def _sample(plan: StudyPlan, count: int) -> list[dict[str, Value]]:
     found = []
     for _ in range(count):
         values = {p.flag: p.decode(_between(p.axis, rng.random(), "log" in p.kind)) for p in plan.parameters}
-        found.append(plan.space.candidate(values, dict(plan.given)).as_dict())
+        found.append(plan.space.candidate(values, plan.given).as_dict())
     return found
 
 
@@ -273,7 +273,7 @@ def with_optimum(table: Table, landscape: Landscape, plan: StudyPlan) -> Table:
                 "long-prefill-token-threshold": cap,
                 "gpu-memory-utilization": round(float(share), 3),
             }
-            candidate = plan.space.candidate(values, dict(plan.given))
+            candidate = plan.space.candidate(values, plan.given)
             found = start(landscape, candidate.as_dict())
             if isinstance(found, Started):
                 rate = table.at(found, longest).rate

@@ -97,7 +97,6 @@ def make_plan(
         workload=workload("random:8,6"),
         space=Space("faults", (sequences,), baseline=(("max-num-seqs", 1),)),
         dropped=(),
-        given=(),
         base=LaunchBase(
             COMMAND, model, ("shutdown-timeout",), (), ("--max-model-len", "2048"), tuple(env.items()),
             shutdown_timeout_s=1,

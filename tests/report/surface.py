@@ -48,7 +48,6 @@ PLAN = StudyPlan(
     workload=Workload("chat", "preset", (Share(1.0, Lengths(120, 900), Lengths(150, 256), shared_prefix=64),)),
     space=Space("chat", PARAMETERS),
     dropped=(Dropped("max-num-partial-prefills", "vLLM 0.32.0 does not have it, or takes only its default"),),
-    given=(),
     base=LaunchBase(
         command=("vllm", "serve"),
         model="Qwen/Qwen3-32B",

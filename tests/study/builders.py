@@ -43,7 +43,6 @@ def plan(folder: Path, *, starts: int = 12, confirm_starts: int = 4, groups: int
         workload=workload("random:64,16"),
         space=SPACE,
         dropped=(),
-        given=(),
         base=LaunchBase(("vllm", "serve"), "/models/tiny", ("shutdown-timeout",), (), (), ()),
         groups=tuple(GpuGroup((i,)) for i in range(groups)) if groups > 1 else (GpuGroup(),),
         load=Ladder((8, 16), 1.0, 0.0),

@@ -117,7 +117,7 @@ def _chosen(
 def _from_user(plan: StudyPlan, asked: int | None, needed: int) -> tuple[int | None, LengthSource] | None:
     """Take the length from the user's flags or the space. None if they leave it open."""
     if LENGTH in flag_names(plan.base.extra, short=knobs.SHORT_OPTIONS):
-        given = dict(plan.given).get(LENGTH)
+        given = plan.given.get(LENGTH)
         return given if isinstance(given, int) and given > 0 else None, LengthSource.OWN_FLAG
     if (parameter := next((p for p in plan.parameters if p.flag == LENGTH), None)) is not None:
         numbers = [c for c in parameter.choices if isinstance(c, int)] or [int(parameter.low)]
@@ -149,7 +149,7 @@ def _never_unchunked(plan: StudyPlan, tokens: int) -> str | None:
     if CHUNKED not in {p.flag for p in plan.parameters}:
         return None
     searched = [p for p in plan.parameters if p.flag == BATCHED and p.kind is not Kind.CHOICE]
-    highest = searched[0].high if searched else dict(plan.given).get(BATCHED)
+    highest = searched[0].high if searched else plan.given.get(BATCHED)
     if not isinstance(highest, (int, float)) or highest >= tokens:
         return None
     return f"off needs {BATCHED} of at least {LENGTH} {tokens}, above {highest:g}"

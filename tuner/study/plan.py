@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tuner.bench.capacity_search import SearchSettings
 from tuner.candidate import Candidate, Value
+from tuner.flagwords import flag_values
 from tuner.launch import LaunchBase
 from tuner.load.arrivals import Arrivals
 from tuner.load.workload import Workload
@@ -16,6 +17,7 @@ from tuner.slo import Slo
 from tuner.space.parameter import Parameter
 from tuner.space.space import Dropped, Space
 from tuner.study.request_length import RequestLength
+from tuner.vllm import knobs
 
 MOST_CLIENTS = 320
 """Clients of the saturating closed loop: 1.25 times 256, vLLM's default on most GPUs. With 1024 sequences, 1,280
@@ -101,12 +103,12 @@ def saturating_clients(max_num_seqs: int | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class StudyPlan:
-    """Plan of a study. `starts` counts the starts that search, `confirm_starts` the confirmation runs.
+    """Everything that was decided before the first start.
 
-    `given` holds the values of the user's own flags, as far as the argument rules need them. `start_limit_s` bounds
-    a start; `time_budget_s` None is no limit. `patience` is the number of proposed starts without a gain that end
-    the search (plateau.py), None for no end. `length` is the longest request that servers accept. None in older
-    plans.
+    `starts` counts every start of a server that searches, `confirm_starts` those that confirm at the end.
+    `start_limit_s` is the time that a server may take to be ready. `time_budget_s` None is no limit. The search ends
+    early after `patience` of its own starts without a gain (stopping.py); None, as in older plans, is never. `length`
+    is the longest request that servers accept, None in older plans.
     """
 
     study: str
@@ -115,7 +117,6 @@ class StudyPlan:
     workload: Workload
     space: Space
     dropped: tuple[Dropped, ...]
-    given: tuple[tuple[str, Value], ...]
     base: LaunchBase
     groups: tuple[GpuGroup, ...]
     load: LoadPolicy
@@ -129,6 +130,11 @@ class StudyPlan:
     patience: int | None = None
     length: RequestLength | None = None
     schema: int = 2
+
+    @property
+    def given(self) -> dict[str, Value]:
+        """The values that the user's own words set."""
+        return flag_values(self.base.extra, short=knobs.SHORT_OPTIONS)
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:

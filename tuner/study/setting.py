@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 from tuner.candidate import Candidate, Value
 from tuner.environment import Gpu
-from tuner.flagwords import flag_values
 from tuner.study.plan import StudyPlan
-from tuner.vllm import knobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +33,9 @@ class StudySetting:
     def of(cls, plan: StudyPlan, defaults: Mapping[str, Value], gpus: tuple[Gpu, ...] = ()) -> StudySetting:
         """Combine a plan with vLLM's defaults."""
         base = {**defaults, **dict(plan.base.fixed)}
-        given = flag_values(plan.base.extra, short=knobs.SHORT_OPTIONS)
         searched = {p.flag for p in plan.parameters}
-        constant = {f: v for f, v in {**base, **dict(plan.space.fixed), **given}.items() if f not in searched}
-        return cls(plan, gpus, base, given, constant)
+        constant = {f: v for f, v in {**base, **dict(plan.space.fixed), **plan.given}.items() if f not in searched}
+        return cls(plan, gpus, base, plan.given, constant)
 
     @property
     def searched(self) -> frozenset[str]:

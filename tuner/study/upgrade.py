@@ -30,9 +30,10 @@ def read_record(path: Path) -> TrialRecord:
 
 
 def upgraded_plan(raw: Raw) -> Raw:
-    """Return a plan of schema 2. Schema 1 had one shape of load for ladder and open loop."""
+    """Return a plan of schema 2. Schema 1 had one shape of load, and the values of the user's words beside them."""
     if raw.get("schema") != 1 or not isinstance(raw.get("load"), dict):
         return raw
+    raw = {key: value for key, value in raw.items() if key != "given"}
     load = dict(raw["load"])
     search = load.pop("open", None)
     if search is None:
