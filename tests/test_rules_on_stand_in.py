@@ -48,7 +48,7 @@ STARTS = 12
 class ForgetfulSearch(Search):
     """The same search, without the rules."""
 
-    def _against(self, candidate: Candidate) -> LearntRule | None:
+    def _rule_violated_by(self, candidate: Candidate) -> LearntRule | None:
         return None
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import optuna
+from optuna.distributions import FloatDistribution
 
 from tests.study.builders import REFUSAL, level, plan, record
 from tuner.candidate import Candidate, Value
@@ -14,7 +15,7 @@ from tuner.server.diagnosis import Bound, Cause
 from tuner.space.parameter import Parameter
 from tuner.study.learnt import LearntRule
 from tuner.study.record import Role, TrialOutcome, TrialRecord
-from tuner.study.search import A_STEP_EVERY, REPEATS_BEFORE_RANDOM, STEP_SD, Proposal, Search
+from tuner.study.search import LOCAL_STEP_EVERY, REPEATS_BEFORE_RANDOM, STEP_SD, Proposal, Search, _reopened
 from tuner.study.seeds import seeds
 from tuner.study.setting import StudySetting
 from tuner.vllm.defaults import vllm_defaults
@@ -94,6 +95,21 @@ def test_a_record_written_before_the_kill_is_told_on_the_way_back(tmp_path: Path
     assert study.trials[0].value == 12.5
 
 
+def test_the_installed_optuna_reopens_a_running_trial_by_its_private_constructor(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    asked = optuna.create_study(study_name="s", storage=storage, direction="maximize").ask(
+        {"x": FloatDistribution(0, 1)}
+    )
+    study = optuna.load_study(study_name="s", storage=storage)
+    (frozen,) = study.get_trials(deepcopy=False)
+    trial = _reopened(study, frozen)
+    assert (trial.number, trial.params) == (asked.number, asked.params)
+    trial.set_constraint("start", 1.0)
+    study.tell(trial, 2.0)
+    (told,) = optuna.load_study(study_name="s", storage=storage).trials
+    assert (told.value, told.constraints) == (2.0, {"start": 1.0})
+
+
 def test_the_servers_do_not_inherit_the_samplers_thread_limit(tmp_path: Path) -> None:
     search(tmp_path / "s").ask()
     assert "OMP_NUM_THREADS" not in os.environ
@@ -117,7 +133,7 @@ def test_every_third_proposal_is_a_step_from_the_best(tmp_path: Path) -> None:
         elif proposal.number > 9:
             mine = proposal.candidate.as_dict()
             moved = [abs(unit(p, mine[p.flag]) - unit(p, here[p.flag])) for p in plan(tmp_path).parameters]
-            far[proposal.number % A_STEP_EVERY == 0].append(max(moved))
+            far[proposal.number % LOCAL_STEP_EVERY == 0].append(max(moved))
         asked.tell(answered(proposal, trial, 20.0 if proposal.candidate == best else 10.0))
     assert max(far[True]) < 4 * STEP_SD < max(far[False])
 
@@ -170,7 +186,7 @@ def test_a_seed_beyond_a_bound_of_the_message_is_started_at_the_bound(tmp_path: 
 def test_a_spared_start_is_told_as_a_broken_constraint_and_marked_as_not_measured(tmp_path: Path) -> None:
     asked, _ = taught(tmp_path / "s")
     proposal = asked.ask()
-    assert [rule.trial for rule in proposal.first_spared] == [1]
+    assert [rule.trial for rule in proposal.newly_applied] == [1]
     spared = ruled_out(tmp_path / "s")
     assert spared
     for trial in spared:
@@ -187,7 +203,7 @@ def test_the_person_is_told_of_a_rule_once(tmp_path: Path) -> None:
     told: list[LearntRule] = []
     for trial in range(2, 8):
         proposal = asked.ask()
-        told += proposal.first_spared
+        told += proposal.newly_applied
         asked.tell(answered(proposal, trial, 10.0))
     assert len(told) == 1
 
@@ -211,7 +227,7 @@ def test_rules_and_what_they_spared_survive_a_restart(tmp_path: Path) -> None:
     second.restore(records)
     assert second.learnt == first.learnt
     assert second.learnt[0].spared > 0
-    assert second.ask().first_spared == ()
+    assert second.ask().newly_applied == ()
     spared = {json.dumps(t.user_attrs["flags"]) for t in ruled_out(tmp_path / "s")}
     assert len(spared) == len(ruled_out(tmp_path / "s"))
 
@@ -223,4 +239,4 @@ def test_rules_against_all_that_is_left_are_put_to_the_test(tmp_path: Path) -> N
     assert asked.learnt[0].spared == REPEATS_BEFORE_RANDOM
     asked.tell(answered(proposal, 1, 10.0))
     assert asked.learnt[0].withdrawn_by == 1
-    assert asked.ask().first_spared == ()
+    assert asked.ask().newly_applied == ()

@@ -110,7 +110,7 @@ class Loop:
                 proposal = self.search.ask()
             except SpaceExhaustedError:
                 return SearchEnd.EXHAUSTED
-            for rule in proposal.first_spared:
+            for rule in proposal.newly_applied:
                 self.emit(RuleApplied(rule))
             self._submit(self._assignment(proposal, slot), slot)
         return None

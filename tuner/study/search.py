@@ -1,4 +1,4 @@
-"""The only importer of optuna: ask(), tell(record). Whatever vLLM flag a trial has, it has in optuna-dashboard too."""
+"""The adapter to Optuna, its only importer: ask(), tell(record). optuna-dashboard shows vLLM's own flag names."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import os
 import random
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from typing import Any, Self
 
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler, TPESampler
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tuner.candidate import Candidate, Value
 from tuner.errors import EnvironmentFaultError
-from tuner.space.parameter import Kind, Parameter
+from tuner.space.axis import ParameterAxis
 from tuner.study.feedback import CONSTRAINTS, Feedback, feedback_for, not_started
 from tuner.study.learnt import FlagLimit, LearntRule, bounds, known_rules
 from tuner.study.plan import StudyPlan
@@ -28,21 +29,29 @@ from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.setting import StudySetting
 
 STARTUP_TRIALS = 7
-"""Trials before the model proposes, the enqueued ones included: with all seeds none is random. Ten, as in search.md
-section 4, found less in twenty starts (docs/search.md)."""
+"""Number of trials before the model proposes, default and seeds included: with all seeds none is random.
+
+Ten found less in twenty starts (docs/search.md).
+"""
 
 REPEATS_BEFORE_RANDOM = 8
-"""A sampler that keeps proposing what is known already, or ruled out, is answered this often, then bypassed."""
+"""Number of known or ruled-out proposals in a row after which a random point replaces the sampler's."""
 
-A_STEP_EVERY = 3
-"""Proposals after the first: the model's mean where nothing was tried is the mean of what was, so that it looks into
-corners once most of what was tried is good. Every third is a step away from the best instead (docs/search.md)."""
+LOCAL_STEP_EVERY = 3
+"""Period of the proposals that perturb the best candidate instead of asking the model.
+
+Away from data a GP falls back to the mean of what it has seen. Once most trials are good, unexplored corners look as
+good as real improvements (docs/search.md).
+"""
 
 STEP_SD = 0.12
-"""Of a step in one parameter, as a share of its range; about half of the parameters move."""
+"""Standard deviation of a local step in one parameter, as a share of its range."""
+
+MOVED_SHARE = 0.5
+"""Share of the parameters that a local step moves."""
 
 RANDOM_DRAWS = 300
-"""Points that are looked at, without a start, for one that is neither known nor ruled out."""
+"""Number of points drawn, without a start, to find one that is neither known nor ruled out."""
 
 
 class SamplerName(StrEnum):
@@ -51,23 +60,60 @@ class SamplerName(StrEnum):
 
 
 def sampler_name() -> SamplerName:
-    """Optuna's GPSampler needs torch; about 2 % better than TPE after 40 starts, level after 10 (search.md 3)."""
+    """Choose Optuna's GP sampler if torch is installed, else TPE. The two are level after 10 starts."""
     return SamplerName.GP if importlib.util.find_spec("torch") else SamplerName.TPE
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """`number` is Optuna's trial number; `first_spared` are rules that spared their first start just before."""
+    """Candidate to start next. `number` is Optuna's trial number; `newly_applied` are rules used for the first time."""
 
     number: int
     role: Role
     candidate: Candidate
-    first_spared: tuple[LearntRule, ...] = ()
+    newly_applied: tuple[LearntRule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Attributes:
+    """User attributes of an Optuna trial, from which a resumed search is rebuilt. None is not written.
+
+    Args:
+        again: Whether the candidate was started before and is queued once more.
+        ruled_out: Rule for which the candidate was answered without a start.
+        trial: Number of the trial on disk.
+    """
+
+    role: Role | None = None
+    again: bool | None = None
+    flags: dict[str, Value] | None = None
+    ruled_out: str | None = None
+    imputed: bool | None = None
+    outcome: TrialOutcome | None = None
+    trial: int | None = None
+
+    @classmethod
+    def read(cls, attributes: Mapping[str, Any]) -> Self:
+        return cls(**{f.name: attributes.get(f.name) for f in fields(cls)})
+
+    @property
+    def written(self) -> dict[str, object]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def write(self, trial: Trial) -> None:
+        for name, value in self.written.items():
+            trial.set_user_attr(name, value)
+
+    @property
+    def purpose(self) -> Role:
+        """Role of the trial; one that was not queued is the sampler's."""
+        return Role.SEARCH if self.role is None else Role(self.role)
 
 
 @contextmanager
 def _storage_errors() -> Iterator[None]:
-    """Whatever the driver: a full disk, or a database that somebody locks for good, is the machine's fault."""
+    """Turn any driver's error into a fault of the machine: a full disk, or a database that is locked for good."""
     try:
         yield
     except StorageInternalError as error:
@@ -78,10 +124,7 @@ def _storage_errors() -> Iterator[None]:
 
 
 class Search:
-    """One Optuna study. Not thread-safe: one coordinator asks and tells, whatever number of servers it keeps busy.
-
-    `defaults` are vLLM's own values; `gpus` those of the servers, none on a CPU.
-    """
+    """One Optuna study. Not thread-safe: one coordinator asks and tells, however many servers it keeps busy."""
 
     def __init__(self, setting: StudySetting, seeds: Iterable[Candidate]) -> None:
         plan = setting.plan
@@ -90,7 +133,7 @@ class Search:
         self._records: dict[int, TrialRecord] = {}
         self._rules: tuple[LearntRule, ...] = ()
         self._spared: Counter[str] = Counter()
-        self._parameters = plan.parameters
+        self._axes = tuple(ParameterAxis(parameter) for parameter in plan.parameters)
         self._known: dict[str, Feedback | None] = {}
         self._measured: list[tuple[tuple[float, ...], Feedback]] = []
         self._asked: dict[int, tuple[Trial, Candidate]] = {}
@@ -103,157 +146,165 @@ class Search:
 
     @_storage_errors()
     def restore(self, records: Iterable[TrialRecord]) -> None:
-        """Takes up a study that was left: what was finished is told, what was interrupted is queued again."""
+        """Take up a study that was left: finished trials are told, interrupted ones queued again."""
         by_number = {r.search_trial: r for r in records if r.search_trial is not None}
         self._records = {r.trial: r for r in by_number.values()}
         for frozen in self._study.get_trials(deepcopy=False):
-            trial = Trial(self._study, frozen._trial_id)
+            attributes = _Attributes.read(frozen.user_attrs)
             record = by_number.get(frozen.number)
             if frozen.state is TrialState.RUNNING:
-                candidate = self._candidate(trial)
-                self._asked[frozen.number] = (trial, candidate)
+                trial = _reopened(self._study, frozen)
+                self._asked[frozen.number] = (trial, self._candidate(trial))
                 if record is not None:
                     self.tell(record)
                 else:
                     self.requeue(frozen.number)
             elif record is not None:
                 self._remember(self._axis_point(frozen.params), record)
-            elif (rule := frozen.user_attrs.get("ruled_out")) and frozen.state is TrialState.COMPLETE:
+            elif attributes.ruled_out is not None and frozen.state is TrialState.COMPLETE:
                 assert frozen.value is not None
-                self._spared[rule] += 1
+                self._spared[attributes.ruled_out] += 1
                 start, slo, preemption = (frozen.constraints[name] for name in CONSTRAINTS)
-                candidate = Candidate.of(frozen.user_attrs["flags"])
+                candidate = Candidate.of(attributes.flags or {})
                 self._known[candidate.id] = Feedback(frozen.value, (start, slo, preemption), imputed=True)
         self._learn()
 
     @_storage_errors()
     def ask(self) -> Proposal:
-        """The next candidate to start, never one that was started before, nor one that a rule learnt rules out."""
-        first_spared: list[LearntRule] = []
+        """Choose the next candidate: none that was started before, nor one that a learnt rule rules out.
+
+        Raises SpaceExhaustedError if the sampler finds no other.
+        """
+        newly_applied: list[LearntRule] = []
         for answered in range(REPEATS_BEFORE_RANDOM + 1):
             last = answered == REPEATS_BEFORE_RANDOM
-            if (numbers := self._instead_of_the_model(answered)) is not None:
+            if (numbers := self._local_or_random_step(answered)) is not None:
                 self._study.enqueue_trial(numbers)
             trial = self._study.ask()
             candidate = self._candidate(trial)
-            role = Role(trial.user_attrs.get("role", Role.SEARCH))
+            attributes = _Attributes.read(trial.user_attrs)
+            role = attributes.purpose
             repeat = candidate.id in self._known or any(c == candidate for _, c in self._asked.values())
-            if repeat and not trial.user_attrs.get("again"):
+            if repeat and not attributes.again:
                 self._tell(trial, self._known.get(candidate.id))
                 continue
-            # Where all that is left is ruled out, the rules are put to the test: that a start is refused costs little.
-            rule = None if last or role is Role.DEFAULT else self._against(candidate)
+            # If all that is left is ruled out, the rules are put to the test: a refused start costs little.
+            rule = None if last or role is Role.DEFAULT else self._rule_violated_by(candidate)
             if rule is not None:
                 if not self._spared[str(rule)]:
-                    first_spared.append(rule)
-                self._spare(trial, role, candidate, rule)
+                    newly_applied.append(rule)
+                self._skip(trial, role, candidate, rule)
                 continue
             self._asked[trial.number] = (trial, candidate)
-            trial.set_user_attr("role", role)
-            trial.set_user_attr("flags", dict(candidate.values))
-            return Proposal(trial.number, role, candidate, tuple(first_spared))
+            _Attributes(role=role, flags=dict(candidate.values)).write(trial)
+            return Proposal(trial.number, role, candidate, tuple(newly_applied))
         raise SpaceExhaustedError
 
     @_storage_errors()
     def tell(self, record: TrialRecord) -> None:
-        """Hands over a finished trial; the record must name the proposal's number in `search_trial`."""
+        """Take a finished trial in; its record names the proposal's number in `search_trial`."""
         assert record.search_trial is not None
         trial, _ = self._asked.pop(record.search_trial)
         answer = self._remember(self._axis_point(trial.params), record)
-        trial.set_user_attr("outcome", record.outcome)
-        trial.set_user_attr("trial", record.trial)
+        _Attributes(outcome=record.outcome, trial=record.trial).write(trial)
         self._tell(trial, answer)
         self._records[record.trial] = record
         self._learn()
         if record.role is Role.SEED and record.outcome is TrialOutcome.REFUSED:
-            self._mend(record.candidate)
+            self._clip_seed_to_bounds(record.candidate)
 
     @_storage_errors()
     def requeue(self, number: int) -> None:
-        """Gives a proposal back unanswered (interrupted, or the machine's fault): it is queued for another start."""
+        """Queue an unanswered proposal for another start: it was interrupted, or the machine was at fault."""
         trial, _ = self._asked.pop(number)
-        attributes = {"role": trial.user_attrs.get("role", Role.SEARCH), "again": True}
-        self._study.enqueue_trial(trial.params, user_attrs=attributes)
+        attributes = _Attributes(role=_Attributes.read(trial.user_attrs).purpose, again=True)
+        self._study.enqueue_trial(trial.params, user_attrs=attributes.written)
         self._study.tell(trial, state=TrialState.FAIL)
 
     @property
     def learnt(self) -> tuple[LearntRule, ...]:
-        """What refused starts and the first start's log have taught so far, and what each rule spared."""
+        """Rules learnt so far, each with the number of starts that it saved."""
         return tuple(replace(rule, spared=self._spared[str(rule)]) for rule in self._rules)
 
     def _learn(self) -> None:
         self._rules = known_rules(self._setting, self._records.values())
 
-    def _against(self, candidate: Candidate) -> LearntRule | None:
+    def _rule_violated_by(self, candidate: Candidate) -> LearntRule | None:
         values = self._setting.values(candidate)
         return next((r for r in self._rules if r.withdrawn_by is None and r.rules_out(values)), None)
 
-    def _instead_of_the_model(self, answered: int) -> dict[str, float] | None:
-        """None: the model is to propose, or what is queued comes next. `answered` of its proposals led nowhere."""
-        if answered == REPEATS_BEFORE_RANDOM:
-            return self._unknown(_random_number)
-        return self._a_step() if answered == 0 else None
+    def _local_or_random_step(self, answered: int) -> dict[str, float] | None:
+        """Return a point to queue before the sampler is asked; None if the model or the queue comes next.
 
-    def _a_step(self) -> dict[str, float] | None:
-        """From the best so far, if it is its turn and nothing is queued."""
+        `answered` proposals in a row led nowhere.
+        """
+        if answered == REPEATS_BEFORE_RANDOM:
+            return self._untried_point(ParameterAxis.drawn)
+        return self._local_step() if answered == 0 else None
+
+    def _local_step(self) -> dict[str, float] | None:
+        """Return a step away from the best so far, if it is its turn and nothing is queued."""
         trials = self._study.get_trials(deepcopy=False)
         feasible = (r for r in self._records.values() if r.qps is not None)
         best = max(feasible, key=lambda r: r.qps or 0.0, default=None)
         queued = any(t.state is TrialState.WAITING for t in trials)
-        if best is None or queued or len(trials) < STARTUP_TRIALS or len(trials) % A_STEP_EVERY:
+        if best is None or queued or len(trials) < STARTUP_TRIALS or len(trials) % LOCAL_STEP_EVERY:
             return None
         values = self._setting.values(best.candidate)
-        here = {p.flag: _number_for(p, values.get(p.flag)) for p in self._parameters}
-        return self._unknown(lambda p, draw: _moved(p, here[p.flag], draw) if draw.random() < 0.5 else here[p.flag])
 
-    def _unknown(self, number: Callable[[Parameter, random.Random], float]) -> dict[str, float] | None:
-        """A drawn point that nothing is known of and no rule is against; None where there are hardly any left."""
+        def near(axis: ParameterAxis, draw: random.Random) -> float:
+            here = axis.number(values.get(axis.parameter.flag))
+            return axis.stepped(here, STEP_SD, draw) if draw.random() < MOVED_SHARE else here
+
+        return self._untried_point(near)
+
+    def _untried_point(self, number: Callable[[ParameterAxis, random.Random], float]) -> dict[str, float] | None:
+        """Draw a point that was not started and that no rule is against; None if hardly any is left."""
         draw = random.Random(self._plan.seed + len(self._study.trials))
         for _ in range(RANDOM_DRAWS):
-            numbers = {p.flag: number(p, draw) for p in self._parameters}
-            values = {p.flag: p.decode(numbers[p.flag]) for p in self._parameters}
+            numbers = {a.parameter.flag: number(a, draw) for a in self._axes}
+            values = {a.parameter.flag: a.parameter.decode(numbers[a.parameter.flag]) for a in self._axes}
             candidate = self._setting.candidate(values)
             asked = any(c == candidate for _, c in self._asked.values())
-            if candidate.id not in self._known and not asked and self._against(candidate) is None:
+            if candidate.id not in self._known and not asked and self._rule_violated_by(candidate) is None:
                 return numbers
         return None
 
-    def _spare(self, trial: Trial, role: Role, candidate: Candidate, rule: LearntRule) -> None:
-        """Answered like a refused start, but for the start."""
+    def _skip(self, trial: Trial, role: Role, candidate: Candidate, rule: LearntRule) -> None:
+        """Answer a proposal as if its start had been refused, without a start."""
         self._spared[str(rule)] += 1
         answer = not_started(self._nearest(self._axis_point(trial.params)))
         self._known[candidate.id] = answer
-        trial.set_user_attr("role", role)
-        trial.set_user_attr("flags", dict(candidate.values))
-        trial.set_user_attr("ruled_out", str(rule))
+        _Attributes(role=role, flags=dict(candidate.values), ruled_out=str(rule)).write(trial)
         self._tell(trial, answer)
         if role is Role.SEED:
-            self._mend(candidate)
+            self._clip_seed_to_bounds(candidate)
 
-    def _mend(self, seed: Candidate) -> None:
-        """A seed that is beyond a bound of vLLM's own message is queued once more, at that bound."""
+    def _clip_seed_to_bounds(self, seed: Candidate) -> None:
+        """Queue a seed once more at the bound of vLLM's own message that it is beyond."""
         beyond = {limit.flag: limit for limit in bounds(self._rules, self._setting.values(seed))}
-        moved = {p.flag: _up_to(p, beyond[p.flag]) for p in self._parameters if p.flag in beyond and not p.choices}
+        numeric = (a for a in self._axes if a.parameter.flag in beyond and not a.parameter.choices)
+        moved = {a.parameter.flag: _within(a, beyond[a.parameter.flag]) for a in numeric}
         candidate = self._setting.candidate({**seed.as_dict(), **moved})
-        if candidate.id not in self._known and self._against(candidate) is None:
+        if candidate.id not in self._known and self._rule_violated_by(candidate) is None:
             self._enqueue(candidate, Role.SEED)
 
     def _enqueue(self, candidate: Candidate, role: Role) -> None:
         values = self._setting.values(candidate)
-        numbers = {p.flag: _number_for(p, values.get(p.flag)) for p in self._parameters}
-        self._study.enqueue_trial(numbers, user_attrs={"role": role})
+        numbers = {a.parameter.flag: a.number(values.get(a.parameter.flag)) for a in self._axes}
+        self._study.enqueue_trial(numbers, user_attrs=_Attributes(role=role).written)
 
     def _candidate(self, trial: Trial) -> Candidate:
         with warnings.catch_warnings():
-            # Optuna's GP divides 0 by 0 where no other point comes near the best one it sees, and goes on from that.
+            # Optuna's GP divides 0 by 0 if no other point comes near the best one it sees, and goes on from that.
             warnings.simplefilter("ignore", RuntimeWarning)
-            values = {p.flag: p.decode(_suggest(trial, p)) for p in self._parameters}
-        if trial.user_attrs.get("role") == Role.DEFAULT:
+            values = {a.parameter.flag: a.parameter.decode(_suggest(trial, a)) for a in self._axes}
+        if _Attributes.read(trial.user_attrs).purpose is Role.DEFAULT:
             return self._plan.baseline
         return self._setting.candidate(values)
 
     def _axis_point(self, params: dict[str, float]) -> tuple[float, ...]:
-        return tuple(_unit(p, float(params[p.flag])) for p in self._parameters)
+        return tuple(a.share(float(params[a.parameter.flag])) for a in self._axes)
 
     def _remember(self, point: tuple[float, ...], record: TrialRecord) -> Feedback | None:
         answer = feedback_for(record, self._nearest(point))
@@ -270,14 +321,14 @@ class Search:
         if answer is None:
             self._study.tell(trial, state=TrialState.FAIL)
             return
-        trial.set_user_attr("imputed", answer.imputed)
+        _Attributes(imputed=answer.imputed).write(trial)
         for name, value in zip(CONSTRAINTS, answer.constraints, strict=True):
             trial.set_constraint(name, value)
         self._study.tell(trial, answer.value)
 
 
 class SpaceExhaustedError(Exception):
-    """Every candidate that the sampler comes up with was started already: the space is small and known."""
+    """End of a small space: every candidate that the sampler proposes was started already."""
 
 
 def _open(plan: StudyPlan) -> optuna.Study:
@@ -303,7 +354,7 @@ def _sampler(seed: int) -> BaseSampler:
 
 
 def _import_torch_on_one_thread() -> None:
-    """Small matrices are faster on one thread; the servers that we start must not inherit the setting."""
+    """Import torch for one thread, which is faster for small matrices. Servers must not inherit the setting."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
@@ -315,51 +366,24 @@ def _import_torch_on_one_thread() -> None:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def _suggest(trial: Trial, parameter: Parameter) -> float:
-    low, high = parameter.axis
-    if parameter.kind in (Kind.CHOICE, Kind.FLAG):
-        return trial.suggest_int(parameter.flag, int(low), int(high))
-    # Integers as floats, rounded on decoding: the GP searches long integer axes point by point (search.md 1.3).
-    return trial.suggest_float(parameter.flag, low, high, log=parameter.kind is Kind.LOG_INT)
+def _suggest(trial: Trial, axis: ParameterAxis) -> float:
+    low, high = axis.ends
+    if axis.is_discrete:
+        return trial.suggest_int(axis.parameter.flag, int(low), int(high))
+    # Integers as floats, rounded on decoding: Optuna's GP searches long integer axes point by point.
+    return trial.suggest_float(axis.parameter.flag, low, high, log=axis.is_log)
 
 
-def _number_for(parameter: Parameter, value: Value | None) -> float:
-    low, high = parameter.axis
-    if value is None:
-        return math.sqrt(low * high) if parameter.kind is Kind.LOG_INT else (low + high) / 2
-    number = parameter.encode(value)
-    return int(number) if parameter.kind in (Kind.CHOICE, Kind.FLAG) else number
+def _within(axis: ParameterAxis, limit: FlagLimit) -> Value:
+    """Return the value nearest to a limit that is not beyond it."""
+    values = list(axis.inwards(limit.value, -1 if limit.relation == ">" else 1))
+    return next((value for value in values if not limit.holds(value)), values[0])
 
 
-def _up_to(parameter: Parameter, limit: FlagLimit) -> Value:
-    """The value nearest to `limit` that is not beyond it."""
-    low, high = parameter.axis
-    at = parameter.encode(limit.value)
-    inwards = -1 if limit.relation == ">" else 1
-    steps = (parameter.decode(min(max(at + inwards * share * (high - low), low), high)) for share in (0.0, 0.01, 0.02))
-    return next((value for value in steps if not limit.holds(value)), parameter.decode(at))
+def _reopened(study: optuna.Study, frozen: FrozenTrial) -> Trial:
+    """Return the handle of a trial that an earlier process asked for.
 
-
-def _moved(parameter: Parameter, number: float, draw: random.Random) -> float:
-    low, high = parameter.axis
-    if parameter.kind in (Kind.CHOICE, Kind.FLAG):
-        return min(max(int(number) + draw.choice((-1, 1)), int(low)), int(high))
-    if parameter.kind is Kind.LOG_INT:
-        return min(max(number * math.exp(math.log(high / low) * draw.gauss(0.0, STEP_SD)), low), high)
-    return min(max(number + (high - low) * draw.gauss(0.0, STEP_SD), low), high)
-
-
-def _random_number(parameter: Parameter, draw: random.Random) -> float:
-    low, high = parameter.axis
-    if parameter.kind in (Kind.CHOICE, Kind.FLAG):
-        return draw.randint(int(low), int(high))
-    if parameter.kind is Kind.LOG_INT:
-        return min(max(math.exp(draw.uniform(math.log(low), math.log(high))), low), high)
-    return draw.uniform(low, high)
-
-
-def _unit(parameter: Parameter, number: float) -> float:
-    low, high = parameter.axis
-    if parameter.kind is Kind.LOG_INT:
-        low, high, number = math.log(low), math.log(high), math.log(number)
-    return (number - low) / (high - low) if high > low else 0.0
+    Optuna 5.0 has no public way: `ask` only makes new trials, and `tell` with a number sets no constraints. A test
+    holds that the private constructor does this.
+    """
+    return Trial(study, frozen._trial_id)
