@@ -1,9 +1,9 @@
-"""Over one running server: the highest open-loop load that keeps the objectives. Pure: load is given by a callback.
+"""Search for the highest open-loop load that one running server sustains. Pure: a callback gives the load.
 
-Closed loop reads 7 to 40 % above what a Poisson stream sustains, so the promise is searched in open loop. All probes of
-a study share one trace, scaled to their rates (common random numbers): that cuts the spread of a difference between
-two candidates several times (measurement.md 3). A short probe reads high, the same for every candidate; `claim` takes
-that back, and proves what is left on longer, fresh traces.
+A closed loop reads 7 to 40 % above a Poisson stream, so the promise is searched in open loop. All probes of a study
+share one trace, scaled to their rates (common random numbers), which cuts the spread of a difference several times.
+A short probe reads high, the same for every candidate. `claim` takes that back on longer, fresh traces
+(docs/measuring.md).
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from tuner.load.prompts import SEARCH_TRACE
 
 FEWEST_REQUESTS = 100
 FEWEST_TO_TELL = 5.0
-"""Expected requests of a probe: at lower rates a search stops looking, since next to nothing would be promised."""
+"""Fewest expected requests of a probe. At lower rates next to nothing would be promised."""
 
 _MOST_TOLD = 0.5
-"""Of an overload, by its tail: beyond, the tail says no more than that it is far too high."""
+"""Largest overload that a tail can show. Beyond it the load is just far too high."""
 
 
 class Stop(StrEnum):
-    """When a probe may end: at its first certain rejection; or, for a P99 over its whole time, only at a preemption or
-    a failed request."""
+    """Earliest end of a probe: its first certain rejection, or only a preemption or a failed request.
+
+    The second leaves a P99 over the whole time.
+    """
 
     AT_REJECTION = "at-rejection"
     AT_END = "at-end"
@@ -33,7 +35,7 @@ class Stop(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """One open-loop level. `log_ratio` is ln(measured / limit) of the tightest objective, None where it was cut short.
+    """One open-loop level. `log_ratio` is ln(measured / limit) of the tightest objective, None if it was cut short.
 
     `seconds` of load were spent on it.
     """
@@ -46,15 +48,15 @@ class ProbeResult:
 
 class Probe(Protocol):
     def __call__(self, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
-        """Loads the server at `rate` requests/s for `seconds` on the arrivals and prompts of `trace`."""
+        """Load the server at `rate` requests/s for `seconds` on the arrivals and prompts of `trace`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Saturation:
-    """What a closed loop that keeps the server full completes: requests per second, and the mean time of an answer.
+    """Throughput of a closed loop that keeps the server full: requests per second, and the mean answer time.
 
-    Where no answer came, the rate is 0 and `answer_s` how long was waited for one.
+    Without an answer the rate is 0 and `answer_s` the time that was waited.
     """
 
     rate: float
@@ -67,7 +69,18 @@ class ClosedProbe(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SearchSettings:
-    """Seconds and factors; the defaults were chosen by benchmarks/capacity.py (docs/measuring.md)."""
+    """Seconds and factors of a capacity search, chosen by benchmarks/capacity.py (docs/measuring.md).
+
+    - Saturation: the closed loop lasts `saturation_s` or `answers_to_saturate` answers. A candidate is hopeless below
+      `hopeless` of the incumbent, at its share of the saturation or at `highest_share`, the higher one.
+    - Race: a probe at `race` times the incumbent's rate.
+    - Steps: a cold search begins at `cold_share` of the saturation. A step is `step`, far below the limit up to
+      `longest_step`, assuming d ln(P99) / d ln(rate) = `steepest`. There are at most `most_probes`.
+    - Probe: it lasts `probe_s`, 100 requests or `answers_to_probe` answers, at most `longest_probe_s`.
+    - Claim: `claim_traces` traces of `claim_s` or `claim_requests`, at most `longest_claim_s`. A failure lowers the rate
+      by `claim_back_off`, up to `claim_steps_at_once` times; there are at most `claim_attempts`. At most `most_hidden`
+      more is loaded than promised.
+    """
 
     saturation_s: float = 15.0
     probe_s: float = 20.0
@@ -96,24 +109,26 @@ class SearchSettings:
         return min(max(self.saturation_s, self.answers_to_saturate * answer_s), self.longest_probe_s)
 
     def seconds_at(self, rate: float, answer_s: float = 0.0) -> float:
-        """Long enough for a P99 at low rates, and for the queue to fill where answers are long; within reason."""
+        """Return a time that gives a P99 at low rates and fills the queue with long answers, within reason."""
         return min(max(self.probe_s, FEWEST_REQUESTS / rate, self.answers_to_probe * answer_s), self.longest_probe_s)
 
     def stride(self, log_ratio: float | None) -> float:
-        """Share by which the rate is raised after a pass: `step`, and more where the tail is so far below the limit
-        that it would not reach it with d ln(P99) / d ln(rate) = `steepest`; at most `longest_step`."""
+        """Return the share by which the rate rises after a pass: `step`, or more far below the limit.
+
+        The tail would then reach the limit with d ln(P99) / d ln(rate) = `steepest`; at most `longest_step`.
+        """
         return max(self.step, min(-(log_ratio or 0.0) / self.steepest, self.longest_step))
 
     def claim_seconds_at(self, rate: float) -> float:
-        """Enough requests: a trace of n reads a capacity with a spread of 1 to 2 / √n, whatever limits the server."""
+        """Return a time with enough requests: n of them read a capacity with a spread of 1 to 2 / √n."""
         return min(max(self.claim_s, self.claim_requests / rate), self.longest_claim_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Incumbent:
-    """The best candidate so far: its capacity and its saturation throughput, both in requests per second.
+    """Best candidate so far: its capacity and its saturation throughput, both in requests per second.
 
-    `answer_s` is the mean time of an answer at saturation: known, it saves the closed loop a second, longer run.
+    `answer_s` is the mean answer time at saturation. It saves the closed loop a second, longer run.
     """
 
     rate: float
@@ -132,12 +147,12 @@ class Ended(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """`rate` is the estimate; `passed` and `failed` the highest and lowest rate probed with that outcome.
+    """Result of a search. `rate` is the estimate; `passed` and `failed` are the highest and lowest rate with that
+    outcome.
 
-    A candidate that was ended early has no estimate: `failed` then bounds it from above, where a race was run, and
-    `likely` is what the tail of the race says, at most the incumbent's (None where it says nothing): good to 4 % for
-    those that are up to a fifth slower (docs/measuring.md), enough to tell a search where to look.
-    One whose closed loop completed too little for any rate to be tried is untried: nothing is known of it.
+    A candidate that ended early has no estimate. After a race `failed` bounds it from above, and `likely` is what
+    the tail says, at most the incumbent's rate. It is good to 4 % for candidates up to a fifth slower
+    (docs/measuring.md). An untried one completed too little in its closed loop for any rate to be tried.
     """
 
     ended: Ended
@@ -158,9 +173,9 @@ def search_capacity(
     rules: SearchSettings | None = None,
     queue_s: float = 0.0,
 ) -> Capacity:
-    """With an incumbent, most candidates end after the closed probe or the race; without one the search starts cold.
+    """Search the highest rate. With an incumbent most candidates end after the closed probe or the race.
 
-    `queue_s` is what the tightest limit lets a request wait, in seconds; 0 where no limit is about waiting.
+    `queue_s` is what the tightest limit lets a request wait, in seconds; 0 if no limit is about waiting.
     """
     rules = rules or SearchSettings()
     steps = Steps(probe, saturate, rules, incumbent)
@@ -184,9 +199,12 @@ def search_capacity(
 
 
 def _likely(raced: ProbeResult, best: float, queue_s: float) -> float | None:
-    """A load that is a share x too high lets the wait grow by x every second, from the limit's W to W + x T: its P99.
-    One that was cut short, by a preemption, is taken to have come to twice the limit by then. Who lost is never above
-    the `best`; in benchmarks/lost_race.py this reads 0 to 4 % high."""
+    """Estimate the capacity of a candidate that lost the race, at most `best`.
+
+    If the rate exceeds capacity by a fraction x, the queueing delay grows by x seconds per second. After T seconds
+    P99 is about W + x·T, with W the wait that the limit allows. A race that a preemption cut short counts as twice
+    the limit. In benchmarks/lost_race.py this reads 0 to 4 % high.
+    """
     if queue_s <= 0:
         return None
     ratio = 2.0 if raced.log_ratio is None else math.exp(raced.log_ratio)
@@ -212,9 +230,9 @@ class Steps:
         return self._run(rate, Stop.AT_END)
 
     def search(self, start: float, widen: float) -> Capacity:
-        """Steps of `rules.step`, each `widen` times the last, until pass and fail enclose the answer; then closes in.
+        """Step by `rules.step`, each `widen` times the last, until pass and fail enclose the answer. Then close in.
 
-        Up from far below the limit they are longer. At most `rules.most_probes`.
+        Steps up from far below the limit are longer. At most `rules.most_probes`.
         """
         rate, step = start, self._rules.step
         while len(self._probes) < self._rules.most_probes and rate * self._seconds_at(rate) >= FEWEST_TO_TELL:
@@ -260,7 +278,7 @@ class Steps:
         return max((p.rate for p in self._probes if p.passed and (failed is None or p.rate < failed)), default=None)
 
     def _inside(self, low: float, high: float) -> float:
-        """Where the line says, kept off the ends so that every probe shortens the interval."""
+        """Follow the line, but off the ends, so that every probe shortens the interval."""
         share = math.log(self._line(low, high) / low) / math.log(high / low)
         return float(low * (high / low) ** min(max(share, 0.25), 0.75))
 
@@ -269,7 +287,7 @@ class Steps:
         return None if low is None or high is None else self._line(low, high)
 
     def _line(self, low: float, high: float) -> float:
-        """Where ln(measured / limit) crosses zero between two rates, linear in ln(rate)."""
+        """Return where ln(measured / limit) crosses zero between two rates, linear in ln(rate)."""
         below, above = self._log_ratio(low), self._log_ratio(high)
         if below is None or above is None or not below <= 0 < above:
             return math.sqrt(low * high)
@@ -293,13 +311,13 @@ class Claim:
 
 
 def claim(probe: Probe, estimate: float, rules: SearchSettings | None = None, queue_s: float = 0.0) -> Claim:
-    """From the estimate down by 1.5 % at a time, until three fresh traces all pass. Each attempt has its own.
+    """Walk down from the estimate by 1.5 % until three fresh traces all pass. Each attempt has its own traces.
 
-    The estimate reads high, and a load that is far too high is rejected early: walking down to the truth costs little.
-    The earlier in its trace a load was rejected, the more steps at once, up to `rules.claim_steps_at_once`.
+    The estimate reads high, and a load that is far too high is rejected early, so the walk costs little. The earlier
+    a load was rejected, the more steps at once, up to `rules.claim_steps_at_once`.
 
-    `queue_s` is what the tightest limit lets a request wait, in seconds. In a trace of T seconds a queue that grows for
-    ever, by a load a share of queue_s / T too high, has just come to that wait: so much more is loaded than promised.
+    `queue_s` is the wait that the tightest limit allows. A load that is too high by queue_s / T grows, in a trace of
+    T seconds, a queue of just that wait, and passes. So that much more is loaded than promised.
     """
     rules = rules or SearchSettings()
     rate = estimate

@@ -1,4 +1,4 @@
-"""State of vLLM's compile cache at each start, and the time that a start takes with and without it."""
+"""State of vLLM's compile cache: which starts compiled, and how long a start takes with and without."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Cache(StrEnum):
 
 
 def compile_key(candidate: Candidate) -> tuple[tuple[str, Value], ...]:
-    """Return a key that is equal for candidates of a study that run the same compiled code.
+    """Return the key of the compiled code. Candidates of one study with equal keys share it.
 
     A flag that is left out is a value of its own, though vLLM's default may equal what another candidate sets.
     """
@@ -34,10 +34,10 @@ def neighbours(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def cache_states(records: Iterable[TrialRecord]) -> dict[int, Cache | None]:
-    """Return states by trial number: COLD for the first start of a key, WARM once a server with it got ready.
+    """Map each trial to COLD for the first start of a key, WARM once a server with that key got ready.
 
-    All GPU groups of a study share one cache folder. None: nothing is compiled (--enforce-eager), only starts that did
-    not get ready came before and may have compiled all the same, or the cache is in a container and ends with it.
+    All GPU groups of a study share one cache folder. None if nothing is compiled (--enforce-eager), if only failed
+    starts came before, which may have compiled, or if the cache is in a container and ends with it.
     """
     ready: dict[tuple[tuple[str, Value], ...], bool] = {}
     states: dict[int, Cache | None] = {}
@@ -63,7 +63,7 @@ def start_times_s(records: Sequence[TrialRecord]) -> dict[Cache | None, list[flo
 
 
 def expected_start_s(records: Sequence[TrialRecord], cache: Cache) -> float | None:
-    """Return the median of the starts in that state, of all if there was none; None before the first."""
+    """Return the median of starts in that state, else of all. None before the first."""
     times = start_times_s(records)
     like = times.get(cache) or [seconds for alike in times.values() for seconds in alike]
     return statistics.median(like) if like else None

@@ -1,7 +1,8 @@
-"""Values that a server of a study really runs with, in one order of precedence.
+"""Flag values that a server of a study really runs with, in one order of precedence.
 
-From the weakest to the strongest: vLLM's defaults, the study's constant flags, the candidate's own values, the user's
-own words. The last three are the order of the words that tuner/launch.py writes, of which argparse takes the last.
+From the weakest to the strongest: vLLM's defaults, the study's constant flags, the candidate's own values, the
+user's own words. The last three are the order of the words that tuner/launch.py writes, of which argparse takes the
+last.
 """
 
 from __future__ import annotations
