@@ -77,9 +77,9 @@ class SearchSettings:
     - Steps: a cold search begins at `cold_share` of the saturation. A step is `step`, far below the limit up to
       `longest_step`, assuming d ln(P99) / d ln(rate) = `steepest`. There are at most `most_probes`.
     - Probe: it lasts `probe_s`, 100 requests or `answers_to_probe` answers, at most `longest_probe_s`.
-    - Claim: `claim_traces` traces of `claim_s` or `claim_requests`, at most `longest_claim_s`. A failure lowers
-      the rate by `claim_back_off`, up to `claim_steps_at_once` times; there are at most `claim_attempts`. At most `most_hidden`
-      more is loaded than promised.
+    - Claim: `claim_traces` traces of `claim_s` or `claim_requests`, at most `longest_claim_s`. A failure lowers the
+      rate by `claim_back_off`, up to `claim_steps_at_once` times. There are at most `claim_attempts`. At most
+      `most_hidden` more is loaded than promised.
     """
 
     saturation_s: float = 15.0
