@@ -13,12 +13,12 @@ from tuner.study.record import Role, TrialRecord
 from tuner.study.result import Figures, Lack, StudyResult
 
 LAST = 5
-"""Outcomes that are shown."""
+"""Number of outcomes that are shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class LevelNow:
-    """The last level of a running trial."""
+    """Last level of a running trial."""
 
     load: str
     qps: float | None
@@ -45,7 +45,7 @@ class GroupNow:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """`vllm_version` None: not recorded."""
+    """Study at one moment. `vllm_version` is None if it was not recorded."""
 
     plan: StudyPlan
     vllm_version: str | None
@@ -77,7 +77,7 @@ class Picture:
 
     @property
     def default(self) -> Figures | None:
-        """The default within the limits, else as it was seen."""
+        """Return the default's figures within the limits, else as it was seen."""
         return self._kept_default or confirm.seen(self.records, self.plan.baseline)
 
     @property
@@ -95,7 +95,7 @@ class Picture:
 
     @property
     def last(self) -> tuple[TrialRecord, ...]:
-        """Newest first."""
+        """List the last outcomes, newest first."""
         return tuple(sorted(self.records, key=lambda r: r.trial, reverse=True)[:LAST])
 
     @property

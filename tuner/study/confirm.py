@@ -1,7 +1,7 @@
-"""Is the winner really better than the default? Pure statistics over fresh starts.
+"""Confirmation runs: which is next, what they say together, and whether the winner beats the default. Pure.
 
-The best of many noisy measurements reads high (winner's curse: +3 to +5 % over 80 trials, search.md 3.6), so the
-figures that are quoted come only from starts that had no part in choosing.
+The best of many noisy measurements reads high (winner's curse). Quoted figures therefore come only from starts that
+had no part in choosing.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from tuner.study.record import Role, TrialOutcome, TrialRecord, lowest
 from tuner.study.result import Decision, Figures, Lack
 
 CLAIM_SPREAD = 1.5
+"""Standard deviation of a claimed rate, as a share of it, times √n for a trace of n requests (docs/measuring.md)."""
+
 BEST_ACCURACY = 0.03
-"""Spread (one standard deviation) of claims on the axis of the load: 1 to 1.6 / √n for traces of n requests, at the
-usual 2,500 and more 2.3 to 3.4 % (docs/measuring.md)."""
+"""Smallest error of a claim, as a share of its rate: the spread at the usual 2,500 requests and more."""
 
 _REFUTED = (TrialOutcome.INFEASIBLE, TrialOutcome.REFUSED, TrialOutcome.DIED)
-"""A start that says the candidate is not to be trusted; an invalid or undecided one says nothing and is done again."""
+"""Outcomes of a confirmation run that refute a candidate. Invalid and undecided runs say nothing and are retried."""
 
 
 def accuracy(rate: float, search: OpenSearch) -> float:
-    """How far a claim of `rate` requests/s may be off, as a share of it: short traces say less."""
+    """Return how far a claim of `rate` requests/s may be off, as a share of it. Short traces say less."""
     return max(BEST_ACCURACY, CLAIM_SPREAD / math.sqrt(rate * search.settings.claim_seconds_at(rate)))
 
 
 def finalists(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Feasible trials of the search, best first; a candidate that a fresh start refuted is gone."""
+    """List the feasible trials of the search, best first, without candidates that a confirmation run refuted."""
     refuted = {r.candidate.id for r in records if r.role is Role.CONFIRM and r.outcome in _REFUTED}
     feasible = [r for r in records if r.role.searches and r.qps is not None]
     return sorted((r for r in feasible if r.candidate.id not in refuted), key=lambda r: -(r.qps or 0.0))
@@ -45,7 +46,7 @@ def incumbent(records: Sequence[TrialRecord]) -> Incumbent | None:
 
 
 def fresh_runs(records: Sequence[TrialRecord], candidate: Candidate) -> list[TrialRecord]:
-    """Confirming starts that were decided, one way or the other."""
+    """List a candidate's confirmation runs that decided, one way or the other."""
     decided = (TrialOutcome.FEASIBLE, *_REFUTED)
     return [r for r in records if r.role is Role.CONFIRM and r.candidate == candidate and r.outcome in decided]
 
@@ -75,7 +76,10 @@ def next_to_confirm(plan: StudyPlan, records: Sequence[TrialRecord]) -> TrialRec
 
 
 def figures(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | None:
-    """The candidate's figures: from fresh starts when there are any, else from the trial that found it."""
+    """Return a candidate's figures from its confirmation runs, or without any from the trial that found it.
+
+    None if one of them failed, or if nothing counts.
+    """
     fresh = fresh_runs(records, candidate)
     if fresh and any(r.qps is None for r in fresh):
         return None
@@ -83,13 +87,13 @@ def figures(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | N
 
 
 def searched(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | None:
-    """The candidate's figures from the trial that found it, whatever fresh starts there are."""
+    """Return a candidate's figures from the trial that found it, without its confirmation runs."""
     found = [r for r in records if r.candidate == candidate and r.role.searches]
     return _counted(found, candidate, fresh=False)
 
 
 def lack(records: Sequence[TrialRecord], candidate: Candidate) -> Lack | None:
-    """Why `figures` has none of it; None where it has, and where no start of it is over yet."""
+    """Return why `figures` has none of a candidate. None if it has, or if no start of it is over yet."""
     found = [r for r in records if r.candidate == candidate and r.role.searches]
     runs = fresh_runs(records, candidate) or ([] if any(r.qps is not None for r in found) else found)
     match next((r.outcome for r in reversed(runs) if r.qps is None), None):
@@ -108,7 +112,7 @@ def lack(records: Sequence[TrialRecord], candidate: Candidate) -> Lack | None:
 def compared(
     records: Sequence[TrialRecord], baseline: Candidate, load: LoadKind
 ) -> tuple[Figures | None, Figures | None]:
-    """Figures of the best finalist and of the default, of one kind; None where no start of theirs counts.
+    """Return the figures of the best finalist and of the default, both of one kind. None if no start counts.
 
     An estimate reads higher than a claim: until both are claimed, the two estimates are compared.
     """
@@ -126,7 +130,7 @@ def _counted(runs: Sequence[TrialRecord], candidate: Candidate, *, fresh: bool) 
 
 
 def seen(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | None:
-    """What the candidate showed at its lowest level, whatever the limits said: for the default beside the winner."""
+    """Return what a candidate showed at its lowest level, whatever the limits said."""
     levels = [
         (r, level.measurement)
         for r in records
@@ -156,7 +160,7 @@ def _figures(runs: Sequence[tuple[TrialRecord, Measurement]], candidate: Candida
 
 
 def decide(winner: Figures | None, default: Figures | None) -> Decision:
-    """The default is given up only for a candidate whose every start was faster than every start of the default."""
+    """Decide between winner and default. The winner's slowest start must beat the default's fastest."""
     if winner is None:
         return Decision.NOTHING_FEASIBLE if default is None else Decision.KEEP_DEFAULT
     if default is None:

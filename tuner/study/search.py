@@ -146,7 +146,7 @@ class Search:
 
     @_storage_errors()
     def restore(self, records: Iterable[TrialRecord]) -> None:
-        """Take up a study that was left: finished trials are told, interrupted ones queued again."""
+        """Take up a study that was left: finished trials are taken in, interrupted ones queued again."""
         by_number = {r.search_trial: r for r in records if r.search_trial is not None}
         self._records = {r.trial: r for r in by_number.values()}
         for frozen in self._study.get_trials(deepcopy=False):
