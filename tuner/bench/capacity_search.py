@@ -1,4 +1,5 @@
-"""Search for the highest open-loop load that one running server sustains. Pure: a callback gives the load.
+"""Search for the highest open-loop rate of one server. Pure: a callback gives the load. Pure: a callback gives the
+load.
 
 A closed loop reads 7 to 40 % above a Poisson stream, so the promise is searched in open loop. All probes of a study
 share one trace, scaled to their rates (common random numbers), which cuts the spread of a difference several times.
@@ -24,7 +25,7 @@ _MOST_TOLD = 0.5
 
 
 class Stop(StrEnum):
-    """Earliest end of a probe: its first certain rejection, or only a preemption or a failed request.
+    """Earliest end of a probe. It is the first certain rejection, or only a preemption or a failed request.
 
     The second leaves a P99 over the whole time.
     """
@@ -48,13 +49,13 @@ class ProbeResult:
 
 class Probe(Protocol):
     def __call__(self, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
-        """Load the server at `rate` requests/s for `seconds` on the arrivals and prompts of `trace`."""
+        """Load the server at `rate` requests/s on a `trace`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Saturation:
-    """Throughput of a closed loop that keeps the server full: requests per second, and the mean answer time.
+    """Throughput of a full server, and its mean answer time.
 
     Without an answer the rate is 0 and `answer_s` the time that was waited.
     """
@@ -105,28 +106,28 @@ class SearchSettings:
     most_hidden: float = 0.05
 
     def saturate_seconds(self, answer_s: float) -> float:
-        """Long enough to see past the first wave of answers, within reason."""
+        """Return a time beyond the first wave of answers."""
         return min(max(self.saturation_s, self.answers_to_saturate * answer_s), self.longest_probe_s)
 
     def seconds_at(self, rate: float, answer_s: float = 0.0) -> float:
-        """Return a time that gives a P99 at low rates and fills the queue with long answers, within reason."""
+        """Return a time for a P99 and a filled queue."""
         return min(max(self.probe_s, FEWEST_REQUESTS / rate, self.answers_to_probe * answer_s), self.longest_probe_s)
 
     def stride(self, log_ratio: float | None) -> float:
-        """Return the share by which the rate rises after a pass: `step`, or more far below the limit.
+        """Return the rise of the rate after a pass. It is `step`, or more far below the limit.
 
         The tail would then reach the limit with d ln(P99) / d ln(rate) = `steepest`; at most `longest_step`.
         """
         return max(self.step, min(-(log_ratio or 0.0) / self.steepest, self.longest_step))
 
     def claim_seconds_at(self, rate: float) -> float:
-        """Return a time with enough requests: n of them read a capacity with a spread of 1 to 2 / √n."""
+        """Return a time with enough requests. A trace of n reads a capacity with a spread of 1 to 2 / √n."""
         return min(max(self.claim_s, self.claim_requests / rate), self.longest_claim_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Incumbent:
-    """Best candidate so far: its capacity and its saturation throughput, both in requests per second.
+    """Best candidate so far, with capacity and saturation in requests/s.
 
     `answer_s` is the mean answer time at saturation. It saves the closed loop a second, longer run.
     """
@@ -199,7 +200,7 @@ def search_capacity(
 
 
 def _likely(raced: ProbeResult, best: float, queue_s: float) -> float | None:
-    """Estimate the capacity of a candidate that lost the race, at most `best`.
+    """Estimate the capacity of a race's loser, at most `best`.
 
     If the rate exceeds capacity by a fraction x, the queueing delay grows by x seconds per second. After T seconds
     P99 is about W + x·T, with W the wait that the limit allows. A race that a preemption cut short counts as twice
@@ -212,7 +213,7 @@ def _likely(raced: ProbeResult, best: float, queue_s: float) -> float | None:
 
 
 class Steps:
-    """Probes of one server by rate, and the seconds that they cost."""
+    """Probes of one server, with their cost."""
 
     def __init__(self, probe: Probe, saturate: ClosedProbe, rules: SearchSettings, incumbent: Incumbent | None) -> None:
         self._probe = probe
@@ -230,7 +231,8 @@ class Steps:
         return self._run(rate, Stop.AT_END)
 
     def search(self, start: float, widen: float) -> Capacity:
-        """Step by `rules.step`, each `widen` times the last, until pass and fail enclose the answer. Then close in.
+        """Step until pass and fail enclose the answer. Steps are `rules.step`, each `widen` times the last. Then
+        close in.
 
         Steps up from far below the limit are longer. At most `rules.most_probes`.
         """
@@ -273,12 +275,12 @@ class Steps:
         return min((p.rate for p in self._probes if not p.passed), default=None)
 
     def _passed(self) -> float | None:
-        """Passes above a failure are luck, and are not counted."""
+        """Return the highest pass below every failure. Passes above one are luck."""
         failed = self._failed()
         return max((p.rate for p in self._probes if p.passed and (failed is None or p.rate < failed)), default=None)
 
     def _inside(self, low: float, high: float) -> float:
-        """Follow the line, but off the ends, so that every probe shortens the interval."""
+        """Follow the line, but keep off the ends."""
         share = math.log(self._line(low, high) / low) / math.log(high / low)
         return float(low * (high / low) ** min(max(share, 0.25), 0.75))
 
@@ -287,7 +289,7 @@ class Steps:
         return None if low is None or high is None else self._line(low, high)
 
     def _line(self, low: float, high: float) -> float:
-        """Return where ln(measured / limit) crosses zero between two rates, linear in ln(rate)."""
+        """Return the zero of ln(measured / limit) between two rates."""
         below, above = self._log_ratio(low), self._log_ratio(high)
         if below is None or above is None or not below <= 0 < above:
             return math.sqrt(low * high)
@@ -299,7 +301,7 @@ class Steps:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """`rate` is promised, None when no attempt held; `loaded` requests/s held every objective on every fresh trace.
+    """Result of a claim. `rate` is promised, None if no attempt held; `loaded` requests/s held on every fresh trace.
 
     `seconds` of load were spent.
     """
@@ -311,7 +313,7 @@ class Claim:
 
 
 def claim(probe: Probe, estimate: float, rules: SearchSettings | None = None, queue_s: float = 0.0) -> Claim:
-    """Walk down from the estimate by 1.5 % until three fresh traces all pass. Each attempt has its own traces.
+    """Walk down by 1.5 % until three fresh traces pass. Each attempt has its own traces.
 
     The estimate reads high, and a load that is far too high is rejected early, so the walk costs little. The earlier
     a load was rejected, the more steps at once, up to `rules.claim_steps_at_once`.

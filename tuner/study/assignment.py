@@ -1,4 +1,4 @@
-"""Assignments: which candidate is started where, and for which task."""
+"""Assignments of candidates to GPUs and tasks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Assignment:
 
     @property
     def incumbent(self) -> Incumbent | None:
-        """The best candidate so far, against which this one races; None without a race."""
+        """Return the best candidate to race against, None without a race."""
         return self.task.incumbent if isinstance(self.task, SearchCapacity) else None
 
 
@@ -47,14 +47,16 @@ def search_task(load: LoadPolicy, incumbent: Incumbent | None) -> Task:
 
 
 def check_task(load: LoadPolicy, alone: Measurement) -> Task:
-    """Return the task that all GPU groups share: the level that the default showed `alone`, or its closed loop."""
+    """Return the task that all GPU groups share. It is the level that the default showed `alone`, or its closed
+    loop."""
     if isinstance(load, Ladder):
         return RunLadder((int(alone.load.level),), load.level_s)
     return Saturate(load.settings.saturation_s)
 
 
 def confirm_task(load: LoadPolicy, found: TrialRecord, confirmed: Sequence[TrialRecord]) -> Task:
-    """Return the task of a confirmation run: the level that won, twice as long, or a claim from the estimate down.
+    """Return the task of a confirmation run. A ladder repeats the winning level for twice the time; an open loop
+    claims.
 
     `found` is the trial of the search. No claim starts above what an earlier one of `confirmed` held.
     """

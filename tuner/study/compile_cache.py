@@ -1,4 +1,4 @@
-"""State of vLLM's compile cache: which starts compiled, and how long a start takes with and without."""
+"""State of vLLM's compile cache, and its effect on starts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def compile_key(candidate: Candidate) -> tuple[tuple[str, Value], ...]:
 
 
 def neighbours(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Sort candidates with equal keys together, otherwise keeping their order."""
+    """Sort candidates with equal keys together, stably."""
     by_key: dict[tuple[tuple[str, Value], ...], list[Candidate]] = {}
     for candidate in candidates:
         by_key.setdefault(compile_key(candidate), []).append(candidate)
@@ -34,7 +34,7 @@ def neighbours(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def cache_states(records: Iterable[TrialRecord]) -> dict[int, Cache | None]:
-    """Map each trial to COLD for the first start of a key, WARM once a server with that key got ready.
+    """Map trials to COLD or WARM. COLD is the first start of a key, WARM one after a ready server.
 
     All GPU groups of a study share one cache folder. None if nothing is compiled (--enforce-eager), if only failed
     starts came before, which may have compiled, or if the cache is in a container and ends with it.
@@ -53,7 +53,7 @@ def cache_states(records: Iterable[TrialRecord]) -> dict[int, Cache | None]:
 
 
 def start_times_s(records: Sequence[TrialRecord]) -> dict[Cache | None, list[float]]:
-    """Return the seconds from fork to ready, by the state of the cache."""
+    """Return the seconds to a ready server, by cache state."""
     states = cache_states(records)
     times: dict[Cache | None, list[float]] = {}
     for record in records:
@@ -63,7 +63,7 @@ def start_times_s(records: Sequence[TrialRecord]) -> dict[Cache | None, list[flo
 
 
 def expected_start_s(records: Sequence[TrialRecord], cache: Cache) -> float | None:
-    """Return the median of starts in that state, else of all. None before the first."""
+    """Return the median start in a state, else of all. None before the first."""
     times = start_times_s(records)
     like = times.get(cache) or [seconds for alike in times.values() for seconds in alike]
     return statistics.median(like) if like else None

@@ -1,4 +1,4 @@
-"""The one decision about what a study says at its end; each language renders the same key and figures."""
+"""Decision on a study's final sentence, apart from its language."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Conclusion:
 
 
 def conclude(plan: StudyPlan, result: StudyResult, records: Sequence[TrialRecord]) -> Conclusion:
-    """Choose the sentence that a study has earned so far. The sentence in `result` is not read."""
+    """Choose the sentence of a study so far. The sentence in `result` is not read."""
     search = plan.load if isinstance(plan.load, OpenSearch) else None
     shown = (result.default or result.winner) if result.decision is Decision.KEEP_DEFAULT else result.winner
     key = _key(result, is_open=search is not None)

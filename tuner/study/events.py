@@ -49,14 +49,14 @@ class TrialFinished:
 
 @dataclass(frozen=True, slots=True)
 class RuleApplied:
-    """A learnt rule that kept a candidate from being started for the first time."""
+    """Rule that excluded a candidate for the first time."""
 
     rule: LearntRule
 
 
 @dataclass(frozen=True, slots=True)
 class GroupsCompared:
-    """QPS of the default alone, and on the slowest of `groups` GPU groups side by side. None if not measured."""
+    """QPS of the default alone and on the slowest group. None if not measured."""
 
     alone_qps: float | None
     slowest_qps: float | None
@@ -65,7 +65,7 @@ class GroupsCompared:
 
 @dataclass(frozen=True, slots=True)
 class GroupQuarantined:
-    """A GPU group that is used no more: `left` names what the server of `trial` left there."""
+    """Group that is used no more. `left` names what the server of `trial` left there."""
 
     group: str
     trial: int

@@ -16,12 +16,12 @@ from tuner.study.store import Store
 
 
 class FleetStoppedError(Exception):
-    """Refusal of an assignment by a fleet that was stopped."""
+    """Assignment to a fleet that was stopped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Place for one server at a time: a name, and the GPUs that the server gets."""
+    """Place for one server at a time, with its GPUs."""
 
     name: str
     group: GpuGroup
@@ -60,7 +60,7 @@ class Fleet(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Wait until no trial runs any more, and release the slots."""
+        """Wait for all trials and release the slots."""
 
     def __enter__(self) -> Self:
         return self

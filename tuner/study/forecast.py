@@ -1,4 +1,4 @@
-"""Seconds that starts and the rest of a study are likely to take. Pure functions of plan and records."""
+"""Forecast of the seconds that a study takes. Pure functions of plan and records."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tuner.study.plan import OpenSearch, StudyPlan
 from tuner.study.record import Role, TrialRecord
 
 UNKNOWN_START_S = 60.0
-"""Seconds assumed for a start before any was seen: a cold start of an 8B model on one GPU.
+"""Seconds of a start before any was seen. It is a cold start of an 8B model on one GPU.
 
 Imports take 8 s, the engine 10, weights 8, compilation 19, profiling and CUDA graphs about 12 (StartTimes in
 tuner/sim/hardware.py).
@@ -19,13 +19,13 @@ tuner/sim/hardware.py).
 
 
 def start_s(records: Sequence[TrialRecord], cache: Cache) -> float:
-    """Forecast the seconds until a server is ready, from the starts in that state of the compile cache."""
+    """Forecast the seconds of a start in a cache state."""
     seconds = expected_start_s(records, cache)
     return UNKNOWN_START_S if seconds is None else seconds
 
 
 def search_trial_s(plan: StudyPlan, records: Sequence[TrialRecord]) -> float:
-    """Forecast the next trial of the search: the start as in the median, load and shutdown as in the longest trial.
+    """Forecast the search's next trial: median start, longest load and shutdown.
 
     The start counts as cold. Of 70 proposals in two studies, one had the compile key of an earlier start.
     """
@@ -44,18 +44,18 @@ def confirmation_s(plan: StudyPlan, records: Sequence[TrialRecord]) -> float:
 
 
 def _longest_load_s(records: Sequence[TrialRecord]) -> float | None:
-    """Seconds from ready to stopped in the longest trial of the search; None before the first."""
+    """Return the longest time from ready to stopped, None before the first."""
     phases = (r.start.phases for r in records if r.levels and r.role is not Role.CONFIRM)
     return max((p.spent_s - (p.start_s or 0.0) for p in phases), default=None)
 
 
 def spent_s(plan: StudyPlan, records: Iterable[TrialRecord]) -> float:
-    """Add up what finished trials took, shared by the GPU groups that worked side by side."""
+    """Sum the time of finished trials, per GPU group."""
     return sum(r.start.phases.spent_s for r in records) / len(plan.groups)
 
 
 def left_s(plan: StudyPlan, records: Sequence[TrialRecord]) -> float:
-    """Forecast the seconds until the plan is done, at the pace of the trials so far.
+    """Forecast the seconds left at the pace so far.
 
     The search runs on all groups side by side, confirmation runs one after the other.
     """

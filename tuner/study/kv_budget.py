@@ -1,4 +1,4 @@
-"""Sizes of the KV cache that a plan searches, and what fits into each."""
+"""KV cache sizes of a plan, and what fits."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from tuner.vllm import knobs
 UTILIZATION, KV_BYTES, LENGTH = knobs.GPU_MEMORY_UTILIZATION, knobs.KV_CACHE_MEMORY_BYTES, knobs.MAX_MODEL_LEN
 UTILIZATIONS = (0.80, 0.85, 0.90, 0.92, 0.95, 0.97)
 LIKELY_TO_START = 0.95
-"""Highest share of the memory at which most starts succeed. vLLM does not count fragmentation and some graphs."""
+"""Highest share of memory that usually starts. vLLM does not count fragmentation and some graphs."""
 BYTE_ROWS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class KvTable:
-    """Rows of (value of `flag`, what fits), the most memory last; if empty, the reason is in `why_empty`.
+    """Table of (value of `flag`, what fits), the most memory last. If empty, the reason is in `why_empty`.
 
     `calibrated_by` is the number of the trial whose log replaced the estimates.
     """
@@ -49,10 +49,10 @@ class KvTable:
 
 @dataclass(frozen=True, slots=True)
 class KvFloor:
-    """Lower bound on `flag`: below `least`, the KV cache cannot hold a single request of max-model-len.
+    """Lower bound on `flag` for one request of max-model-len.
 
-    It is derived from the start-up log of `trial`. For gpu-memory-utilization it only holds for candidates that use at
-    least as much memory outside the KV cache as that trial did.
+    It is derived from the start-up log of `trial`. For gpu-memory-utilization it only holds for candidates that use
+    at least as much memory outside the KV cache as that trial did.
     """
 
     flag: str
@@ -61,7 +61,7 @@ class KvFloor:
 
 
 def kv_table(setting: StudySetting, records: Iterable[TrialRecord] = ()) -> KvTable:
-    """Compute what fits at each searched size of the KV cache.
+    """Compute what fits at each searched size.
 
     Raises UnknownModelError with the reason if nothing can be said.
     """
@@ -89,10 +89,10 @@ def kv_table(setting: StudySetting, records: Iterable[TrialRecord] = ()) -> KvTa
 
 
 def default_room(setting: StudySetting) -> tuple[KvRoom, ModelMemory] | None:
-    """Return the KV cache of the default configuration, before any start.
+    """Return the default's KV cache before any start.
 
-    Where the space searches the cache's bytes and the default has none, it is the largest that is searched. None if the
-    weights or the GPUs' memory are not known. Raises UnknownModelError with the reason if nothing can be said.
+    Where the space searches the cache's bytes and the default has none, it is the largest that is searched. None if
+    the weights or the GPUs' memory are not known. Raises UnknownModelError with the reason if nothing can be said.
     """
     table = kv_table(setting)
     values = setting.values(setting.plan.baseline)

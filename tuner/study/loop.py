@@ -44,10 +44,10 @@ FAULTS_IN_A_ROW = 3
 
 @dataclass(kw_only=True)
 class Loop:
-    """Coordinator that runs a study to its end: it asks the search, submits to the fleet and decides what is next.
+    """Coordinator of a study: it asks, submits and decides.
 
-    A stopped fleet ends the run early: what finished is kept, and the best so far is the result. `on_result` gets the
-    result after every trial and at the end.
+    A stopped fleet ends the run early: what finished is kept, and the best so far is the result. `on_result` gets
+    the result after every trial and at the end.
     """
 
     plan: StudyPlan
@@ -168,7 +168,8 @@ class Loop:
             self._finish_running()
 
     def _in_time_to_confirm(self, found: TrialRecord) -> bool:
-        """Whether the budget has time for a run. The first run of each candidate is made even without."""
+        """Return True if time is left for a run. The first run of each candidate is made even without. The first run
+        of each candidate is made even without."""
         budget = self.plan.time_budget_s
         if budget is None or self._elapsed_s + forecast.confirmation_s(self.plan, self._records) <= budget:
             return True
@@ -281,6 +282,6 @@ class Loop:
 
 
 def _in_closed_loop(record: TrialRecord) -> Measurement | None:
-    """Return the level that the comparison of groups repeats: the one that counts, or what saturated the server."""
+    """Return the level that the comparison of groups repeats. It is the one that counts, or the saturation."""
     closed = [level.measurement for level in record.levels if level.measurement.load.kind is LoadKind.CLOSED]
     return record.best_level if record.best_level in closed else next(iter(closed), None)

@@ -20,20 +20,20 @@ from tuner.study.request_length import RequestLength
 from tuner.vllm import knobs
 
 MOST_CLIENTS = 320
-"""Clients of the saturating closed loop: 1.25 times 256, vLLM's default on most GPUs. With 1024 sequences, 1,280
-clients would add minutes of waiting to every start and hardly any throughput."""
+"""Clients of the saturating closed loop: 1.25 times vLLM's usual 256. With 1024 sequences, 1,280 clients would add
+minutes of waiting to every start and hardly any throughput."""
 
 CLIENTS_A_SEQUENCE = 1.25
-"""Clients for each sequence, so that a finished one is followed at once."""
+"""Clients per sequence, so that each is followed at once."""
 
 
 REJECTED_TRACES = 3
-"""Whole traces that a claim spends on rates that do not hold: an estimate reads high (docs/measuring.md)."""
+"""Traces that a claim spends on rejected rates. An estimate reads high (docs/measuring.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ladder:
-    """A closed loop: `levels` concurrent requests in order, `level_s` seconds each, after a warm-up."""
+    """Closed loop of `levels` concurrent requests, `level_s` seconds each."""
 
     levels: tuple[int, ...]
     level_s: float
@@ -60,7 +60,7 @@ class Ladder:
 
 @dataclass(frozen=True, slots=True)
 class OpenSearch:
-    """Open loop: a search over rates after a warm-up, its settings, and the arrivals."""
+    """Open loop: a search over rates after a warm-up."""
 
     warm_up_s: float
     settings: SearchSettings = field(default_factory=SearchSettings)
@@ -76,17 +76,17 @@ class OpenSearch:
 
     @property
     def longest_s(self) -> float:
-        """Return the most seconds of load in one trial of the search. Most candidates end far sooner."""
+        """Return the most seconds of load in a search trial. Most candidates end far sooner."""
         settings = self.settings
         return self.warm_up_s + settings.saturation_s + settings.most_probes * settings.probe_s
 
     @property
     def confirm_s(self) -> float:
-        """Return the seconds of load in one confirmation run, at a rate that fills the shortest claim."""
+        """Return the seconds of load in the shortest claim."""
         return self.warm_up_s + self.claim_s(math.inf)
 
     def claim_s(self, rate: float) -> float:
-        """Return the seconds of a claim near `rate`: its traces, and rejected attempts before them, which end early."""
+        """Return the seconds of a claim near `rate`. Rejected attempts before it end early."""
         return self.settings.claim_seconds_at(rate) * (self.settings.claim_traces + REJECTED_TRACES)
 
 

@@ -1,4 +1,4 @@
-"""Longest request that a study's servers accept: the number, and the reason for it."""
+"""Longest request that servers accept, with its reason."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def reason(length: RequestLength) -> str:
 
 
 def cautions(length: RequestLength) -> list[str]:
-    """Say what of the length may surprise in production, with the next step."""
+    """Say what may surprise in production, with a next step."""
     if length.only_the_workload:
         return ["production will refuse longer requests; --max-model-len N sets the longest that it must accept"]
     if length.surely_too_long and length.room is not None:

@@ -1,4 +1,4 @@
-"""Result of a study, written to result.json after every trial and at the end."""
+"""Result of a study, as result.json holds it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Lack(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """A candidate's figures over the starts named in `trials`: QPS mean and range, P99 TTFT of the worst start.
+    """Candidate's figures over the starts in `trials`. QPS is mean and range, P99 TTFT the worst start's.
 
     `fresh` is True when none of the starts took part in choosing the candidate: only then is the figure unbiased.
     """

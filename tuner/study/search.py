@@ -29,29 +29,29 @@ from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.setting import StudySetting
 
 STARTUP_TRIALS = 7
-"""Number of trials before the model proposes, default and seeds included: with all seeds none is random.
+"""Trials before the model proposes, default and seeds included. With all seeds none is random.
 
 Ten found less in twenty starts (docs/search.md).
 """
 
 REPEATS_BEFORE_RANDOM = 8
-"""Number of known or ruled-out proposals in a row after which a random point replaces the sampler's."""
+"""Useless proposals in a row before a random point."""
 
 LOCAL_STEP_EVERY = 3
-"""Period of the proposals that perturb the best candidate instead of asking the model.
+"""Period of the proposals that perturb the best candidate.
 
 Away from data a GP falls back to the mean of what it has seen. Once most trials are good, unexplored corners look as
 good as real improvements (docs/search.md).
 """
 
 STEP_SD = 0.12
-"""Standard deviation of a local step in one parameter, as a share of its range."""
+"""Standard deviation of a local step, as a range's share."""
 
 MOVED_SHARE = 0.5
 """Share of the parameters that a local step moves."""
 
 RANDOM_DRAWS = 300
-"""Number of points drawn, without a start, to find one that is neither known nor ruled out."""
+"""Draws for a point that is neither known nor excluded."""
 
 
 class SamplerName(StrEnum):
@@ -60,7 +60,7 @@ class SamplerName(StrEnum):
 
 
 def sampler_name() -> SamplerName:
-    """Choose Optuna's GP sampler if torch is installed, else TPE. The two are level after 10 starts."""
+    """Choose the GP sampler with torch, else TPE. The two are level after 10 starts."""
     return SamplerName.GP if importlib.util.find_spec("torch") else SamplerName.TPE
 
 
@@ -113,7 +113,7 @@ class _Attributes:
 
 @contextmanager
 def _storage_errors() -> Iterator[None]:
-    """Turn any driver's error into a fault of the machine: a full disk, or a database that is locked for good."""
+    """Turn a driver's error into a fault of the machine."""
     try:
         yield
     except StorageInternalError as error:
@@ -146,7 +146,7 @@ class Search:
 
     @_storage_errors()
     def restore(self, records: Iterable[TrialRecord]) -> None:
-        """Take up a study that was left: finished trials are taken in, interrupted ones queued again."""
+        """Resume a study from its finished and interrupted trials."""
         by_number = {r.search_trial: r for r in records if r.search_trial is not None}
         self._records = {r.trial: r for r in by_number.values()}
         for frozen in self._study.get_trials(deepcopy=False):
@@ -171,7 +171,7 @@ class Search:
 
     @_storage_errors()
     def ask(self) -> Proposal:
-        """Choose the next candidate: none that was started before, nor one that a learnt rule rules out.
+        """Choose the next candidate, untried and allowed by the rules.
 
         Raises SpaceExhaustedError if the sampler finds no other.
         """
@@ -202,7 +202,7 @@ class Search:
 
     @_storage_errors()
     def tell(self, record: TrialRecord) -> None:
-        """Take a finished trial in; its record names the proposal's number in `search_trial`."""
+        """Take in the finished trial of a proposal."""
         assert record.search_trial is not None
         trial, _ = self._asked.pop(record.search_trial)
         answer = self._remember(self._axis_point(trial.params), record)
@@ -215,7 +215,7 @@ class Search:
 
     @_storage_errors()
     def requeue(self, number: int) -> None:
-        """Queue an unanswered proposal for another start: it was interrupted, or the machine was at fault."""
+        """Queue an unanswered proposal for another start. It was interrupted, or the machine was at fault."""
         trial, _ = self._asked.pop(number)
         attributes = _Attributes(role=_Attributes.read(trial.user_attrs).purpose, again=True)
         self._study.enqueue_trial(trial.params, user_attrs=attributes.written)
@@ -223,7 +223,7 @@ class Search:
 
     @property
     def learnt(self) -> tuple[LearntRule, ...]:
-        """Rules learnt so far, each with the number of starts that it saved."""
+        """Rules so far, each with its number of saved starts."""
         return tuple(replace(rule, spared=self._spared[str(rule)]) for rule in self._rules)
 
     def _learn(self) -> None:
@@ -234,7 +234,7 @@ class Search:
         return next((r for r in self._rules if r.withdrawn_by is None and r.rules_out(values)), None)
 
     def _local_or_random_step(self, answered: int) -> dict[str, float] | None:
-        """Return a point to queue before the sampler is asked; None if the model or the queue comes next.
+        """Return a point to queue before the sampler is asked. None if the model or the queue comes next.
 
         `answered` proposals in a row led nowhere.
         """
@@ -243,7 +243,7 @@ class Search:
         return self._local_step() if answered == 0 else None
 
     def _local_step(self) -> dict[str, float] | None:
-        """Return a step away from the best so far, if it is its turn and nothing is queued."""
+        """Step away from the best so far, if it is due."""
         trials = self._study.get_trials(deepcopy=False)
         feasible = (r for r in self._records.values() if r.qps is not None)
         best = max(feasible, key=lambda r: r.qps or 0.0, default=None)
@@ -259,7 +259,7 @@ class Search:
         return self._untried_point(near)
 
     def _untried_point(self, number: Callable[[ParameterAxis, random.Random], float]) -> dict[str, float] | None:
-        """Draw a point that was not started and that no rule is against; None if hardly any is left."""
+        """Draw an untried point that the rules allow. None if hardly any is left."""
         draw = random.Random(self._plan.seed + len(self._study.trials))
         for _ in range(RANDOM_DRAWS):
             numbers = {a.parameter.flag: number(a, draw) for a in self._axes}
@@ -271,7 +271,7 @@ class Search:
         return None
 
     def _skip(self, trial: Trial, role: Role, candidate: Candidate, rule: LearntRule) -> None:
-        """Answer a proposal as if its start had been refused, without a start."""
+        """Answer a proposal as refused, without a start."""
         self._spared[str(rule)] += 1
         answer = not_started(self._nearest(self._axis_point(trial.params)))
         self._known[candidate.id] = answer
@@ -281,7 +281,7 @@ class Search:
             self._clip_seed_to_bounds(candidate)
 
     def _clip_seed_to_bounds(self, seed: Candidate) -> None:
-        """Queue a seed once more at the bound of vLLM's own message that it is beyond."""
+        """Queue a seed again at the bound of vLLM's message."""
         beyond = {limit.flag: limit for limit in bounds(self._rules, self._setting.values(seed))}
         numeric = (a for a in self._axes if a.parameter.flag in beyond and not a.parameter.choices)
         moved = {a.parameter.flag: _within(a, beyond[a.parameter.flag]) for a in numeric}
@@ -328,7 +328,7 @@ class Search:
 
 
 class SpaceExhaustedError(Exception):
-    """End of a small space: every candidate that the sampler proposes was started already."""
+    """End of a small space without untried candidates."""
 
 
 def _open(plan: StudyPlan) -> optuna.Study:
@@ -354,7 +354,7 @@ def _sampler(seed: int) -> BaseSampler:
 
 
 def _import_torch_on_one_thread() -> None:
-    """Import torch for one thread, which is faster for small matrices. Servers must not inherit the setting."""
+    """Import torch for one thread, for small matrices. Servers must not inherit the setting."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
@@ -375,13 +375,13 @@ def _suggest(trial: Trial, axis: ParameterAxis) -> float:
 
 
 def _within(axis: ParameterAxis, limit: FlagLimit) -> Value:
-    """Return the value nearest to a limit that is not beyond it."""
+    """Return the nearest value within a limit."""
     values = list(axis.inwards(limit.value, -1 if limit.relation == ">" else 1))
     return next((value for value in values if not limit.holds(value)), values[0])
 
 
 def _reopened(study: optuna.Study, frozen: FrozenTrial) -> Trial:
-    """Return the handle of a trial that an earlier process asked for.
+    """Return the handle of an earlier process's trial.
 
     Optuna 5.0 has no public way: `ask` only makes new trials, and `tell` with a number sets no constraints. A test
     holds that the private constructor does this.

@@ -1,4 +1,4 @@
-"""The first candidates, before any model of the search exists: what an engineer would try by hand."""
+"""First candidates, as an engineer would choose them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def seeds(setting: StudySetting) -> list[Candidate]:
 
 
 def _throughput_mode(plan: StudyPlan, defaults: Mapping[str, Value]) -> dict[str, float]:
-    """Return what `--performance-mode throughput` does: it doubles the two sizes if they are not set.
+    """Return the two sizes of `--performance-mode throughput`. It doubles them if they are not set.
 
     Source: vllm/engine/arg_utils.py, 0.32. Empty on a vLLM without the flag (before 0.17).
     """

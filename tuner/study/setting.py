@@ -1,4 +1,4 @@
-"""Flag values that a server of a study really runs with, in one order of precedence.
+"""Flag values of a study's servers, in one precedence.
 
 From the weakest to the strongest: vLLM's defaults, the study's constant flags, the candidate's own values, the
 user's own words. The last three are the order of the words that tuner/launch.py writes, of which argparse takes the
@@ -17,7 +17,7 @@ from tuner.study.plan import StudyPlan
 
 @dataclass(frozen=True, slots=True)
 class StudySetting:
-    """Values that all servers of a study share, and the flags in which they differ.
+    """Values that a study's servers share or vary.
 
     `gpus` are those of the servers, none on a CPU. `base` lies under a candidate's values: vLLM's defaults and the
     constant flags of every server. `given` lies above them: the user's own words. `constant` are the values of all
@@ -44,13 +44,13 @@ class StudySetting:
         return frozenset(p.flag for p in self.plan.parameters)
 
     def values(self, candidate: Candidate) -> dict[str, Value]:
-        """Return the values that a server with this candidate runs with, as far as they are known."""
+        """Return the known values of a candidate's server."""
         return {**self.base, **candidate.as_dict(), **self.given}
 
     def candidate(self, values: Mapping[str, Value]) -> Candidate:
-        """Build the candidate of searched values, within vLLM's argument rules beside the constant flags."""
+        """Build a candidate within vLLM's argument rules."""
         return self.plan.space.candidate(values, {**dict(self.plan.base.fixed), **self.given})
 
     def is_like_the_others(self, values: Mapping[str, Value]) -> bool:
-        """Return False for a default configuration that lacks constant flags of the other candidates."""
+        """Return False for a default without the constant flags."""
         return all(values.get(flag) == value for flag, value in self.constant.items())

@@ -1,4 +1,4 @@
-"""StartRecord: one start of one server, from its launch to what was left of it."""
+"""Record of one server's start, from launch to remains."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tuner.vllm.facts import StartFacts
 
 @dataclass(frozen=True, slots=True)
 class Phases:
-    """Seconds spent on a start; None for a phase that it never entered."""
+    """Seconds of each phase, None if it was never entered."""
 
     start_s: float | None = None
     warm_up_s: float | None = None
@@ -43,5 +43,5 @@ class StartRecord:
 
     @property
     def got_ready(self) -> bool:
-        """Return True if the server answered before anything was asked of it."""
+        """Return True if the server became ready."""
         return self.phases.warm_up_s is not None

@@ -1,4 +1,4 @@
-"""Ends of the search: every trial made, no gain for too long, or time only for confirmation runs."""
+"""Reasons to end the search."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialRecord
 
 LEAST_GAIN = 0.01
-"""Smallest rise of the best QPS that counts as a gain. Starts of one configuration differ by more."""
+"""Smallest rise of the best QPS that counts. Starts of one configuration differ by more."""
 
 
 class SearchEnd(StrEnum):
@@ -23,7 +23,7 @@ class SearchEnd(StrEnum):
 
 
 def search_end(plan: StudyPlan, records: Sequence[TrialRecord], elapsed_s: float, in_flight: int) -> SearchEnd | None:
-    """Decide whether the search ends here; None if another trial is due. `in_flight` trials run at the moment."""
+    """Decide if the search ends here. None if another trial is due. `in_flight` trials run at the moment."""
     if trials_searched(records) + in_flight >= plan.starts:
         return SearchEnd.ALL_MADE
     if plan.patience is not None and trials_without_gain(records) >= plan.patience:
@@ -42,10 +42,10 @@ def trials_searched(records: Iterable[TrialRecord]) -> int:
 
 
 def trials_without_gain(records: Iterable[TrialRecord]) -> int:
-    """Count the sampler's trials since the best feasible QPS last rose by LEAST_GAIN; `records` are in their order.
+    """Count the sampler's trials since the last gain. `records` are in their order.
 
-    Default and seeds set the mark and use up no patience. Before the first feasible trial there is no best that could
-    have stopped rising, so nothing is counted.
+    Default and seeds set the mark and use up no patience. Before the first feasible trial there is no best that
+    could have stopped rising, so nothing is counted.
     """
     best, without = None, 0
     for record in records:

@@ -1,4 +1,4 @@
-"""Store of studies/<name>/: atomic writes, one tuner at a time, and every finished trial found again."""
+"""Store of a study's folder, safe against kills."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from tuner.study.result import StudyResult
 from tuner.study.upgrade import read_plan, read_record
 
 ASSIGNMENT = "assignment.json"
-"""Name of the file in a trial's folder that says what the trial was to do."""
+"""Name of the file with a trial's assignment."""
 
 T = TypeVar("T")
 
 LEAST_DISK_BYTES = 2**30
-"""Free bytes that a trial needs for its log and compile cache."""
+"""Free bytes for a trial's log and compile cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Only writer of a study's folder, except for logs and tables in a trial's own folder."""
+    """Only writer of a study's folder. Logs and tables of a trial are the exception."""
 
     folder: Path
 
@@ -71,7 +71,7 @@ class Store:
         return path
 
     def new_trial(self) -> int:
-        """Create the folder of a new trial and return its number. Safe in threads and processes.
+        """Create a new trial's folder and return its number. Safe in threads and processes.
 
         No number is used twice, so that an interrupted trial keeps its log.
         """
@@ -85,7 +85,7 @@ class Store:
             return trial
 
     def need_room(self) -> None:
-        """Raise EnvironmentFaultError if the disk has too little room for another trial."""
+        """Raise EnvironmentFaultError if the disk is nearly full."""
         free = shutil.disk_usage(self.folder).free
         if free < LEAST_DISK_BYTES:
             raise EnvironmentFaultError(
@@ -94,7 +94,7 @@ class Store:
             )
 
     def save_assignment(self, assignment: Assignment) -> None:
-        """Write what a trial is to do, before its server starts."""
+        """Write an assignment before its server starts."""
         dump(self.trial_folder(assignment.trial) / ASSIGNMENT, assignment)
 
     def save_plan(self, plan: StudyPlan, environment: Environment) -> None:

@@ -1,4 +1,4 @@
-"""Readers of older schemas: what an earlier version wrote, as this one would have written it."""
+"""Readers of older schemas of study files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Raw = dict[str, Any]
 """A JSON object as it was read."""
 
 _OF_THE_START = ("launch", "group", "started_at", "phases", "facts", "cause", "dirty")
-"""Keys of a record of schema 1 that belong to the start of its server."""
+"""Keys of schema 1 that belong to the start."""
 
 
 def read_plan(path: Path) -> StudyPlan:
