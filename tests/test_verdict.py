@@ -11,7 +11,7 @@ from tuner.load.drive import ClientFigures
 from tuner.load.stream import Failure, RequestSample
 from tuner.measurement import Load, LoadKind, Measurement, measure
 from tuner.slo import parse_slo
-from tuner.verdict import Outcome, Verdict, judge, most_violations
+from tuner.verdict import Outcome, Reason, ReasonKind, Verdict, judge, most_violations
 
 SLO = parse_slo("p99 ttft <= 500ms")
 
@@ -45,20 +45,20 @@ def test_one_in_a_hundred_may_be_slow_and_not_one_more() -> None:
     broken = judged(mixture(989, 11))
     assert broken.outcome is Outcome.INFEASIBLE
     assert broken.slo_margin == pytest.approx(math.log(600 / 500))
-    assert "p99 ttft <= 500ms is broken: 600ms" in broken.reasons[0]
+    assert broken.reasons == (Reason(ReasonKind.LIMIT_BROKEN, 600.0, 1000.0, "p99 ttft <= 500ms"),)
 
 
 def test_a_single_preemption_is_infeasible_and_an_unseen_one_undecided() -> None:
     assert judged(mixture(500, 0), preemptions=1).outcome is Outcome.INFEASIBLE
     unseen = judged(mixture(500, 0), preemptions=None)
     assert unseen.outcome is Outcome.UNDECIDED
-    assert "not observed" in unseen.reasons[0]
+    assert unseen.reasons == (Reason(ReasonKind.PREEMPTIONS_UNKNOWN),)
 
 
 def test_a_single_failed_request_is_infeasible() -> None:
     verdict = judged([*mixture(500, 0), request(501, failure=Failure.SHORTENED)])
     assert verdict.outcome is Outcome.INFEASIBLE
-    assert verdict.reasons[0] == "1 requests failed: shortened"
+    assert verdict.reasons[0] == Reason(ReasonKind.REQUESTS_FAILED, 1.0, subject="shortened")
 
 
 def test_all_requests_failed_is_not_the_best_trial() -> None:
@@ -71,7 +71,7 @@ def test_too_few_requests_are_undecided_and_it_says_how_many_are_missing() -> No
     verdict = judged(mixture(60, 0))
     assert verdict.outcome is Outcome.UNDECIDED
     assert verdict.missing_requests == 40
-    assert "40 requests are missing" in verdict.reasons[0]
+    assert verdict.reasons == (Reason(ReasonKind.REQUESTS_MISSING, 40.0, 100.0),)
 
 
 def test_few_requests_that_can_no_longer_pass_are_infeasible_already() -> None:
@@ -93,7 +93,7 @@ def test_a_level_that_the_client_could_not_drive_is_invalid_not_slow(fault: dict
 
 def test_a_preemption_counts_however_the_client_fared() -> None:
     verdict = judged(mixture(500, 0), preemptions=2, client=replace(CALM, lag_p99_ms=90.0))
-    assert (verdict.outcome, verdict.reasons) == (Outcome.INFEASIBLE, ("2 preemptions",))
+    assert (verdict.outcome, verdict.reasons) == (Outcome.INFEASIBLE, (Reason(ReasonKind.PREEMPTIONS, 2.0),))
 
 
 def test_a_limit_broken_by_less_than_the_clients_lag_is_invalid() -> None:
@@ -105,7 +105,8 @@ def test_a_limit_broken_by_less_than_the_clients_lag_is_invalid() -> None:
 
 def test_a_level_ended_early_for_no_fault_of_its_own_is_undecided() -> None:
     verdict = judged(mixture(500, 0), aborted="interrupted")
-    assert (verdict.outcome, verdict.reasons) == (Outcome.UNDECIDED, ("ended early: interrupted",))
+    assert verdict.outcome is Outcome.UNDECIDED
+    assert verdict.reasons == (Reason(ReasonKind.ENDED_EARLY, subject="interrupted"),)
 
 
 def test_a_record_without_attainments_is_judged_by_its_percentiles() -> None:
@@ -144,7 +145,7 @@ def test_a_server_that_answers_ever_more_slowly_does_not_keep_up_however_fast_it
     """As seen: 32.5 offered, 26 completed, and every first token in time."""
     verdict = in_open_loop([4 + 8 * i / 975 for i in range(975)])
     assert verdict.outcome is Outcome.INFEASIBLE
-    assert verdict.reasons[0].startswith("the server did not keep up: it completed ")
+    assert [reason.kind for reason in verdict.reasons] == [ReasonKind.FELL_BEHIND]
     assert verdict.slo_margin is not None and verdict.slo_margin < 0
 
 
@@ -158,4 +159,4 @@ def test_a_handful_left_open_by_chance_is_no_backlog() -> None:
 
 def test_a_level_that_was_ended_for_its_backlog_is_infeasible() -> None:
     verdict = in_open_loop([5.0] * 300, aborted=GROWS)
-    assert (verdict.outcome, verdict.reasons) == (Outcome.INFEASIBLE, (GROWS,))
+    assert (verdict.outcome, verdict.reasons) == (Outcome.INFEASIBLE, (Reason(ReasonKind.BACKLOG_GROWS),))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -37,16 +37,69 @@ class Outcome(StrEnum):
     INVALID = "invalid"
 
 
+class ReasonKind(StrEnum):
+    """Kind of a reason, with the meaning of its `value` and `of`."""
+
+    CLIENT_BUSY = "client-busy"
+    CLIENT_LATE = "client-late"
+    WITHIN_CLIENT_LAG = "within-client-lag"
+    REQUESTS_FAILED = "requests-failed"
+    PREEMPTIONS = "preemptions"
+    LIMIT_BROKEN = "limit-broken"
+    UNANSWERED = "unanswered"
+    BACKLOG_GROWS = "backlog-grows"
+    FELL_BEHIND = "fell-behind"
+    ENDED_EARLY = "ended-early"
+    PREEMPTIONS_UNKNOWN = "preemptions-unknown"
+    REQUESTS_MISSING = "requests-missing"
+    RECORDED = "recorded"
+
+
+REASONS = {
+    ReasonKind.CLIENT_BUSY: "the load generator used {value:.0%} of its core: it was the bottleneck",
+    ReasonKind.CLIENT_LATE: "the load generator was {value:.0f} ms late at P99",
+    ReasonKind.WITHIN_CLIENT_LAG: "{subject} is broken by less than the client's own lag of {value:.1f} ms may add",
+    ReasonKind.REQUESTS_FAILED: "{value:.0f} requests failed: {subject}",
+    ReasonKind.PREEMPTIONS: "{value:.0f} preemptions",
+    ReasonKind.LIMIT_BROKEN: "{subject} is broken: {value:.0f}ms over {of:.0f} requests",
+    ReasonKind.UNANSWERED: "{subject} is broken: too many were not answered",
+    ReasonKind.BACKLOG_GROWS: GROWS,
+    ReasonKind.FELL_BEHIND: "the server did not keep up: it completed {value:.0f} of {of:.0f} in the second half",
+    ReasonKind.ENDED_EARLY: "ended early: {subject}",
+    ReasonKind.PREEMPTIONS_UNKNOWN: "preemptions were not observed: /metrics did not tell",
+    ReasonKind.REQUESTS_MISSING: "{value:.0f} requests are missing: {of:.0f} are the fewest that have a P99",
+    ReasonKind.RECORDED: "{subject}",
+}
+"""English text of each kind. The report has the Chinese one (report/phrases.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Reason why a level is not feasible. `subject` is a limit, a kind of failure, or the text of schema 1."""
+
+    kind: ReasonKind
+    value: float | None = None
+    of: float | None = None
+    subject: str = ""
+
+    def __str__(self) -> str:
+        return self.said(REASONS)
+
+    def said(self, texts: Mapping[ReasonKind, str]) -> str:
+        """Put it into the words of `texts`."""
+        return texts[self.kind].format(value=self.value, of=self.of, subject=self.subject)
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Meaning of a level. `reasons` are one line each, empty only if feasible.
+    """Meaning of a level. `reasons` are empty only if feasible.
 
     `slo_margin` is ln(measured / limit) of the tightest limit: negative if kept, None if not observed. `confidence`
     (0..1) is the sample's, None if unknown. `missing_requests` is what an undecided level lacks.
     """
 
     outcome: Outcome
-    reasons: tuple[str, ...] = ()
+    reasons: tuple[Reason, ...] = ()
     slo_margin: float | None = None
     confidence: float | None = None
     missing_requests: int = 0
@@ -89,45 +142,46 @@ def most_violations(requests: int, slo: Slo) -> int:
     return math.floor(round((1 - slo.quantile) * requests, 9))
 
 
-def _client_faults(measurement: Measurement, attainments: Sequence[Attainment]) -> tuple[str, ...]:
+def _client_faults(measurement: Measurement, attainments: Sequence[Attainment]) -> tuple[Reason, ...]:
     client = measurement.client
     reasons = []
     if client.cpu_share is not None and client.cpu_share > CLIENT_CPU_LIMIT:
-        reasons.append(f"the load generator used {client.cpu_share:.0%} of its core: it was the bottleneck")
+        reasons.append(Reason(ReasonKind.CLIENT_BUSY, client.cpu_share))
     lag_ms = max(client.lag_p99_ms or 0.0, client.late_p99_ms or 0.0)
     tightest_ms = min((a.slo.limit_ms for a in attainments if a.slo.metric is Metric.TTFT), default=0.0)
     if lag_ms > max(LAG_INVALID_MS, LAG_INVALID_SHARE * tightest_ms):
-        reasons.append(f"the load generator was {lag_ms:.0f} ms late at P99")
+        reasons.append(Reason(ReasonKind.CLIENT_LATE, lag_ms))
     if lag_ms > lag_limit_ms([a.slo for a in attainments]) and measurement.aborted is None:
         reasons.extend(
-            f"{a.slo} is broken by less than the load generator's own lag of {lag_ms:.1f} ms may add"
+            Reason(ReasonKind.WITHIN_CLIENT_LAG, lag_ms, subject=str(a.slo))
             for a in attainments
             if a.value_ms is not None and a.slo.limit_ms < a.value_ms <= a.slo.limit_ms + LAG_INFLATION * lag_ms
         )
     return tuple(reasons)
 
 
-def _seen(measurement: Measurement) -> tuple[str, ...]:
+def _seen(measurement: Measurement) -> tuple[Reason, ...]:
     """List the faults that no client can cause."""
-    reasons = [f"{count} requests failed: {kind}" for kind, count in measurement.failed]
+    reasons = [Reason(ReasonKind.REQUESTS_FAILED, float(count), subject=kind) for kind, count in measurement.failed]
     if measurement.server.preemptions:
-        reasons.append(f"{measurement.server.preemptions} preemptions")
+        reasons.append(Reason(ReasonKind.PREEMPTIONS, float(measurement.server.preemptions)))
     return tuple(reasons)
 
 
-def _broken(attainments: Sequence[Attainment]) -> tuple[str, ...]:
+def _broken(attainments: Sequence[Attainment]) -> tuple[Reason, ...]:
     return tuple(
-        f"{a.slo} is broken: "
-        + (f"{a.value_ms:.0f}ms over {a.counted} requests" if a.value_ms is not None else "too many were not answered")
+        Reason(ReasonKind.UNANSWERED, subject=str(a.slo))
+        if a.value_ms is None
+        else Reason(ReasonKind.LIMIT_BROKEN, a.value_ms, float(a.counted), str(a.slo))
         for a in attainments
         if a.violations > most_violations(max(a.counted, FEWEST_REQUESTS), a.slo)
     )
 
 
-def _left_behind(measurement: Measurement) -> tuple[str, ...]:
+def _left_behind(measurement: Measurement) -> tuple[Reason, ...]:
     """Find a server that falls behind. Fast first tokens do not show it; unfinished answers do."""
     if measurement.aborted == GROWS:
-        return (GROWS,)
+        return (Reason(ReasonKind.BACKLOG_GROWS),)
     half = measurement.second_half
     if measurement.aborted is not None or half is None:
         return ()
@@ -135,17 +189,17 @@ def _left_behind(measurement: Measurement) -> tuple[str, ...]:
     chance = KEEPS_UP_SIGMA * math.sqrt(half.offered + 2 * half.open_before)
     if short <= max((1 - KEEPS_UP) * half.offered, chance):
         return ()
-    return (f"the server did not keep up: it completed {half.completed} of {half.offered} in the second half",)
+    return (Reason(ReasonKind.FELL_BEHIND, float(half.completed), float(half.offered)),)
 
 
-def _open_questions(measurement: Measurement, missing: int) -> tuple[str, ...]:
+def _open_questions(measurement: Measurement, missing: int) -> tuple[Reason, ...]:
     reasons = []
     if measurement.aborted is not None:
-        reasons.append(f"ended early: {measurement.aborted}")
+        reasons.append(Reason(ReasonKind.ENDED_EARLY, subject=measurement.aborted))
     if measurement.server.preemptions is None:
-        reasons.append("preemptions were not observed: /metrics did not tell")
+        reasons.append(Reason(ReasonKind.PREEMPTIONS_UNKNOWN))
     if missing > 0:
-        reasons.append(f"{missing} requests are missing: {FEWEST_REQUESTS} are the fewest that have a P99")
+        reasons.append(Reason(ReasonKind.REQUESTS_MISSING, float(missing), float(FEWEST_REQUESTS)))
     return tuple(reasons)
 
 

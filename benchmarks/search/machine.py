@@ -28,7 +28,7 @@ from tuner.study.open_loop import OpenLoopResult
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Level, TrialOutcome, TrialRecord
 from tuner.study.start_record import Phases, StartRecord
-from tuner.verdict import Outcome, Verdict
+from tuner.verdict import Outcome, Reason, ReasonKind, Verdict
 from tuner.vllm.facts import StartFacts
 
 from .landscapes import WARM_UP_S, Landscape
@@ -233,7 +233,10 @@ def _level(load: Load, qps: float, margin: float, kv_usage: float, seconds: floa
         ttft_ms=Distribution(count, p99, p99, p99, p99, p99, p99, None, None), tpot_ms=None, itl_ms=None, e2e_ms=None,
         server=ServerLoad(preemptions=0, kv_usage_peak=kv_usage), client=ClientLoad(0.0, 0.0, 0.0),
     )  # fmt: skip
-    return Level(measurement, Verdict(outcome, () if margin <= 0 else ("the limit is broken",), margin))
+    return Level(
+        measurement,
+        Verdict(outcome, () if margin <= 0 else (Reason(ReasonKind.UNANSWERED, subject="the limit"),), margin),
+    )
 
 
 def _facts(found: Started) -> StartFacts:

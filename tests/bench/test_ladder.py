@@ -21,7 +21,7 @@ from tuner.load.workload import workload
 from tuner.measurement import Measurement
 from tuner.slo import Slo, parse_slo
 from tuner.telemetry.sampler import Sampler
-from tuner.verdict import Outcome, Verdict
+from tuner.verdict import Outcome, Reason, ReasonKind, Verdict
 
 SLO = parse_slo("p99 ttft <= 4s")
 """Far off: a busy machine may add its own tenth of a second."""
@@ -117,7 +117,7 @@ def test_a_preemption_ends_the_ladder(tiny_model: str) -> None:
     with serving(FAST) as server, metrics(preemptions) as url:
         ((measured, verdict),) = Ladder().climb(server, url, tiny_model, (4, 8))
     assert measured.server.preemptions == 3
-    assert verdict.outcome is Outcome.INFEASIBLE and verdict.reasons == ("3 preemptions",)
+    assert verdict.outcome is Outcome.INFEASIBLE and verdict.reasons == (Reason(ReasonKind.PREEMPTIONS, 3.0),)
 
 
 def test_a_level_that_brings_no_more_is_the_last(tiny_model: str) -> None:

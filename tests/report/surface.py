@@ -28,7 +28,7 @@ from tuner.space.space import Dropped, Space
 from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import Level
 from tuner.telemetry.cautions import Observation, Sign
-from tuner.verdict import Outcome, Verdict
+from tuner.verdict import Outcome, Reason, ReasonKind, Verdict
 
 GROUPS = (
     GpuGroup((0,), ("numactl", "--cpunodebind=0", "--membind=0"), 0),
@@ -127,13 +127,20 @@ class Server:
         margin = math.log(measurement.ttft_ms.p99 / limit)
         reasons = []
         if margin > 0:
-            reasons.append(f"P99 TTFT {measurement.ttft_ms.p99:.0f} ms > {limit:g} ms")
+            reasons.append(
+                Reason(
+                    ReasonKind.LIMIT_BROKEN, measurement.ttft_ms.p99, float(measurement.completed), str(plan.slos[0])
+                )
+            )
         if measurement.server.preemptions:
-            reasons.append(f"{measurement.server.preemptions} preemptions")
+            reasons.append(Reason(ReasonKind.PREEMPTIONS, float(measurement.server.preemptions)))
         if reasons:
             return Level(measurement, Verdict(Outcome.INFEASIBLE, tuple(reasons), margin, 0.99))
         if abs(margin) < 0.02:
-            return Level(measurement, Verdict(Outcome.UNDECIDED, ("too close to the limit",), margin, 0.7, 900))
+            return Level(
+                measurement,
+                Verdict(Outcome.UNDECIDED, (Reason(ReasonKind.REQUESTS_MISSING, 900.0, 1000.0),), margin, 0.7, 900),
+            )
         return Level(measurement, Verdict(Outcome.FEASIBLE, (), margin, 0.99))
 
     def _measure(self, concurrency: int, plan: StudyPlan, rng: random.Random) -> Measurement:

@@ -21,7 +21,7 @@ from tuner.measurement import CautionKind, LoadKind
 from tuner.report import translations
 from tuner.report.bottleneck import Bottleneck, Reading
 from tuner.report.page import report, write_report
-from tuner.report.phrases import CONCLUSIONS, sentence
+from tuner.report.phrases import CHINESE_REASONS, CONCLUSIONS, reasons, sentence
 from tuner.report.summary import caution_rows
 from tuner.report.tables import StudyFiles, read_study
 from tuner.report.timeline import TrialPhase
@@ -32,6 +32,7 @@ from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Lack
 from tuner.telemetry.cautions import Caution, Observation, Sign
 from tuner.telemetry.gpu import THROTTLE_REASONS
+from tuner.verdict import REASONS, ReasonKind
 
 REPORT = Path(translations.__file__).parent
 
@@ -144,8 +145,13 @@ def test_a_default_that_broke_the_limits_is_shown_and_named(files: StudyFiles) -
     levels = next(r.levels for r in files.records if r.outcome is TrialOutcome.INFEASIBLE)
     start = dataclasses.replace(files.records[0], levels=levels, best=None, outcome=TrialOutcome.INFEASIBLE)
     records = (start, *(r for r in files.records[1:] if r.candidate != files.plan.baseline))
-    text = Page(report(dataclasses.replace(files, result=broke, records=records))).text
+    study = dataclasses.replace(files, result=broke, records=records)
+    text = Page(report(study)).text
     assert f"The default breaks the limits ({levels[0].verdict.reasons[0]}" in text
+    assert (
+        f"默认配置不满足限制（{reasons(levels[0].verdict, Words(Language.CHINESE))}"
+        in Page(report(study, language="zh")).text
+    )
 
 
 def test_a_default_whose_server_died_broke_no_limit(files: StudyFiles) -> None:
@@ -243,6 +249,10 @@ def test_sentences_of_every_decision_are_in_both_languages(files: StudyFiles) ->
     assert all("{" not in text and text for text in said)
 
 
+def fields_of(template: str) -> set[str]:
+    return set(re.findall(r"\{(\w+)", template))
+
+
 def test_every_word_is_used_and_both_languages_have_the_same_fields() -> None:
     paths = [p for p in (*REPORT.glob("*.py"), *REPORT.glob("*.j2")) if not p.name.endswith("_texts.py")]
     sources = "".join(path.read_text(encoding="utf-8") for path in paths)
@@ -263,8 +273,7 @@ def test_every_word_is_used_and_both_languages_have_the_same_fields() -> None:
         "throttle-",
     )
     for key, texts in TABLE.items():
-        english, chinese = (set(re.findall(r"\{(\w+)\}", text)) for text in texts)
-        assert english == chinese, key
+        assert fields_of(texts[0]) == fields_of(texts[1]), key
         assert key.startswith(families) or re.search(f"[\"']{key}[\"']", sources), f"{key} is not used"
     enums = ((Role, "role"), (TrialOutcome, "outcome"), (TrialPhase, "phase"), (CautionKind, "caution"), (Sign, "sign"))
     for names, family in (*enums, (ArrivalKind, "arrivals"), (LoadKind, "load"), (Lack, "lack"), (Reading, "reading")):
@@ -272,6 +281,9 @@ def test_every_word_is_used_and_both_languages_have_the_same_fields() -> None:
     assert all(f"caution-{kind}-next" in TABLE for kind in CautionKind)
     assert all(f"throttle-{reason.replace(' ', '-')}" in TABLE for _, reason in THROTTLE_REASONS)
     assert set(CONCLUSIONS) == set(ConclusionKey)
+    assert set(CHINESE_REASONS) == set(REASONS) == set(ReasonKind)
+    for kind in ReasonKind:
+        assert fields_of(CHINESE_REASONS[kind]) == fields_of(REASONS[kind]), kind
     for limit in Bottleneck:
         assert f"limit-{limit}" in TABLE and f"next-{limit}" in TABLE
 

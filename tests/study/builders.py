@@ -20,7 +20,7 @@ from tuner.study.assignment import Assignment
 from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import Level, Role, TrialOutcome, TrialRecord, best_of
 from tuner.study.start_record import Phases, StartRecord
-from tuner.verdict import Outcome, Verdict
+from tuner.verdict import Outcome, Reason, ReasonKind, Verdict
 
 SPACE = Space(
     "test",
@@ -81,7 +81,12 @@ def level(
         client=ClientLoad(0.1, 0.5, 0.5),
     )
     outcome = Outcome.FEASIBLE if kept else Outcome.INFEASIBLE
-    return Level(measurement, Verdict(outcome, () if kept else ("a limit is broken",), math.log(p99_ms / limit_ms)))
+    return Level(
+        measurement,
+        Verdict(
+            outcome, () if kept else (Reason(ReasonKind.UNANSWERED, subject="a limit"),), math.log(p99_ms / limit_ms)
+        ),
+    )
 
 
 def record(

@@ -11,7 +11,7 @@ from tuner.bench.open_probe import InvalidLoadError
 from tuner.load.stream import Failure
 from tuner.study.open_loop import OpenLoopResult
 from tuner.study.record import Level, TrialOutcome
-from tuner.verdict import Outcome, Verdict
+from tuner.verdict import Outcome, Reason, ReasonKind, Verdict
 
 
 def found(server: OpenServer, incumbent: Incumbent | None = None, estimate: float | None = None) -> OpenLoopResult:
@@ -70,19 +70,19 @@ def test_a_rate_that_the_client_cannot_offer_is_rejected_and_lower_ones_are_sear
 
     def weak_client(rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
         if rate > 50:
-            raise InvalidLoadError(Verdict(Outcome.INVALID, ("the load generator used 95 % of its core",)))
+            raise InvalidLoadError(Verdict(Outcome.INVALID, (Reason(ReasonKind.CLIENT_BUSY, 0.95),)))
         return server.probe(rate, seconds, trace, stop)
 
     answer = OpenLoopResult()
     answer.find(weak_client, server.saturate, SearchSettings(), None)
     assert answer.outcome(server.levels) is TrialOutcome.FEASIBLE
     assert answer.held is not None and 40 < answer.held <= 50
-    assert "could not be offered: the load generator used 95 %" in answer.notes(TrialOutcome.FEASIBLE)[0]
+    assert "could not be offered: the load generator used 95%" in answer.notes(TrialOutcome.FEASIBLE)[0]
 
 
 def test_where_nothing_passed_and_the_client_is_why_the_answer_is_invalid() -> None:
     def no_client(rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
-        raise InvalidLoadError(Verdict(Outcome.INVALID, ("the load generator was 80 ms late at P99",)))
+        raise InvalidLoadError(Verdict(Outcome.INVALID, (Reason(ReasonKind.CLIENT_LATE, 80.0),)))
 
     for incumbent in (None, Incumbent(10.0, 12.5)):
         server, answer = OpenServer(10.0), OpenLoopResult(incumbent)
@@ -93,7 +93,7 @@ def test_where_nothing_passed_and_the_client_is_why_the_answer_is_invalid() -> N
 def undecided(made: Level, *, preemptions: int | None, margin: float = -0.1, completed: int = 60) -> Level:
     server = replace(made.measurement.server, preemptions=preemptions)
     measured = replace(made.measurement, server=server, completed=completed)
-    return Level(measured, Verdict(Outcome.UNDECIDED, ("…",), margin))
+    return Level(measured, Verdict(Outcome.UNDECIDED, (), margin))
 
 
 def test_few_requests_pass_by_all_they_show_and_nothing_else_does() -> None:

@@ -25,7 +25,7 @@ class InvalidLoadError(Exception):
     """The client could not offer the load twice in a row: nothing can be said about the server."""
 
     def __init__(self, verdict: Verdict) -> None:
-        super().__init__("; ".join(verdict.reasons))
+        super().__init__("; ".join(map(str, verdict.reasons)))
         self.verdict = verdict
 
 

@@ -216,10 +216,10 @@ class _Command:
             return f"kept {self._limits} at {best.load}: {formatting.qps(best.qps)}"
         last = self._runs[-1].verdict
         if last.outcome is Outcome.INVALID:
-            raise _client_fault("; ".join(last.reasons))
+            raise _client_fault("; ".join(map(str, last.reasons)))
         hint = "ease the limit, offer less, or shorten the workload"
         raise NothingFeasibleError(
-            f"nothing kept {self._limits}: {'; '.join(last.reasons)}",
+            f"nothing kept {self._limits}: {'; '.join(map(str, last.reasons))}",
             hint="measure longer with --seconds" if last.outcome is Outcome.UNDECIDED else hint,
         )
 
@@ -306,7 +306,7 @@ def _row(m: Measurement, verdict: Verdict) -> tuple[str, ...]:
         formatting.ms(m.e2e_ms.p99 if m.e2e_ms else None),
         formatting.count(m.failed_total),
         formatting.count(m.server.preemptions),
-        "kept" if kept(m, verdict) else f"{verdict.outcome}: {'; '.join(verdict.reasons)}",
+        "kept" if kept(m, verdict) else f"{verdict.outcome}: {'; '.join(map(str, verdict.reasons))}",
     )
 
 

@@ -122,7 +122,7 @@ def describe(candidate: Candidate) -> str:
 
 def level_line(m: Measurement, verdict: Verdict | None) -> str:
     """Format a level. Without a `verdict` it has no limits to keep and shows what a full server can do."""
-    why = f": {'; '.join(verdict.reasons)}" if verdict and verdict.reasons else ""
+    why = f": {'; '.join(map(str, verdict.reasons))}" if verdict and verdict.reasons else ""
     said = f"{verdict.outcome}{why}" if verdict else "fills the server"
     if m.aborted is not None:  # what was cut short has no throughput to compare
         return f"{m.load!s:>16}  ended after {formatting.duration(m.window_s):>12}  {said}"
@@ -153,7 +153,7 @@ def outcome_words(record: TrialRecord) -> str:
     reasons = next(
         (lv.verdict.reasons for lv in asked(record.levels) if lv.verdict.outcome is not Outcome.FEASIBLE), ()
     )
-    return "; ".join(reasons) or "nothing was measured"
+    return "; ".join(map(str, reasons)) or "nothing was measured"
 
 
 def load_words(load: LoadPolicy) -> str:

@@ -8,7 +8,7 @@ from tuner.report.translations import TABLE, Language, Words
 from tuner.study.conclusion import Conclusion, ConclusionKey, conclude
 from tuner.study.record import TrialOutcome
 from tuner.telemetry.cautions import FEW_REQUESTS, Caution, Observation, Sign
-from tuner.verdict import Verdict
+from tuner.verdict import REASONS, ReasonKind, Verdict
 
 _AT = "P99 TTFT {ttft}（{limits}），无抢占，{sure}；{tail}。"
 CONCLUSIONS = {
@@ -20,6 +20,23 @@ CONCLUSIONS = {
     ConclusionKey.SUSTAINS_ONLY: "可持续 {rate} QPS{accuracy}（{arrivals}；默认配置{lack}），" + _AT,
 }
 """Chinese template of each conclusion. The English sentence is recorded (study/sentence.py)."""
+
+CHINESE_REASONS = {
+    ReasonKind.CLIENT_BUSY: "压测端占用其 CPU 核的 {value:.0%}，是瓶颈",
+    ReasonKind.CLIENT_LATE: "压测端 P99 延迟 {value:.0f} ms",
+    ReasonKind.WITHIN_CLIENT_LAG: "{subject} 的超出量不大于压测端自身 {value:.1f} ms 延迟可能带来的误差",
+    ReasonKind.REQUESTS_FAILED: "{value:.0f} 个请求失败：{subject}",
+    ReasonKind.PREEMPTIONS: "抢占 {value:.0f} 次",
+    ReasonKind.LIMIT_BROKEN: "不满足 {subject}：{of:.0f} 个请求中测得 {value:.0f}ms",
+    ReasonKind.UNANSWERED: "不满足 {subject}：过多请求没有得到响应",
+    ReasonKind.BACKLOG_GROWS: "服务端跟不上：积压持续增长",
+    ReasonKind.FELL_BEHIND: "服务端跟不上：后半段 {of:.0f} 个请求仅完成 {value:.0f} 个",
+    ReasonKind.ENDED_EARLY: "提前结束：{subject}",
+    ReasonKind.PREEMPTIONS_UNKNOWN: "未观测到抢占次数：/metrics 没有给出",
+    ReasonKind.REQUESTS_MISSING: "还缺 {value:.0f} 个请求：至少 {of:.0f} 个才有 P99",
+    ReasonKind.RECORDED: "{subject}",
+}
+"""Chinese text of each reason of a verdict."""
 
 
 def sentence(study: StudyFiles, words: Words) -> str:
@@ -59,7 +76,8 @@ def remark(row: TrialRow, words: Words) -> str:
 
 def reasons(verdict: Verdict, words: Words) -> str:
     """Say why a level is not feasible."""
-    return formatting.one_line("; ".join(verdict.reasons))
+    texts = REASONS if words.language is Language.ENGLISH else CHINESE_REASONS
+    return "; ".join(formatting.one_line(reason.said(texts)) for reason in verdict.reasons)
 
 
 def caution_detail(caution: Caution, words: Words) -> str:

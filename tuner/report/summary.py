@@ -10,11 +10,11 @@ from tuner.flagwords import value_text
 from tuner.launch import LaunchSpec
 from tuner.measurement import Load, Measurement
 from tuner.report.cost import cost
-from tuner.report.phrases import caution_detail
-from tuner.report.tables import StudyFiles, shown_level
+from tuner.report.phrases import caution_detail, remark
+from tuner.report.tables import StudyFiles, shown_level, trial_rows
 from tuner.report.translations import Words
 from tuner.study.kv_budget import LENGTH
-from tuner.study.record import TrialOutcome, accepted_tokens
+from tuner.study.record import Role, TrialOutcome, accepted_tokens
 from tuner.study.result import Figures, StudyResult
 
 
@@ -205,12 +205,8 @@ def _about_confirmation(result: StudyResult | None, words: Words) -> list[Cautio
     return []
 
 
-def default_reasons(study: StudyFiles) -> str:
+def default_reasons(study: StudyFiles, words: Words) -> str:
     """Say why the default's trials were not feasible, each reason once. Empty if all were."""
-    reasons = [
-        reason
-        for record in study.starts_of(study.plan.baseline)
-        if record.best is None and (level := shown_level(record)) is not None
-        for reason in ((record.start.cause.explanation,) if record.start.cause else level.verdict.reasons)
-    ]
-    return "; ".join(map(formatting.one_line, dict.fromkeys(reasons)))
+    rows = [row for row in trial_rows(study) if row.candidate == study.plan.baseline and row.level is not None]
+    said = [remark(row, words) for row in rows if row.record.best is None and row.record.role is not Role.CHECK]
+    return "; ".join(dict.fromkeys(filter(None, said)))

@@ -49,13 +49,15 @@ def upgraded_record(raw: Raw) -> Raw:
     start = {key: raw[key] for key in _OF_THE_START if key in raw}
     rest = {key: value for key, value in raw.items() if key not in start}
     try:
-        levels = [{**lv, "measurement": _upgraded_measurement(lv["measurement"])} for lv in raw.get("levels", ())]
+        levels = [_upgraded_level(level) for level in raw.get("levels", ())]
     except (KeyError, TypeError):
         levels = raw["levels"]  # torn: decoding it names the key
     return {**rest, "levels": levels, "start": start, "schema": 2}
 
 
-def _upgraded_measurement(raw: Raw) -> Raw:
-    """Keep the text of cautions, which had no values in schema 1."""
-    cautions = [{"kind": c["kind"], "recorded": c["detail"]} for c in raw.get("cautions", ())]
-    return {**raw, "cautions": cautions}
+def _upgraded_level(raw: Raw) -> Raw:
+    """Keep the text of cautions and reasons, which had no values in schema 1."""
+    measurement, verdict = raw["measurement"], raw["verdict"]
+    cautions = [{"kind": c["kind"], "recorded": c["detail"]} for c in measurement.get("cautions", ())]
+    reasons = [{"kind": "recorded", "subject": text} for text in verdict.get("reasons", ())]
+    return {"measurement": {**measurement, "cautions": cautions}, "verdict": {**verdict, "reasons": reasons}}
