@@ -51,8 +51,8 @@ SURELY_SHORT = 0.9
 """Share of a request's tokens that surely cannot hold it. Free GPU memory differs by some MiB between starts."""
 
 UNUSABLE_SHARE = 0.02
-"""Upper bound on the share of NVML's total memory that the driver reserves: 1.5 % on 24 and 32 GB cards, less on
-larger ones. gpu-memory-utilization is relative to what CUDA reports."""
+"""Upper bound on the share of NVML's total memory that the driver reserves. It is 1.5 % on 24 and 32 GB cards, less
+on larger ones. gpu-memory-utilization is relative to what CUDA reports."""
 
 OTHER_PARTS = ("vision_config", "audio_config")
 

@@ -34,7 +34,7 @@ _PLENTY_OF_DISK_BYTES = 10 * _GIB
 _SHM_BYTES = _GIB
 """Free /dev/shm that NCCL and vLLM's message queues need. Docker gives 64 MiB."""
 _HELD_WARNING, _HELD_ERROR = 0.02, 0.08
-"""Shares of a GPU's memory in others' hands: more than the driver's own, and too much for vLLM's default of 0.92."""
+"""Shares of a GPU's memory in use by others. The first is more than the driver's own, the second too much for 0.92."""
 _NUMBER_OF_NAPS, _NAP_S = 100, 0.001
 _LATE_MS = 5.0
 """Lateness of a wake-up that would show in measured latencies."""

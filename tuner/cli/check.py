@@ -17,7 +17,7 @@ _STYLES = {Grade.OK: "green", Grade.WARNING: "yellow", Grade.ERROR: "bold red"}
 
 @dataclass(frozen=True, slots=True)
 class _Findings:
-    """What --json prints."""
+    """Output of --json."""
 
     findings: tuple[Finding, ...]
     schema: int = 1

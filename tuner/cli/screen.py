@@ -44,7 +44,7 @@ _STYLES = {
     TrialOutcome.INFRASTRUCTURE: "bold red",
     TrialOutcome.INTERRUPTED: "dim",
 }
-"""Beside the outcome's word, never instead of it."""
+"""Colours of outcomes. The word stands beside each."""
 
 _WIDE = 110
 """Columns from which on a group's last level stands beside its phase."""
@@ -157,7 +157,7 @@ class Drawn:
 
 
 class Room(Enum):
-    """For each GPU group: a second line holds its candidate."""
+    """Space per GPU group. A second line holds its candidate."""
 
     ONE_LINE = 1
     TWO_LINES = 2

@@ -16,13 +16,13 @@ _INWARDS = (0.0, 0.01, 0.02)
 
 @dataclass(frozen=True, slots=True)
 class ParameterAxis:
-    """ParameterAxis of one parameter, linear or logarithmic, as a sampler sees it."""
+    """Axis of one parameter, linear or logarithmic, as a sampler sees it."""
 
     parameter: Parameter
 
     @property
     def is_discrete(self) -> bool:
-        """Whether its numbers are positions of choices."""
+        """Return True if its numbers are positions of choices."""
         return self.parameter.kind in (Kind.CHOICE, Kind.FLAG)
 
     @property
