@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tests.study.open_server import open_plan, open_trial
-from tests.study.test_loop import Night
+from tests.study.study_run import StudyRun
 from tuner.cli.console import Console, outcome_line, plan_lines
 from tuner.cli.folders import State
 from tuner.cli.snapshot import Picture
@@ -25,7 +25,7 @@ from tuner.study.record import TrialOutcome
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> StudyFiles:
-    night = Night(open_plan(tmp_path_factory.mktemp("open") / "s", starts=12), open_trial)
+    night = StudyRun(open_plan(tmp_path_factory.mktemp("open") / "s", starts=12), open_trial)
     night.loop.run()
     return read_study(night.store.folder)
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,49 +8,23 @@ import pytest
 
 from tests.fakes import ScriptedClock
 from tests.study.builders import MACHINE, landscape, plan, with_start
+from tests.study.study_run import StudyRun
 from tuner import jsonfile
-from tuner.environment import describe
 from tuner.errors import EnvironmentFaultError
 from tuner.server.diagnosis import Bound
 from tuner.study.assignment import Assignment
-from tuner.study.events import Event, GroupQuarantined, GroupsCompared, RuleApplied, TrialStarted
-from tuner.study.fleet import LocalFleet
-from tuner.study.loop import Loop
-from tuner.study.plan import StudyPlan
+from tuner.study.events import GroupQuarantined, GroupsCompared, RuleApplied, TrialStarted
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision
-from tuner.study.search import Search
-from tuner.study.seeds import seeds
-from tuner.study.setting import StudySetting
 from tuner.study.store import ASSIGNMENT, Store
 from tuner.vllm.defaults import vllm_defaults
 
 DEFAULTS = vllm_defaults("0.32.0", ())
 
 
-class Night:
-    """A study on a made-up server, with every event kept."""
-
-    def __init__(self, made: StudyPlan, run_trial: Callable[[Assignment], TrialRecord] = landscape) -> None:
-        self.store = Store(Path(made.storage.removeprefix("sqlite:///")).parent)
-        self.store.create()
-        self.store.save_plan(made, describe("0.32.0", made.model, (), None))
-        self.events: list[Event] = []
-        self.stop = threading.Event()
-        self.run_trial = run_trial
-        self.loop = Loop(
-            plan=made,
-            store=self.store,
-            search=Search(StudySetting.of(made, DEFAULTS), seeds(StudySetting.of(made, DEFAULTS))),
-            fleet=LocalFleet(made.groups, lambda assignment: self.run_trial(assignment), self.store, self.stop),
-            clock=ScriptedClock(),
-            emit=self.events.append,
-        )
-
-
-def test_a_night_finds_a_winner_and_confirms_it_in_fresh_starts(tmp_path: Path) -> None:
-    night = Night(plan(tmp_path / "s", starts=20))
-    result = night.loop.run()
+def test_a_run_finds_a_winner_and_confirms_it_in_fresh_starts(tmp_path: Path) -> None:
+    run = StudyRun(plan(tmp_path / "s", starts=20))
+    result = run.loop.run()
     assert result.decision is Decision.WINNER
     assert result.complete
     assert result.winner is not None and result.winner.fresh and len(result.winner.trials) == 2
@@ -67,7 +40,7 @@ def test_every_record_is_on_disk_before_the_next_start(tmp_path: Path) -> None:
         finished_at_start.append(len(Store(tmp_path / "s").records()))
         return landscape(assignment)
 
-    Night(made, run_trial).loop.run()
+    StudyRun(made, run_trial).loop.run()
     assert finished_at_start == list(range(len(finished_at_start)))
 
 
@@ -80,7 +53,7 @@ def test_the_assignment_of_a_trial_is_on_disk_before_it_begins(tmp_path: Path) -
         seen.append(written == assignment)
         return landscape(assignment)
 
-    Night(made, run_trial).loop.run()
+    StudyRun(made, run_trial).loop.run()
     assert len(seen) > 6 and all(seen)
 
 
@@ -89,7 +62,7 @@ def test_the_default_is_kept_when_nothing_beats_it_by_more_than_the_noise(tmp_pa
         made = landscape(replace(assignment, candidate=assignment.candidate.of({"max-num-seqs": 128})))
         return replace(made, candidate=assignment.candidate)
 
-    result = Night(plan(tmp_path / "s", starts=8), flat).loop.run()
+    result = StudyRun(plan(tmp_path / "s", starts=8), flat).loop.run()
     assert result.decision is Decision.KEEP_DEFAULT
     assert result.winner is not None and result.winner.candidate == plan(tmp_path / "s").baseline
 
@@ -102,10 +75,10 @@ def test_the_figure_of_a_default_that_is_kept_comes_from_fresh_starts_too(tmp_pa
         shown = landscape(replace(assignment, candidate=assignment.candidate.of({"max-num-seqs": seqs})))
         return replace(shown, candidate=assignment.candidate)
 
-    night = Night(made, worse)
-    result = night.loop.run()
+    run = StudyRun(made, worse)
+    result = run.loop.run()
     assert result.decision is Decision.KEEP_DEFAULT
-    fresh = [r.trial for r in night.store.records() if r.role is Role.CONFIRM]
+    fresh = [r.trial for r in run.store.records() if r.role is Role.CONFIRM]
     assert result.winner is not None and result.winner.trials == tuple(fresh)
     assert "confirmed in 2 fresh starts" in result.sentence
 
@@ -120,41 +93,41 @@ def test_a_spoilt_start_is_done_again_and_teaches_nothing(tmp_path: Path) -> Non
             return replace(with_start(made, cause=MACHINE), outcome=TrialOutcome.INFRASTRUCTURE, levels=(), best=None)
         return made
 
-    night = Night(plan(tmp_path / "s", starts=8), run_trial)
-    night.loop.run()
-    again = [r for r in night.store.records() if r.candidate.id == spoilt[0] and r.role is not Role.CONFIRM]
+    run = StudyRun(plan(tmp_path / "s", starts=8), run_trial)
+    run.loop.run()
+    again = [r for r in run.store.records() if r.candidate.id == spoilt[0] and r.role is not Role.CONFIRM]
     assert again[0].outcome is TrialOutcome.INFRASTRUCTURE
     assert len(again) == 2
     assert again[1].outcome is not TrialOutcome.INFRASTRUCTURE
 
 
-def test_three_spoilt_starts_in_a_row_end_the_night_with_the_cause(tmp_path: Path) -> None:
+def test_three_spoilt_starts_in_a_row_end_the_run_with_the_cause(tmp_path: Path) -> None:
     def run_trial(assignment: Assignment) -> TrialRecord:
         made = landscape(assignment)
         return replace(with_start(made, cause=MACHINE), outcome=TrialOutcome.INFRASTRUCTURE, levels=(), best=None)
 
-    night = Night(plan(tmp_path / "s"), run_trial)
+    run = StudyRun(plan(tmp_path / "s"), run_trial)
     with pytest.raises(EnvironmentFaultError) as caught:
-        night.loop.run()
+        run.loop.run()
     assert "another process has the port" in caught.value.message
-    assert len(night.store.records()) == 3
+    assert len(run.store.records()) == 3
 
 
-def test_an_interrupted_night_keeps_what_finished_and_goes_on_to_its_target(tmp_path: Path) -> None:
+def test_an_interrupted_run_keeps_what_finished_and_goes_on_to_its_target(tmp_path: Path) -> None:
     made = plan(tmp_path / "s", starts=8)
-    night = Night(made)
+    run = StudyRun(made)
 
     def run_trial(assignment: Assignment) -> TrialRecord:
         if assignment.trial == 4:
-            night.stop.set()
+            run.stop.set()
             return replace(landscape(assignment), outcome=TrialOutcome.INTERRUPTED, levels=(), best=None)
         return landscape(assignment)
 
-    night.run_trial = run_trial
-    first = night.loop.run()
+    run.run_trial = run_trial
+    first = run.loop.run()
     assert not first.complete
-    before = night.store.records()
-    second = Night(made)
+    before = run.store.records()
+    second = StudyRun(made)
     result = second.loop.run()
     assert result.complete
     after = second.store.records()
@@ -191,15 +164,15 @@ class Together:
 
 def test_groups_are_checked_side_by_side_and_finalists_measured_alone(tmp_path: Path) -> None:
     server = Together()
-    night = Night(plan(tmp_path / "s", starts=8, groups=2), server)
-    result = night.loop.run()
+    run = StudyRun(plan(tmp_path / "s", starts=8, groups=2), server)
+    result = run.loop.run()
     assert result.complete
-    assert {r.start.group for r in night.store.records()} == {"gpu0", "gpu1"}
-    assert len({e.trial for e in night.events if isinstance(e, TrialStarted)}) == result.starts
+    assert {r.start.group for r in run.store.records()} == {"gpu0", "gpu1"}
+    assert len({e.trial for e in run.events if isinstance(e, TrialStarted)}) == result.starts
     assert server.most[Role.DEFAULT] == 1
     assert server.most[Role.CHECK] == 2
     assert server.most[Role.CONFIRM] == 1
-    (compared,) = (e for e in night.events if isinstance(e, GroupsCompared))
+    (compared,) = (e for e in run.events if isinstance(e, GroupsCompared))
     assert compared.groups == 2
     assert compared.alone_qps is not None
     assert compared.slowest_qps == pytest.approx(0.9 * compared.alone_qps)
@@ -210,32 +183,32 @@ def test_a_group_whose_memory_does_not_come_back_is_left_alone_and_the_other_goe
         made = landscape(assignment)
         return with_start(made, dirty="GPU memory") if assignment.trial == 4 else made
 
-    night = Night(plan(tmp_path / "s", starts=10, groups=2), run_trial)
-    result = night.loop.run()
-    records = night.store.records()
+    run = StudyRun(plan(tmp_path / "s", starts=10, groups=2), run_trial)
+    result = run.loop.run()
+    records = run.store.records()
     assert result.complete
     after = {r.start.group for r in records if r.trial > 6}
     assert after == {"gpu0", "gpu1"} - {records[4].start.group}
-    (quarantined,) = (e for e in night.events if isinstance(e, GroupQuarantined))
+    (quarantined,) = (e for e in run.events if isinstance(e, GroupQuarantined))
     assert (quarantined.group, quarantined.trial, quarantined.left) == (records[4].start.group, 4, "GPU memory")
 
 
-def test_a_night_without_a_usable_group_ends_and_says_so(tmp_path: Path) -> None:
+def test_a_run_without_a_usable_group_ends_and_says_so(tmp_path: Path) -> None:
     def run_trial(assignment: Assignment) -> TrialRecord:
         return with_start(landscape(assignment), dirty="GPU memory")
 
     with pytest.raises(EnvironmentFaultError, match="no GPU group is usable"):
-        Night(plan(tmp_path / "s"), run_trial).loop.run()
+        StudyRun(plan(tmp_path / "s"), run_trial).loop.run()
 
 
-def test_a_disk_that_is_nearly_full_ends_the_night_before_the_next_start(
+def test_a_disk_that_is_nearly_full_ends_the_run_before_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    night = Night(plan(tmp_path / "s"))
+    run = StudyRun(plan(tmp_path / "s"))
     monkeypatch.setattr("tuner.study.store.LEAST_DISK_BYTES", 2**62)
     with pytest.raises(EnvironmentFaultError, match="nearly full"):
-        night.loop.run()
-    assert night.store.records() == ()
+        run.loop.run()
+    assert run.store.records() == ()
 
 
 def test_one_slow_start_does_not_end_the_search_early(tmp_path: Path) -> None:
@@ -249,10 +222,10 @@ def test_one_slow_start_does_not_end_the_search_early(tmp_path: Path) -> None:
         clock.sleep(made.start.phases.spent_s)
         return made
 
-    night = Night(replace(plan(tmp_path / "s", starts=25), time_budget_s=3000.0), run_trial)
-    night.loop.clock = clock
-    result = night.loop.run()
-    searched = sum(r.role is not Role.CONFIRM for r in night.store.records())
+    run = StudyRun(replace(plan(tmp_path / "s", starts=25), time_budget_s=3000.0), run_trial)
+    run.loop.clock = clock
+    result = run.loop.run()
+    searched = sum(r.role is not Role.CONFIRM for r in run.store.records())
     assert searched == 25, "at ten minutes a start there would have been time for half of them"
     assert result.elapsed_s <= 3000
 
@@ -265,9 +238,9 @@ def test_a_time_budget_leaves_room_for_confirmation(tmp_path: Path) -> None:
         return landscape(assignment)
 
     made = replace(plan(tmp_path / "s", starts=1000), time_budget_s=480.0)
-    night = Night(made, run_trial)
-    night.loop.clock = clock
-    result = night.loop.run()
+    run = StudyRun(made, run_trial)
+    run.loop.clock = clock
+    result = run.loop.run()
     assert result.elapsed_s <= 480
     assert result.winner is not None and result.winner.fresh
 
@@ -278,13 +251,13 @@ def test_what_refused_starts_taught_is_said_once_and_stands_in_the_result(tmp_pa
         cause, bound = made.start.cause, Bound("gpu-memory-utilization", "<=", 0.93)
         return with_start(made, cause=cause and replace(cause, kind="memory-wanted", bounds=(bound,)))
 
-    night = Night(plan(tmp_path / "s", starts=12, confirm_starts=0), run_trial)
-    result = night.loop.run()
-    said = [str(e.rule) for e in night.events if isinstance(e, RuleApplied)]
+    run = StudyRun(plan(tmp_path / "s", starts=12, confirm_starts=0), run_trial)
+    result = run.loop.run()
+    said = [str(e.rule) for e in run.events if isinstance(e, RuleApplied)]
     spared = [rule for rule in result.learnt if rule.spared]
     assert spared
     assert sorted(said) == sorted(str(rule) for rule in spared)
-    refused = [r.trial for r in night.store.records() if r.outcome is TrialOutcome.REFUSED]
+    refused = [r.trial for r in run.store.records() if r.outcome is TrialOutcome.REFUSED]
     assert [rule.trial for rule in result.learnt] == refused[:1]
     assert len(refused) == 1
-    assert night.store.result().learnt == result.learnt
+    assert run.store.result().learnt == result.learnt

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.study.builders import landscape, level, plan, record
-from tests.study.test_loop import Night
+from tests.study.study_run import StudyRun
 from tuner.candidate import Candidate
 from tuner.study.assignment import Assignment
 from tuner.study.events import SearchEnded
@@ -64,26 +64,26 @@ def flat(assignment: Assignment) -> TrialRecord:
 
 
 def test_a_search_that_finds_nothing_better_ends_says_so_and_confirms(tmp_path: Path) -> None:
-    night = Night(replace(plan(tmp_path / "s", starts=40), patience=4), flat)
-    result = night.loop.run()
-    roles = [r.role for r in night.store.records()]
+    run = StudyRun(replace(plan(tmp_path / "s", starts=40), patience=4), flat)
+    result = run.loop.run()
+    roles = [r.role for r in run.store.records()]
     assert roles.count(Role.SEED) == 3, "every seed was measured first"
     assert roles.count(Role.SEARCH) == 4
     assert roles.count(Role.CONFIRM) == 4 and roles[-1] is Role.CONFIRM
     assert result.complete and result.decision is Decision.WINNER
-    assert [e for e in night.events if isinstance(e, SearchEnded)] == [SearchEnded(SearchEnd.NO_GAIN, 4)]
+    assert [e for e in run.events if isinstance(e, SearchEnded)] == [SearchEnded(SearchEnd.NO_GAIN, 4)]
 
 
 def test_without_patience_every_start_is_made(tmp_path: Path) -> None:
-    night = Night(plan(tmp_path / "s", starts=12), flat)
-    night.loop.run()
-    assert sum(r.role is not Role.CONFIRM for r in night.store.records()) == 12
+    run = StudyRun(plan(tmp_path / "s", starts=12), flat)
+    run.loop.run()
+    assert sum(r.role is not Role.CONFIRM for r in run.store.records()) == 12
 
 
 def test_a_resumed_search_that_was_out_of_patience_starts_nothing_more(tmp_path: Path) -> None:
     made = replace(plan(tmp_path / "s", starts=40), patience=4)
-    Night(made, flat).loop.run()
-    again = Night(made, flat)
+    StudyRun(made, flat).loop.run()
+    again = StudyRun(made, flat)
     before = again.store.records()
     assert again.loop.run().complete
     assert again.store.records() == before

@@ -1,0 +1,44 @@
+"""A whole study on a made-up server, for tests of the coordinator."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.fakes import ScriptedClock
+from tests.study.builders import landscape
+from tuner.environment import describe
+from tuner.study.assignment import Assignment
+from tuner.study.events import Event
+from tuner.study.fleet import LocalFleet
+from tuner.study.loop import Loop
+from tuner.study.plan import StudyPlan
+from tuner.study.record import TrialRecord
+from tuner.study.search import Search
+from tuner.study.seeds import seeds
+from tuner.study.setting import StudySetting
+from tuner.study.store import Store
+from tuner.vllm.defaults import vllm_defaults
+
+DEFAULTS = vllm_defaults("0.32.0", ())
+
+
+class StudyRun:
+    """A study on a made-up server, with every event kept."""
+
+    def __init__(self, made: StudyPlan, run_trial: Callable[[Assignment], TrialRecord] = landscape) -> None:
+        self.store = Store(Path(made.storage.removeprefix("sqlite:///")).parent)
+        self.store.create()
+        self.store.save_plan(made, describe("0.32.0", made.model, (), None))
+        self.events: list[Event] = []
+        self.stop = threading.Event()
+        self.run_trial = run_trial
+        self.loop = Loop(
+            plan=made,
+            store=self.store,
+            search=Search(StudySetting.of(made, DEFAULTS), seeds(StudySetting.of(made, DEFAULTS))),
+            fleet=LocalFleet(made.groups, lambda assignment: self.run_trial(assignment), self.store, self.stop),
+            clock=ScriptedClock(),
+            emit=self.events.append,
+        )
