@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import subprocess
 from pathlib import Path
@@ -103,3 +104,13 @@ def test_json_parses_and_names_its_schema(words: tuple[str, ...], studies: Path)
     ended = tuner(*words, "--studies", str(studies), "--json")
     assert ended.returncode == 0
     assert json.loads(ended.stdout)["schema"] == 1
+
+
+def test_every_option_has_a_help_with_its_default() -> None:
+    command = typer.main.get_command(app)
+    for name, sub in command.commands.items():  # type: ignore[attr-defined]
+        for option in sub.params:
+            told = option.help or ""
+            assert told[:1].isupper() and told.endswith("."), (name, option.name)
+            is_plain = option.required or getattr(option, "is_flag", False) or option.default is not None
+            assert is_plain or re.search(r"[Dd]efault|\(\d+\)", told), (name, option.name)
