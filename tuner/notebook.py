@@ -61,14 +61,9 @@ class Study:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """Return one row per trial, indexed by its number. Figures are those of the level that stands for the trial.
+        """Return one row per trial, indexed by its number. docs/api.md lists the columns with their units.
 
-        Columns: `role`, `outcome`, `cause` (of a failed start), `gpu_group`, `attempt`, `started_at` (UTC);
-        seconds in `start_s`, `warm_up_s`, `measure_s`, `stop_s`; the load in `load_kind` and `level` (concurrent
-        requests or requests/s); `qps` and `saturation_qps` (requests/s), `ttft_p50_ms`, `ttft_p99_ms`,
-        `preemptions`; what vLLM's log says of the start in `kv_tokens`, `kv_memory_gib`, `max_concurrency`,
-        `weights_gib`, `compile_s`, `compile_cache_hit`, `engine_init_s`, `max_model_len`; and one column per flag
-        of the search space, missing where it was left to vLLM.
+        Figures are those of the level that stands for the trial. Each flag of the search space has a column.
         """
         rows = trial_rows(self.files)
         cells = [
@@ -95,12 +90,7 @@ class Study:
         return pd.DataFrame(cells)
 
     def requests(self, trial: int) -> pd.DataFrame:
-        """Return one row per request of a trial.
-
-        Columns of requests.parquet, times in ns of the machine's monotonic clock; and `ttft_ms` and `e2e_ms` from
-        the moment when the request was due, `tpot_ms` per output token after the first. Raises UsageError if the
-        trial has no such file.
-        """
+        """Return requests.parquet of a trial with `ttft_ms`, `e2e_ms` and `tpot_ms`. Raises UsageError if it has none."""
         frame = self._read(trial, "requests.parquet")
         tokens = frame["output_tokens"].where(frame["output_tokens"] > 1) - 1
         return frame.assign(
@@ -110,11 +100,7 @@ class Study:
         )
 
     def telemetry(self, trial: int) -> pd.DataFrame:
-        """Return one row per sample and GPU of a trial. There are about two samples a second while a level runs.
-
-        Columns of telemetry.parquet, and `seconds` since the first sample. Raises UsageError if the trial has no
-        such file.
-        """
+        """Return telemetry.parquet of a trial with `seconds` since its first sample. Raises UsageError if it has none."""
         frame = self._read(trial, "telemetry.parquet")
         frame.insert(0, "seconds", (frame["at_ns"] - frame["at_ns"].min()) / 1e9)
         return frame
