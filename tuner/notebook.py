@@ -74,14 +74,7 @@ class Study:
 
     @property
     def levels(self) -> pd.DataFrame:
-        """Return one row per level of every trial, in order.
-
-        Columns: `trial`, `load_kind` and `level` as in `trials`, `outcome`, `counts` (True for the level behind the
-        trial's figures); seconds in `planned_s` and `window_s`; `sent`, `completed`, `failed`, `prompt_tokens`,
-        `output_tokens`; `qps`, `output_tokens_per_s`; `count` and ms of `ttft_…`, `tpot_…`, `itl_…`, `e2e_…` (mean,
-        p50, p90, p95, p99, max, and p99_low and p99_high, the P99's 95 % bounds); /metrics in `server_…`, NVML in
-        `gpu_…`, the load generator in `client_…`; `cautions`.
-        """
+        """Return one row per measured level, in the order of measurement. docs/api.md lists columns and units."""
         cells = [
             {"trial": record.trial, **_level_cells(level, counts=index == record.best)}
             for record in self.files.records
@@ -90,7 +83,7 @@ class Study:
         return pd.DataFrame(cells)
 
     def requests(self, trial: int) -> pd.DataFrame:
-        """Return requests.parquet of a trial with `ttft_ms`, `e2e_ms` and `tpot_ms`. Raises UsageError if it has none."""
+        """Return requests.parquet of a trial with `ttft_ms`, `e2e_ms` and `tpot_ms`. Raises UsageError without one."""
         frame = self._read(trial, "requests.parquet")
         tokens = frame["output_tokens"].where(frame["output_tokens"] > 1) - 1
         return frame.assign(
@@ -100,7 +93,7 @@ class Study:
         )
 
     def telemetry(self, trial: int) -> pd.DataFrame:
-        """Return telemetry.parquet of a trial with `seconds` since its first sample. Raises UsageError if it has none."""
+        """Return telemetry.parquet of a trial with `seconds` since its first sample. Raises UsageError without one."""
         frame = self._read(trial, "telemetry.parquet")
         frame.insert(0, "seconds", (frame["at_ns"] - frame["at_ns"].min()) / 1e9)
         return frame
