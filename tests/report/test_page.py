@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.report.cautions import EVERY_CAUTION
 from tests.report.conftest import HOSTILE
 from tests.report.studies import Study, build_study
 from tests.study.builders import REFUSAL, with_start
@@ -30,7 +31,7 @@ from tuner.study import learnt
 from tuner.study.conclusion import ConclusionKey
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Lack
-from tuner.telemetry.cautions import Caution, Observation, Sign
+from tuner.telemetry.cautions import Caution, Sign
 from tuner.telemetry.gpu import THROTTLE_REASONS
 from tuner.verdict import REASONS, ReasonKind
 
@@ -200,20 +201,6 @@ def test_the_page_speaks_chinese(files: StudyFiles) -> None:
         assert said in page.text
     left = re.findall(r"\b(feasible|refused|winner|hours since|offered load|Nothing|What|Every)\b", page.text)
     assert left == []
-
-
-EVERY_CAUTION = (
-    Caution(
-        CautionKind.CLIENT_BOUND,
-        (Observation(Sign.CPU_SHARE, 0.93), Observation(Sign.LAG_MS, 12.0), Observation(Sign.LATE_MS, 18.1)),
-    ),
-    Caution(CautionKind.FEW_REQUESTS, (Observation(Sign.COMPLETED, 301.0),)),
-    Caution(CautionKind.THROTTLED, (Observation(Sign.THROTTLE_REASON, "power cap", 0),)),
-    Caution(CautionKind.FOREIGN_PROCESS, (Observation(Sign.PROCESS_ID, 4711.0, 1),)),
-    Caution(CautionKind.DRIFT, (Observation(Sign.FIRST_HALF_MS, 310.0), Observation(Sign.SECOND_HALF_MS, 402.0))),
-    Caution(CautionKind.HOST_BUSY, (Observation(Sign.FOREIGN_CORES, 1.3),)),
-    Caution(CautionKind.METRICS_MISSING, (Observation(Sign.NO_METRICS), Observation(Sign.NO_PREEMPTION_COUNTER))),
-)
 
 
 def with_cautions(files: StudyFiles, cautions: tuple[Caution, ...]) -> StudyFiles:
