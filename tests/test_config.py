@@ -104,6 +104,7 @@ def test_a_flag_of_the_persons_own_is_not_searched(model: Path, vllm: str, tmp_p
         ({"study": "../escape"}, 2),
         ({"extra": ("--max-model-len", "100")}, 2),
         ({"extra": ("--api-key",)}, 2),
+        ({"extra": ("--max-num-seq", "8")}, 2),
     ],
 )
 def test_bad_input_is_one_line_a_hint_and_its_exit_code(

@@ -114,6 +114,7 @@ def plan_study(
     command = split_command(options.vllm)
     say(f"asking {options.vllm!r} which flags it has")
     vllm = installed_vllm(command, cache / "flags")
+    _check_whole_names(own_flags, vllm.flags)
     space, dropped = space.needs_at_least(asked or needed).on(vllm.flags, vllm.version, own_flags)
     name = options.study or re.sub(r"[^\w.+-]", "-", f"{Path(model).name}-{load.name}-{now.astimezone():%m%d-%H%M}")
     folder = options.studies.absolute() / checked_study_name(name)
@@ -275,6 +276,13 @@ def _asked_length(options: SearchOptions, own_flags: frozenset[str]) -> int | No
     if not isinstance(tokens, int) or tokens < 1:
         raise UsageError(f"--max-model-len {text!r}", hint="tokens, such as 8192, 8k (8,000) or 8K (8,192)")
     return tokens
+
+
+def _check_whole_names(own_flags: frozenset[str], flags: tuple[str, ...]) -> None:
+    """Refuse abbreviations, which argparse accepts: the search would not know which flag is the user's."""
+    for name in sorted(own_flags.difference(flags)):
+        if (whole := next((flag for flag in flags if flag.startswith(name)), None)) is not None:
+            raise UsageError(f"--{name} abbreviates a flag of vLLM", hint=f"write the name in full, as --{whole}")
 
 
 def _check_own_length(given: dict[str, Value], load: Workload) -> None:
