@@ -18,6 +18,10 @@ from tuner.report.translations import Language, Words
 SIDES = (figures.WINNER, Style("#b07d00", "dash"))
 
 
+NOT_COMPARED = ("env-created", "env-finished", "env-seed", "env-dropped")
+"""Conditions that may differ between studies whose figures can be compared."""
+
+
 class DifferenceRow(NamedTuple):
     """Condition that is not the same in both studies."""
 
@@ -54,23 +58,18 @@ def compare(folder_a: Path, folder_b: Path, *, language: str = "en", gpu_price: 
 
 def difference_rows(first: StudyFiles, second: StudyFiles, words: Words) -> list[DifferenceRow]:
     """List the conditions that differ, except seed, dates and what was not searched."""
-    passing = {words(key) for key in ("env-created", "env-finished", "env-seed", "env-dropped")}
-    tables = [_by_label(study, words) for study in (first, second)]
-    labels = [label for label in {**tables[0], **tables[1]} if label not in passing]
+    one, other = (_by_key(study, words) for study in (first, second))
+    keys = [key for key in {**one, **other} if key not in NOT_COMPARED and one.get(key) != other.get(key)]
     absent = formatting.NOT_OBSERVED
-    return [
-        DifferenceRow(label, tables[0].get(label, absent), tables[1].get(label, absent))
-        for label in labels
-        if tables[0].get(label) != tables[1].get(label)
-    ]
+    return [DifferenceRow(words(key), one.get(key, absent), other.get(key, absent)) for key in keys]
 
 
-def _by_label(study: StudyFiles, words: Words) -> dict[str, str]:
-    """Join the rows of a label: those without one continue the row above."""
+def _by_key(study: StudyFiles, words: Words) -> dict[str, str]:
+    """Join the rows of a key: those without one continue the row above."""
     table: dict[str, str] = {}
     last = ""
     for row in conditions.environment_rows(study, words):
-        last = row.label or last
+        last = row.key or last
         table[last] = f"{table[last]}; {row.text}" if last in table else row.text
     return table
 

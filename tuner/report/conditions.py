@@ -15,11 +15,15 @@ from tuner.vllm import knobs
 
 
 class FactRow(NamedTuple):
+    """One condition. A row without a key continues the one above."""
+
+    key: str
     label: str
     text: str
 
 
 def environment_rows(study: StudyFiles, words: Words) -> list[FactRow]:
+    """List the conditions under which the study was measured."""
     plan, environment = study.plan, study.environment
     facts = [("env-model", plan.model)]
     if environment is not None:
@@ -48,7 +52,7 @@ def environment_rows(study: StudyFiles, words: Words) -> list[FactRow]:
         ("env-created", plan.created_at),
         ("env-finished", study.result.updated_at if study.result else formatting.NOT_OBSERVED),
     ]
-    return [FactRow(words(key) if key else "", formatting.one_line(text)) for key, text in facts]
+    return [FactRow(key, words(key) if key else "", formatting.one_line(text)) for key, text in facts]
 
 
 def _load(load: LoadPolicy, words: Words) -> str:
