@@ -32,7 +32,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def vllm_command() -> tuple[str, ...]:
-    """Words that start the real vLLM. Without one, CI fails and a person's run skips."""
+    """Words that start the real vLLM. Without one, CI fails and a local run skips."""
     program = shutil.which("vllm", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if program is None:
         if os.environ.get("CI"):

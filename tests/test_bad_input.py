@@ -1,4 +1,4 @@
-"""Whatever a person or a torn file gives: a message, a hint and exit code 2 or 4, and no finished record changed."""
+"""Bad input from users and torn files gives a message, a hint and exit code 2 or 4. No finished record changes."""
 
 from __future__ import annotations
 

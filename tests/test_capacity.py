@@ -238,7 +238,7 @@ def test_more_utilization_is_more_room_and_none_is_less_than_none(tmp_path: Path
     assert rooms[0].sequences(100) == Span(0, 0)
 
 
-def test_a_request_has_whole_blocks_and_one_block_serves_nobody() -> None:
+def test_a_request_has_whole_blocks_and_one_block_serves_no_request() -> None:
     room = KvRoom(Span(0, 0), Span(101, 201), 16)
     assert room.kv_tokens == Span(1616, 3216)
     assert room.sequences(16) == Span(100, 200)

@@ -65,7 +65,7 @@ def test_flags_that_this_vllm_lacks_are_left_out_with_a_word(model: Path, vllm: 
     assert "max-num-seqs" in {p.flag for p in plan.parameters}
 
 
-def test_a_flag_of_the_persons_own_is_not_searched(model: Path, vllm: str, tmp_path: Path) -> None:
+def test_a_flag_of_the_users_own_is_not_searched(model: Path, vllm: str, tmp_path: Path) -> None:
     plan, _ = planned(SearchOptions(model=str(model), vllm=vllm, extra=("--max-num-seqs", "16")), tmp_path)
     assert "max-num-seqs" not in {p.flag for p in plan.parameters}
     assert plan.given["max-num-seqs"] == 16
@@ -187,7 +187,7 @@ def test_traffic_with_times_of_its_own_is_replayed_and_the_plan_and_the_page_say
     assert ("--burstiness" in words) is (burstiness is not None)
 
 
-def test_times_out_of_order_are_told_before_vllm_is_asked_for_anything(model: Path, tmp_path: Path) -> None:
+def test_times_out_of_order_are_refused_before_vllm_is_asked_for_anything(model: Path, tmp_path: Path) -> None:
     own = timed(tmp_path / "own.jsonl", 5, 1)
     with pytest.raises(UsageError, match="line 2 arrived before"):
         planned(SearchOptions(model=str(model), vllm="/nowhere/vllm serve", workload=own), tmp_path)

@@ -1,4 +1,4 @@
-"""Every number of the program reaches a person through these functions."""
+"""Every number of the program is printed through these functions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_duration_shows_its_two_largest_units(seconds: float | None, text: str
         (1, None, "–"),
     ],
 )
-def test_a_change_has_a_sign_and_is_a_dash_when_it_cannot_be_told(
+def test_a_change_has_a_sign_and_is_a_dash_when_it_is_not_known(
     new: float | None, old: float | None, text: str
 ) -> None:
     assert f.change(new, old) == text

@@ -21,7 +21,7 @@ ELSEWHERE = Path("/srv/secret/models/tiny")
 
 
 def make(tmp_path: Path, model_folder: Path = ELSEWHERE) -> Study:
-    """A study that was made in `tmp_path`, with the files of a night that the report does without."""
+    """A study that was made in `tmp_path`, with the files that the report does without."""
     model, cache = str(model_folder), str(tmp_path / "runs" / "example" / "vllm_cache")
     base = dataclasses.replace(PLAN.base, model=model, env=(("VLLM_CACHE_ROOT", cache),))
     plan = dataclasses.replace(PLAN, study="example", model=model, base=base)
@@ -73,7 +73,7 @@ def test_an_unfinished_study_is_not_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "studies").exists()
 
 
-def test_a_machine_that_is_still_named_is_told(tmp_path: Path) -> None:
+def test_a_machine_that_is_still_named_is_reported(tmp_path: Path) -> None:
     made = make(tmp_path)
     replace_record(made, dataclasses.replace(made.records[0], notes=(f"see {Path.home()}/notes",)))
     ended = keep(tmp_path)

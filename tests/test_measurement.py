@@ -137,7 +137,7 @@ def test_peaks_and_means_come_from_the_samples() -> None:
     assert CautionKind.THROTTLED in kinds(found)
 
 
-def test_a_foreign_process_on_the_gpu_is_seen_where_pids_can_be_told() -> None:
+def test_a_foreign_process_on_the_gpu_is_seen_where_pids_can_be_read() -> None:
     gpu = GpuReading(0, 0.8, 2**31, 250.0, 70.0, 1500.0, pids=(11, 99))
     assert CautionKind.FOREIGN_PROCESS in kinds(
         measure(level([request()]), telemetry(rows=rows(gpu), server_pids=(10, 11)), LOAD)

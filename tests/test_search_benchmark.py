@@ -11,12 +11,12 @@ landscapes = importlib.import_module("benchmarks.search.landscapes").LANDSCAPES
 
 
 @pytest.mark.parametrize("name", list(landscapes))
-def test_no_start_of_a_night_beats_the_known_optimum(name: str) -> None:
+def test_no_start_of_a_run_beats_the_known_optimum(name: str) -> None:
     found = run.run_method(name, "random", 0, 60)
     assert 0 < found.at(60) <= 1.005
 
 
-def test_a_night_is_the_same_again() -> None:
+def test_a_run_is_the_same_again() -> None:
     assert run.run_method("refusals", "tpe-constraints", 3, 12) == run.run_method("refusals", "tpe-constraints", 3, 12)
 
 

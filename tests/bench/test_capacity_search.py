@@ -57,7 +57,7 @@ def test_a_candidate_that_cannot_win_costs_one_closed_probe() -> None:
     assert (found.ended, found.rate, found.seconds, server.probed) == (Ended.HOPELESS, None, 15.0, [])
 
 
-def test_an_incumbent_that_preempts_long_before_it_is_full_rules_nobody_out() -> None:
+def test_an_incumbent_that_preempts_long_before_it_is_full_rules_no_candidate_out() -> None:
     """It sustains 10 of 25; the candidate is slower at saturation, and sustains four fifths of it."""
     server = Known(16.0)
     found = search_capacity(server.probe, server.saturate, Incumbent(10.0, 25.0))

@@ -1,4 +1,4 @@
-"""The KV calculator under a plan, as a person reads it."""
+"""The KV calculator under a plan, as printed."""
 
 from __future__ import annotations
 

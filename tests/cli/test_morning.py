@@ -1,4 +1,4 @@
-"""What a person types in the morning, on sample studies."""
+"""Commands after a search, on sample studies."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_studies_lists_each_with_its_gain_and_says_which_cannot_be_read(
     assert "unreadable" in by_name["torn"]
 
 
-def test_a_wrong_name_is_told_the_nearest_one(studies: Path, tmp_path: Path) -> None:
+def test_a_wrong_name_gets_the_nearest_one(studies: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as near:
         study_folder(studies, "qwen3-32b-h10")
     assert near.value.hint == f"did you mean {NAME}?"
@@ -195,7 +195,7 @@ def test_report_is_written_anew_in_the_language_that_was_asked_for(
     assert "调优报告" in path.read_text()
 
 
-def test_report_opens_in_the_browser_of_the_person(
+def test_report_opens_in_the_browser_of_the_user(
     studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(studies / "small", tmp_path / "small")

@@ -38,7 +38,7 @@ def test_plan_as_json_is_the_plan_that_would_be_saved(tiny_model: str, tmp_path:
     assert "s3cret" not in ended.stdout + ended.stderr
 
 
-def test_plan_of_a_study_that_was_begun_says_what_its_refused_starts_taught(
+def test_plan_of_a_study_that_was_begun_says_what_its_refused_starts_showed(
     tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = SearchOptions(tiny_model, space="demo", vllm=STAND_IN, study="begun", studies=tmp_path)

@@ -36,7 +36,7 @@ def test_a_trial_that_measured_nothing_yet_has_no_last_level(tmp_path: Path) -> 
     assert last_level(tmp_path) is None
 
 
-def test_the_last_words_of_a_search_say_what_was_learnt_and_spared() -> None:
+def test_the_last_words_of_a_search_say_what_was_learnt_and_avoided() -> None:
     learnt = (LearntRule(4, "oom", (FlagLimit("max-num-seqs", ">=", 512),), spared=3), LearntRule(9, "oom", ()))
     result = StudyResult(
         "s", Decision.KEEP_DEFAULT, None, None, None, 12, 2, 60.0, True, "Keep the default.", "2026-11-25", learnt

@@ -54,7 +54,7 @@ def test_several_events_in_one_packet_arrive_together() -> None:
     assert list(reply.token_ns) == [9 * MS] * 3
 
 
-def test_several_events_in_one_http_chunk_are_told_apart() -> None:
+def test_several_events_in_one_http_chunk_are_kept_apart() -> None:
     reply = read_reply(packets((1, HEAD + chunked(role() + token() + token())), (2, chunked(DONE) + LAST_CHUNK)))
     assert list(reply.token_ns) == [1 * MS] * 2
     assert reply.done

@@ -27,7 +27,7 @@ def test_the_known_server_answers_what_was_asked_when_it_says() -> None:
     assert all(ms >= 0 for ms in inflation), "nothing arrives before it was sent"
 
 
-def test_the_truth_is_told_once() -> None:
+def test_the_truth_is_given_once() -> None:
     with known_server(step_s=0.01) as url:
         drive_closed(Target(url, "m"), known_requests(4, tokens=2), 2, 5)
         assert sorted(truth_ns(url)) == [0, 1, 2, 3]

@@ -19,8 +19,8 @@ def with_lengths(files: StudyFiles, *lengths: int) -> StudyFiles:
 
     def reported(record: TrialRecord, tokens: int) -> TrialRecord:
         facts = record.start.facts
-        told = None if facts is None else replace(facts, max_model_len=tokens)
-        return replace(record, start=replace(record.start, facts=told))
+        reported = None if facts is None else replace(facts, max_model_len=tokens)
+        return replace(record, start=replace(record.start, facts=reported))
 
     searched = Parameter("max-model-len", Kind.INT, min(lengths), max(lengths))
     space = replace(files.plan.space, parameters=(*files.plan.parameters, searched))

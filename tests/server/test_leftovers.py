@@ -204,7 +204,7 @@ def test_a_link_with_a_scratch_folders_name_is_not_followed(tmp_path: Path) -> N
     assert (tmp_path / "precious").exists()
 
 
-def test_shared_memory_that_somebody_maps_or_that_is_older_stays(tmp_path: Path) -> None:
+def test_shared_memory_that_another_process_maps_or_that_is_older_stays(tmp_path: Path) -> None:
     mapped, old = Path("/dev/shm/psm_tuner_test_mapped"), Path("/dev/shm/psm_tuner_test_old")
     old.touch()
     now_ns = old.stat().st_ctime_ns + 1

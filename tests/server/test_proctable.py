@@ -33,7 +33,7 @@ def test_a_name_with_spaces_and_parentheses_is_read() -> None:
         child.kill()
 
 
-def test_nobody_has_no_entry() -> None:
+def test_a_missing_process_has_no_entry() -> None:
     assert proctable.entry(2**22 + 1) is None
 
 
@@ -60,7 +60,7 @@ def test_a_zombie_whose_threads_still_run_has_not_ended() -> None:
         assert os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def test_a_signal_reaches_the_very_process_or_nobody() -> None:
+def test_a_signal_reaches_the_very_process_or_none() -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as child:
         found = proctable.entry(child.pid)
         assert found is not None

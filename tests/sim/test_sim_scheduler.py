@@ -184,7 +184,7 @@ def test_context_read_is_the_sum_of_tokens_in_the_cache() -> None:
         scheduler.complete(step)
 
 
-def test_long_prefill_threshold_spares_the_only_request() -> None:
+def test_long_prefill_threshold_does_not_hold_for_the_only_request() -> None:
     scheduler = Scheduler(config(long_prefill_token_threshold=16), 1000)
     scheduler.add(Request(0, 100, 2))
     step = scheduler.schedule()
@@ -230,7 +230,7 @@ def test_a_fully_cached_prompt_still_computes_its_last_block() -> None:
     assert scheduler.prefix_hits == 48
 
 
-def test_reset_forgets_what_nobody_holds() -> None:
+def test_reset_forgets_what_no_request_holds() -> None:
     scheduler = Scheduler(config(enable_prefix_caching=True, block_size=16), 100)
     keys = [("same", index) for index in range(4)]
     for name in range(2):

@@ -76,10 +76,10 @@ def test_a_default_without_figures_says_what_its_start_came_to(outcome: TrialOut
 
 
 def test_a_candidate_with_figures_or_without_a_start_lacks_nothing() -> None:
-    spoilt = record(0, DEFAULT, role=Role.DEFAULT, outcome=TrialOutcome.INFRASTRUCTURE)
+    faulty = record(0, DEFAULT, role=Role.DEFAULT, outcome=TrialOutcome.INFRASTRUCTURE)
     measured = record(1, DEFAULT, (level(50.0),), role=Role.DEFAULT)
-    assert confirm.lack([spoilt, measured], DEFAULT) is None
-    assert confirm.lack([spoilt, measured], OTHER) is None
+    assert confirm.lack([faulty, measured], DEFAULT) is None
+    assert confirm.lack([faulty, measured], OTHER) is None
 
 
 def test_a_fresh_start_that_fails_says_why_though_others_were_well() -> None:
@@ -89,7 +89,7 @@ def test_a_fresh_start_that_fails_says_why_though_others_were_well() -> None:
     assert confirm.lack([*well, broke], OTHER) is Lack.BREAKS_LIMITS
 
 
-def test_preemptions_that_nobody_observed_stay_unobserved() -> None:
+def test_preemptions_that_were_not_observed_stay_unobserved() -> None:
     runs = [record(0, OTHER, (level(10.0),)), record(1, OTHER, (level(10.0),))]
     object.__setattr__(runs[1].levels[0].measurement.server, "preemptions", None)
     figures = confirm.figures(runs, OTHER)
@@ -98,9 +98,9 @@ def test_preemptions_that_nobody_observed_stay_unobserved() -> None:
 
 def test_an_invalid_fresh_start_neither_confirms_nor_refutes() -> None:
     found = record(3, OTHER, (level(130.0),))
-    spoilt = record(8, OTHER, (level(20.0, p99_ms=900),), role=Role.CONFIRM, outcome=TrialOutcome.INVALID)
-    assert confirm.finalists([found, spoilt]) == [found]
-    assert confirm.fresh_runs([found, spoilt], OTHER) == []
+    faulty = record(8, OTHER, (level(20.0, p99_ms=900),), role=Role.CONFIRM, outcome=TrialOutcome.INVALID)
+    assert confirm.finalists([found, faulty]) == [found]
+    assert confirm.fresh_runs([found, faulty], OTHER) == []
 
 
 def claimed(trial: int, rate: float | None, p99_ms: float = 300.0) -> TrialRecord:

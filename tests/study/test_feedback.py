@@ -42,7 +42,7 @@ def test_a_preempted_trial_breaks_only_the_preemption_constraint() -> None:
     assert start < 0 and slo < 0 and preemption > 0
 
 
-def test_preemptions_that_nobody_observed_are_not_none_seen() -> None:
+def test_preemptions_that_were_not_observed_are_not_none_seen() -> None:
     answer = feedback_for(record(0, ONE, (level(10, preemptions=None),)), None)
     assert answer is not None
     assert answer.constraints[2] > 0
@@ -78,7 +78,7 @@ def behind(saturation: float, lost_at: float | None, likely: float | None = None
         (9.0, 10.2, 9.8, 9.8),
     ],
 )
-def test_who_is_behind_is_told_as_a_point_that_was_measured_and_is_not_as_good_as_the_best(
+def test_a_loser_of_a_race_is_reported_as_a_point_that_was_measured_and_is_not_as_good_as_the_best(
     saturation: float, lost_at: float | None, likely: float | None, value: float
 ) -> None:
     answer = feedback_for(behind(saturation, lost_at, likely), None)
@@ -88,7 +88,7 @@ def test_who_is_behind_is_told_as_a_point_that_was_measured_and_is_not_as_good_a
     assert not answer.imputed
 
 
-def test_in_open_loop_the_estimate_is_told_and_not_the_throughput_of_a_level() -> None:
+def test_in_open_loop_the_estimate_is_reported_and_not_the_throughput_of_a_level() -> None:
     levels = (level(13.0, p99_ms=4000), open_level(9.8), open_level(10.3, p99_ms=700))
     made = replace(record(0, ONE, levels), best=1, capacity=Capacity(Ended.FOUND, 10.1, 9.8, 10.3, 13.0, 90.0))
     answer = feedback_for(made, None)
@@ -96,7 +96,7 @@ def test_in_open_loop_the_estimate_is_told_and_not_the_throughput_of_a_level() -
     assert all(c <= 0 for c in answer.constraints)
 
 
-def test_where_no_rate_kept_the_limits_the_lowest_one_is_told() -> None:
+def test_where_no_rate_kept_the_limits_the_lowest_one_is_reported() -> None:
     levels = (level(13.0, p99_ms=4000), open_level(10.0, p99_ms=2000), open_level(5.0, p99_ms=800))
     made = record(0, ONE, levels, outcome=TrialOutcome.INFEASIBLE)
     made = replace(made, capacity=Capacity(Ended.NEVER_PASSED, None, None, 5.0, 13.0, 90.0))

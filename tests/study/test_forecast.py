@@ -43,10 +43,10 @@ def test_what_is_left_counts_neither_failed_machines_nor_trials_that_are_done(tm
     made = plan(tmp_path / "s", starts=3, confirm_starts=2)
     done = [timed(i, Phases(20.0, 1, 2, 1)) for i in range(2)]
     assert left_s(made, done) == pytest.approx(24.0 + 2 * 24.0)
-    spoilt = replace(
+    faulty = replace(
         with_start(done[0], cause=REFUSAL), trial=2, outcome=TrialOutcome.INFRASTRUCTURE, levels=(), best=None
     )
-    assert left_s(made, [*done, spoilt]) == pytest.approx(24.0 + 2 * 24.0)
+    assert left_s(made, [*done, faulty]) == pytest.approx(24.0 + 2 * 24.0)
     confirmed = timed(3, Phases(20.0, 1, 2, 1), Role.CONFIRM)
     assert left_s(made, [*done, timed(2, Phases(20.0, 1, 2, 1)), confirmed]) == pytest.approx(24.0)
 

@@ -66,7 +66,7 @@ def test_a_searched_number_of_bytes_has_rows_from_end_to_end_and_needs_no_gpu(tm
     assert [room.kv_tokens.low for _, room in table.rows] == [8192 << i for i in range(6)]
 
 
-def test_what_the_person_fixed_is_the_only_row(tmp_path: Path) -> None:
+def test_what_the_user_fixed_is_the_only_row(tmp_path: Path) -> None:
     made = searching(planned(tmp_path), Parameter("stream-interval", Kind.INT, 1, 4))
     assert values(kv_table(StudySetting.of(made, DEFAULTS, H100))) == [0.92]
     share = with_words(made, "--gpu-memory-utilization=0.7")
@@ -82,7 +82,7 @@ def test_a_share_of_no_gpu_is_no_row_but_a_reason(tmp_path: Path) -> None:
     assert "no GPU" in table.why_empty
 
 
-def test_a_persons_own_flags_are_in_the_sum(tmp_path: Path) -> None:
+def test_the_users_own_flags_are_in_the_sum(tmp_path: Path) -> None:
     plain = kv_table(StudySetting.of(planned(tmp_path), DEFAULTS, H100)).memory
     own = planned(tmp_path, "--kv-cache-dtype", "fp8", "--quantization=fp8", "--enable-lora")
     half = kv_table(StudySetting.of(own, DEFAULTS, H100)).memory
@@ -108,9 +108,9 @@ def test_a_model_that_is_not_on_this_disk_is_refused_with_its_name(tmp_path: Pat
 
 def test_the_first_start_with_facts_calibrates_and_the_default_has_vllms_own_share(tmp_path: Path) -> None:
     silent = started(0, StartFacts())
-    told = started(1, StartFacts(kv_tokens=440_000, kv_memory_gib=53.71, weights_gib=14.99))
+    reported = started(1, StartFacts(kv_tokens=440_000, kv_memory_gib=53.71, weights_gib=14.99))
     later = started(2, StartFacts(kv_tokens=360_000), utilization=0.8)
-    table = kv_table(StudySetting.of(planned(tmp_path), DEFAULTS, H100), (silent, told, later))
+    table = kv_table(StudySetting.of(planned(tmp_path), DEFAULTS, H100), (silent, reported, later))
     assert table.calibrated_by == 1
     rooms = dict(table.rows)
     assert rooms[0.92].kv_tokens.low == rooms[0.92].kv_tokens.high == 440_000

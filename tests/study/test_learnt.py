@@ -107,7 +107,7 @@ def test_a_rule_implied_by_another_rules_out_nothing_more(
 
 
 @pytest.mark.parametrize("kind", ["unknown", "ended", "start-limit", "killed", "bad-argument", "oom-under-load"])
-def test_nothing_is_learnt_from_what_nobody_can_explain(made: StudyPlan, kind: str) -> None:
+def test_nothing_is_learnt_from_what_is_unexplained(made: StudyPlan, kind: str) -> None:
     assert rules(StudySetting.of(made, DEFAULTS), [refused(0, CORNER, cause(kind))]) == ()
 
 
@@ -190,7 +190,7 @@ def test_a_start_that_succeeds_withdraws_the_rule_against_it(made: StudyPlan) ->
     assert [r.withdrawn_by for r in rules(StudySetting.of(made, DEFAULTS), records)] == [9, None]
 
 
-def test_a_refusal_that_a_rule_foretold_is_no_rule_of_its_own(made: StudyPlan) -> None:
+def test_a_refusal_that_a_rule_predicted_is_no_rule_of_its_own(made: StudyPlan) -> None:
     records = [refused(1, CORNER, cause("oom")), refused(2, {**CORNER, "max-num-seqs": 999}, cause("oom"))]
     assert [rule.trial for rule in rules(StudySetting.of(made, DEFAULTS), records)] == [1]
 

@@ -60,10 +60,10 @@ def test_a_refused_start_is_complete_and_infeasible_for_optuna_never_failed(tmp_
     proposal = asked.ask()
     asked.tell(record(1, proposal.candidate, outcome=TrialOutcome.REFUSED, cause=REFUSAL, search_trial=proposal.number))
     study = optuna.load_study(study_name="s", storage=plan(tmp_path / "s").storage)
-    told = study.trials[proposal.number]
-    assert told.state is optuna.trial.TrialState.COMPLETE
-    assert told.constraints["start"] > 0
-    assert told.user_attrs["imputed"] is True
+    refused = study.trials[proposal.number]
+    assert refused.state is optuna.trial.TrialState.COMPLETE
+    assert refused.constraints["start"] > 0
+    assert refused.user_attrs["imputed"] is True
     assert study.best_trial.number == 0
 
 
@@ -86,7 +86,7 @@ def test_a_killed_search_goes_on_with_the_interrupted_candidate(tmp_path: Path) 
     assert finished.candidate not in [p.candidate for p in queue]
 
 
-def test_a_record_written_before_the_kill_is_told_on_the_way_back(tmp_path: Path) -> None:
+def test_a_record_written_before_the_kill_is_reported_on_resume(tmp_path: Path) -> None:
     first = search(tmp_path / "s")
     saved = answered(first.ask(), 0, 12.5)
     second = search(tmp_path / "s")
@@ -106,8 +106,8 @@ def test_the_installed_optuna_reopens_a_running_trial_by_its_private_constructor
     assert (trial.number, trial.params) == (asked.number, asked.params)
     trial.set_constraint("start", 1.0)
     study.tell(trial, 2.0)
-    (told,) = optuna.load_study(study_name="s", storage=storage).trials
-    assert (told.value, told.constraints) == (2.0, {"start": 1.0})
+    (finished,) = optuna.load_study(study_name="s", storage=storage).trials
+    assert (finished.value, finished.constraints) == (2.0, {"start": 1.0})
 
 
 def test_the_servers_do_not_inherit_the_samplers_thread_limit(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ SCARCE = replace(REFUSAL, kind="memory-wanted", bounds=(Bound("max-num-batched-t
 """Made up: rules out two thirds of the space and every seed but the conservative one, and not the default."""
 
 
-def taught(folder: Path) -> tuple[Search, list[TrialRecord]]:
+def after_refusals(folder: Path) -> tuple[Search, list[TrialRecord]]:
     """A search whose first seed was refused for SCARCE."""
     asked = search(folder)
     records = [answered(asked.ask(), 0, 10.0)]
@@ -159,7 +159,7 @@ def ruled_out(folder: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 def test_what_a_rule_forbids_is_not_started_seeds_included(tmp_path: Path) -> None:
-    asked, _ = taught(tmp_path / "s")
+    asked, _ = after_refusals(tmp_path / "s")
     for trial in range(2, 8):
         proposal = asked.ask()
         assert float(proposal.candidate.as_dict()["max-num-batched-tokens"]) <= 2048
@@ -183,13 +183,13 @@ def test_a_seed_beyond_a_bound_of_the_message_is_started_at_the_bound(tmp_path: 
     assert {**refused_seed, "max-num-batched-tokens": 2048} in started
 
 
-def test_a_spared_start_is_told_as_a_broken_constraint_and_marked_as_not_measured(tmp_path: Path) -> None:
-    asked, _ = taught(tmp_path / "s")
+def test_an_avoided_start_is_reported_as_a_violated_constraint_and_marked_as_not_measured(tmp_path: Path) -> None:
+    asked, _ = after_refusals(tmp_path / "s")
     proposal = asked.ask()
     assert [rule.trial for rule in proposal.newly_applied] == [1]
-    spared = ruled_out(tmp_path / "s")
-    assert spared
-    for trial in spared:
+    avoided = ruled_out(tmp_path / "s")
+    assert avoided
+    for trial in avoided:
         assert trial.state is optuna.trial.TrialState.COMPLETE
         assert trial.constraints["start"] > 0
         assert trial.user_attrs["imputed"] is True
@@ -198,14 +198,14 @@ def test_a_spared_start_is_told_as_a_broken_constraint_and_marked_as_not_measure
     assert optuna.load_study(study_name="s", storage=plan(tmp_path / "s").storage).best_trial.number == 0
 
 
-def test_the_person_is_told_of_a_rule_once(tmp_path: Path) -> None:
-    asked, _ = taught(tmp_path / "s")
-    told: list[LearntRule] = []
+def test_a_rule_is_announced_once(tmp_path: Path) -> None:
+    asked, _ = after_refusals(tmp_path / "s")
+    announced: list[LearntRule] = []
     for trial in range(2, 8):
         proposal = asked.ask()
-        told += proposal.newly_applied
+        announced += proposal.newly_applied
         asked.tell(answered(proposal, trial, 10.0))
-    assert len(told) == 1
+    assert len(announced) == 1
 
 
 def test_the_default_is_started_whatever_the_rules_say(tmp_path: Path) -> None:
@@ -218,8 +218,8 @@ def test_the_default_is_started_whatever_the_rules_say(tmp_path: Path) -> None:
     assert asked.learnt[0].rules_out({"gpu-memory-utilization": 0.92})
 
 
-def test_rules_and_what_they_spared_survive_a_restart(tmp_path: Path) -> None:
-    first, records = taught(tmp_path / "s")
+def test_rules_and_what_they_avoided_survive_a_restart(tmp_path: Path) -> None:
+    first, records = after_refusals(tmp_path / "s")
     proposal = first.ask()
     records.append(answered(proposal, 2, 10.0))
     first.tell(records[2])
@@ -228,8 +228,8 @@ def test_rules_and_what_they_spared_survive_a_restart(tmp_path: Path) -> None:
     assert second.learnt == first.learnt
     assert second.learnt[0].spared > 0
     assert second.ask().newly_applied == ()
-    spared = {json.dumps(t.user_attrs["flags"]) for t in ruled_out(tmp_path / "s")}
-    assert len(spared) == len(ruled_out(tmp_path / "s"))
+    avoided = {json.dumps(t.user_attrs["flags"]) for t in ruled_out(tmp_path / "s")}
+    assert len(avoided) == len(ruled_out(tmp_path / "s"))
 
 
 def test_rules_against_all_that_is_left_are_put_to_the_test(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_telemetry_is_a_whole_file_after_every_level(tmp_path: Path, metrics: tu
     assert [p.name for p in tmp_path.iterdir()] == ["telemetry.parquet"]
 
 
-def test_the_cpu_of_the_server_is_told_from_that_of_others() -> None:
+def test_the_cpu_of_the_server_is_kept_apart_from_that_of_others() -> None:
     burn = [sys.executable, "-c", "while True: pass"]
     with subprocess.Popen(burn) as server, subprocess.Popen(burn) as foreign:
         host = Host(server.pid)

@@ -49,7 +49,7 @@ def test_a_vllm_that_exits_at_help_is_an_environment_fault(tmp_path: Path) -> No
     assert "libcuda.so.1" in caught.value.message
 
 
-def test_a_command_that_is_not_vllm_is_told_apart(tmp_path: Path) -> None:
+def test_a_command_that_is_not_vllm_is_recognised(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFaultError) as caught:
         installed_vllm(script(tmp_path / "other", "echo hello"), tmp_path)
     assert "max-num-seqs" in caught.value.message

@@ -60,7 +60,7 @@ def test_a_spelling_is_recognised(text: str, word: str | None) -> None:
     assert spelt(text, flags()) == word
 
 
-def test_nobody_else_spells_what_is_vllms() -> None:
+def test_no_other_room_spells_what_is_vllms() -> None:
     known = flags()
     offenders = [
         f"{path.relative_to(TUNER)}:{line}: {word}"
