@@ -16,8 +16,9 @@ import subprocess
 from pathlib import Path
 
 from tuner import formatting
-from tuner.bench.ladder import LevelRun
-from tuner.bench.session import Bench
+from tuner.bench.level import LevelRun
+from tuner.bench.session import LiveSession
+from tuner.bench.task import HoldRate
 from tuner.errors import UsageError
 from tuner.load.endpoint import find_endpoint
 from tuner.load.prompts import Prompts
@@ -40,11 +41,10 @@ def once(folder: Path, plan: StudyPlan, rate: float, seconds: float, turn: int, 
         prompts = Prompts.for_model(plan.workload, plan.model, seed, endpoint.target.base_url)
         sampler = Sampler(f"{endpoint.target.base_url}/metrics")
         assert isinstance(plan.load, OpenSearch)
-        bench = Bench(
+        session = LiveSession(
             endpoint.target, prompts, plan.slos, sampler, lambda: False, levels.append, plan.load.warm_up_s, seed,
-            plan.load.arrivals,
         )  # fmt: skip
-        bench.at_rate(rate, seconds)
+        session.run(HoldRate(rate, seconds, plan.load.arrivals))
     finally:
         subprocess.run([folder / "stop.sh"], env=environment, check=True, stdout=subprocess.DEVNULL)
     return levels[-1]

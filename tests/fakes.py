@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from tuner.bench.measured import Session
+from tuner.launch import LaunchBase, LaunchSpec
+from tuner.server.service import ServerDidNotStart
+from tuner.server.shutdown import StopReport
+from tuner.study.assignment import Assignment
+from tuner.study.record import TrialRecord
+from tuner.study.trial import ReadyServer, TrialRunner
 from tuner.telemetry.gpu import GpuHolders, GpuReading
+from tuner.vllm.cause import Cause
+from tuner.vllm.facts import StartFacts
 
 
 class ScriptedClock:
@@ -43,3 +55,31 @@ class RecordedGpu:
 
     def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
         return {gpu.index: gpu.memory_used_bytes or 0 for gpu in self.read(gpus)}
+
+
+@dataclass
+class ScriptedServers:
+    """`Serve` without a process: `found` tells the refusal of an assignment, or the session of its server."""
+
+    found: Callable[[Assignment], Cause | Session]
+    clock: ScriptedClock
+    start_s: float = 20.0
+    stop_s: float = 1.0
+    facts: StartFacts | None = None
+
+    @contextmanager
+    def __call__(self, assignment: Assignment, spec: LaunchSpec) -> Iterator[ReadyServer]:
+        found = self.found(assignment)
+        self.clock.sleep(self.start_s)
+        if isinstance(found, Cause):
+            self.clock.sleep(self.stop_s)
+            raise ServerDidNotStart(found, self.start_s, StopReport(self.stop_s))
+        ready = ReadyServer(found, self.start_s, self.facts)
+        yield ready
+        self.clock.sleep(self.stop_s)
+        ready.stopped = StopReport(self.stop_s)
+
+
+def scripted_trial(assignment: Assignment, base: LaunchBase, servers: ScriptedServers) -> TrialRecord:
+    """Make a trial as the product does, on servers without a process."""
+    return TrialRunner(base, servers, servers.clock, lambda event: None, threading.Event()).run(assignment)

@@ -12,6 +12,7 @@ import pytest
 from tests.report.studies import ENVIRONMENT, Study, build_study, replace_record
 from tests.report.surface import PLAN
 from tuner import jsonfile
+from tuner.bench.measured import Remark
 from tuner.report.page import write_report
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "keep_study.py"
@@ -75,7 +76,7 @@ def test_an_unfinished_study_is_not_kept(tmp_path: Path) -> None:
 
 def test_a_machine_that_is_still_named_is_reported(tmp_path: Path) -> None:
     made = make(tmp_path)
-    replace_record(made, dataclasses.replace(made.records[0], notes=(f"see {Path.home()}/notes",)))
+    replace_record(made, dataclasses.replace(made.records[0], notes=(Remark(f"see {Path.home()}/notes"),)))
     ended = keep(tmp_path)
     assert ended.returncode == 1
     assert f"{Path.home()} is still named in studies/example/" in ended.stderr

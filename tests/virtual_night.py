@@ -8,9 +8,11 @@ from functools import cached_property
 
 import numpy as np
 
-from tuner.bench.task import RunLadder
+from tests.fakes import ScriptedClock, ScriptedServers, scripted_trial
+from tuner.bench.level import Level, best_of
+from tuner.bench.measured import LoadOutcome, Measured
+from tuner.bench.task import RunLadder, Task
 from tuner.candidate import Candidate
-from tuner.launch import launch
 from tuner.load.workload import Workload
 from tuner.measurement import ClientLoad, Load, LoadKind, Measurement, ServerLoad, distribution
 from tuner.server.diagnosis import Cause, ServerPhase, diagnose
@@ -31,8 +33,7 @@ from tuner.sim import (
 )
 from tuner.study.assignment import Assignment
 from tuner.study.plan import Ladder, StudyPlan
-from tuner.study.record import Level, TrialOutcome, TrialRecord, best_of
-from tuner.study.start_record import Phases, StartRecord
+from tuner.study.record import TrialRecord
 from tuner.verdict import Outcome, judge
 from tuner.vllm.facts import StartFacts
 
@@ -58,36 +59,10 @@ class VirtualMachine:
         return load_model(self.model)
 
     def run_trial(self, assignment: Assignment) -> TrialRecord:
-        started = self._start(assignment.candidate)
-        noise = Noise(run=START_NOISE, step=0.05)
-        levels: list[Level] = []
-        assert isinstance(assignment.task, RunLadder)
-        if isinstance(started, Started):
-            for concurrency in assignment.task.levels:
-                seen = self._level(started, concurrency, assignment.task.level_s, assignment.trial, noise)
-                levels.append(self._judged(seen, concurrency, assignment.task.level_s))
-                if levels[-1].verdict.outcome is Outcome.INFEASIBLE:
-                    break
-        best = best_of(tuple(levels))
-        measured = TrialOutcome.FEASIBLE if best is not None else TrialOutcome.INFEASIBLE
-        return TrialRecord(
-            trial=assignment.trial,
-            role=assignment.role,
-            candidate=assignment.candidate,
-            start=StartRecord(
-                launch=launch(self.plan.base, assignment.candidate, assignment.group),
-                group=assignment.group.name,
-                started_at=self.plan.created_at,
-                phases=Phases(60, 5, assignment.task.level_s * len(levels), 1),
-                cause=_cause(started) if isinstance(started, Refused) else None,
-                facts=_facts(started) if isinstance(started, Started) else None,
-            ),
-            outcome=measured if levels else TrialOutcome.REFUSED,
-            levels=tuple(levels),
-            best=best,
-            attempt=assignment.attempt,
-            search_trial=assignment.search_trial,
-        )
+        started, clock = self._start(assignment.candidate), ScriptedClock()
+        found = _cause(started) if isinstance(started, Refused) else _VirtualSession(self, started, assignment, clock)
+        facts = _facts(started) if isinstance(started, Started) else None
+        return scripted_trial(assignment, self.plan.base, ScriptedServers(lambda _: found, clock, 60.0, 1.0, facts))
 
     def would_start(self, candidate: Candidate) -> bool:
         return isinstance(self._start(candidate), Started)
@@ -98,7 +73,7 @@ class VirtualMachine:
         best = 0.0
         for concurrency in self._ladder.levels if isinstance(started, Started) else ():
             assert isinstance(started, Started)
-            level = self._judged(self._level(started, concurrency, self._ladder.level_s, 0, None), concurrency, 1.0)
+            level = self.judged(self.level(started, concurrency, self._ladder.level_s, 0, None), concurrency, 1.0)
             if level.verdict.outcome is Outcome.INFEASIBLE:
                 break
             best = max(best, level.measurement.qps or 0.0)
@@ -114,13 +89,13 @@ class VirtualMachine:
         values.setdefault("max_model_len", self.plan.workload.longest + 128)
         return startup(replace(EngineArguments(), **values), self.hardware, self.shape)  # type: ignore[arg-type]
 
-    def _level(
+    def level(
         self, started: Started, concurrency: int, seconds: float, trial: int, noise: Noise | None
     ) -> SimulatedLevel:
         load = ClosedLoop(_shapes(self.plan.workload, concurrency), concurrency, seconds, warmup_s=seconds / 4)
         return simulate(started, self.hardware, self.shape, load, seed=self.seed * 10_000 + trial, noise=noise)
 
-    def _judged(self, seen: SimulatedLevel, concurrency: int, seconds: float) -> Level:
+    def judged(self, seen: SimulatedLevel, concurrency: int, seconds: float) -> Level:
         measurement = Measurement(
             load=Load(LoadKind.CLOSED, concurrency),
             seed=self.seed,
@@ -141,6 +116,30 @@ class VirtualMachine:
             client=ClientLoad(0.0, 0.0, 0.0),
         )
         return Level(measurement, judge(measurement, self.plan.slos))
+
+
+@dataclass
+class _VirtualSession:
+    """Session of one started server in virtual time. Its ladder ends at the first level that breaks a limit."""
+
+    machine: VirtualMachine
+    started: Started
+    assignment: Assignment
+    clock: ScriptedClock
+
+    def run(self, task: Task) -> Measured:
+        assert isinstance(task, RunLadder)
+        noise = Noise(run=START_NOISE, step=0.05)
+        levels: list[Level] = []
+        for concurrency in task.levels:
+            seen = self.machine.level(self.started, concurrency, task.level_s, self.assignment.trial, noise)
+            levels.append(self.machine.judged(seen, concurrency, task.level_s))
+            if levels[-1].verdict.outcome is Outcome.INFEASIBLE:
+                break
+        best, seconds = best_of(tuple(levels)), task.level_s * len(levels)
+        self.clock.sleep(5.0 + seconds)
+        outcome = LoadOutcome.INFEASIBLE if best is None else LoadOutcome.FEASIBLE
+        return Measured(tuple(levels), outcome, best, seconds)
 
 
 def _shapes(workload: Workload, seed: int) -> list[Shape]:

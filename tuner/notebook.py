@@ -10,13 +10,14 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from tuner import formatting
+from tuner.bench.level import Level
 from tuner.errors import UsageError
 from tuner.measurement import ClientLoad, Distribution, GpuLoad, Measurement, ServerLoad
 from tuner.report.gallery import gallery
 from tuner.report.quote import shell_line
 from tuner.report.tables import StudyFiles, read_study, shown_level, trial_rows
 from tuner.report.translations import Language, Words
-from tuner.study.record import Level, TrialRecord
+from tuner.study.record import TrialRecord
 from tuner.study.result import Figures
 from tuner.vllm.facts import StartFacts
 

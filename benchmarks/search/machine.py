@@ -10,24 +10,30 @@ from __future__ import annotations
 
 import math
 import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tests.fakes import ScriptedClock
-from tuner.bench.capacity_search import ProbeResult, Saturation, SearchSettings, Stop
-from tuner.bench.task import ClaimRate, SearchCapacity
+from tuner.bench.capacity_search import ProbeResult, Saturation, Stop
+from tuner.bench.level import Level
+from tuner.bench.measured import Measured, measure_task
+from tuner.bench.task import SearchCapacity, Task
 from tuner.candidate import Candidate
-from tuner.launch import launch
+from tuner.launch import LaunchSpec
 from tuner.load.prompts import SEARCH_TRACE
 from tuner.measurement import ClientLoad, Distribution, Load, LoadKind, Measurement, ServerLoad
-from tuner.server.diagnosis import Cause, ServerPhase, diagnose
+from tuner.server.diagnosis import ServerPhase, diagnose
+from tuner.server.service import ServerDidNotStart
+from tuner.server.shutdown import StopReport
 from tuner.sim import Refused, Started
 from tuner.sim.hardware import GIB
 from tuner.slo import longest_wait_s
 from tuner.study.assignment import Assignment
-from tuner.study.open_loop import OpenLoopResult
 from tuner.study.plan import StudyPlan
-from tuner.study.record import Level, TrialOutcome, TrialRecord
-from tuner.study.start_record import Phases, StartRecord
+from tuner.study.record import TrialRecord
+from tuner.study.trial import ReadyServer, TrialRunner
 from tuner.verdict import Outcome, Reason, ReasonKind, Verdict
 from tuner.vllm.facts import StartFacts
 
@@ -99,100 +105,75 @@ class Machine:
         found = self._start(candidate)
         if isinstance(found, Refused):
             return Seen(None, None)
-        server = self._server(found, fresh=0)
-        answer = OpenLoopResult()
-        answer.find(server.probe, server.saturate, SearchSettings(), None)
-        self._spend(found.start_s + WARM_UP_S + server.spent_s)
-        rate = answer.capacity.rate if answer.capacity else None
+        self.clock.sleep(found.start_s)
+        server = self._server(found, traffic=0)
+        capacity = server.run(SearchCapacity()).capacity
+        self.clock.sleep(STOP_S)
+        rate = capacity.rate if capacity else None
         usage = min(1.0, server.point.kv_usage)
         # Their figure without the bias that is our short probe's own.
         return Seen(None if rate is None else rate / math.exp(server.bias), usage, server.point.saturation)
 
     def run_trial(self, assignment: Assignment) -> TrialRecord:
-        """What study/trial.py would record."""
+        return TrialRunner(self.plan.base, self._serve, self.clock, lambda event: None, threading.Event()).run(
+            assignment
+        )
+
+    @contextmanager
+    def _serve(self, assignment: Assignment, spec: LaunchSpec) -> Iterator[ReadyServer]:
         found = self._start(assignment.candidate)
         if isinstance(found, Refused):
             log = f"{found.error}: {found.message}"
             cause = diagnose(log, exit_code=1, phase=ServerPhase.STARTING, held_by_others_gib=None)
-            return self._record(assignment, TrialOutcome.REFUSED, Phases(found.after_s, stop_s=STOP_S), cause=cause)
-        task = assignment.task
-        assert isinstance(task, SearchCapacity | ClaimRate)
-        estimate = task.estimate if isinstance(task, ClaimRate) else None
-        server = self._server(found, assignment.traffic)
-        answer = OpenLoopResult(assignment.incumbent)
-        answer.find(server.probe, server.saturate, task.settings, estimate, server.wait_s)
-        self._spend(found.start_s + WARM_UP_S + server.spent_s)
-        levels = tuple(server.levels)
-        return self._record(
-            assignment,
-            answer.outcome(levels),
-            Phases(found.start_s, WARM_UP_S, server.spent_s, STOP_S),
-            levels=levels,
-            best=answer.best(levels),
-            capacity=answer.capacity,
-            claim=answer.claim,
-            facts=_facts(found),
-        )
-
-    def _record(
-        self,
-        assignment: Assignment,
-        outcome: TrialOutcome,
-        phases: Phases,
-        facts: StartFacts | None = None,
-        cause: Cause | None = None,
-        **rest: object,
-    ) -> TrialRecord:
-        return TrialRecord(
-            trial=assignment.trial,
-            role=assignment.role,
-            candidate=assignment.candidate,
-            start=StartRecord(
-                launch(self.plan.base, assignment.candidate, assignment.group),
-                assignment.group.name,
-                self.plan.created_at,
-                phases,
-                facts,
-                cause,
-            ),
-            outcome=outcome,
-            attempt=assignment.attempt,
-            search_trial=assignment.search_trial,
-            incumbent=assignment.incumbent,
-            **rest,  # type: ignore[arg-type]
-        )
+            raise ServerDidNotStart(cause, found.after_s, StopReport(STOP_S))
+        self.clock.sleep(found.start_s)
+        ready = ReadyServer(self._server(found, assignment.traffic), found.start_s, _facts(found))
+        yield ready
+        self.clock.sleep(STOP_S)
+        ready.stopped = StopReport(STOP_S)
 
     def _start(self, candidate: Candidate) -> Started | Refused:
         self._starts += 1
         found = start(self.landscape, candidate.as_dict(), self._compiled)
         if isinstance(found, Refused):
-            self._spend(found.after_s)
+            self.clock.sleep(found.after_s + STOP_S)
             self.refused_s += found.after_s + STOP_S
         return found
 
-    def _spend(self, seconds: float) -> None:
-        self.clock.sleep(seconds + STOP_S)
-
-    def _server(self, found: Started, fresh: int) -> _Server:
+    def _server(self, found: Started, traffic: int) -> _Server:
         point = self.table.at(found, longest_prompt(self.landscape))
         wait_s = longest_wait_s(self.plan.slos)
-        return _Server(point, wait_s, f"{self.landscape.name}/{self.seed}", self._starts, fresh)
+        return _Server(point, wait_s, f"{self.landscape.name}/{self.seed}", self._starts, traffic, self.clock)
 
 
 class _Server:
-    """One started server under load. A request may wait `wait_s`; `spent_s` are seconds of load."""
+    """Session of one started server, where a request may wait `wait_s`; `seconds` are seconds of load."""
 
-    def __init__(self, point: Point, wait_s: float, night: str, number: int, fresh: int) -> None:
+    def __init__(
+        self, point: Point, wait_s: float, night: str, number: int, traffic: int, clock: ScriptedClock
+    ) -> None:
         self.point = point
+        self._clock = clock
         self.wait_s = wait_s
         self.levels: list[Level] = []
-        self.spent_s = 0.0
+        self.seconds = 0.0
         self.bias = random.Random(f"{night}/search").gauss(SEARCH_BIAS, SEARCH_BIAS_SD)
         self._own = own = random.Random(f"{night}/start {number}")
         self._start = own.gauss(0.0, START_SD)
         self._rest = own.gauss(0.0, REST_SD)
         self._closed = own.gauss(0.0, SATURATION_SD)
-        self._traffic = f"{night}/{fresh}"
+        self._traffic = f"{night}/{traffic}"
+
+    def run(self, task: Task) -> Measured:
+        measured = measure_task(task, self, self.wait_s)
+        self._clock.sleep(WARM_UP_S + measured.seconds)
+        return measured
+
+    def warm_up(self, task: Task) -> None:
+        """Take no time of its own: run() counts it."""
+
+    def closed(self, concurrency: int, seconds: float) -> Level:
+        raise AssertionError("no ladder is asked of these servers")
 
     def probe(self, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
         noise = self.bias if trace == SEARCH_TRACE else self._traffic_noise(trace)
@@ -202,7 +183,7 @@ class _Server:
         cut = not passed and stop is Stop.AT_REJECTION
         spent = seconds * min(1.0, max(0.05, REJECTED_IN / excess)) if cut else seconds
         margin = STEEPNESS * excess if passed else self._tail(1 - capacity / rate, seconds)
-        self.spent_s += spent
+        self.seconds += spent
         usage = min(1.0, self.point.kv_usage * rate / max(self.point.rate, 1e-6))
         self.levels.append(_level(Load(LoadKind.OPEN, rate), rate, margin, usage, seconds))
         return ProbeResult(rate, passed, None if cut else margin, spent)
@@ -216,7 +197,7 @@ class _Server:
         return random.Random(self._traffic + trace).gauss(CLAIM_BIAS, CLAIM_SD)
 
     def saturate(self, seconds: float) -> Saturation:
-        self.spent_s += seconds
+        self.seconds += seconds
         rate = self.point.saturation * math.exp(self._start + self._closed)
         self.levels.append(_level(Load(LoadKind.CLOSED, 320), rate, 2.0, 1.0, seconds))
         return Saturation(rate, self.point.answer_s)

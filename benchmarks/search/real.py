@@ -25,10 +25,10 @@ from tuner.clock import RealClock
 from tuner.config import SearchOptions, plan_study
 from tuner.machine import cache_folder, this_machine
 from tuner.study.assignment import Assignment
+from tuner.study.local_servers import local_trials
 from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.store import Store
-from tuner.study.trial import TrialRunner
 from tuner.telemetry.gpu import gpu_adapter
 
 from .machine import Seen
@@ -105,7 +105,7 @@ class Starts:
         self.store = Store(asked.studies.absolute() / self.plan.study)
         self.store.create()
         self.store.save_plan(self.plan, environment)
-        self._runner = TrialRunner(self.plan, self.store, clock, gpu_adapter(), lambda event: None, threading.Event())
+        self._runner = local_trials(self.plan, self.store, clock, gpu_adapter(), lambda event: None, threading.Event())
 
     @property
     def levels(self) -> tuple[int, ...]:

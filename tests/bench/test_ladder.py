@@ -8,12 +8,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from tests.load.scripted_server import Reset, ScriptedServer, Step, answer, serving
-from tuner.bench.ladder import LadderLostError, LevelRun, run_ladder
+from tuner.bench.level import LevelRun
+from tuner.bench.measured import Cut, Measured
+from tuner.bench.session import LiveSession
+from tuner.bench.task import RunLadder
 from tuner.load.prompts import Prompts
 from tuner.load.requests_log import RequestLog
 from tuner.load.stream import Target
@@ -63,7 +67,7 @@ class Ladder:
     def on_level(self, run: LevelRun) -> None:
         self.runs.append(run)
 
-    def climb(
+    def run(
         self,
         server: ScriptedServer,
         metrics_url: str,
@@ -71,12 +75,17 @@ class Ladder:
         levels: tuple[int, ...],
         slos: tuple[Slo, ...] = (SLO,),
         level_s: float = 1.5,
-    ) -> tuple[tuple[Measurement, Verdict], ...]:
+        on_level: Callable[[LevelRun], None] | None = None,
+    ) -> Measured:
         prompts = Prompts.for_model(workload("random:10,5"), model, 0, None)
         sampler = Sampler(metrics_url, interval_s=0.1)
-        return run_ladder(
-            Target(server.url, "m"), prompts, levels, level_s, 0.3, slos, sampler, lambda: self.stop, self.on_level
+        session = LiveSession(
+            Target(server.url, "m"), prompts, slos, sampler, lambda: self.stop, on_level or self.on_level, 0.3
         )
+        return session.run(RunLadder(levels, level_s))
+
+    def climb(self, *args: Any, **more: Any) -> list[tuple[Measurement, Verdict]]:
+        return [(level.measurement, level.verdict) for level in self.run(*args, **more).levels]
 
 
 def test_it_climbs_while_the_throughput_rises(tiny_model: str) -> None:
@@ -134,10 +143,9 @@ def test_a_server_that_goes_away_leaves_the_levels_before(tiny_model: str) -> No
             ladder.runs.append(run)
             server.refuse()
 
-        prompts = Prompts.for_model(workload("random:10,5"), tiny_model, 0, None)
-        with pytest.raises(LadderLostError) as caught:
-            run_ladder(Target(server.url, "m"), prompts, (4, 8), 1.0, 0.3, (SLO,), Sampler(url), lambda: False, gone)
-    assert [m.load.level for m, _ in caught.value.levels] == [4]
+        measured = ladder.run(server, url, tiny_model, (4, 8), level_s=1.0, on_level=gone)
+    assert [level.measurement.load.level for level in measured.levels] == [4]
+    assert measured.cut is Cut.SERVER_LOST
 
 
 def test_stopped_it_returns_what_it_has(tiny_model: str) -> None:
@@ -148,11 +156,8 @@ def test_stopped_it_returns_what_it_has(tiny_model: str) -> None:
         def stop(run: LevelRun) -> None:
             ladder.stop = True
 
-        prompts = Prompts.for_model(workload("random:10,5"), tiny_model, 0, None)
-        levels = run_ladder(
-            Target(server.url, "m"), prompts, (4, 8), 1.0, 0.3, (SLO,), Sampler(url), lambda: ladder.stop, stop
-        )
-    assert len(levels) == 1
+        measured = ladder.run(server, url, tiny_model, (4, 8), level_s=1.0, on_level=stop)
+    assert len(measured.levels) == 1 and measured.cut is Cut.INTERRUPTED
 
 
 def test_failures_end_the_level_at_once(tiny_model: str) -> None:

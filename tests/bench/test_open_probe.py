@@ -11,8 +11,10 @@ from tests.bench.test_ladder import metrics
 from tests.load.scripted_server import Reset, answer, serving
 from tests.load.test_recorded import timed
 from tuner.bench.capacity_search import Ended, Saturation, SearchSettings, Stop, search_capacity
-from tuner.bench.ladder import LevelRun
-from tuner.bench.open_probe import InterruptedLoadError, OpenProbe
+from tuner.bench.level import LevelRun
+from tuner.bench.measured import Cut, LoadCutError
+from tuner.bench.session import LiveSession, Pace
+from tuner.bench.task import SearchCapacity
 from tuner.load.arrivals import chosen_arrivals
 from tuner.load.prompts import Prompts
 from tuner.load.stream import Target
@@ -27,7 +29,7 @@ LATE = answer(5, 2.5, 0.005)
 """Half a second over a limit of 2 s: more than a busy machine adds of its own."""
 
 
-def probe_of(
+def session_of(
     url: str,
     metrics_url: str,
     model: str,
@@ -35,23 +37,26 @@ def probe_of(
     runs: list[LevelRun],
     stop: bool = False,
     text: str = "random:10,5",
-) -> OpenProbe:
-    return OpenProbe(
+) -> LiveSession:
+    """A session that is warm: eight clients, whose requests are prepared."""
+    session = LiveSession(
         Target(url, "m"),
         Prompts.for_model(workload(text), model, 0, None),
         (parse_slo(limit),),
         Sampler(metrics_url, interval_s=0.1),
-        seed=0,
         should_stop=lambda: stop,
         on_level=runs.append,
-        arrivals=chosen_arrivals(None, workload(text)),
+        warm_up_s=0.0,
     )
+    session._pace = Pace(8, 500.0, 0.01)
+    session.warm_up(SearchCapacity(arrivals=chosen_arrivals(None, workload(text))))
+    return session
 
 
 def test_a_probe_offers_its_rate_and_tells_the_margin(tiny_model: str) -> None:
     runs: list[LevelRun] = []
     with serving(FAST) as server, metrics(lambda: 0) as url:
-        result = probe_of(server.url, url, tiny_model, "p99 ttft <= 4s", runs)(60.0, 3.0, "search", Stop.AT_END)
+        result = session_of(server.url, url, tiny_model, "p99 ttft <= 4s", runs).probe(60.0, 3.0, "search", Stop.AT_END)
     assert result.passed
     assert result.log_ratio is not None and result.log_ratio < -1
     # A client that this machine held up says so, and offers its load once more.
@@ -63,8 +68,8 @@ def test_a_probe_offers_its_rate_and_tells_the_margin(tiny_model: str) -> None:
 
 def test_a_rejected_probe_ends_early(tiny_model: str) -> None:
     with serving(LATE) as server, metrics(lambda: 0) as url:
-        probe = probe_of(server.url, url, tiny_model, "p99 ttft <= 2s", [])
-        result = probe(50.0, 20.0, "search", Stop.AT_REJECTION)
+        session = session_of(server.url, url, tiny_model, "p99 ttft <= 2s", [])
+        result = session.probe(50.0, 20.0, "search", Stop.AT_REJECTION)
     assert not result.passed
     assert result.log_ratio is None
     assert result.seconds < 8
@@ -72,7 +77,7 @@ def test_a_rejected_probe_ends_early(tiny_model: str) -> None:
 
 def test_saturation_is_littles_law(tiny_model: str) -> None:
     with serving(FAST) as server, metrics(lambda: 0) as url:
-        found = probe_of(server.url, url, tiny_model, "p99 ttft <= 2s", []).saturate(2.0, 8, 2000)
+        found = session_of(server.url, url, tiny_model, "p99 ttft <= 2s", []).saturate(2.0)
     assert found.answer_s >= 0.07
     assert found.rate == pytest.approx(8 / found.answer_s, rel=0.3)
 
@@ -81,7 +86,7 @@ def test_answers_that_take_longer_than_the_closed_loop_tell_its_pace_too(tiny_mo
     """Answers of a second, where the loop sends for less than half of one: not 0 a second, and no guess."""
     runs: list[LevelRun] = []
     with serving(answer(5, 1.0, 0.0)) as server, metrics(lambda: 0) as url:
-        found = probe_of(server.url, url, tiny_model, "p99 ttft <= 60s", runs).saturate(0.4, 8, 100)
+        found = session_of(server.url, url, tiny_model, "p99 ttft <= 60s", runs).saturate(0.4)
     (run,) = runs
     assert run.measurement.qps == 0 and run.measurement.completed > 0
     assert found.rate == run.measurement.completed / ((run.samples.drained_ns - run.samples.started_ns) / 1e9)
@@ -90,14 +95,14 @@ def test_answers_that_take_longer_than_the_closed_loop_tell_its_pace_too(tiny_mo
 
 def test_without_an_answer_the_closed_loop_tells_how_long_it_waited(tiny_model: str) -> None:
     with serving([Reset(0.2)]) as server, metrics(lambda: 0) as url:
-        found = probe_of(server.url, url, tiny_model, "p99 ttft <= 60s", []).saturate(0.1, 4, 100)
+        found = session_of(server.url, url, tiny_model, "p99 ttft <= 60s", []).saturate(0.1)
     assert found.rate == 0 and found.answer_s >= 0.2
 
 
 def test_the_closed_loop_is_a_level_like_any_other_and_no_limit_ends_it(tiny_model: str) -> None:
     runs: list[LevelRun] = []
     with serving(LATE) as server, metrics(lambda: 0) as url:
-        probe_of(server.url, url, tiny_model, "p99 ttft <= 1ms", runs).saturate(1.0, 8, 100)
+        session_of(server.url, url, tiny_model, "p99 ttft <= 1ms", runs).saturate(1.0)
     (run,) = runs
     assert run.measurement.load == Load(LoadKind.CLOSED, 8)
     assert run.measurement.aborted is None and run.measurement.server.preemptions == 0
@@ -106,9 +111,9 @@ def test_the_closed_loop_is_a_level_like_any_other_and_no_limit_ends_it(tiny_mod
 
 def test_a_rate_on_the_same_trace_has_the_same_lengths_and_new_words(tiny_model: str) -> None:
     with serving(FAST) as server, metrics(lambda: 0) as url:
-        probe = probe_of(server.url, url, tiny_model, "p99 ttft <= 4s", [])
-        probe(20.0, 1.0, "search", Stop.AT_END)
-        probe(22.0, 1.0, "search", Stop.AT_END)
+        session = session_of(server.url, url, tiny_model, "p99 ttft <= 4s", [])
+        session.probe(20.0, 1.0, "search", Stop.AT_END)
+        session.probe(22.0, 1.0, "search", Stop.AT_END)
         words = [str(served.body["messages"]) for served in server.served]
     assert len(words) > 20 and len(set(words)) == len(words)
 
@@ -119,8 +124,8 @@ def test_recorded_traffic_is_sent_in_its_order_with_its_own_gaps(tiny_model: str
     text = timed(tmp_path / "own.jsonl", *times)
     runs: list[LevelRun] = []
     with serving(FAST) as server, metrics(lambda: 0) as url:
-        made = probe_of(server.url, url, tiny_model, "p99 ttft <= 60s", runs, text=text)
-        made(20.0, 2.0, "search", Stop.AT_END)
+        session = session_of(server.url, url, tiny_model, "p99 ttft <= 60s", runs, text=text)
+        session.probe(20.0, 2.0, "search", Stop.AT_END)
         words = [str(served.body["messages"]) for served in server.served]
     # Forty, or, where this machine held the client up and the load was offered again, the last forty.
     assert sorted(int(re.findall(r"p(\d+)", word)[0]) for word in words[-40:]) == list(range(40))
@@ -131,14 +136,15 @@ def test_recorded_traffic_is_sent_in_its_order_with_its_own_gaps(tiny_model: str
 def test_the_search_runs_on_a_real_server(tiny_model: str) -> None:
     """A limit that no rate keeps: the search ends where it must, with every probe rejected."""
     with serving(LATE) as server, metrics(lambda: 0) as url:
-        probe = probe_of(server.url, url, tiny_model, "p99 ttft <= 2s", [])
+        session = session_of(server.url, url, tiny_model, "p99 ttft <= 2s", [])
         rules = SearchSettings(probe_s=1.0, longest_probe_s=1.0, saturation_s=1.0, most_probes=2)
-        found = search_capacity(probe, lambda seconds: Saturation(50.0, 0.07), rules=rules)
+        found = search_capacity(session.probe, lambda seconds: Saturation(50.0, 0.07), rules=rules)
     assert found.ended is Ended.NEVER_PASSED
 
 
 def test_stopped_in_a_probe_it_says_so(tiny_model: str) -> None:
     with serving(FAST) as server, metrics(lambda: 0) as url:
-        probe = probe_of(server.url, url, tiny_model, "p99 ttft <= 2s", [], stop=True)
-        with pytest.raises(InterruptedLoadError):
-            probe(50.0, 20.0, "search", Stop.AT_END)
+        session = session_of(server.url, url, tiny_model, "p99 ttft <= 2s", [], stop=True)
+        with pytest.raises(LoadCutError) as caught:
+            session.probe(50.0, 20.0, "search", Stop.AT_END)
+    assert caught.value.cut is Cut.INTERRUPTED

@@ -20,7 +20,8 @@ from tuner.load.self_check import CheckedRate, SelfCheck
 
 __all__ = ["serve"]  # a fixture
 
-SHORT = ("--workload", "random:32,4", "--slo", "p99 ttft <= 60s", "--warm-up-seconds", "0.2", "--seconds", "2")
+SHORT = ("--workload", "random:32,4", "--slo", "p99 ttft <= 60s", "--warm-up-seconds", "0.2", "--level-seconds", "2",
+         "--probe-seconds", "2")  # fmt: skip
 """A limit so wide that a busy machine's own lag neither breaks it nor spoils the level."""
 
 ONE_MODEL = json.dumps({"object": "list", "data": [{"id": "llama"}]}).encode()
@@ -92,7 +93,7 @@ def test_a_workload_longer_than_the_server_takes_is_refused_before_the_load(stan
 
 def test_ctrl_c_ends_the_load_with_130_and_leaves_the_server(stand_in: Server) -> None:
     command = subprocess.Popen(
-        [*TUNER, "bench", "--url", url(stand_in), *SHORT, "--levels", "4,8", "--seconds", "300"],
+        [*TUNER, "bench", "--url", url(stand_in), *SHORT, "--levels", "4,8", "--level-seconds", "300"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -177,7 +178,7 @@ def test_a_key_of_the_environment_is_sent_and_never_shown(tiny_model: str, tmp_p
         (("--rate", "1", "--levels", "4"), 2, "exclude each other"),
         (("--levels", "8,4"), 2, "does not parse"),
         (("--claim", "--rate", "4"), 2, "--claim belongs to the search"),
-        (("--self-check", "--seconds", "nan"), 2, "at each rate"),
+        (("--self-check", "--level-seconds", "nan"), 2, "at each rate"),
         (("--seed", "-1", "--rate", "4"), 2, "at least 0"),
         (("--burstiness", "2", "--levels", "4"), 2, "no meaning"),
     ],
@@ -191,7 +192,7 @@ def test_bad_input_is_told_before_anything_is_loaded(words: tuple[str, ...], cod
 
 def test_traffic_with_times_of_its_own_is_replayed_and_bench_says_so(stand_in: Server, tmp_path: Path) -> None:
     own = timed(tmp_path / "own.jsonl", *(i * i for i in range(30)))
-    short = ("--slo", "p99 ttft <= 60s", "--warm-up-seconds", "0.2", "--seconds", "2", "--workload", own)
+    short = ("--slo", "p99 ttft <= 60s", "--warm-up-seconds", "0.2", "--level-seconds", "2", "--workload", own)
     ended = tuner("bench", "--url", url(stand_in), *short, "--rate", "60", "--json")
     assert ended.returncode == 0, ended.stderr
     assert "workload own.jsonl, arrivals as recorded" in ended.stderr

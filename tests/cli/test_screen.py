@@ -24,6 +24,7 @@ from tests.cli.support import TUNER, short_search, tuner
 from tests.fakes import ScriptedClock
 from tests.study.builders import REFUSAL, level, plan, record, with_start
 from tests.study.open_server import open_level, open_plan
+from tuner.bench.measured import Remark
 from tuner.cli.console import Console
 from tuner.cli.folders import State
 from tuner.cli.progress import Look, Progress, progress
@@ -283,7 +284,8 @@ def test_an_open_loop_study_shows_its_rates_and_who_is_behind(tmp_path: Path) ->
     behind = record(0, the_plan.baseline, (level(40.0),), outcome=TrialOutcome.BEHIND)
     screen.show(
         TrialFinished(
-            replace(with_start(behind, group="none"), trial=0, notes=("a closed loop gives less",)), is_best=False
+            replace(with_start(behind, group="none"), trial=0, notes=(Remark("a closed loop gives less"),)),
+            is_best=False,
         )
     )
     text = "\n".join(drawn(screen.picture(), 200))

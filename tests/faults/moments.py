@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 
 from tuner import verdict
-from tuner.bench import capacity_search, ladder, open_probe
+from tuner.bench import capacity_search, session
 from tuner.bench.capacity_search import ProbeResult, Saturation, SearchSettings, Stop
-from tuner.bench.open_probe import OpenProbe
+from tuner.bench.level import Level
+from tuner.bench.session import LiveSession
+from tuner.bench.task import Task
 from tuner.load import drive
 from tuner.load.prompts import SEARCH_TRACE
 from tuner.server import service, shutdown, start
 from tuner.server.service import Service, ServiceRequest
-from tuner.study import search, trial
+from tuner.study import local_servers, search
 from tuner.study.events import Event, PhaseChanged, TrialStarted
 from tuner.study.record import Role, TrialRecord
 from tuner.study.store import Store
@@ -66,25 +68,10 @@ class Hooks:
     store_folder: Path
     folder: Path = Path()
     role: Role = Role.SEARCH
-    probing: Moment = Moment.SATURATING
+    loading: Moment = Moment.WARMING_UP
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        closed, save = drive.drive_closed, Store.save_record
-
-        def drive_closed(*args: Any, **options: Any) -> drive.Samples:
-            seconds, watch, warm = float(args[3]), options.get("watch"), "ramp_s" not in options
-
-            def look(progress: drive.LevelProgress) -> str | None:
-                if warm:
-                    self.strike(Moment.WARMING_UP, self.folder)
-                elif progress.elapsed_s < seconds:
-                    confirming = self.role is Role.CONFIRM
-                    self.strike(Moment.CONFIRMING if confirming else Moment.MEASURING, self.folder)
-                elif progress.in_flight:
-                    self.strike(Moment.DRAINING, self.folder)
-                return watch(progress) if watch is not None else None
-
-            return closed(*args, **{"drain_s": DRAIN_S, **options, "watch": look})
+        save = Store.save_record
 
         def save_record(store: Store, record: TrialRecord) -> None:
             self.strike(Moment.WRITING, self.folder)
@@ -103,37 +90,55 @@ class Hooks:
 
             return serve(replace(request, should_stop=look))
 
-        patch.setattr(trial, "serving", serving)
-        patch.setattr(ladder, "drive_closed", drive_closed)
+        patch.setattr(local_servers, "serving", serving)
         patch.setattr(Store, "save_record", save_record)
-        self._install_open_loop(patch)
+        self._install_loads(patch)
 
-    def _install_open_loop(self, patch: pytest.MonkeyPatch) -> None:
-        at_rate, saturate = OpenProbe.__call__, OpenProbe.saturate
+    def _install_loads(self, patch: pytest.MonkeyPatch) -> None:
+        warm_up, closed, at_rate, fill = (
+            LiveSession.warm_up,
+            LiveSession.closed,
+            LiveSession.probe,
+            LiveSession.saturate,
+        )
 
-        def probe(made: OpenProbe, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
-            searching = Moment.RACING if self.probing is Moment.SATURATING else Moment.STEPPING
-            self.probing = searching if trace == SEARCH_TRACE else Moment.CLAIMING
+        def warming(made: LiveSession, task: Task) -> None:
+            self.loading = Moment.WARMING_UP
+            warm_up(made, task)
+
+        def level(made: LiveSession, concurrency: int, seconds: float) -> Level:
+            self.loading = Moment.CONFIRMING if self.role is Role.CONFIRM else Moment.MEASURING
+            return closed(made, concurrency, seconds)
+
+        def probe(made: LiveSession, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
+            searching = Moment.RACING if self.loading is Moment.SATURATING else Moment.STEPPING
+            self.loading = searching if trace == SEARCH_TRACE else Moment.CLAIMING
             return at_rate(made, rate, seconds, trace, stop)
 
-        def fill(made: OpenProbe, seconds: float, concurrency: int, requests: int) -> Saturation:
-            self.probing = Moment.SATURATING
-            return saturate(made, seconds, concurrency, requests)
+        def saturate(made: LiveSession, seconds: float) -> Saturation:
+            self.loading = Moment.SATURATING
+            return fill(made, seconds)
 
         def watched(drive_load: Callable[..., drive.Samples]) -> Callable[..., drive.Samples]:
             def driven(*args: Any, watch: drive.Watch, **options: Any) -> drive.Samples:
+                seconds = float(args[3])
+
                 def look(progress: drive.LevelProgress) -> str | None:
-                    self.strike(self.probing, self.folder)
+                    drains = progress.elapsed_s >= seconds and self.loading in (Moment.MEASURING, Moment.CONFIRMING)
+                    if not drains:
+                        self.strike(self.loading, self.folder)
+                    elif progress.in_flight:
+                        self.strike(Moment.DRAINING, self.folder)
                     return watch(progress)
 
                 return drive_load(*args, **{"drain_s": DRAIN_S, **options, "watch": look})
 
             return driven
 
-        patch.setattr(OpenProbe, "__call__", probe)
-        patch.setattr(OpenProbe, "saturate", fill)
-        patch.setattr(open_probe, "drive_closed", watched(drive.drive_closed))
-        patch.setattr(open_probe, "drive_open", watched(drive.drive_open))
+        for name, hook in (("warm_up", warming), ("closed", level), ("probe", probe), ("saturate", saturate)):
+            patch.setattr(LiveSession, name, hook)
+        patch.setattr(session, "drive_closed", watched(drive.drive_closed))
+        patch.setattr(session, "drive_open", watched(drive.drive_open))
 
     def see(self, event: Event) -> None:
         match event:
@@ -149,9 +154,9 @@ class Hooks:
 def short_limits(patch: pytest.MonkeyPatch) -> None:
     """Shorten minutes of an overnight run to seconds. Nothing else differs."""
     patch.setattr(verdict, "FEWEST_REQUESTS", 5)
-    patch.setattr(ladder, "FEWEST_REQUESTS", 5)
+    patch.setattr(session, "FEWEST_REQUESTS", 5)
     patch.setattr(capacity_search, "FEWEST_REQUESTS", 20)
-    patch.setattr(trial, "HUNG_S", 2.0)
+    patch.setattr(local_servers, "HUNG_S", 2.0)
     patch.setattr(service, "_START_SLACK_S", 6.0)
     patch.setattr(service, "_START_FACTOR", 1.0)
     patch.setattr(start, "STOP_MARGIN_S", 1.0)

@@ -34,6 +34,7 @@ from tuner.space.space import Space
 from tuner.study import trial
 from tuner.study.events import Event, TrialFinished
 from tuner.study.fleet import LocalFleet
+from tuner.study.local_servers import local_trials
 from tuner.study.loop import Loop
 from tuner.study.plan import Ladder, OpenSearch, StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
@@ -41,7 +42,6 @@ from tuner.study.result import StudyResult
 from tuner.study.search import Search
 from tuner.study.setting import StudySetting
 from tuner.study.store import Store
-from tuner.study.trial import TrialRunner
 from tuner.telemetry.gpu import GpuReading
 from tuner.vllm.defaults import vllm_defaults
 
@@ -186,7 +186,7 @@ class StudyRun:
 
     def _run(self, plan: StudyPlan) -> None:
         stop, clock = threading.Event(), RealClock()
-        runner = TrialRunner(plan, self.store, clock, SimGpu(self.folder / "gpu"), self._emit, stop)
+        runner = local_trials(plan, self.store, clock, SimGpu(self.folder / "gpu"), self._emit, stop)
         search = Search(StudySetting.of(plan, vllm_defaults("0.32.0", ())), ())
         try:
             fleet = LocalFleet(plan.groups, runner.run, self.store, stop)

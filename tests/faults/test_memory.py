@@ -20,13 +20,13 @@ from tuner.server import leftovers
 from tuner.sim.gpu_memory import hold
 from tuner.study.events import Event, GroupQuarantined, PhaseChanged
 from tuner.study.fleet import LocalFleet
+from tuner.study.local_servers import local_trials
 from tuner.study.loop import Loop
 from tuner.study.plan import StudyPlan
 from tuner.study.result import StudyResult
 from tuner.study.search import Search
 from tuner.study.setting import StudySetting
 from tuner.study.store import Store
-from tuner.study.trial import TrialRunner
 from tuner.vllm.defaults import vllm_defaults
 
 GONE_BYTES = 24 * 2**30
@@ -34,7 +34,7 @@ GONE_BYTES = 24 * 2**30
 
 def search(plan: StudyPlan, store: Store, emit: Callable[[Event], None]) -> StudyResult:
     stop, clock = threading.Event(), RealClock()
-    runner = TrialRunner(plan, store, clock, SimGpu(store.folder / "gpu"), emit, stop)
+    runner = local_trials(plan, store, clock, SimGpu(store.folder / "gpu"), emit, stop)
     made = Search(StudySetting.of(plan, vllm_defaults("0.32.0", ())), ())
     fleet = LocalFleet(plan.groups, runner.run, store, stop)
     return Loop(plan=plan, store=store, search=made, fleet=fleet, clock=clock, emit=emit).run()

@@ -17,12 +17,14 @@ import pandas as pd
 from tests.report.surface import GROUPS, PARAMETERS, PLAN, Server, refusal
 from tests.study.builders import with_start
 from tuner import jsonfile
+from tuner.bench.level import Level, best_of
+from tuner.bench.measured import Remark
 from tuner.candidate import Candidate, Value
 from tuner.environment import Environment, Gpu
 from tuner.launch import launch
 from tuner.measurement import Caution, CautionKind
 from tuner.study.plan import Ladder, StudyPlan
-from tuner.study.record import Level, Role, TrialOutcome, TrialRecord, best_of
+from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision, Figures, StudyResult
 from tuner.study.start_record import Phases, StartRecord
 from tuner.verdict import Outcome
@@ -279,7 +281,9 @@ def hostile(text: str, studies: Path) -> Study:
             dataclasses.replace(level, measurement=dataclasses.replace(level.measurement, cautions=(caution,)))
             for level in record.levels
         )
-        replace_record(study, dataclasses.replace(with_start(record, cause=cause), levels=levels, notes=(text,)))
+        replace_record(
+            study, dataclasses.replace(with_start(record, cause=cause), levels=levels, notes=(Remark(text),))
+        )
     assert study.result is not None
     jsonfile.dump(study.folder / "result.json", dataclasses.replace(study.result, sentence=text))
     return study

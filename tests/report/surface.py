@@ -6,6 +6,7 @@ import math
 import random
 from dataclasses import dataclass
 
+from tuner.bench.level import Level
 from tuner.candidate import Candidate
 from tuner.launch import LaunchBase
 from tuner.load.workload import Lengths, Share, Workload
@@ -26,7 +27,6 @@ from tuner.slo import Metric, Slo
 from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Dropped, Space
 from tuner.study.plan import Ladder, StudyPlan
-from tuner.study.record import Level
 from tuner.telemetry.cautions import Observation, Sign
 from tuner.verdict import Outcome, Reason, ReasonKind, Verdict
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tests.fakes import ScriptedClock, ScriptedServers, scripted_trial
+from tuner.bench.level import Level, best_of
+from tuner.bench.measured import LoadOutcome, Measured
+from tuner.bench.task import RunLadder, Task
 from tuner.candidate import Candidate
-from tuner.launch import LaunchBase, launch
+from tuner.launch import LaunchBase
 from tuner.load.workload import workload
 from tuner.measurement import ClientLoad, Distribution, Load, LoadKind, Measurement, ServerLoad
 from tuner.placement import GpuGroup
@@ -18,8 +23,7 @@ from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Space
 from tuner.study.assignment import Assignment
 from tuner.study.plan import Ladder, StudyPlan
-from tuner.study.record import Level, Role, TrialOutcome, TrialRecord, best_of
-from tuner.study.start_record import Phases, StartRecord
+from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.verdict import Outcome, Reason, ReasonKind, Verdict
 
 SPACE = Space(
@@ -89,6 +93,30 @@ def level(
     )
 
 
+BASE = LaunchBase(("vllm", "serve"), "/models/tiny", (), (), (), ())
+
+
+@dataclass
+class Shown:
+    """Session that shows the same levels whatever it is asked for."""
+
+    levels: tuple[Level, ...]
+    clock: ScriptedClock
+
+    def run(self, task: Task) -> Measured:
+        self.clock.sleep(3.0)
+        best = best_of(self.levels)
+        outcome = LoadOutcome.INFEASIBLE if best is None else LoadOutcome.FEASIBLE
+        return Measured(self.levels, outcome, best, 2.0)
+
+
+def trial_of(assignment: Assignment, found: Cause | tuple[Level, ...]) -> TrialRecord:
+    """Make a trial of a server that is refused or shows levels: 20 s of start, 1 of warm-up, 2 of load, 1 of stop."""
+    clock = ScriptedClock(datetime(2026, 11, 21, tzinfo=UTC))
+    shown = found if isinstance(found, Cause) else Shown(found, clock)
+    return scripted_trial(assignment, BASE, ScriptedServers(lambda _: shown, clock))
+
+
 def record(
     trial: int,
     candidate: Candidate,
@@ -100,25 +128,11 @@ def record(
     search_trial: int | None = None,
     group: GpuGroup | None = None,
 ) -> TrialRecord:
-    best = best_of(levels)
-    measured = TrialOutcome.FEASIBLE if best is not None else TrialOutcome.INFEASIBLE
-    base = LaunchBase(("vllm", "serve"), "/models/tiny", (), (), (), ())
-    return TrialRecord(
-        trial=trial,
-        role=role,
-        candidate=candidate,
-        start=StartRecord(
-            launch=launch(base, candidate, group or GpuGroup()),
-            group=(group or GpuGroup()).name,
-            started_at="2026-11-21T00:00:00+00:00",
-            phases=Phases(20, 1, 2, 1),
-            cause=cause,
-        ),
-        outcome=outcome or measured,
-        levels=levels,
-        best=best,
-        search_trial=search_trial,
-    )
+    """Make a record of these levels, with another outcome and cause than they have where these are given."""
+    task = RunLadder((8,), 1.0)
+    made = trial_of(Assignment(trial, role, candidate, group or GpuGroup(), task, 1.0, search_trial), levels)
+    measured = TrialOutcome.INFEASIBLE if made.best is None else TrialOutcome.FEASIBLE
+    return replace(with_start(made, cause=cause), outcome=outcome or measured)
 
 
 def with_start(record: TrialRecord, **changes: Any) -> TrialRecord:
@@ -130,20 +144,7 @@ def landscape(assignment: Assignment) -> TrialRecord:
     """A server with a known best: QPS peaks at 128 sequences and 4096 tokens; above 0.93 of memory nothing starts."""
     values = assignment.candidate.as_dict()
     seqs, tokens = float(values.get("max-num-seqs", 1024)), float(values.get("max-num-batched-tokens", 512))
-    share = float(values.get("gpu-memory-utilization", 0.9))
-    made = record(
-        assignment.trial,
-        assignment.candidate,
-        role=assignment.role,
-        search_trial=assignment.search_trial,
-        group=assignment.group,
-    )
-    made = replace(made, attempt=assignment.attempt)
-    if share > 0.93:
-        return replace(with_start(made, cause=REFUSAL), outcome=TrialOutcome.REFUSED)
+    if float(values.get("gpu-memory-utilization", 0.9)) > 0.93:
+        return trial_of(assignment, REFUSAL)
     distance = abs(math.log2(seqs / 128)) + abs(math.log2(tokens / 4096))
-    preemptions = 0 if seqs <= 400 else 7
-    levels = (level(100 - 8 * distance, p99_ms=300, preemptions=preemptions),)
-    best = best_of(levels)
-    outcome = TrialOutcome.FEASIBLE if best is not None else TrialOutcome.INFEASIBLE
-    return replace(made, outcome=outcome, levels=levels, best=best)
+    return trial_of(assignment, (level(100 - 8 * distance, p99_ms=300, preemptions=0 if seqs <= 400 else 7),))

@@ -1,4 +1,4 @@
-"""Made-up servers under open loop, whose capacity is a formula: real search, claim and answer, no process."""
+"""Simulated open-loop servers with a known capacity: real search, claim and trial, no process."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tests.study.builders import landscape, level, plan, record
+from tests.fakes import ScriptedClock, ScriptedServers, scripted_trial
+from tests.study.builders import BASE, landscape, level, plan
 from tuner.bench.capacity_search import ProbeResult, Saturation, Stop
-from tuner.bench.task import ClaimRate, Saturate, SearchCapacity
+from tuner.bench.level import Level
+from tuner.bench.measured import Measured, measure_task
+from tuner.bench.task import Task
 from tuner.measurement import Load, LoadKind
 from tuner.study.assignment import Assignment
-from tuner.study.open_loop import OpenLoopResult
 from tuner.study.plan import OpenSearch, StudyPlan
-from tuner.study.record import Level, TrialOutcome, TrialRecord, best_of
+from tuner.study.record import TrialRecord
 
 LIMIT_MS = 500.0
 STEEPNESS = 20.0
@@ -32,11 +34,24 @@ def open_level(rate: float, p99_ms: float = 300.0, preemptions: int | None = 0) 
 
 @dataclass
 class OpenServer:
-    """It saturates at 1.25 times its capacity. On a trace that is not the search's it has `fresh_share` of it."""
+    """Session that saturates at 1.25 times its capacity. On a trace that is not the search's it has `fresh_share`."""
 
     capacity: float
     fresh_share: float = 0.98
+    clock: ScriptedClock = field(default_factory=ScriptedClock)
     levels: list[Level] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def run(self, task: Task) -> Measured:
+        measured = measure_task(task, self)
+        self.clock.sleep(3.0)
+        return replace(measured, seconds=2.0)
+
+    def warm_up(self, task: Task) -> None:
+        pass
+
+    def closed(self, concurrency: int, seconds: float) -> Level:
+        raise AssertionError("no ladder is asked of an open-loop server")
 
     def probe(self, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
         share = 1.0 if trace == "search" else self.fresh_share
@@ -56,34 +71,10 @@ def capacity(assignment: Assignment) -> float | None:
 
 
 def open_trial(assignment: Assignment, *, fresh_share: float = 0.98) -> TrialRecord:
-    """What the trial runner records of such a server."""
-    found, refused = capacity(assignment), landscape(assignment)
+    """Make a trial of such a server."""
+    found = capacity(assignment)
     if found is None:
-        return refused
-    server, answer = OpenServer(found, fresh_share), OpenLoopResult(assignment.incumbent)
-    made = record(
-        assignment.trial,
-        assignment.candidate,
-        role=assignment.role,
-        search_trial=assignment.search_trial,
-        group=assignment.group,
-    )
-    task = assignment.task
-    if isinstance(task, Saturate):
-        server.saturate(task.seconds)
-        levels = tuple(server.levels)
-        return replace(made, levels=levels, best=best_of(levels), outcome=TrialOutcome.INFEASIBLE)
-    assert isinstance(task, SearchCapacity | ClaimRate)
-    estimate = task.estimate if isinstance(task, ClaimRate) else None
-    answer.find(server.probe, server.saturate, task.settings, estimate)
-    outcome = answer.outcome(server.levels)
-    return replace(
-        made,
-        levels=tuple(server.levels),
-        best=answer.best(server.levels),
-        outcome=outcome,
-        notes=tuple(answer.notes(outcome)),
-        capacity=answer.capacity,
-        incumbent=assignment.incumbent,
-        claim=answer.claim,
-    )
+        return landscape(assignment)
+    clock = ScriptedClock()
+    server = OpenServer(found, fresh_share, clock)
+    return scripted_trial(assignment, BASE, ScriptedServers(lambda _: server, clock))

@@ -6,13 +6,14 @@ import pytest
 
 from tests.study.builders import level, plan, record
 from tests.study.open_server import open_level, open_plan
+from tuner.bench.level import Level
 from tuner.candidate import Candidate
 from tuner.load.arrivals import Arrivals
 from tuner.slo import parse_slo
 from tuner.study import confirm
 from tuner.study.conclusion import Conclusion, ConclusionKey, conclude
 from tuner.study.plan import StudyPlan
-from tuner.study.record import Level, Role, TrialOutcome
+from tuner.study.record import Role, TrialOutcome
 from tuner.study.result import Lack, StudyResult
 from tuner.study.sentence import sentence
 

@@ -1,50 +1,78 @@
-"""The load, measurement and verdicts of a search, on a server that somebody else runs. Starts and stops nothing."""
+"""LiveSession: the tasks of a trial or of `tuner bench` on a real server, whoever started it."""
 
 from __future__ import annotations
 
+import itertools
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tuner.bench.capacity_search import (
-    Capacity,
-    Claim,
-    Saturation,
-    SearchSettings,
-    Stop,
-    claim,
-    search_capacity,
-)
-from tuner.bench.ladder import INTERRUPTED, LadderLostError, LevelRun, Pace, run_ladder, warm_up
-from tuner.bench.open_probe import InterruptedLoadError, InvalidLoadError, OpenProbe
+import numpy as np
+
+from tuner.bench.capacity_search import ProbeResult, Saturation, Stop
+from tuner.bench.level import Level, LevelRun
+from tuner.bench.measured import Cut, InvalidLoadError, LoadCutError, Measured, measure_task
+from tuner.bench.task import ClaimRate, HoldRate, RunLadder, SearchCapacity, Task
 from tuner.load.arrivals import Arrivals, arriving
-from tuner.load.drive import LevelProgress, drive_open
-from tuner.load.prompts import SEARCH_TRACE, Prompts
+from tuner.load.backlog import GROWS, Backlog
+from tuner.load.drive import LevelProgress, Samples, drive_closed, drive_open
+from tuner.load.prompts import Prompts, Request
 from tuner.load.stream import Target
-from tuner.measurement import Measurement
-from tuner.slo import Slo, longest_wait_s
-from tuner.telemetry.sampler import Sampler
-from tuner.verdict import Verdict, passes
+from tuner.measurement import Load, LoadKind, Measurement, measure
+from tuner.slo import Metric, Slo, longest_wait_s
+from tuner.telemetry.sampler import Recording, Sampler
+from tuner.verdict import FEWEST_REQUESTS, Outcome, Verdict, judge, most_violations, passes
 
 CONCURRENCIES = (16, 64, 256)
-"""Tried in turn by the warm-up of a search, until more of it brings no more throughput: the closed probe's load."""
+"""Numbers of clients that the warm-up tries in turn where nobody knows how many fill the server."""
 
-RISE = 1.1
+FILLED = 1.1
+"""Factor by which more clients must raise the throughput, or the server counts as full."""
+
+SUPPLY = 2.0
+"""Requests prepared for a level, as a multiple of what the warm-up's throughput would use up."""
+
+TOLERATED = 0.5
+"""Share of the tightest wait that a queue's mean must exceed before it is called growing."""
+
+WARM_UP_WAVES = 8
+IDLE_LIMIT_S = 30.0
+INTERRUPTED = "interrupted"
 
 
 def kept(measurement: Measurement, verdict: Verdict) -> bool:
-    """Every limit kept on enough requests, none failed. Preemptions may not have been observed: not every engine tells.
-
-    A level of too few requests has kept nothing, however good they were.
-    """
+    """Tell whether every limit was kept on enough requests. Preemptions may be unseen: not every engine tells."""
     return passes(measurement, verdict) and verdict.missing_requests == 0
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
-    """One running server and what is put on it. Every method is one kind of load.
+class Pace:
+    """Throughput and mean answer time of the warm-up: about the most that any level reaches."""
 
-    `on_level` gets every level that was measured. Methods raise LadderLostError when the server stops listening, and
-    InterruptedLoadError in the middle of what `should_stop` ended.
+    clients: int
+    qps: float
+    answer_s: float
+
+    @classmethod
+    def of(cls, warm: Samples, clients: int) -> Pace:
+        answers_s = [(r.last_ns - r.due_ns) / 1e9 for r in warm.requests if r.last_ns is not None]
+        seconds = (warm.drained_ns - warm.started_ns) / 1e9
+        return cls(clients, len(answers_s) / max(seconds, 1e-3), float(np.mean(answers_s)) if answers_s else 0.0)
+
+    def requests(self, seconds: float, clients: int) -> int:
+        """Return how many requests a closed loop needs so that they do not run out."""
+        return round(SUPPLY * self.qps * seconds) + 2 * clients
+
+
+@dataclass
+class LiveSession:
+    """Session and loads of one running server. The first task warms it up.
+
+    Attributes:
+        should_stop: Asked ten times a second; True cuts the load off.
+        on_level: Called with every level before the next one begins.
+        clients: Number of clients that fill the server. None: the warm-up finds it.
     """
 
     target: Target
@@ -55,66 +83,163 @@ class Bench:
     on_level: Callable[[LevelRun], None]
     warm_up_s: float
     seed: int = 0
-    arrivals: Arrivals = field(default_factory=Arrivals)
+    clients: int | None = None
+    levels: list[Level] = field(default_factory=list, init=False)
+    seconds: float = field(default=0.0, init=False)
+    _arrivals: Arrivals = field(default_factory=Arrivals, init=False)
+    _pace: Pace | None = field(default=None, init=False)
+    _repeats: Counter[str] = field(default_factory=Counter, init=False)
 
-    def at_rate(self, rate: float, seconds: float) -> None:
-        """One open-loop level of `rate` requests/s. Measured once more where the client was the bottleneck."""
+    def run(self, task: Task) -> Measured:
+        return measure_task(task, self, longest_wait_s(self.slos))
+
+    def warm_up(self, task: Task) -> None:
+        """Load the server before anything is measured: the first load after a start is 8 to 20 % slower."""
+        if isinstance(task, HoldRate | SearchCapacity | ClaimRate):
+            self._arrivals = task.arrivals
+        if self._pace is not None:
+            return
+        if isinstance(task, HoldRate):
+            requests, due = arriving(
+                lambda count: self.prompts.requests("warm-up", count),
+                task.rate, self.warm_up_s, seed=self.seed, trace="warm-up", arrivals=self._arrivals,
+            )  # fmt: skip
+            self._check(drive_open(self.target, requests, due, self.warm_up_s, watch=self._interrupted))
+            return
+        clients = max(task.levels) if isinstance(task, RunLadder) else self.clients
+        self._pace = self._fill() if clients is None else self._pace_at(clients, self.warm_up_s)
+
+    def closed(self, concurrency: int, seconds: float) -> Level:
+        self._wait_until_idle()
+        assert self._pace is not None
+        requests = self._requests(f"level-{concurrency}", self._pace.requests(seconds, concurrency))
+        recording = self.sampler.start()
+        watch = LevelWatch(self.slos, recording, self.should_stop, len(requests) / SUPPLY)
+        ramp_s = min(self._pace.answer_s, seconds / 4)
+        samples = drive_closed(self.target, requests, concurrency, seconds, ramp_s=ramp_s, watch=watch)
+        return self._finished(samples, recording, Load(LoadKind.CLOSED, concurrency)).level
+
+    def probe(self, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
+        spent_s = 0.0
+        for _ in range(2):
+            run = self._open(rate, seconds, trace, stop)
+            spent_s += run.seconds
+            if run.verdict.outcome is not Outcome.INVALID:
+                cut = run.measurement.aborted is not None
+                passed = passes(run.measurement, run.verdict)
+                return ProbeResult(rate, passed, None if cut else run.verdict.slo_margin, spent_s)
+        raise InvalidLoadError(run.verdict)
+
+    def saturate(self, seconds: float) -> Saturation:
+        """Keep the server full. At most the first third is left out, and no limit ends it: it is no candidate."""
+        self._wait_until_idle()
+        assert self._pace is not None
+        clients = self._pace.clients
+        prepared = self._requests("saturation", self._pace.requests(seconds, clients))
+        recording = self.sampler.start()
+        samples = drive_closed(self.target, prepared, clients, seconds, watch=self._interrupted)
+        run = self._finished(samples, recording, Load(LoadKind.CLOSED, clients))
+        seen = run.measurement
+        if seen.e2e_ms is None:
+            return Saturation(0.0, run.seconds)
+        # If answers take longer than `seconds`, none ends in its time; those that come later tell the pace too.
+        return Saturation(seen.qps or seen.completed / run.seconds, seen.e2e_ms.mean / 1000)
+
+    def _open(self, rate: float, seconds: float, trace: str, stop: Stop) -> LevelRun:
+        self._wait_until_idle()
         requests, due = arriving(
-            lambda count: self.prompts.requests("warm-up", count),
-            rate, self.warm_up_s, seed=self.seed, trace="warm-up", arrivals=self.arrivals,
+            lambda count: self._requests(trace, count),
+            rate, seconds, seed=self.seed, trace=trace, arrivals=self._arrivals,
         )  # fmt: skip
-        samples = drive_open(self.target, requests, due, self.warm_up_s, watch=self._watch)
-        if samples.server_lost:
-            raise LadderLostError(())
-        if samples.aborted == INTERRUPTED:
-            raise InterruptedLoadError
-        try:
-            self._probe()(rate, seconds, SEARCH_TRACE, Stop.AT_END)
-        except InvalidLoadError:
-            return  # `on_level` got both; the last one's verdict says it
+        recording = self.sampler.start()
+        slos = self.slos if stop is Stop.AT_REJECTION else ()
+        level_watch = LevelWatch(slos, recording, self.should_stop, len(due))
+        backlog = Backlog(seconds, TOLERATED * longest_wait_s(self.slos) * 1000)
 
-    def ladder(self, levels: Sequence[int], seconds: float) -> None:
-        """Closed loops of `levels` concurrent requests, up to the first that breaks a limit or brings no more."""
-        run_ladder(
-            self.target, self.prompts, levels, seconds, self.warm_up_s, self.slos, self.sampler, self.should_stop,
-            self.on_level, seed=self.seed,
-        )  # fmt: skip
-        if self.should_stop():
-            raise InterruptedLoadError
+        def watch(progress: LevelProgress) -> str | None:
+            grows = stop is Stop.AT_REJECTION and backlog.grows(progress)
+            return level_watch(progress) or (GROWS if grows else None)
 
-    def capacity(self, rules: SearchSettings) -> Capacity:
-        """The highest rate that keeps the limits. Raises InvalidLoadError when the client could not offer the load."""
-        concurrency, pace = self._warm_up()
-        probe = self._probe()
+        samples = drive_open(self.target, requests, due, seconds, watch=watch)
+        return self._finished(samples, recording, Load(LoadKind.OPEN, rate))
 
-        def saturate(seconds: float) -> Saturation:
-            return probe.saturate(seconds, concurrency, pace.requests(seconds, concurrency))
-
-        return search_capacity(probe, saturate, rules=rules)
-
-    def claim(self, estimate: float, rules: SearchSettings) -> Claim:
-        """Three fresh traces below the estimate. Raises InvalidLoadError."""
-        return claim(self._probe(), estimate, rules, longest_wait_s(self.slos))
-
-    def _warm_up(self) -> tuple[int, Pace]:
-        """Concurrency that fills the server without a queue many times its answers' length, and its pace there."""
-        best: tuple[int, Pace] | None = None
-        seconds = self.warm_up_s / len(CONCURRENCIES)
-        for concurrency in CONCURRENCIES:
-            pace = warm_up(self.target, self.prompts, concurrency, seconds, self.should_stop)
-            if self.should_stop():
-                raise InterruptedLoadError
-            if best is not None and pace.qps < RISE * best[1].qps:
+    def _fill(self) -> Pace:
+        """Find the clients that fill the server without a queue many times its answers' length."""
+        best: Pace | None = None
+        for clients in CONCURRENCIES:
+            pace = self._pace_at(clients, self.warm_up_s / len(CONCURRENCIES))
+            if best is not None and pace.qps < FILLED * best.qps:
                 break
-            best = (concurrency, pace)
+            best = pace
         assert best is not None
         return best
 
-    def _probe(self) -> OpenProbe:
-        return OpenProbe(
-            self.target, self.prompts, self.slos, self.sampler, seed=self.seed, should_stop=self.should_stop,
-            on_level=self.on_level, arrivals=self.arrivals,
-        )  # fmt: skip
+    def _pace_at(self, clients: int, seconds: float) -> Pace:
+        """Send throw-away prompts in rounds: nobody knows yet how many `seconds` use up. The last tells the pace."""
+        deadline = time.monotonic() + seconds
+        for attempt in itertools.count():
+            left_s = max(0.1, deadline - time.monotonic())
+            requests = self.prompts.requests(f"warm-up-{clients}-{attempt}", WARM_UP_WAVES * clients)
+            samples = self._check(drive_closed(self.target, requests, clients, left_s, watch=self._interrupted))
+            if time.monotonic() >= deadline:
+                return Pace.of(samples, clients)
+        raise AssertionError("itertools.count ends")
 
-    def _watch(self, progress: LevelProgress) -> str | None:
+    def _requests(self, key: str, count: int) -> list[Request]:
+        """Return the same lengths for a key each time, and never the same words: the prefix cache knows those."""
+        self._repeats[key] += 1
+        return self.prompts.requests(key, count, self._repeats[key] - 1)
+
+    def _wait_until_idle(self) -> None:
+        if self.should_stop():
+            raise LoadCutError(Cut.INTERRUPTED)
+        if not self.sampler.wait_until_idle(IDLE_LIMIT_S):
+            raise LoadCutError(Cut.NOT_IDLE)
+
+    def _finished(self, samples: Samples, recording: Recording, load: Load) -> LevelRun:
+        telemetry = recording.finish()
+        self._check(samples)
+        measurement = measure(samples, telemetry, load, seed=self.seed, slos=self.slos)
+        run = LevelRun(measurement, judge(measurement, self.slos), samples, telemetry)
+        self.levels.append(run.level)
+        self.seconds += run.seconds
+        self.on_level(run)
+        return run
+
+    def _check(self, samples: Samples) -> Samples:
+        if samples.server_lost:
+            raise LoadCutError(Cut.SERVER_LOST)
+        if samples.aborted == INTERRUPTED:
+            raise LoadCutError(Cut.INTERRUPTED)
+        return samples
+
+    def _interrupted(self, progress: LevelProgress) -> str | None:
         return INTERRUPTED if self.should_stop() else None
+
+
+class LevelWatch:
+    """Rule that ends a level whose verdict cannot change: a preemption, a failure, or more late answers than may be."""
+
+    def __init__(
+        self, slos: Sequence[Slo], recording: Recording, should_stop: Callable[[], bool], planned: float
+    ) -> None:
+        self._limits = [
+            (slo, most_violations(round(max(planned, FEWEST_REQUESTS)), slo))
+            for slo in slos
+            if slo.metric is Metric.TTFT
+        ]
+        self._recording = recording
+        self._should_stop = should_stop
+
+    def __call__(self, progress: LevelProgress) -> str | None:
+        if self._should_stop():
+            return INTERRUPTED
+        if progress.failed:
+            return "a request failed"
+        if self._recording.preemptions:
+            return "a preemption was seen"
+        for slo, most in self._limits:
+            late = sum(ms > slo.limit_ms for ms in (*progress.ttft_ms, *progress.unanswered_ms))
+            if late > most:
+                return f"{late} requests exceeded the limit of {slo}"
+        return None

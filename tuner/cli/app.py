@@ -131,8 +131,11 @@ def bench(
     levels: Annotated[
         str | None, typer.Option(help="Closed loop: concurrencies, such as 10,30,64. Default: open loop.")
     ] = None,
-    seconds: Annotated[
-        float | None, typer.Option(help="Seconds of a level (60), a probe (20) or a self-check rate (5).")
+    level_seconds: Annotated[
+        float | None, typer.Option(help="Seconds at each level or at --rate. Default: 60; with --self-check 5.")
+    ] = None,
+    probe_seconds: Annotated[
+        float | None, typer.Option(help="Seconds at each rate of a search. Default: 20, and a claim's own.")
     ] = None,
     warm_up_seconds: Annotated[float, typer.Option(help="Seconds of load before the first measurement.")] = 15.0,
     seed: Annotated[int, typer.Option(help="Seed of the prompts and of the arrivals.")] = 0,
@@ -159,15 +162,17 @@ def bench(
     if self_check:
         from tuner.cli.self_check import SECONDS, check_client
 
-        check_client(form, SECONDS if seconds is None else seconds)
+        check_client(form, SECONDS if level_seconds is None else level_seconds)
         return
-    from tuner.cli.bench import BenchOptions, Claiming, Stops, run_bench
+    from tuner.cli.bench import run_bench
+    from tuner.cli.bench_options import BenchOptions, Claiming
+    from tuner.cli.bench_result import Stops
     from tuner.config import DEFAULT_SLOS
 
     options = BenchOptions(
         url=url, slos=tuple(slo or DEFAULT_SLOS), model=model, tokenizer=tokenizer, workload=workload, rate=rate,
-        levels=levels, seconds=seconds, warm_up_seconds=warm_up_seconds, seed=seed, burstiness=burstiness,
-        stops=Stops.NATURAL if natural_stops else Stops.EXACT,
+        levels=levels, level_seconds=level_seconds, probe_seconds=probe_seconds, warm_up_seconds=warm_up_seconds,
+        seed=seed, burstiness=burstiness,        stops=Stops.NATURAL if natural_stops else Stops.EXACT,
         claiming=Claiming.TESTED if claim else Claiming.SKIPPED, out=out,
     )  # fmt: skip
     run_bench(options, form)

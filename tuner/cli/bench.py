@@ -2,105 +2,51 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 
 from tuner import formatting, jsonfile
-from tuner.bench.capacity_search import Capacity, Claim, Ended, SearchSettings
-from tuner.bench.ladder import LadderLostError, LevelRun
-from tuner.bench.open_probe import InterruptedLoadError, InvalidLoadError
-from tuner.bench.session import Bench, kept
+from tuner.bench.capacity_search import Capacity, Claim, Ended
+from tuner.bench.level import Level, LevelRun
+from tuner.bench.measured import Cut, Measured, NotOffered, Session
+from tuner.bench.phrases import note_text
+from tuner.bench.session import LiveSession, kept
+from tuner.bench.task import ClaimRate, HoldRate, RunLadder, SearchCapacity
+from tuner.cli.bench_options import (
+    LEVEL_SECONDS,
+    BenchOptions,
+    Claiming,
+    check_options,
+    chosen_settings,
+    chosen_workload,
+    output_folder,
+)
+from tuner.cli.bench_result import BenchResult, print_result, sustains
 from tuner.cli.console import Console, level_line
-from tuner.cli.tables import Form, print_json, print_table
+from tuner.cli.tables import Form, print_json
 from tuner.config import parse_levels
 from tuner.errors import (
     EnvironmentFaultError,
     InterruptedSearchError,
     NothingFeasibleError,
     TunerError,
-    UsageError,
 )
 from tuner.load.arrivals import chosen_arrivals
 from tuner.load.endpoint import FoundServer, check_answer, check_fit, find_endpoint, tokenizer_source
 from tuner.load.prompts import Prompts
 from tuner.load.requests_log import RequestLog
-from tuner.load.workload import Workload, workload
-from tuner.measurement import LoadKind, Measurement
+from tuner.measurement import LoadKind
 from tuner.slo import parse_slo
-from tuner.study.open_loop import untried
-from tuner.study.record import Level
 from tuner.telemetry.sampler import Sampler, TelemetryLog
-from tuner.verdict import Outcome, Verdict
+from tuner.verdict import Outcome
 from tuner.vllm import variables
 
 SCHEMA = 1
 KEY_VARIABLES = (variables.API_KEY, "OPENAI_API_KEY")
 IDLE_LIMIT_S = 30.0
-LEVEL_SECONDS = 60.0
-MOST_REQUESTS = 1_000_000
-
-
-class Stops(StrEnum):
-    """End of an answer: exactly the workload's length, or the model's own."""
-
-    EXACT = "exact"
-    NATURAL = "natural"
-
-
-class Claiming(StrEnum):
-    SKIPPED = "skipped"
-    TESTED = "tested"
-
-
-@dataclass(frozen=True, slots=True)
-class BenchOptions:
-    """Flags as given. Without `rate` and `levels` it searches. `seconds` None means the load's own default."""
-
-    url: str
-    slos: tuple[str, ...]
-    model: str | None = None
-    tokenizer: str | None = None
-    workload: str = "chat"
-    rate: float | None = None
-    levels: str | None = None
-    seconds: float | None = None
-    warm_up_seconds: float = 15.0
-    seed: int = 0
-    burstiness: float | None = None
-    stops: Stops = Stops.EXACT
-    claiming: Claiming = Claiming.SKIPPED
-    out: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BenchResult:
-    """Result of a bench. `sentence` is the answer; `kept` says for each of `levels` if it kept every limit.
-
-    `arrivals` are those of an open loop, in words. `preemptions_observed` is False if the server's /metrics does not
-    count them: the limits were then kept as far as a client can see. `capacity` and `claim` are None if none was
-    searched.
-    """
-
-    schema: int
-    url: str
-    model: str
-    workload: str
-    stops: Stops
-    slos: tuple[str, ...]
-    seed: int
-    arrivals: str
-    sentence: str
-    preemptions_observed: bool
-    kept: tuple[bool, ...]
-    levels: tuple[Level, ...]
-    capacity: Capacity | None = None
-    claim: Claim | None = None
 
 
 def run_bench(options: BenchOptions, form: Form) -> None:
@@ -112,16 +58,16 @@ def run_bench(options: BenchOptions, form: Form) -> None:
 
 
 class _Command:
-    """Checks first, then the load; `_end` is the one way out that has something to print."""
+    """One run of the command: the checks, the load, and what it prints and writes."""
 
     def __init__(self, options: BenchOptions) -> None:
         self._options = options
         self._slos = tuple(dict.fromkeys(parse_slo(text) for text in options.slos))
-        self._workload = _workload(options)
+        self._workload = chosen_workload(options)
         self._levels = None if options.levels is None else parse_levels(options.levels)
-        _check_numbers(options)
+        check_options(options)
         self._arrivals = chosen_arrivals(options.burstiness, self._workload)
-        self._rules = _rules(options.seconds)
+        self._settings = chosen_settings(options.probe_seconds)
         self._console = Console()
         self._runs: list[Level] = []
         self._capacity: Capacity | None = None
@@ -129,7 +75,7 @@ class _Command:
 
     def run(self, form: Form) -> None:
         options = self._options
-        folder = _made(options.out)
+        folder = output_folder(options.out)
         endpoint = find_endpoint(options.url, options.model, _api_key())
         check_fit(endpoint, self._workload)
         source = tokenizer_source(endpoint, options.tokenizer)
@@ -146,53 +92,56 @@ class _Command:
         )
         error: TunerError | None = None
         with _interruptible() as stop:
-            bench = Bench(
+            session = LiveSession(
                 endpoint.target, prompts, self._slos, sampler, stop, self._level_log(folder), options.warm_up_seconds,
-                options.seed, self._arrivals,
+                options.seed,
             )  # fmt: skip
             try:
-                sentence = self._load(bench)
-            except InvalidLoadError as invalid:
-                error = _client_fault(str(invalid))
-            except InterruptedLoadError:
-                error = _interrupted()
-            except LadderLostError:
-                error = EnvironmentFaultError("the server stopped listening under load", hint="see the server's log")
-            except TunerError as told:
-                error = told
+                sentence = self._load(session)
+            except TunerError as raised:
+                error = raised
         result = self._result(endpoint, error.message if error else sentence)
         if folder is not None:
             jsonfile.dump(folder / "bench.json", result)
         if form is Form.JSON:
             print_json(result)
         elif self._runs:
-            _print(result)
+            print_result(result)
         if error is not None:
             raise error
 
-    def _load(self, bench: Bench) -> str:
+    def _load(self, session: Session) -> str:
+        """Load the server as asked and say what it sustains. Raises a TunerError if it sustains nothing."""
         options = self._options
+        seconds = options.level_seconds or LEVEL_SECONDS
         if options.rate is not None:
-            bench.at_rate(options.rate, options.seconds or LEVEL_SECONDS)
+            _whole(session.run(HoldRate(options.rate, seconds, self._arrivals)))
             return self._of_levels()
         if self._levels is not None:
-            bench.ladder(self._levels, options.seconds or LEVEL_SECONDS)
+            _whole(session.run(RunLadder(self._levels, seconds)))
             return self._of_levels()
-        self._capacity = capacity = bench.capacity(self._rules)
+        return self._search(session)
+
+    def _search(self, session: Session) -> str:
+        measured = _offered(session.run(SearchCapacity(self._settings, self._arrivals)))
+        self._capacity = capacity = measured.capacity
+        assert capacity is not None
         if capacity.ended is Ended.UNTRIED:
             raise NothingFeasibleError(
-                untried(capacity),
-                hint="see which requests failed; measure longer with --seconds, or shorten the workload",
+                "; ".join(map(note_text, measured.notes)),
+                hint="see which requests failed; measure longer with --probe-seconds, or shorten the workload",
             )
         if capacity.rate is None:
             raise NothingFeasibleError(
                 f"no rate kept {self._limits}; the lowest tried was {formatting.qps(capacity.failed)}",
                 hint="see what each level broke; ease the limit, or shorten the workload",
             )
-        if options.claiming is Claiming.SKIPPED:
-            return _sustains(capacity, self._limits)
-        self._console.say(f"{_sustains(capacity, self._limits)}; now on fresh traffic below it")
-        self._claim = claim = bench.claim(capacity.rate, self._rules)
+        if self._options.claiming is Claiming.SKIPPED:
+            return sustains(capacity, self._limits)
+        self._console.say(f"{sustains(capacity, self._limits)}; now on fresh traffic below it")
+        task = ClaimRate(capacity.rate, self._settings, self._arrivals)
+        self._claim = claim = _offered(session.run(task)).claim
+        assert claim is not None
         if claim.rate is None:
             raise NothingFeasibleError(
                 f"estimated {formatting.qps(capacity.rate)}, and no rate down to "
@@ -200,16 +149,12 @@ class _Command:
                 hint="the server is near its limit there: give a lower --rate and look at its P99",
             )
         return (
-            f"holds {formatting.qps(claim.rate)} under {self._limits} on {self._rules.claim_traces} fresh traces "
+            f"holds {formatting.qps(claim.rate)} under {self._limits} on {self._settings.claim_traces} fresh traces "
             f"(the search's estimate was {formatting.qps(capacity.rate)})"
         )
 
     def _of_levels(self) -> str:
         """Name the best level that kept the limits, or raise the error that says why none did."""
-        if not self._runs:
-            raise EnvironmentFaultError(
-                "nothing could be measured: the server did not become idle", hint="keep other requests away from it"
-            )
         good = [level for level in self._runs if kept(level.measurement, level.verdict)]
         if good:
             best = max(good, key=lambda level: level.measurement.qps or 0.0).measurement
@@ -220,7 +165,7 @@ class _Command:
         hint = "ease the limit, offer less, or shorten the workload"
         raise NothingFeasibleError(
             f"nothing kept {self._limits}: {'; '.join(map(str, last.reasons))}",
-            hint="measure longer with --seconds" if last.outcome is Outcome.UNDECIDED else hint,
+            hint="measure longer with --level-seconds" if last.outcome is Outcome.UNDECIDED else hint,
         )
 
     @property
@@ -262,7 +207,7 @@ class _LevelLog:
         self._telemetry = None if folder is None else TelemetryLog(folder / "telemetry.parquet")
 
     def __call__(self, run: LevelRun) -> None:
-        self._runs.append(Level(run.measurement, run.verdict))
+        self._runs.append(run.level)
         load = run.measurement.load
         self._console.say(f"    {level_line(run.measurement, run.verdict if load.kind is self._asked else None)}")
         if self._requests is not None and self._telemetry is not None:
@@ -270,49 +215,27 @@ class _LevelLog:
             self._telemetry.add(load.level, run.telemetry)
 
 
-def _print(result: BenchResult) -> None:
-    heads = (
-        "load",
-        "QPS",
-        "tokens/s",
-        "P50 TTFT",
-        "P99 TTFT",
-        "P99 TPOT",
-        "P99 E2E",
-        "failed",
-        "preemptions",
-        "limits",
-    )
-    # A search first fills the server in a closed loop, which has no limits to keep.
-    asked = [lv for lv in result.levels if result.capacity is None or lv.measurement.load.kind is LoadKind.OPEN]
-    print_table(heads, [_row(level.measurement, level.verdict) for level in asked], right=heads[:-1])
-    print(f"\n{result.sentence}")
-    if not result.preemptions_observed:
-        print("Preemptions were not observed: this server's /metrics does not count them as vLLM's does.")
-    if result.stops is Stops.NATURAL:
-        print("Answers ended on their own: these figures compare only with others of --natural-stops.")
-    if result.capacity is not None and result.capacity.rate is not None and result.claim is None:
-        print("A search of short probes reads high by some 7 to 18 %; --claim tests what holds on fresh traffic.")
+def _whole(measured: Measured) -> Measured:
+    """Raise the error of a task that was cut off."""
+    match measured.cut:
+        case None:
+            return measured
+        case Cut.INTERRUPTED:
+            raise _interrupted()
+        case Cut.SERVER_LOST:
+            raise EnvironmentFaultError("the server stopped listening under load", hint="see the server's log")
+        case Cut.NOT_IDLE:
+            raise EnvironmentFaultError(
+                "the server did not become idle between two loads", hint="keep other requests away from it"
+            )
 
 
-def _row(m: Measurement, verdict: Verdict) -> tuple[str, ...]:
-    return (
-        str(m.load),
-        formatting.significant(m.qps),
-        formatting.significant(m.output_tokens_per_s),
-        formatting.ms(m.ttft_ms.p50 if m.ttft_ms else None),
-        formatting.ms(m.ttft_ms.p99 if m.ttft_ms else None),
-        formatting.ms(m.tpot_ms.p99 if m.tpot_ms else None),
-        formatting.ms(m.e2e_ms.p99 if m.e2e_ms else None),
-        formatting.count(m.failed_total),
-        formatting.count(m.server.preemptions),
-        "kept" if kept(m, verdict) else f"{verdict.outcome}: {'; '.join(map(str, verdict.reasons))}",
-    )
-
-
-def _sustains(capacity: Capacity, limits: str) -> str:
-    at_least = "at least " if capacity.ended is Ended.NEVER_FAILED else ""
-    return f"sustains {at_least}{formatting.qps(capacity.rate)} under {limits}"
+def _offered(measured: Measured) -> Measured:
+    """Raise an error also if the client could not offer a rate: nothing is then known of the server."""
+    for note in _whole(measured).notes:
+        if isinstance(note, NotOffered):
+            raise _client_fault("; ".join(map(str, note.reasons)))
+    return measured
 
 
 def _client_fault(reasons: str) -> EnvironmentFaultError:
@@ -328,56 +251,6 @@ def _interrupted() -> InterruptedSearchError:
 
 def _api_key() -> str | None:
     return next((key for name in KEY_VARIABLES if (key := os.environ.get(name))), None)
-
-
-def _workload(options: BenchOptions) -> Workload:
-    return replace(workload(options.workload), natural_stops=options.stops is Stops.NATURAL)
-
-
-def _rules(seconds: float | None) -> SearchSettings:
-    """Scale the probes. The claim stays at its two minutes unless more was requested."""
-    rules = SearchSettings()
-    if seconds is None:
-        return rules
-    return replace(
-        rules,
-        saturation_s=min(rules.saturation_s, seconds),
-        probe_s=seconds,
-        longest_probe_s=max(rules.longest_probe_s, seconds),
-    )
-
-
-def _check_numbers(options: BenchOptions) -> None:
-    if options.rate is not None and options.levels is not None:
-        raise UsageError("--rate and --levels exclude each other", hint="one open-loop rate, or a closed-loop ladder")
-    if options.claiming is Claiming.TESTED and (options.rate is not None or options.levels is not None):
-        raise UsageError("--claim belongs to the search", hint="leave out --rate and --levels")
-    if options.levels is not None and options.burstiness is not None:
-        raise UsageError("--burstiness has no meaning in a closed loop", hint="leave it out, or give --rate")
-    for name, value, least in (
-        ("--rate", options.rate, 0.001),
-        ("--seconds", options.seconds, 1),
-        ("--warm-up-seconds", options.warm_up_seconds, 0.1),
-        ("--seed", options.seed, 0),
-    ):
-        if value is not None and not (math.isfinite(value) and value >= least):
-            raise UsageError(f"{name} {value:g}", hint=f"at least {least:g}")
-    longest_s = max(options.seconds or LEVEL_SECONDS, options.warm_up_seconds)
-    if longest_s * (options.rate or 1.0) > MOST_REQUESTS:
-        raise UsageError(
-            f"that is more than {MOST_REQUESTS:,} requests or seconds at once", hint="give a lower --rate or --seconds"
-        )
-
-
-def _made(out: Path | None) -> Path | None:
-    if out is None:
-        return None
-    if (out / "bench.json").exists():
-        raise UsageError(f"{out} holds a measurement already", hint="give --out another folder")
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file", hint="give --out a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    return out
 
 
 class _Stop:

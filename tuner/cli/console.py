@@ -7,6 +7,8 @@ import threading
 from typing import Self, TextIO
 
 from tuner import formatting
+from tuner.bench.level import asked
+from tuner.bench.phrases import note_text
 from tuner.candidate import Candidate
 from tuner.measurement import LoadKind, Measurement
 from tuner.study import confirm
@@ -23,7 +25,7 @@ from tuner.study.events import (
 from tuner.study.forecast import UNKNOWN_START_S, left_s
 from tuner.study.learnt import LearntRule
 from tuner.study.plan import Ladder, LoadPolicy, StudyPlan
-from tuner.study.record import Role, TrialOutcome, TrialRecord, accepted_tokens, asked
+from tuner.study.record import Role, TrialOutcome, TrialRecord, accepted_tokens
 from tuner.study.request_length import cautions, reason, up_to
 from tuner.study.result import Lack, StudyResult
 from tuner.study.sentence import LACKS
@@ -149,7 +151,7 @@ def outcome_words(record: TrialRecord) -> str:
     if record.start.cause is not None:
         return record.start.cause.explanation
     if record.outcome is TrialOutcome.BEHIND:
-        return "; ".join(record.notes)
+        return "; ".join(map(note_text, record.notes))
     reasons = next(
         (lv.verdict.reasons for lv in asked(record.levels) if lv.verdict.outcome is not Outcome.FEASIBLE), ()
     )

@@ -19,6 +19,7 @@ from tuner.errors import EnvironmentFaultError, InterruptedSearchError, NothingF
 from tuner.machine import cache_folder, this_machine
 from tuner.server.leftovers import end_leftovers
 from tuner.study.fleet import LocalFleet
+from tuner.study.local_servers import local_trials
 from tuner.study.loop import Loop
 from tuner.study.plan import StudyPlan
 from tuner.study.result import Decision, StudyResult
@@ -26,7 +27,6 @@ from tuner.study.search import Search, sampler_name
 from tuner.study.seeds import seeds
 from tuner.study.setting import StudySetting
 from tuner.study.store import Store
-from tuner.study.trial import TrialRunner
 from tuner.telemetry.gpu import gpu_adapter
 from tuner.vllm.defaults import vllm_defaults
 from tuner.vllm.flags import installed_vllm
@@ -124,7 +124,7 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
             shown.say(f"the report could not be written yet: {error!r}")
 
     with progress(plan, environment.vllm_version, store.records(), look) as shown, _signals_set(stop, shown):
-        runner = TrialRunner(plan, store, clock, gpu_adapter(), shown.show, stop)
+        runner = local_trials(plan, store, clock, gpu_adapter(), shown.show, stop)
         result = Loop(
             plan=plan,
             store=store,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tuner import formatting
+from tuner.bench.phrases import note_text
 from tuner.report.tables import StudyFiles, TrialRow
 from tuner.report.translations import TABLE, Language, Words
 from tuner.study.conclusion import Conclusion, ConclusionKey, conclude
@@ -71,7 +72,7 @@ def remark(row: TrialRow, words: Words) -> str:
         return formatting.one_line(record.start.cause.explanation)
     if record.best is None and level is not None and record.outcome is not TrialOutcome.BEHIND:
         return reasons(level.verdict, words)
-    return formatting.one_line("; ".join(record.notes))
+    return formatting.one_line("; ".join(map(note_text, record.notes)))
 
 
 def reasons(verdict: Verdict, words: Words) -> str:

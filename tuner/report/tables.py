@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from tuner import jsonfile
+from tuner.bench.level import Level, asked
 from tuner.candidate import Candidate
 from tuner.environment import Environment
 from tuner.errors import UsageError
@@ -16,7 +17,7 @@ from tuner.formatting import one_line
 from tuner.jsonfile import TornFileError
 from tuner.measurement import Load, Measurement
 from tuner.study.plan import StudyPlan
-from tuner.study.record import Level, Role, TrialOutcome, TrialRecord, asked
+from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Figures, StudyResult
 from tuner.study.upgrade import read_plan, read_record
 

@@ -10,10 +10,11 @@ import math
 from collections.abc import Sequence
 
 from tuner.bench.capacity_search import Incumbent
+from tuner.bench.level import lowest
 from tuner.candidate import Candidate
 from tuner.measurement import LoadKind, Measurement
 from tuner.study.plan import OpenSearch, StudyPlan
-from tuner.study.record import Role, TrialOutcome, TrialRecord, lowest
+from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision, Figures, Lack
 
 CLAIM_SPREAD = 1.5

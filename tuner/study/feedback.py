@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from tuner.bench.level import Level, lowest
 from tuner.measurement import LoadKind
-from tuner.study.record import Level, TrialOutcome, TrialRecord, lowest
+from tuner.study.record import TrialOutcome, TrialRecord
 
 CONSTRAINTS = ("start", "slo", "preemption")
 """In this order and always all three: Optuna's GP takes constraints by position (search.md 1.2)."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tuner.bench.capacity_search import Capacity, Claim, Incumbent
+from tuner.bench.level import Level, asked
+from tuner.bench.measured import Note
 from tuner.candidate import Candidate
-from tuner.measurement import LoadKind, Measurement
+from tuner.measurement import Measurement
 from tuner.study.start_record import StartRecord
-from tuner.verdict import Outcome, Verdict
 from tuner.vllm import knobs
 
 SCHEMA = 2
@@ -48,12 +49,6 @@ class TrialOutcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
-    measurement: Measurement
-    verdict: Verdict
-
-
-@dataclass(frozen=True, slots=True)
 class TrialRecord:
     """One trial of one candidate: what was asked, what was measured, and its start.
 
@@ -73,7 +68,7 @@ class TrialRecord:
     outcome: TrialOutcome
     levels: tuple[Level, ...] = ()
     best: int | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     attempt: int = 1
     search_trial: int | None = None
     capacity: Capacity | None = None
@@ -111,26 +106,6 @@ class TrialRecord:
     def preemptions_seen(self) -> int | None:
         seen = [n for level in asked(self.levels) if (n := level.measurement.server.preemptions) is not None]
         return sum(seen) if seen else None
-
-
-def asked(levels: tuple[Level, ...]) -> tuple[Level, ...]:
-    """Those that were asked to keep the limits: the closed loop before an open one only fills the server."""
-    return tuple(level for level in levels if level.measurement.load.kind is LoadKind.OPEN) or levels
-
-
-def lowest(levels: tuple[Level, ...]) -> Level | None:
-    """The lowest load that was asked to keep the limits."""
-    return min(asked(levels), key=lambda level: level.measurement.load.level, default=None)
-
-
-def best_of(levels: tuple[Level, ...]) -> int | None:
-    """Index of the feasible level with the highest QPS."""
-    feasible = [
-        (level.measurement.qps, i)
-        for i, level in enumerate(levels)
-        if level.verdict.outcome is Outcome.FEASIBLE and level.measurement.qps is not None
-    ]
-    return max(feasible)[1] if feasible else None
 
 
 def accepted_tokens(candidate: Candidate, records: Iterable[TrialRecord]) -> int | None:

@@ -48,11 +48,12 @@ def upgraded_record(raw: Raw) -> Raw:
         return raw
     start = {key: raw[key] for key in _OF_THE_START if key in raw}
     rest = {key: value for key, value in raw.items() if key not in start}
+    notes = [{"kind": "remark", "text": text} for text in raw.get("notes", ())]
     try:
         levels = [_upgraded_level(level) for level in raw.get("levels", ())]
     except (KeyError, TypeError):
         levels = raw["levels"]  # torn: decoding it names the key
-    return {**rest, "levels": levels, "start": start, "schema": 2}
+    return {**rest, "notes": notes, "levels": levels, "start": start, "schema": 2}
 
 
 def _upgraded_level(raw: Raw) -> Raw:

@@ -1,0 +1,254 @@
+"""Measured: what a task showed, and the one way from a task to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from tuner.bench.capacity_search import (
+    Capacity,
+    Claim,
+    Ended,
+    Incumbent,
+    ProbeResult,
+    Saturation,
+    Stop,
+    claim,
+    search_capacity,
+)
+from tuner.bench.level import Level, best_of
+from tuner.bench.task import ClaimRate, HoldRate, RunLadder, Saturate, SearchCapacity, Task
+from tuner.load.prompts import SEARCH_TRACE
+from tuner.load.stream import Failure
+from tuner.measurement import Load, LoadKind
+from tuner.verdict import Outcome, Reason, Verdict, passes
+
+RISE = 1.02
+"""Factor by which a level must raise QPS over the best one before it, or the ladder ends."""
+
+
+class LoadOutcome(StrEnum):
+    """What a task says of its server. `BEHIND` was measured until it could not beat the incumbent any more."""
+
+    FEASIBLE = "feasible"
+    INFEASIBLE = "infeasible"
+    UNDECIDED = "undecided"
+    INVALID = "invalid"
+    BEHIND = "behind"
+
+
+class Cut(StrEnum):
+    """Why a task did not come to its end."""
+
+    INTERRUPTED = "interrupted"
+    SERVER_LOST = "server-lost"
+    NOT_IDLE = "not-idle"
+
+
+class LoadCutError(Exception):
+    """A load that was cut off: nothing more can be measured in this session."""
+
+    def __init__(self, cut: Cut) -> None:
+        super().__init__(cut)
+        self.cut = cut
+
+
+class InvalidLoadError(Exception):
+    """The client could not offer the load twice in a row: nothing can be said about the server."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__("; ".join(map(str, verdict.reasons)))
+        self.verdict = verdict
+
+
+@dataclass(frozen=True, slots=True)
+class NotOffered:
+    """A rate in requests/s that the client could not offer, and why."""
+
+    rate: float
+    reasons: tuple[Reason, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NothingTried:
+    """A closed loop that completed too little, `saturation` requests/s in `seconds`, for any rate to be tried."""
+
+    seconds: float
+    saturation: float
+
+
+@dataclass(frozen=True, slots=True)
+class FellBehind:
+    """A candidate that cannot beat the incumbent, by its race, or without one by its closed loop."""
+
+    capacity: Capacity
+    incumbent: Incumbent
+
+
+@dataclass(frozen=True, slots=True)
+class LostForAMoment:
+    """A server that did not take requests for a moment, and lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """A note in the words of an earlier version."""
+
+    text: str
+
+
+Note = NotOffered | NothingTried | FellBehind | LostForAMoment | Remark
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a task showed.
+
+    Attributes:
+        outcome: None if nothing was measured.
+        best: Index in `levels` of the level that counts. None if none does.
+        seconds: Seconds of load in `levels`.
+        capacity, claim: Answers of the tasks of these names. None for all others, and if the task was cut off.
+        cut: Why the task did not come to its end. None if it did.
+    """
+
+    levels: tuple[Level, ...]
+    outcome: LoadOutcome | None
+    best: int | None
+    seconds: float
+    capacity: Capacity | None = None
+    claim: Claim | None = None
+    notes: tuple[Note, ...] = ()
+    cut: Cut | None = None
+
+
+class Session(Protocol):
+    """One running server and what can be asked of it. A task cut off is a value, not an exception."""
+
+    def run(self, task: Task) -> Measured: ...
+
+
+class Loads(Protocol):
+    """The loads that a session puts on its server. Every one is appended to `levels`, its time added to `seconds`.
+
+    All raise LoadCutError if the server is lost or the user interrupts; `probe` raises InvalidLoadError.
+    """
+
+    levels: list[Level]
+    seconds: float
+
+    def warm_up(self, task: Task) -> None: ...
+
+    def closed(self, concurrency: int, seconds: float) -> Level:
+        """Keep `concurrency` requests under way, up to the first limit that cannot be kept any more."""
+        ...
+
+    def probe(self, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult: ...
+
+    def saturate(self, seconds: float) -> Saturation: ...
+
+
+def measure_task(task: Task, loads: Loads, queue_s: float = 0.0) -> Measured:
+    """Run a task. `queue_s` is how long the tightest limit lets a request wait, 0 if no limit is about waiting."""
+    first, before_s = len(loads.levels), loads.seconds
+    notes: list[Note] = []
+    capacity: Capacity | None = None
+    claimed: Claim | None = None
+    cut: Cut | None = None
+
+    def offered(rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
+        """Reject a rate that the client cannot offer: it is no rate to promise."""
+        try:
+            return loads.probe(rate, seconds, trace, stop)
+        except InvalidLoadError as error:
+            notes.append(NotOffered(rate, error.verdict.reasons))
+            return ProbeResult(rate, False, None, seconds)
+
+    try:
+        loads.warm_up(task)
+        match task:
+            case RunLadder():
+                _climb(task, loads)
+            case HoldRate():
+                offered(task.rate, task.seconds, SEARCH_TRACE, Stop.AT_END)
+            case Saturate():
+                loads.saturate(task.seconds)
+            case SearchCapacity():
+                capacity = search_capacity(offered, loads.saturate, task.incumbent, task.settings, queue_s)
+            case ClaimRate():
+                claimed = claim(offered, task.estimate, task.settings, queue_s)
+    except LoadCutError as error:
+        cut = error.cut
+    levels = tuple(loads.levels[first:])
+    best = _best(task, levels, capacity, claimed)
+    outcome = outcome_of(task, levels, capacity, claimed, notes)
+    if capacity is not None and capacity.ended is Ended.UNTRIED:
+        notes.append(NothingTried(capacity.seconds, capacity.saturation))
+    elif outcome is LoadOutcome.BEHIND and isinstance(task, SearchCapacity) and task.incumbent and capacity:
+        notes.append(FellBehind(capacity, task.incumbent))
+    return Measured(levels, outcome, best, loads.seconds - before_s, capacity, claimed, tuple(notes), cut)
+
+
+def _climb(task: RunLadder, loads: Loads) -> None:
+    best = 0.0
+    for concurrency in task.levels:
+        level = loads.closed(concurrency, task.level_s)
+        qps = level.measurement.qps or 0.0
+        if level.verdict.outcome is Outcome.INFEASIBLE or qps < RISE * best:
+            return
+        best = max(best, qps)
+
+
+def _held(capacity: Capacity | None, claimed: Claim | None) -> float | None:
+    """Return the highest rate that was loaded and passed, in requests per second."""
+    if claimed is not None:
+        return claimed.loaded
+    return None if capacity is None else capacity.passed
+
+
+def best_held(levels: Sequence[Level], held: float | None) -> int | None:
+    """Return the index of the level at the rate that was held; of several the one with the longest tail."""
+    passed = [
+        (level.measurement.ttft_ms.p99 if level.measurement.ttft_ms else 0.0, i)
+        for i, level in enumerate(levels)
+        if held is not None and level.measurement.load == Load(LoadKind.OPEN, held) and _is_kept(level)
+    ]
+    return max(passed)[1] if passed else None
+
+
+def _best(task: Task, levels: Sequence[Level], capacity: Capacity | None, claimed: Claim | None) -> int | None:
+    is_open = isinstance(task, SearchCapacity | ClaimRate)
+    return best_held(levels, _held(capacity, claimed)) if is_open else best_of(tuple(levels))
+
+
+def outcome_of(
+    task: Task,
+    levels: Sequence[Level],
+    capacity: Capacity | None,
+    claimed: Claim | None,
+    notes: Sequence[Note],
+) -> LoadOutcome | None:
+    """Judge a task by its levels and its answer; `notes` are the rates that could not be offered."""
+    if not levels:
+        return LoadOutcome.INVALID if notes else None
+    if _best(task, levels, capacity, claimed) is not None:
+        return LoadOutcome.FEASIBLE
+    if not isinstance(task, SearchCapacity | ClaimRate):
+        return LoadOutcome(levels[0].verdict.outcome)
+    if notes:
+        return LoadOutcome.INVALID
+    if _held(capacity, claimed) is not None or (capacity is None and claimed is None):
+        return LoadOutcome.UNDECIDED
+    if capacity is not None and capacity.ended is Ended.UNTRIED:
+        # Answers that took longer than anybody waited decide nothing; requests that failed outright do.
+        failed = any(kind != Failure.TIMEOUT for level in levels for kind, _ in level.measurement.failed)
+        return LoadOutcome.INFEASIBLE if failed else LoadOutcome.UNDECIDED
+    lost = capacity is not None and capacity.ended in (Ended.HOPELESS, Ended.RACE_LOST)
+    return LoadOutcome.BEHIND if lost else LoadOutcome.INFEASIBLE
+
+
+def _is_kept(level: Level) -> bool:
+    """Tell whether a level is good enough for a promise: none is made where preemptions could not be seen."""
+    return passes(level.measurement, level.verdict) and level.measurement.server.preemptions is not None

@@ -1,0 +1,146 @@
+"""Servers of this machine for trials: started, loaded through a LiveSession, and ended."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from tuner.bench.level import Level, LevelRun
+from tuner.bench.measured import Measured
+from tuner.bench.session import INTERRUPTED, LiveSession
+from tuner.clock import Clock
+from tuner.launch import LaunchSpec
+from tuner.load.drive import drive_closed
+from tuner.load.prompts import Prompts
+from tuner.load.requests_log import RequestLog
+from tuner.load.stream import Failure, Target
+from tuner.server.service import Deployment, Service, ServiceRequest, serving, start_limit
+from tuner.study.assignment import Assignment
+from tuner.study.events import Event, LevelMeasured, PhaseChanged
+from tuner.study.plan import StudyPlan, saturating_clients
+from tuner.study.store import Store
+from tuner.study.trial import ReadyServer, TrialRunner
+from tuner.telemetry.gpu import GpuAdapter
+from tuner.telemetry.sampler import Sampler, TelemetryLog
+from tuner.vllm import variables
+from tuner.vllm.cause import Cause, Fault
+
+HUNG_S = 30.0
+"""Seconds without a token after which an idle server is hung: the slowest candidate answers one request sooner."""
+
+
+def local_trials(
+    plan: StudyPlan,
+    store: Store,
+    clock: Clock,
+    gpu: GpuAdapter,
+    emit: Callable[[Event], None],
+    stop: threading.Event,
+) -> TrialRunner:
+    """Return the runner of trials on this machine."""
+    return TrialRunner(plan.base, LocalServers(plan, store, clock, gpu, emit, stop), clock, emit, stop)
+
+
+@dataclass
+class LocalServers:
+    """`Serve` on this machine. The first start's time limits the later ones."""
+
+    plan: StudyPlan
+    store: Store
+    clock: Clock
+    gpu: GpuAdapter
+    emit: Callable[[Event], None]
+    stop: threading.Event
+    _first_start_s: float | None = field(default=None, init=False)
+
+    @contextmanager
+    def __call__(self, assignment: Assignment, spec: LaunchSpec) -> Iterator[ReadyServer]:
+        request = ServiceRequest(
+            deployment=Deployment((spec,)),
+            folder=self.store.trial_folder(assignment.trial),
+            model=self.plan.model,
+            start_limit_s=start_limit(self._first_start_s, self.plan.start_limit_s),
+            clock=self.clock,
+            gpu_memory=self.gpu,
+            on_phase=lambda phase: self.emit(PhaseChanged(assignment.trial, assignment.group.name, phase)),
+            should_stop=self.stop.is_set,
+        )
+        ready: ReadyServer | None = None
+        try:
+            with serving(request) as service:
+                self._first_start_s = self._first_start_s or service.start_s
+                session = self._session(assignment, spec, service)
+                fault = partial(self._fault, service, session)
+                ready = ReadyServer(session, service.start_s, service.facts[0], fault)
+                yield ready
+        finally:
+            if ready is not None:
+                ready.stopped = service.stopped
+
+    def _session(self, assignment: Assignment, spec: LaunchSpec, service: Service) -> LiveSession:
+        plan = self.plan
+        # Confirmations get prompts and arrivals that no search trial saw; the same ones for winner and default.
+        seed = plan.seed + 1000 * assignment.traffic
+        return LiveSession(
+            target=Target(service.base_url, service.model_name, os.environ.get(variables.API_KEY)),
+            prompts=Prompts.for_model(plan.workload, plan.model, seed, service.base_url),
+            slos=plan.slos,
+            sampler=Sampler(
+                f"{service.base_url}/metrics",
+                gpu=self.gpu,
+                gpu_indices=assignment.group.gpus,
+                server_pid=service.pids[0],
+            ),
+            should_stop=self.stop.is_set,
+            on_level=self._level_log(assignment),
+            warm_up_s=assignment.warm_up_s,
+            seed=seed,
+            clients=saturating_clients(spec.max_num_seqs),
+        )
+
+    def _level_log(self, assignment: Assignment) -> Callable[[LevelRun], None]:
+        folder = self.store.trial_folder(assignment.trial)
+        requests, telemetry = RequestLog(folder / "requests.parquet"), TelemetryLog(folder / "telemetry.parquet")
+
+        def on_level(run: LevelRun) -> None:
+            load = run.measurement.load
+            requests.add(load.level, run.samples, load.kind)
+            telemetry.add(load.level, run.telemetry)
+            verdict = run.verdict if load.kind is self.plan.load.kind else None
+            self.emit(LevelMeasured(assignment.trial, assignment.group.name, run.measurement, verdict))
+
+        return on_level
+
+    def _fault(self, service: Service, session: LiveSession, measured: Measured) -> Cause | None:
+        """Explain why load went wrong. An engine that died may leave broken answers behind, not a closed port."""
+        died = service.died()
+        if died is not None or (measured.levels and not _unanswered(measured.levels[-1])):
+            return died
+        return self._hung(session)
+
+    def _hung(self, session: LiveSession) -> Cause | None:
+        """An engine that stands still leaves /health at 200, and what was measured looks like a slow candidate."""
+        request = replace(session.prompts.requests("hung", 1)[0], max_tokens=1)
+        samples = drive_closed(
+            session.target,
+            [request],
+            1,
+            0.1,
+            drain_s=HUNG_S,
+            watch=lambda _: INTERRUPTED if self.stop.is_set() else None,
+        )
+        if all(sample.failure is not Failure.TIMEOUT for sample in samples.requests):
+            return None
+        words = f"The server answers /health, and no token came within {HUNG_S:.0f} s."
+        return Cause("hung", Fault.UNKNOWN, "", words, "see the end of the log")
+
+
+def _unanswered(level: Level) -> bool:
+    """Tell whether a level may have ended as it did because no answers came any more."""
+    measurement = level.measurement
+    timed_out = any(kind == Failure.TIMEOUT for kind, _ in measurement.failed)
+    return measurement.aborted is not None or measurement.completed == 0 or timed_out
