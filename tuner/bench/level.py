@@ -20,7 +20,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class LevelRun:
-    """A finished level with everything that was seen: for files and progress, not for records."""
+    """Finished level with everything that was seen, for files and progress."""
 
     measurement: Measurement
     verdict: Verdict
@@ -38,7 +38,7 @@ class LevelRun:
 
 
 def asked(levels: tuple[Level, ...]) -> tuple[Level, ...]:
-    """Return the levels that had limits to keep: the closed loop before an open one only fills the server."""
+    """Return the levels that had limits to keep. The closed loop before an open one only fills the server."""
     return tuple(level for level in levels if level.measurement.load.kind is LoadKind.OPEN) or levels
 
 

@@ -1,4 +1,4 @@
-"""Measured: what a task showed, and the one way from a task to it."""
+"""Result of a task, and the one way from a task to it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tuner.measurement import Load, LoadKind
 from tuner.verdict import Outcome, Reason, Verdict, passes
 
 RISE = 1.02
-"""Factor by which a level must raise QPS over the best one before it, or the ladder ends."""
+"""Factor by which a level must raise QPS, or the ladder ends."""
 
 
 class LoadOutcome(StrEnum):
-    """What a task says of its server. `BEHIND` was measured until it could not beat the incumbent any more."""
+    """Statement of a task about its server. `BEHIND` was measured until it could not beat the incumbent any more."""
 
     FEASIBLE = "feasible"
     INFEASIBLE = "infeasible"
@@ -40,7 +40,7 @@ class LoadOutcome(StrEnum):
 
 
 class Cut(StrEnum):
-    """Why a task did not come to its end."""
+    """Reason why a task did not come to its end."""
 
     INTERRUPTED = "interrupted"
     SERVER_LOST = "server-lost"
@@ -48,7 +48,7 @@ class Cut(StrEnum):
 
 
 class LoadCutError(Exception):
-    """A load that was cut off: nothing more can be measured in this session."""
+    """Load that was cut off. Nothing more can be measured in this session."""
 
     def __init__(self, cut: Cut) -> None:
         super().__init__(cut)
@@ -56,7 +56,7 @@ class LoadCutError(Exception):
 
 
 class InvalidLoadError(Exception):
-    """The client could not offer the load twice in a row: nothing can be said about the server."""
+    """Load that the client could not offer twice in a row. It says nothing about the server."""
 
     def __init__(self, verdict: Verdict) -> None:
         super().__init__("; ".join(map(str, verdict.reasons)))
@@ -81,7 +81,7 @@ class NothingTried:
 
 @dataclass(frozen=True, slots=True)
 class FellBehind:
-    """A candidate that cannot beat the incumbent, by its race, or without one by its closed loop."""
+    """Candidate that cannot beat the incumbent, by its race or its closed loop."""
 
     capacity: Capacity
     incumbent: Incumbent
@@ -89,7 +89,7 @@ class FellBehind:
 
 @dataclass(frozen=True, slots=True)
 class LostForAMoment:
-    """A server that did not take requests for a moment, and lives."""
+    """Server that took no requests for a moment, and lives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ Note = NotOffered | NothingTried | FellBehind | LostForAMoment | Remark
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a task showed.
+    """Result of a task.
 
     Attributes:
         outcome: None if nothing was measured.
@@ -209,7 +209,7 @@ def _held(capacity: Capacity | None, claimed: Claim | None) -> float | None:
 
 
 def best_held(levels: Sequence[Level], held: float | None) -> int | None:
-    """Return the index of the level at the rate that was held; of several the one with the longest tail."""
+    """Return the index of the level at the held rate, of several the one with the longest tail."""
     passed = [
         (level.measurement.ttft_ms.p99 if level.measurement.ttft_ms else 0.0, i)
         for i, level in enumerate(levels)
@@ -250,5 +250,5 @@ def outcome_of(
 
 
 def _is_kept(level: Level) -> bool:
-    """Tell whether a level is good enough for a promise: none is made where preemptions could not be seen."""
+    """Test a level for a promise. None is made without seen preemptions."""
     return passes(level.measurement, level.verdict) and level.measurement.server.preemptions is not None

@@ -1,4 +1,4 @@
-"""LiveSession: the tasks of a trial or of `tuner bench` on a real server, whoever started it."""
+"""LiveSession: the tasks of a trial or of `tuner bench` on a real server."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from tuner.telemetry.sampler import Recording, Sampler
 from tuner.verdict import FEWEST_REQUESTS, Outcome, Verdict, judge, most_violations, passes
 
 CONCURRENCIES = (16, 64, 256)
-"""Numbers of clients that the warm-up tries in turn where nobody knows how many fill the server."""
+"""Numbers of clients that a warm-up tries in turn, if it is unknown how many fill the server."""
 
 FILLED = 1.1
-"""Factor by which more clients must raise the throughput, or the server counts as full."""
+"""Rise of the throughput below which the server counts as full."""
 
 SUPPLY = 2.0
-"""Requests prepared for a level, as a multiple of what the warm-up's throughput would use up."""
+"""Requests prepared for a level, as a multiple of the warm-up's pace."""
 
 TOLERATED = 0.5
-"""Share of the tightest wait that a queue's mean must exceed before it is called growing."""
+"""Share of the tightest wait below which no queue counts as growing."""
 
 WARM_UP_WAVES = 8
 IDLE_LIMIT_S = 30.0
@@ -48,7 +48,7 @@ def kept(measurement: Measurement, verdict: Verdict) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Throughput and mean answer time of the warm-up: about the most that any level reaches."""
+    """Throughput and answer time of the warm-up, about the most that any level reaches."""
 
     clients: int
     qps: float
@@ -61,7 +61,7 @@ class Pace:
         return cls(clients, len(answers_s) / max(seconds, 1e-3), float(np.mean(answers_s)) if answers_s else 0.0)
 
     def requests(self, seconds: float, clients: int) -> int:
-        """Return how many requests a closed loop needs so that they do not run out."""
+        """Return the number of requests that a closed loop cannot exhaust."""
         return round(SUPPLY * self.qps * seconds) + 2 * clients
 
 
@@ -94,7 +94,7 @@ class LiveSession:
         return measure_task(task, self, longest_wait_s(self.slos))
 
     def warm_up(self, task: Task) -> None:
-        """Load the server before anything is measured: the first load after a start is 8 to 20 % slower."""
+        """Load the server before measuring. The first load is 8 to 20 % slower (docs/vllm.md)."""
         if isinstance(task, HoldRate | SearchCapacity | ClaimRate):
             self._arrivals = task.arrivals
         if self._pace is not None:
@@ -164,7 +164,7 @@ class LiveSession:
         return self._finished(samples, recording, Load(LoadKind.OPEN, rate))
 
     def _fill(self) -> Pace:
-        """Find the clients that fill the server without a queue many times its answers' length."""
+        """Find the clients that fill the server without a long queue."""
         best: Pace | None = None
         for clients in CONCURRENCIES:
             pace = self._pace_at(clients, self.warm_up_s / len(CONCURRENCIES))
@@ -175,7 +175,7 @@ class LiveSession:
         return best
 
     def _pace_at(self, clients: int, seconds: float) -> Pace:
-        """Send throw-away prompts in rounds: nobody knows yet how many `seconds` use up. The last tells the pace."""
+        """Send throw-away prompts in rounds, since their number is unknown. The last round gives the pace."""
         deadline = time.monotonic() + seconds
         for attempt in itertools.count():
             left_s = max(0.1, deadline - time.monotonic())
@@ -186,7 +186,7 @@ class LiveSession:
         raise AssertionError("itertools.count ends")
 
     def _requests(self, key: str, count: int) -> list[Request]:
-        """Return the same lengths for a key each time, and never the same words: the prefix cache knows those."""
+        """Return a key's lengths with new words each time. The prefix cache knows the old ones."""
         self._repeats[key] += 1
         return self.prompts.requests(key, count, self._repeats[key] - 1)
 
@@ -218,7 +218,7 @@ class LiveSession:
 
 
 class LevelWatch:
-    """Rule that ends a level whose verdict cannot change: a preemption, a failure, or more late answers than may be."""
+    """Watch that ends a level with a certain verdict: a preemption, a failure, or too many late answers."""
 
     def __init__(
         self, slos: Sequence[Slo], recording: Recording, should_stop: Callable[[], bool], planned: float

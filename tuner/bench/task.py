@@ -10,7 +10,7 @@ from tuner.load.arrivals import Arrivals
 
 @dataclass(frozen=True, slots=True)
 class RunLadder:
-    """Closed loops of `levels` concurrent requests, `level_s` seconds each, in this order."""
+    """Closed loops of `levels` concurrent requests, `level_s` seconds each."""
 
     levels: tuple[int, ...]
     level_s: float
@@ -27,7 +27,7 @@ class HoldRate:
 
 @dataclass(frozen=True, slots=True)
 class SearchCapacity:
-    """The search for the highest open-loop rate that keeps the limits; a race first if there is an incumbent."""
+    """Search for the highest open-loop rate that keeps the limits. With an incumbent it races first."""
 
     settings: SearchSettings = field(default_factory=SearchSettings)
     arrivals: Arrivals = field(default_factory=Arrivals)
@@ -36,7 +36,7 @@ class SearchCapacity:
 
 @dataclass(frozen=True, slots=True)
 class ClaimRate:
-    """The proof of a rate on several traces, from `estimate` requests/s downwards."""
+    """Proof of a rate on several traces, from `estimate` downwards."""
 
     estimate: float
     settings: SearchSettings = field(default_factory=SearchSettings)
@@ -45,7 +45,7 @@ class ClaimRate:
 
 @dataclass(frozen=True, slots=True)
 class Saturate:
-    """One closed loop that keeps the server full and has no limits to keep."""
+    """Closed loop that keeps the server full, without limits."""
 
     seconds: float
 

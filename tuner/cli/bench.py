@@ -1,4 +1,4 @@
-"""Command `tuner bench`: the load that a running server sustains under the limits, whatever engine it is."""
+"""Command `tuner bench`: the load that a running server sustains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the search is told of a trial: one table from outcome to value and constraints (search.md section 4)."""
+"""Feedback of a trial to the search: one table from outcome to value and constraints (docs/search.md)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from tuner.measurement import LoadKind
 from tuner.study.record import TrialOutcome, TrialRecord
 
 CONSTRAINTS = ("start", "slo", "preemption")
-"""In this order and always all three: Optuna's GP takes constraints by position (search.md 1.2)."""
+"""Names of the constraints, always all three in this order: Optuna's GP takes them by position."""
 
 _MARGIN_CAP = 2.0
 _NOT_SHOWN_FEASIBLE = 0.05
 _BEHIND = 0.99
-"""Of the best: who lost a race against it may be as good, but must not be told so."""
+"""Share of the best that a race's loser without an estimate gets."""
 _KEPT = (-1.0, -0.05, -0.02)
-"""It started, and nothing says that it breaks anything at a load of its own."""
+"""Constraints of a start that broke nothing at its own load."""
 
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """`value` is QPS; constraints are kept at or below 0. `imputed` values were never measured."""
+    """Answer to a proposal. `value` is QPS; constraints are kept at or below 0. `imputed` values were never
+    measured."""
 
     value: float
     constraints: tuple[float, float, float]
@@ -30,10 +31,10 @@ class Feedback:
 
 
 def feedback_for(record: TrialRecord, nearest: Feedback | None) -> Feedback | None:
-    """None: the search learns nothing from it (FAIL). `nearest` is the closest trial that was measured, if any.
+    """Return the feedback, None if the search learns nothing (FAIL). `nearest` is the closest measured trial.
 
-    A refused or crashed start is a broken first constraint and otherwise looks like its measured neighbour: told as a
-    failure it would be proposed again, told as 0 QPS it would drag down the model next to the best region.
+    A refused or crashed start violates the first constraint and otherwise looks like its measured neighbour. As FAIL
+    it would be proposed again; with 0 QPS it would drag down the model next to the best region.
     """
     match record.outcome:
         case TrialOutcome.REFUSED | TrialOutcome.DIED:
@@ -47,14 +48,16 @@ def feedback_for(record: TrialRecord, nearest: Feedback | None) -> Feedback | No
 
 
 def not_started(nearest: Feedback | None) -> Feedback:
-    """What a start that is refused is told as, and one that would be: no figure of it was measured."""
+    """Return the feedback of a refused start, or of an excluded one."""
     like = nearest or Feedback(0.0, (1.0, 0.0, -0.02), imputed=True)
     return Feedback(like.value, (1.0, *like.constraints[1:]), imputed=True)
 
 
 def _behind(record: TrialRecord) -> Feedback | None:
-    """What it is likely to sustain, never more than the best, at no fault. Told as a failure it would come again;
-    told as just behind the best, all of them would look alike to the model."""
+    """Return what a race's loser is likely to sustain, at most the best.
+
+    As FAIL it would come again. As just behind the best, all losers would look alike to the model.
+    """
     capacity, best = record.capacity, record.incumbent
     if capacity is None or best is None:
         return None
@@ -78,7 +81,7 @@ def _measured(record: TrialRecord) -> Feedback | None:
 
 
 def _level(record: TrialRecord) -> Level | None:
-    """The one that counts, else the lowest load; None for an open-loop trial that never came to its first rate."""
+    """Return the level that counts, else the lowest. None if an open-loop trial tried no rate."""
     if record.best is not None:
         return record.levels[record.best]
     level = lowest(record.levels)

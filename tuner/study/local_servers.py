@@ -1,4 +1,4 @@
-"""Servers of this machine for trials: started, loaded through a LiveSession, and ended."""
+"""Servers of this machine for trials."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tuner.vllm import variables
 from tuner.vllm.cause import Cause, Fault
 
 HUNG_S = 30.0
-"""Seconds without a token after which an idle server is hung: the slowest candidate answers one request sooner."""
+"""Seconds without a token after which an idle server is hung. The slowest candidate answers one request sooner."""
 
 
 def local_trials(
@@ -123,7 +123,7 @@ class LocalServers:
         return self._hung(session)
 
     def _hung(self, session: LiveSession) -> Cause | None:
-        """An engine that stands still leaves /health at 200, and what was measured looks like a slow candidate."""
+        """Test for a hung engine. It leaves /health at 200, and its measurements look like a slow candidate's."""
         request = replace(session.prompts.requests("hung", 1)[0], max_tokens=1)
         samples = drive_closed(
             session.target,
@@ -140,7 +140,7 @@ class LocalServers:
 
 
 def _unanswered(level: Level) -> bool:
-    """Tell whether a level may have ended as it did because no answers came any more."""
+    """Return True if a level may have ended for want of answers."""
     measurement = level.measurement
     timed_out = any(kind == Failure.TIMEOUT for kind, _ in measurement.failed)
     return measurement.aborted is not None or measurement.completed == 0 or timed_out

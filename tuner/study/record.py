@@ -28,14 +28,17 @@ class Role(StrEnum):
 
     @property
     def searches(self) -> bool:
-        """Whether the start looks for the best candidate; the others measure anew what was found."""
+        """Return True if the trial looks for the best candidate."""
         return self in (Role.DEFAULT, Role.SEED, Role.SEARCH)
 
 
 class TrialOutcome(StrEnum):
-    """`FEASIBLE`, `INFEASIBLE`, `UNDECIDED` and `INVALID` were measured; `BEHIND` was measured until it could not
-    become the best any more, and has no figure of its own; `REFUSED` and `DIED` are the candidate's fault (at start,
-    under load); `INFRASTRUCTURE` is not its fault and teaches the search nothing."""
+    """Outcome of a trial. `FEASIBLE`, `INFEASIBLE`, `UNDECIDED` and `INVALID` were measured.
+
+    `BEHIND` was measured until it could not become the best any more, and has no figure of its own. `REFUSED` and
+    `DIED` are the candidate's fault (at start, under load). `INFRASTRUCTURE` is not, and gives the search no
+    feedback.
+    """
 
     FEASIBLE = "feasible"
     INFEASIBLE = "infeasible"
@@ -78,7 +81,7 @@ class TrialRecord:
 
     @property
     def counts(self) -> bool:
-        """Whether it counts against the plan: what the machine or a person spoilt is done again."""
+        """Return True if it counts against the plan. Interrupted trials and faults of the machine are retried."""
         return self.outcome not in (TrialOutcome.INTERRUPTED, TrialOutcome.INFRASTRUCTURE)
 
     @property
@@ -87,9 +90,9 @@ class TrialRecord:
 
     @property
     def qps(self) -> float | None:
-        """The trial's answer: the highest feasible QPS. None when no level was feasible.
+        """Return the highest feasible QPS, None if no level was feasible.
 
-        In an open loop the rate that a search estimates and that a claim held, rather than the QPS of one level.
+        In an open loop it is the rate that a search estimates or that a claim held.
         """
         if self.best_level is None:
             return None
@@ -99,7 +102,7 @@ class TrialRecord:
 
     @property
     def saturation(self) -> float | None:
-        """QPS of the closed loop that kept the server full; None where there was none."""
+        """Return the QPS of the saturating closed loop, None without one."""
         return None if self.capacity is None else self.capacity.saturation
 
     @property
@@ -111,6 +114,6 @@ class TrialRecord:
 def accepted_tokens(candidate: Candidate, records: Iterable[TrialRecord]) -> int | None:
     """Return the longest request that the candidate's servers reported, else were given. None if neither is known."""
     starts = [r for r in records if r.candidate == candidate]
-    told = [r.start.facts.max_model_len for r in starts if r.start.facts is not None]
-    told += [v for r in starts if isinstance(v := r.start.launch.value(knobs.MAX_MODEL_LEN), int) and v > 0]
-    return next((tokens for tokens in told if tokens is not None), None)
+    reported = [r.start.facts.max_model_len for r in starts if r.start.facts is not None]
+    reported += [v for r in starts if isinstance(v := r.start.launch.value(knobs.MAX_MODEL_LEN), int) and v > 0]
+    return next((tokens for tokens in reported if tokens is not None), None)

@@ -1,4 +1,4 @@
-"""One assignment through server and load to its record; the only place that makes a TrialRecord."""
+"""One assignment from server and load to its record. Nothing else makes a TrialRecord."""
 
 from __future__ import annotations
 
