@@ -75,7 +75,7 @@ class Night:
         return sum(r.outcome is TrialOutcome.REFUSED for r in self.records)
 
     @property
-    def spared(self) -> list[Candidate]:
+    def saved(self) -> list[Candidate]:
         study = optuna.load_study(study_name=self.plan.study, storage=self.plan.storage)
         return [Candidate.of(t.user_attrs["flags"]) for t in study.trials if "ruled_out" in t.user_attrs]
 
@@ -95,9 +95,9 @@ def test_fewer_starts_are_refused_with_the_rules_than_without(nights: list[tuple
 
 def test_every_start_that_was_spared_would_have_been_refused(nights: list[tuple[Night, Night]]) -> None:
     for night, _ in nights:
-        assert night.spared
-        assert not [c for c in night.spared if night.machine.would_start(c)]
-        assert sum(rule.spared for rule in night.result.learnt) == len(night.spared)
+        assert night.saved
+        assert not [c for c in night.saved if night.machine.would_start(c)]
+        assert sum(rule.saved for rule in night.result.learnt) == len(night.saved)
         assert {rule.cause for rule in night.result.learnt} >= {CAPACITY, "oom"}
         assert not [rule for rule in night.result.learnt if rule.withdrawn_by is not None]
 
@@ -105,7 +105,7 @@ def test_every_start_that_was_spared_would_have_been_refused(nights: list[tuple[
 def test_what_was_spared_is_in_no_record_and_no_figure(nights: list[tuple[Night, Night]]) -> None:
     for night, _ in nights:
         assert night.result.starts == len(night.records) == STARTS
-        assert not {r.candidate for r in night.records} & set(night.spared)
+        assert not {r.candidate for r in night.records} & set(night.saved)
         measured = {r.search_trial for r in night.records if r.levels}
         study = optuna.load_study(study_name=night.plan.study, storage=night.plan.storage)
         told = {t.number for t in study.trials if t.user_attrs.get("imputed") is False}

@@ -37,12 +37,12 @@ def test_a_trial_that_measured_nothing_yet_has_no_last_level(tmp_path: Path) -> 
 
 
 def test_the_last_words_of_a_search_say_what_was_learnt_and_avoided() -> None:
-    learnt = (LearntRule(4, "oom", (FlagLimit("max-num-seqs", ">=", 512),), spared=3), LearntRule(9, "oom", ()))
+    learnt = (LearntRule(4, "oom", (FlagLimit("max-num-seqs", ">=", 512),), saved=3), LearntRule(9, "oom", ()))
     result = StudyResult(
         "s", Decision.KEEP_DEFAULT, None, None, None, 12, 2, 60.0, True, "Keep the default.", "2026-11-25", learnt
     )
     lines = result_lines(result, (), Candidate(()), {}).splitlines()
-    assert "learnt    what is not started any more; 3 starts avoided so far" in lines
+    assert "learnt    what is not started any more; 3 starts saved so far" in lines
     assert "          3 × max-num-seqs ≥ 512 (oom, trial 0004)" in lines
     assert not [
         line

@@ -290,7 +290,7 @@ def test_the_report_is_written_from_json_alone(tmp_path: Path) -> None:
 
 
 LEARNT = (
-    learnt.LearntRule(7, "memory-wanted", (learnt.FlagLimit("gpu-memory-utilization", ">", 0.953),), spared=4),
+    learnt.LearntRule(7, "memory-wanted", (learnt.FlagLimit("gpu-memory-utilization", ">", 0.953),), saved=4),
     learnt.LearntRule(0, "kv-capacity", (learnt.FlagLimit("kv-cache-memory-bytes", "<", 25_165_824),)),
     learnt.LearntRule(
         12,

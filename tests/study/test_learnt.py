@@ -196,7 +196,7 @@ def test_a_refusal_that_a_rule_predicted_is_no_rule_of_its_own(made: StudyPlan) 
 
 
 def test_a_rule_survives_its_file(made: StudyPlan) -> None:
-    rule = replace(of_one(made, CORNER, cause("oom")), spared=3, withdrawn_by=12)
+    rule = replace(of_one(made, CORNER, cause("oom")), saved=3, withdrawn_by=12)
     assert jsonfile.loads(jsonfile.dumps(rule), LearntRule) == rule
 
 

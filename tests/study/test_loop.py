@@ -254,9 +254,9 @@ def test_what_refused_starts_taught_is_said_once_and_stands_in_the_result(tmp_pa
     run = StudyRun(plan(tmp_path / "s", starts=12, confirm_starts=0), run_trial)
     result = run.loop.run()
     said = [str(e.rule) for e in run.events if isinstance(e, RuleApplied)]
-    spared = [rule for rule in result.learnt if rule.spared]
-    assert spared
-    assert sorted(said) == sorted(str(rule) for rule in spared)
+    saved = [rule for rule in result.learnt if rule.saved]
+    assert saved
+    assert sorted(said) == sorted(str(rule) for rule in saved)
     refused = [r.trial for r in run.store.records() if r.outcome is TrialOutcome.REFUSED]
     assert [rule.trial for rule in result.learnt] == refused[:1]
     assert len(refused) == 1

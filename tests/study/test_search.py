@@ -166,7 +166,7 @@ def test_what_a_rule_forbids_is_not_started_seeds_included(tmp_path: Path) -> No
         asked.tell(answered(proposal, trial, 10.0))
     (rule,) = asked.learnt
     assert (rule.trial, rule.cause) == (1, "memory-wanted")
-    assert rule.spared == len(ruled_out(tmp_path / "s")) > 1
+    assert rule.saved == len(ruled_out(tmp_path / "s")) > 1
     assert {t.user_attrs["role"] for t in ruled_out(tmp_path / "s")} >= {Role.SEED}
 
 
@@ -226,7 +226,7 @@ def test_rules_and_what_they_avoided_survive_a_restart(tmp_path: Path) -> None:
     second = search(tmp_path / "s")
     second.restore(records)
     assert second.learnt == first.learnt
-    assert second.learnt[0].spared > 0
+    assert second.learnt[0].saved > 0
     assert second.ask().newly_applied == ()
     avoided = {json.dumps(t.user_attrs["flags"]) for t in ruled_out(tmp_path / "s")}
     assert len(avoided) == len(ruled_out(tmp_path / "s"))
@@ -236,7 +236,7 @@ def test_rules_against_all_that_is_left_are_put_to_the_test(tmp_path: Path) -> N
     asked = search(tmp_path / "s")
     asked.tell(refused(asked.ask(), 0, replace(SCARCE, bounds=(Bound("gpu-memory-utilization", "<=", 0.5),))))
     proposal = asked.ask()
-    assert asked.learnt[0].spared == REPEATS_BEFORE_RANDOM
+    assert asked.learnt[0].saved == REPEATS_BEFORE_RANDOM
     asked.tell(answered(proposal, 1, 10.0))
     assert asked.learnt[0].withdrawn_by == 1
     assert asked.ask().newly_applied == ()

@@ -42,3 +42,10 @@ def test_the_committed_study_is_read_whole_and_reported(tmp_path: Path) -> None:
     assert all(r.start.started_at and r.start.launch.arguments for r in study.records)
     assert study.winner is not None and study.quoted(study.winner) is not None
     assert write_report(folder).is_file()
+
+
+def test_a_result_of_before_is_read_with_the_starts_that_its_rules_saved(tmp_path: Path) -> None:
+    raw = json.loads((EXAMPLE / "result.json").read_text(encoding="utf-8"))
+    rule = {"trial": 4, "cause": "oom", "limits": [], "withdrawn_by": None, "spared": 3}
+    (tmp_path / "result.json").write_text(json.dumps({**raw, "learnt": [rule]}), encoding="utf-8")
+    assert [rule.saved for rule in Store(tmp_path).result().learnt] == [3]

@@ -245,12 +245,12 @@ def learnt_lines(rules: tuple[LearntRule, ...]) -> list[str]:
     """List what the search does not start any more, with its trial. Empty if nothing was learnt."""
     if not rules:
         return []
-    spared = sum(rule.spared for rule in rules)
-    head = f"learnt    what is not started any more; {spared} {'start' if spared == 1 else 'starts'} avoided so far"
-    return [head, *(f"          {_spared(rule)}{rule}" for rule in rules)]
+    saved = sum(rule.saved for rule in rules)
+    head = f"learnt    what is not started any more; {saved} {'start' if saved == 1 else 'starts'} saved so far"
+    return [head, *(f"          {_saved(rule)}{rule}" for rule in rules)]
 
 
-def _spared(rule: LearntRule) -> str:
+def _saved(rule: LearntRule) -> str:
     if rule.withdrawn_by is not None:
         return f"withdrawn, trial {rule.withdrawn_by:04d} started: "
-    return f"{rule.spared} × " if rule.spared else ""
+    return f"{rule.saved} × " if rule.saved else ""

@@ -254,8 +254,8 @@ def _learnt(p: Picture) -> list[RenderableType]:
     rules = p.result.learnt if p.result else ()
     if not rules:
         return []
-    spared = sum(rule.spared for rule in rules)
-    return [Text(), _line((f"rules learnt from refused starts: {len(rules)}, starts avoided: {spared}", "dim"))]
+    saved = sum(rule.saved for rule in rules)
+    return [Text(), _line((f"rules learnt from refused starts: {len(rules)}, starts saved: {saved}", "dim"))]
 
 
 def _figures(f: Figures) -> str:

@@ -184,8 +184,8 @@ def length_rows(study: StudyFiles, words: Words) -> list[SummaryRow]:
     shown = [n for n in sorted(best, reverse=True) if best[n] > max((q for m, q in best.items() if m > n), default=0)]
     if len(best) < 2:
         return []
-    told = [words("by-length", qps=formatting.qps(best[n]), tokens=f"{n:,}") for n in (*shown[:1], *shown[1:][-3:])]
-    return [SummaryRow(words("row-by-length"), "; ".join(told), "")]
+    said = [words("by-length", qps=formatting.qps(best[n]), tokens=f"{n:,}") for n in (*shown[:1], *shown[1:][-3:])]
+    return [SummaryRow(words("row-by-length"), "; ".join(said), "")]
 
 
 def _about_length(study: StudyFiles, words: Words) -> list[CautionRow]:

@@ -19,7 +19,7 @@ from tuner.measurement import Load, Measurement
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Figures, StudyResult
-from tuner.study.upgrade import read_plan, read_record
+from tuner.study.upgrade import read_plan, read_record, read_result
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ def read_study(folder: Path) -> StudyFiles:
         raise UsageError(f"the plan cannot be read: {error}", hint="was it written by a newer tuner?") from error
     unread: list[Unread] = []
     environment = _read(folder, folder / "environment.json", lambda path: jsonfile.load(path, Environment), unread)
-    result = _read(folder, folder / "result.json", lambda path: jsonfile.load(path, StudyResult), unread, optional=True)
+    result = _read(folder, folder / "result.json", read_result, unread, optional=True)
     paths = sorted((folder / "trials").glob("*/record.json"))
     records = [_read(folder, path, read_record, unread) for path in paths]
     return StudyFiles(

@@ -71,7 +71,7 @@ class LearntRule:
     """Corner of the space that the search does not start any more.
 
     `trial` was refused with a cause of the kind `cause`, which may be CAPACITY. `limits` are those on searched flags.
-    `withdrawn_by` is a start that succeeded beyond them all, None while the rule holds. `spared` counts the candidates
+    `withdrawn_by` is a start that succeeded beyond them all, None while the rule holds. `saved` counts the candidates
     that were not started because of it.
     """
 
@@ -79,7 +79,7 @@ class LearntRule:
     cause: str
     limits: tuple[FlagLimit, ...]
     withdrawn_by: int | None = None
-    spared: int = 0
+    saved: int = 0
 
     def rules_out(self, values: Mapping[str, Value]) -> bool:
         """Return True if a server with these values is beyond every limit."""

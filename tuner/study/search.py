@@ -132,7 +132,7 @@ class Search:
         self._setting = setting
         self._records: dict[int, TrialRecord] = {}
         self._rules: tuple[LearntRule, ...] = ()
-        self._spared: Counter[str] = Counter()
+        self._saved: Counter[str] = Counter()
         self._axes = tuple(ParameterAxis(parameter) for parameter in plan.parameters)
         self._known: dict[str, Feedback | None] = {}
         self._measured: list[tuple[tuple[float, ...], Feedback]] = []
@@ -163,7 +163,7 @@ class Search:
                 self._remember(self._axis_point(frozen.params), record)
             elif attributes.ruled_out is not None and frozen.state is TrialState.COMPLETE:
                 assert frozen.value is not None
-                self._spared[attributes.ruled_out] += 1
+                self._saved[attributes.ruled_out] += 1
                 start, slo, preemption = (frozen.constraints[name] for name in CONSTRAINTS)
                 candidate = Candidate.of(attributes.flags or {})
                 self._known[candidate.id] = Feedback(frozen.value, (start, slo, preemption), imputed=True)
@@ -191,7 +191,7 @@ class Search:
             # If all that is left is ruled out, the rules are put to the test: a refused start costs little.
             rule = None if last or role is Role.DEFAULT else self._rule_violated_by(candidate)
             if rule is not None:
-                if not self._spared[str(rule)]:
+                if not self._saved[str(rule)]:
                     newly_applied.append(rule)
                 self._skip(trial, role, candidate, rule)
                 continue
@@ -224,7 +224,7 @@ class Search:
     @property
     def learnt(self) -> tuple[LearntRule, ...]:
         """Rules so far, each with its number of saved starts."""
-        return tuple(replace(rule, spared=self._spared[str(rule)]) for rule in self._rules)
+        return tuple(replace(rule, saved=self._saved[str(rule)]) for rule in self._rules)
 
     def _learn(self) -> None:
         self._rules = known_rules(self._setting, self._records.values())
@@ -272,7 +272,7 @@ class Search:
 
     def _skip(self, trial: Trial, role: Role, candidate: Candidate, rule: LearntRule) -> None:
         """Answer a proposal as refused, without a start."""
-        self._spared[str(rule)] += 1
+        self._saved[str(rule)] += 1
         answer = not_started(self._nearest(self._axis_point(trial.params)))
         self._known[candidate.id] = answer
         _Attributes(role=role, flags=dict(candidate.values), ruled_out=str(rule)).write(trial)

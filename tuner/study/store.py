@@ -19,7 +19,7 @@ from tuner.study.assignment import Assignment
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
 from tuner.study.result import StudyResult
-from tuner.study.upgrade import read_plan, read_record
+from tuner.study.upgrade import read_plan, read_record, read_result
 
 ASSIGNMENT = "assignment.json"
 """Name of the file with a trial's assignment."""
@@ -127,7 +127,7 @@ class Store:
         dump(self.folder / "result.json", result)
 
     def result(self) -> StudyResult:
-        return self._read("result.json", StudyResult)
+        return self._checked("result.json", read_result)
 
     def _read(self, name: str, kind: type[T]) -> T:
         return self._checked(name, lambda path: load(path, kind))

@@ -8,6 +8,7 @@ from typing import Any
 from tuner import jsonfile
 from tuner.study.plan import StudyPlan
 from tuner.study.record import SCHEMA, TrialRecord
+from tuner.study.result import StudyResult
 
 Raw = dict[str, Any]
 """A JSON object as it was read."""
@@ -27,6 +28,21 @@ def read_record(path: Path) -> TrialRecord:
     if record.schema != SCHEMA:
         raise jsonfile.TornFileError(f"{path}: schema {record.schema}, where {SCHEMA} is the newest known")
     return record
+
+
+def read_result(path: Path) -> StudyResult:
+    """Read a result of any version. Raises TornFileError if it is not readable."""
+    return jsonfile.load(path, StudyResult, upgraded_result)
+
+
+def upgraded_result(raw: Raw) -> Raw:
+    """Return a result whose rules count starts as `saved`, called `spared` before."""
+    if not isinstance(learnt := raw.get("learnt"), list):
+        return raw
+    rules = [
+        {"saved" if key == "spared" else key: rule[key] for key in rule} for rule in learnt if isinstance(rule, dict)
+    ]
+    return {**raw, "learnt": rules} if len(rules) == len(learnt) else raw
 
 
 def upgraded_plan(raw: Raw) -> Raw:
