@@ -1,4 +1,4 @@
-"""What scripts/keep_study.py keeps of a study for git."""
+"""Files that scripts/keep_study.py keeps of a study for git."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a request the servers of a study accept."""
+"""Length of a request that the servers of a study accept."""
 
 from __future__ import annotations
 

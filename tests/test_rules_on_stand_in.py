@@ -12,7 +12,7 @@ import pytest
 from tests.fakes import ScriptedClock
 from tests.study.builders import plan
 from tests.test_capacity import QWEN3_8B
-from tests.virtual_night import VirtualMachine
+from tests.virtual_machine import VirtualMachine
 from tuner.candidate import Candidate
 from tuner.environment import Gpu, describe
 from tuner.load.workload import workload
@@ -41,7 +41,7 @@ SPACE = Space(
     baseline=(("kv-cache-memory-bytes", 1 << 30), ("max-model-len", 2048)),
     fixed=(("max-model-len", 2048),),
 )
-"""Below 288 MiB no request of 2,048 tokens fits, above some 6 GiB the GPU's memory is full."""
+"""Space in which no request of 2,048 tokens fits below 288 MiB, and the GPU is full above some 6 GiB."""
 STARTS = 12
 
 
@@ -52,7 +52,7 @@ class ForgetfulSearch(Search):
         return None
 
 
-class Night:
+class Simulated:
     def __init__(self, folder: Path, kind: type[Search], seed: int) -> None:
         made = plan(folder, starts=STARTS, confirm_starts=0)
         (folder / "config.json").write_text(json.dumps({**QWEN3_8B, "torch_dtype": "bfloat16"}))
@@ -81,32 +81,36 @@ class Night:
 
 
 @pytest.fixture(scope="module")
-def nights(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Night, Night]]:
-    """The same two nights with the rules and without; in both the search asks for what the rules forbid."""
-    folder = tmp_path_factory.mktemp("nights")
-    return [(Night(folder / f"w{i}", Search, i), Night(folder / f"o{i}", ForgetfulSearch, i)) for i in (1, 2)]
+def studies(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Simulated, Simulated]]:
+    """The same two studies with the rules and without; in both the search asks for what the rules forbid."""
+    folder = tmp_path_factory.mktemp("studies")
+    return [(Simulated(folder / f"w{i}", Search, i), Simulated(folder / f"o{i}", ForgetfulSearch, i)) for i in (1, 2)]
 
 
-def test_fewer_starts_are_refused_with_the_rules_than_without(nights: list[tuple[Night, Night]]) -> None:
-    learning, forgetful = (sum(pair[i].refused for pair in nights) for i in (0, 1))
+def test_fewer_starts_are_refused_with_the_rules_than_without(
+    studies: list[tuple[Simulated, Simulated]],
+) -> None:
+    learning, forgetful = (sum(pair[i].refused for pair in studies) for i in (0, 1))
     assert forgetful >= STARTS // 2
     assert learning <= 0.75 * forgetful
 
 
-def test_every_start_that_was_spared_would_have_been_refused(nights: list[tuple[Night, Night]]) -> None:
-    for night, _ in nights:
-        assert night.saved
-        assert not [c for c in night.saved if night.machine.would_start(c)]
-        assert sum(rule.saved for rule in night.result.learnt) == len(night.saved)
-        assert {rule.cause for rule in night.result.learnt} >= {CAPACITY, "oom"}
-        assert not [rule for rule in night.result.learnt if rule.withdrawn_by is not None]
+def test_every_start_that_was_avoided_would_have_been_refused(
+    studies: list[tuple[Simulated, Simulated]],
+) -> None:
+    for study, _ in studies:
+        assert study.saved
+        assert not [c for c in study.saved if study.machine.would_start(c)]
+        assert sum(rule.saved for rule in study.result.learnt) == len(study.saved)
+        assert {rule.cause for rule in study.result.learnt} >= {CAPACITY, "oom"}
+        assert not [rule for rule in study.result.learnt if rule.withdrawn_by is not None]
 
 
-def test_what_was_spared_is_in_no_record_and_no_figure(nights: list[tuple[Night, Night]]) -> None:
-    for night, _ in nights:
-        assert night.result.starts == len(night.records) == STARTS
-        assert not {r.candidate for r in night.records} & set(night.saved)
-        measured = {r.search_trial for r in night.records if r.levels}
-        study = optuna.load_study(study_name=night.plan.study, storage=night.plan.storage)
-        told = {t.number for t in study.trials if t.user_attrs.get("imputed") is False}
-        assert told == measured
+def test_what_was_avoided_is_in_no_record_and_no_figure(studies: list[tuple[Simulated, Simulated]]) -> None:
+    for study, _ in studies:
+        assert study.result.starts == len(study.records) == STARTS
+        assert not {r.candidate for r in study.records} & set(study.saved)
+        measured = {r.search_trial for r in study.records if r.levels}
+        stored = optuna.load_study(study_name=study.plan.study, storage=study.plan.storage)
+        reported = {t.number for t in stored.trials if t.user_attrs.get("imputed") is False}
+        assert reported == measured

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.fakes import ScriptedClock
 from tests.study.builders import plan
-from tests.virtual_night import VirtualMachine
+from tests.virtual_machine import VirtualMachine
 from tuner.candidate import Candidate
 from tuner.environment import Gpu, describe
 from tuner.load.workload import workload
@@ -26,12 +26,12 @@ DEFAULTS = vllm_defaults("0.32.0", (Gpu(0, "NVIDIA GeForce RTX 4090", 24.0, "GPU
 
 
 def test_a_study_finds_at_least_95_percent_of_the_known_optimum(tmp_path: Path) -> None:
-    night = replace(
+    planned = replace(
         plan(tmp_path / "s", starts=24),
         workload=workload("random:100-400,80-200"),
         load=Ladder((32, 48, 64, 72, 80, 88, 96, 112, 128), 30.0, 0.0),
     )
-    machine = VirtualMachine(night, "rtx4090", "Qwen/Qwen3-8B")
+    machine = VirtualMachine(planned, "rtx4090", "Qwen/Qwen3-8B")
     # More memory never hurts on this machine, so the best lies at the top of that range.
     optimum = max(
         machine.true_qps(
@@ -41,11 +41,11 @@ def test_a_study_finds_at_least_95_percent_of_the_known_optimum(tmp_path: Path) 
     )
     store = Store(tmp_path / "s")
     store.create()
-    store.save_plan(night, describe("0.32.0", night.model, (), None))
-    setting = StudySetting.of(night, DEFAULTS)
+    store.save_plan(planned, describe("0.32.0", planned.model, (), None))
+    setting = StudySetting.of(planned, DEFAULTS)
     search = Search(setting, seeds(setting))
-    fleet = LocalFleet(night.groups, machine.run_trial, store)
-    loop = Loop(plan=night, store=store, search=search, fleet=fleet, clock=ScriptedClock())
+    fleet = LocalFleet(planned.groups, machine.run_trial, store)
+    loop = Loop(plan=planned, store=store, search=search, fleet=fleet, clock=ScriptedClock())
     result = loop.run()
     assert optimum > 0
     assert result.decision is Decision.WINNER

@@ -142,7 +142,7 @@ def in_open_loop(answers_s: list[float], seconds: float = 30.0, aborted: str | N
 
 
 def test_a_server_that_answers_ever_more_slowly_does_not_keep_up_however_fast_its_first_tokens() -> None:
-    """As seen: 32.5 offered, 26 completed, and every first token in time."""
+    """Seen: 32.5 offered, 26 completed, and every first token in time."""
     verdict = in_open_loop([4 + 8 * i / 975 for i in range(975)])
     assert verdict.outcome is Outcome.INFEASIBLE
     assert [reason.kind for reason in verdict.reasons] == [ReasonKind.FELL_BEHIND]

@@ -1,4 +1,4 @@
-"""On servers whose capacity is a formula: ln(P99 / limit) crosses zero at it."""
+"""Capacity search on servers whose capacity is a formula: ln(P99 / limit) crosses zero at it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_candidate_that_is_no_better_loses_the_race_in_one_probe_that_runs_to_
 
 @pytest.mark.parametrize(("too_high", "likely"), [(0.05, 0.95), (0.1, 0.9), (0.8, 0.5)])
 def test_the_tail_of_a_lost_race_tells_how_far_behind_a_candidate_is(too_high: float, likely: float) -> None:
-    """Over the twenty seconds of a probe the wait grew from the limit's half second by a share of them."""
+    """The wait grew, over the twenty seconds of a probe, from the limit's half second by a share of them."""
 
     def probe(rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
         return ProbeResult(rate, False, math.log((0.5 + too_high * seconds) / 0.5), seconds)

@@ -1,4 +1,4 @@
-"""What every session makes of its loads: outcome, the level that counts, and notes."""
+"""Results that every session makes of its loads: outcome, the level that counts, and notes."""
 
 from __future__ import annotations
 

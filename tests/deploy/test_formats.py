@@ -91,7 +91,7 @@ def test_arguments_come_back_from_a_shell(recorded: Recorded, nasty: Recorded) -
 
 
 def vllm_reads(config: str) -> list[str]:
-    """What vLLM makes of a config file: FlexibleArgumentParser.load_config_file of 0.32 in four lines."""
+    """Read a config file as vLLM does: FlexibleArgumentParser.load_config_file of 0.32 in four lines."""
     words: list[str] = []
     for key, value in yaml.safe_load(config).items():
         if value is True:

@@ -9,7 +9,7 @@ from tests.faults.moments import OPEN_LOOP, Moment
 
 
 class Learnt(StrEnum):
-    """What the search learns of a start that a fault struck."""
+    """Feedback to the search about a start that a fault struck."""
 
     VIOLATED = "violated constraint"
     AGAIN = "FAIL, and queued again"

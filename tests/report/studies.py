@@ -52,7 +52,7 @@ ENVIRONMENT = Environment(
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What was written: the folder and the values in it."""
+    """Written study: the folder and the values in it."""
 
     folder: Path
     plan: StudyPlan

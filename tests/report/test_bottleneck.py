@@ -1,4 +1,4 @@
-"""Which limit binds: every reading from measurements made to show it."""
+"""Binding limits: every reading from measurements made to show it."""
 
 from __future__ import annotations
 

@@ -25,9 +25,9 @@ from tuner.study.record import TrialOutcome
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> StudyFiles:
-    night = StudyRun(open_plan(tmp_path_factory.mktemp("open") / "s", starts=12), open_trial)
-    night.loop.run()
-    return read_study(night.store.folder)
+    made = StudyRun(open_plan(tmp_path_factory.mktemp("open") / "s", starts=12), open_trial)
+    made.loop.run()
+    return read_study(made.store.folder)
 
 
 def test_the_page_promises_a_rate_in_both_languages(files: StudyFiles) -> None:

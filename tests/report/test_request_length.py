@@ -1,4 +1,4 @@
-"""How long a request the winner accepts, on the page and at the end of a search."""
+"""Length of a request that the winner accepts, on the page and at the end of a search."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def hang() -> list[str]:
 
 
 def lose_engine() -> None:
-    """As vLLM 0.32 does it: 503 at once, exit code 0 some seconds later."""
+    """Die as vLLM 0.32 does: 503 at once, exit code 0 some seconds later."""
     Api.health = 503
     say("AsyncLLM output_handler failed.")
     time.sleep(2)

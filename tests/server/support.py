@@ -1,4 +1,4 @@
-"""What the tests of this room share: launches of the fake server, and looks at the process table."""
+"""Helpers that the tests of this room share: launches of the fake server, and looks at the process table."""
 
 from __future__ import annotations
 

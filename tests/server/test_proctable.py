@@ -39,7 +39,7 @@ def test_a_missing_process_has_no_entry() -> None:
 
 @pytest.mark.skipif(platform.machine() not in SYS_EXIT, reason="the number of exit(2) is not known here")
 def test_a_zombie_whose_threads_still_run_has_not_ended() -> None:
-    """As an engine killed in the middle of giving its memory back: it cannot be reaped and holds what it held."""
+    """An engine killed in the middle of giving its memory back: it cannot be reaped and holds what it held."""
     script = (
         "import ctypes, sys, threading; threading.Thread(target=sys.stdin.read).start();"
         f"ctypes.CDLL(None).syscall({SYS_EXIT[platform.machine()]}, 0)"

@@ -1,4 +1,4 @@
-"""Against the real vLLM, CPU build: four starts, each some 25 s."""
+"""The server room on the real vLLM, CPU build: four starts, each some 25 s."""
 
 from __future__ import annotations
 

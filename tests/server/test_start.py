@@ -1,4 +1,4 @@
-"""What a start adds to the launch: port, environment, container id file; and what it reads from it."""
+"""Additions of a start to the launch: port, environment, container id file; and what it reads from it."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_tensor_parallel_shares_weights_and_heads() -> None:
 
 
 def test_too_small_a_cache_names_the_length_that_would_fit() -> None:
-    """As vLLM 0.32 said (docs/vllm.md): 40 MiB, 4 KiB a token, blocks of 128, one of them the null block."""
+    """vLLM 0.32 said so (docs/vllm.md): 40 MiB, 4 KiB a token, blocks of 128, one of them the null block."""
     outcome = startup(EngineArguments(kv_cache_memory_bytes=40 << 20), CPU, TINY)
     assert isinstance(outcome, Refused) and outcome.cause is Cause.KV_TOO_SMALL
     assert "To serve at least one request with the model's max seq len (16384), (0.06 GiB KV cache" in outcome.message

@@ -1,4 +1,4 @@
-"""What every fleet must do, as tests over a list of fleets: a new fleet is one more entry."""
+"""Contract of every fleet, as tests over a list of fleets. A new fleet is one more entry."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class OpenServer:
 
 
 def capacity(assignment: Assignment) -> float | None:
-    """By the landscape of builders.py: 40 requests/s at its peak, None where nothing starts."""
+    """Return the rate by the landscape of builders.py: 40 requests/s at its peak, None where nothing starts."""
     found = landscape(assignment)
     return 0.4 * (found.levels[0].measurement.qps or 0.0) if found.levels else None
 

@@ -1,4 +1,4 @@
-"""What refused starts teach: never more than they show, always with the start that showed it."""
+"""Rules from refused starts: never more than they show, always with the start that showed it."""
 
 from __future__ import annotations
 

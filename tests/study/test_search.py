@@ -116,7 +116,7 @@ def test_the_servers_do_not_inherit_the_samplers_thread_limit(tmp_path: Path) ->
 
 
 def unit(parameter: Parameter, value: Value) -> float:
-    """Where it lies between the ends of the range."""
+    """Return its place between the ends of the range."""
     low, high, number = *parameter.axis, float(value)
     return math.log(number / low) / math.log(high / low) if "log" in parameter.kind else (number - low) / (high - low)
 

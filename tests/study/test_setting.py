@@ -1,4 +1,4 @@
-"""What a server really runs with: the values that argparse takes from the words that launch() writes."""
+"""Values that a server really runs with: the values that argparse takes from the words that launch() writes."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ START_NOISE = 0.025
 
 @dataclass(frozen=True)
 class VirtualMachine:
-    """A GPU and a model; `run_trial` for a Loop, `true_qps` for whoever judges the night afterwards."""
+    """A GPU and a model; `run_trial` for a Loop, `true_qps` for a judgement afterwards."""
 
     plan: StudyPlan
     gpu: str
@@ -156,7 +156,7 @@ def _cause(refused: Refused) -> Cause:
 
 
 def _facts(started: Started) -> StartFacts:
-    """What vLLM's log says of the start's memory, rounded as vLLM does."""
+    """Return the memory facts of a start as vLLM logs them, rounded."""
     memory = started.memory
     return StartFacts(
         kv_tokens=started.kv_tokens,
