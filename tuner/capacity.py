@@ -92,9 +92,7 @@ class ServerFlags:
 @dataclass(frozen=True, slots=True)
 class ModelMemory:
     """Memory of one GPU of a server. `weights_bytes` is None if neither files nor config.json give it.
-
-    `not_modelled` are whole sentences, each with the direction of the error if it is known.
-    """
+    `not_modelled` are whole sentences, each with the direction of the error if it is known."""
 
     weights_bytes: int | None
     weights_from: WeightsFrom
@@ -118,10 +116,8 @@ class KvRoom:
         return Span(self.blocks.low * self.block_tokens, self.blocks.high * self.block_tokens)
 
     def sequences(self, tokens_each: float) -> Span:
-        """Return how many equal requests fit without preemption.
-
-        A request has whole blocks, and vLLM's null block serves none.
-        """
+        """Return how many equal requests fit without preemption. A request has whole blocks, and vLLM's null block
+        serves none."""
         each = math.ceil(tokens_each / self.block_tokens)
         return Span(max(0, self.blocks.low - 1) // each, max(0, self.blocks.high - 1) // each)
 
@@ -183,11 +179,8 @@ def at_kv_bytes(memory: ModelMemory, kv_bytes: int) -> KvRoom:
 
 
 def calibrated(memory: ModelMemory, first: FirstStart, gpu_bytes: int | None) -> ModelMemory:
-    """Replace the estimates by a first start's log, exact to a block at that start's token budget.
-
-    If bytes of a token differ from config.json by more than rounding, the log is right: it counts as vLLM's
-    scheduler does.
-    """
+    """Replace the estimates by a first start's log, exact to a block at that start's token budget. If bytes of a
+    token differ from config.json by more than rounding, the log is right: it counts as vLLM's scheduler does."""
     per_token = memory.kv_bytes_per_token
     kv_bytes = first.kv_bytes or (first.kv_gib or 0.0) * GIB
     # Neither two decimals of a GiB nor a last block that did not fit are evidence; nor is one worker's line of several.

@@ -88,10 +88,8 @@ class SearchOptions:
 def plan_study(
     options: SearchOptions, machine: Machine, now: datetime, cache: Path, say: Callable[[str], None]
 ) -> tuple[StudyPlan, Environment]:
-    """Check the options and plan the study. Starts nothing but the probe of vLLM's flags.
-
-    Raises UsageError or EnvironmentFaultError with the first fault.
-    """
+    """Check the options and plan the study. Starts nothing but the probe of vLLM's flags. Raises UsageError or
+    EnvironmentFaultError with the first fault."""
     model = checked_model(options.model)
     slos = tuple(dict.fromkeys(parse_slo(text) for text in options.slos))
     load = workload(options.workload)
@@ -187,10 +185,8 @@ def parse_duration(text: str) -> float | None:
 
 
 def split_secrets(extra: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Split the words from secrets, which go by variable.
-
-    Raises UsageError if a secret flag has not exactly one value.
-    """
+    """Split the words from secrets, which go by variable. Raises UsageError if a secret flag has not exactly one
+    value."""
     words: list[str] = []
     secrets: dict[str, str] = {}
     for flag in given_flags(extra, short=knobs.SHORT_OPTIONS):

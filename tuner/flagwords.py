@@ -54,9 +54,7 @@ class GivenFlag:
 
 def given_flags(words: Sequence[str], *, short: Mapping[str, str]) -> list[GivenFlag]:
     """Split words into flags with their values, in order. Words before the first flag come first, without a name.
-
-    `short` maps short options (without the dash) to the long names that they stand for.
-    """
+    `short` maps short options (without the dash) to the long names that they stand for."""
     return [_given(group, short) for group in _groups(words)]
 
 

@@ -69,11 +69,8 @@ class LaunchSpec:
 
 @dataclass(frozen=True, slots=True)
 class LaunchBase:
-    """Launch data that all candidates of a study share.
-
-    `flags` are those that the installed vLLM has. `extra` are the user's own words after `--`, passed on unchanged.
-    `fixed` are the space's constant flags.
-    """
+    """Launch data that all candidates of a study share. `flags` are those that the installed vLLM has. `extra` are
+    the user's own words after `--`, passed on unchanged. `fixed` are the space's constant flags."""
 
     command: tuple[str, ...]
     model: str

@@ -42,10 +42,8 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """Latency over the requests of a level, in ms. `p99_low` and `p99_high` bound its P99 with 95 % confidence.
-
-    A bound is None if the sample is too small: an upper bound of a P99 needs 368 requests.
-    """
+    """Latency over the requests of a level, in ms. `p99_low` and `p99_high` bound its P99 with 95 % confidence. A
+    bound is None if the sample is too small: an upper bound of a P99 needs 368 requests."""
 
     count: int
     mean: float
@@ -198,11 +196,8 @@ def measure(
 
 
 def latencies_ms(requests: Iterable[RequestSample], metric: Metric) -> Values:
-    """Return one latency of each request, ascending. TTFT and E2E count from when the request was due.
-
-    TPOT is (last - first) / (tokens - 1), so requests of one token have none. ITL are the gaps between chunks with
-    tokens.
-    """
+    """Return one latency of each request, ascending. TTFT and E2E count from when the request was due. TPOT is (last
+    - first) / (tokens - 1), so requests of one token have none. ITL are the gaps between chunks with tokens."""
     values: list[float] = []
     for r in requests:
         if r.first_ns is None or r.last_ns is None:
@@ -276,10 +271,8 @@ def _window(samples: Samples, completed: Sequence[RequestSample]) -> tuple[int, 
 
 
 def _second_half(samples: Samples) -> Throughput | None:
-    """Count the second half, if the server is full then. That is judged by the answers to the first third.
-
-    Later answers grow with the very backlog that this is to show.
-    """
+    """Count the second half, if the server is full then. That is judged by the answers to the first third. Later
+    answers grow with the very backlog that this is to show."""
     length_ns = samples.ended_ns - samples.started_ns
     if length_ns < FEWEST_S * 1e9:
         return None

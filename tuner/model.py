@@ -102,10 +102,8 @@ class ModelShape:
         return (self.total_parameters - outside) * self.weight_bytes + outside * self.activation_bytes
 
     def weights_read_bytes(self, tokens: int) -> float:
-        """Return the bytes of weights that a step reads.
-
-        Of the experts it reads those that at least one token chose.
-        """
+        """Return the bytes of weights that a step reads. Of the experts it reads those that at least one token
+        chose."""
         read = self.shared_parameters * self.weight_bytes + self.head_parameters * self.activation_bytes
         if self.experts:
             untouched = (1.0 - self.experts_per_token / self.experts) ** tokens
@@ -118,11 +116,8 @@ class ModelShape:
         return 2.0 * (active * tokens + self.head_parameters * sampled)
 
     def forward_bytes(self, tokens: int, ranks: int) -> int:
-        """Return the peak of a step's activations on one rank. Logits are not in it.
-
-        Four hidden states are alive at once: residual, input, output and all-reduce buffer. Gate, up and their
-        product are split over the ranks.
-        """
+        """Return the peak of a step's activations on one rank. Logits are not in it. Four hidden states are alive at
+        once: residual, input, output and all-reduce buffer. Gate, up and their product are split over the ranks."""
         return tokens * (4 * self.hidden + 3 * self.intermediate // ranks) * self.activation_bytes
 
     def kv_bytes_per_token(self, kv_bytes: int, ranks: int = 1) -> int:
@@ -230,11 +225,8 @@ def _weight_bytes(config: Mapping[str, object]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ModelLength:
-    """Longest requests of a model, in tokens.
-
-    Every vLLM serves `own` when it is asked for it, and some version serves it unasked. Above `most` every vLLM refuses
-    to start.
-    """
+    """Longest requests of a model, in tokens. Every vLLM serves `own` when it is asked for it, and some version
+    serves it unasked. Above `most` every vLLM refuses to start."""
 
     own: int
     most: int

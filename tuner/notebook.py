@@ -25,10 +25,8 @@ Cells = dict[str, object]
 
 
 def load_study(folder: str | Path) -> Study:
-    """Read a study's folder, such as "studies/example". Torn files are left out.
-
-    Raises UsageError if the folder holds no study.
-    """
+    """Read a study's folder, such as "studies/example". Torn files are left out. Raises UsageError if the folder
+    holds no study."""
     return Study(read_study(Path(folder)))
 
 
@@ -49,9 +47,7 @@ class Study:
     @property
     def best(self) -> Figures | None:
         """Return the winner: `candidate` (its flags), `qps`, `p99_ttft_ms`, `trials`, `fresh`. None if nothing won.
-
-        `fresh` is True if confirmation runs measured the figures.
-        """
+        `fresh` is True if confirmation runs measured the figures."""
         return self.files.winner
 
     @property
@@ -62,10 +58,8 @@ class Study:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """Return one row per trial, indexed by its number. docs/api.md lists the columns with their units.
-
-        Figures are those of the level that stands for the trial. Each flag of the search space has a column.
-        """
+        """Return one row per trial, indexed by its number. docs/api.md lists the columns with their units. Figures
+        are those of the level that stands for the trial. Each flag of the search space has a column."""
         rows = trial_rows(self.files)
         cells = [
             {**_trial_cells(record), "qps": row.qps, "preemptions": row.preemptions, **_flag_cells(self.files, record)}

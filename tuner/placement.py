@@ -53,11 +53,8 @@ def parse_gpus(text: str | None, present: Sequence[int]) -> tuple[int, ...]:
 def groups_of(
     gpus: tuple[int, ...], size: int, numa_node_of: Mapping[int, int | None], workers: int | None = None
 ) -> tuple[GpuGroup, ...]:
-    """Cut the GPUs into groups of `size`, NUMA neighbours together.
-
-    `workers` is the number of servers at once on a machine without GPUs, and the most groups on one with GPUs. None
-    means one server, or all groups.
-    """
+    """Cut the GPUs into groups of `size`, NUMA neighbours together. `workers` is the number of servers at once on a
+    machine without GPUs, and the most groups on one with GPUs. None means one server, or all groups."""
     if size < 1:
         raise UsageError(f"--tensor-parallel-size {size}", hint="at least 1")
     if not gpus:

@@ -129,9 +129,7 @@ def judge(measurement: Measurement, slos: Sequence[Slo]) -> Verdict:
 
 def passes(measurement: Measurement, verdict: Verdict) -> bool:
     """Return True if a level kept everything that it showed. It may be undecided for want of requests or a counter.
-
-    At a fraction of a request per second no time brings the hundred requests of a P99.
-    """
+    At a fraction of a request per second no time brings the hundred requests of a P99."""
     if verdict.outcome is not Outcome.UNDECIDED:
         return verdict.outcome is Outcome.FEASIBLE
     return measurement.aborted is None and measurement.completed > 0 and (verdict.slo_margin or 0.0) <= 0

@@ -141,7 +141,7 @@ def test_without_tokenizer_and_tokenize_one_message_says_what_to_give(foreign: S
     assert foreign.served == []
 
 
-def test_answers_that_end_early_are_refused_or_allowed_as_the_person_says(tiny_model: str) -> None:
+def test_answers_that_end_early_are_refused_or_allowed_as_the_user_says(tiny_model: str) -> None:
     with serving(answer(3, 0.001, 0.001), pages={"/v1/models": ONE_MODEL}) as server:
         words = ("bench", "--url", server.url, "--tokenizer", tiny_model, *SHORT, "--rate", "60")
         assert "--natural-stops" in refused(tuner(*words), 4)
@@ -183,7 +183,7 @@ def test_a_key_of_the_environment_is_sent_and_never_shown(tiny_model: str, tmp_p
         (("--burstiness", "2", "--levels", "4"), 2, "no meaning"),
     ],
 )
-def test_bad_input_is_told_before_anything_is_loaded(words: tuple[str, ...], code: int, said: str) -> None:
+def test_bad_input_is_refused_before_anything_is_loaded(words: tuple[str, ...], code: int, said: str) -> None:
     ended = tuner("bench", *words)
     assert said in refused(ended, code)
     assert ended.stdout == ""
@@ -221,7 +221,7 @@ def test_times_that_cannot_be_replayed_end_with_2_before_anything_is_loaded(
         ({"/v1/models": ONE_MODEL}, ("--tokenizer", "/nowhere"), 2, "no tokenizer.json"),
     ],
 )
-def test_a_server_that_is_not_what_was_meant_is_told(
+def test_a_server_that_is_not_what_was_meant_is_refused(
     pages: Mapping[str, bytes], words: tuple[str, ...], code: int, said: str
 ) -> None:
     with serving(answer(4, 0.0, 0.0), pages=pages) as server:

@@ -155,7 +155,7 @@ def test_lines_instead_of_the_screen_where_stderr_is_no_terminal(
     assert {chosen(Look.PLAIN), chosen(tty=False), chosen(NO_COLOR="1"), chosen(TERM="dumb")} == {"Console"}
 
 
-def test_a_terminal_that_went_away_does_not_end_the_night() -> None:
+def test_a_terminal_that_went_away_does_not_end_the_study() -> None:
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as gone:
@@ -268,7 +268,7 @@ def test_status_on_a_terminal_is_cut_to_its_width_and_without_colour_where_none_
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == plain
 
 
-def test_console_and_screen_are_told_in_the_same_way() -> None:
+def test_console_and_screen_take_events_in_the_same_way() -> None:
     told = {name for name in vars(Progress) if not name.startswith("_")}
     assert told == {"say", "show"}
     assert all(callable(getattr(kind, name)) for kind in (Console, Screen) for name in told)

@@ -83,7 +83,7 @@ def test_the_figure_of_a_default_that_is_kept_comes_from_fresh_starts_too(tmp_pa
     assert "confirmed in 2 fresh starts" in result.sentence
 
 
-def test_a_spoilt_start_is_done_again_and_teaches_nothing(tmp_path: Path) -> None:
+def test_a_fault_of_the_machine_is_retried_and_gives_no_feedback(tmp_path: Path) -> None:
     spoilt: list[str] = []
 
     def run_trial(assignment: Assignment) -> TrialRecord:
@@ -101,7 +101,7 @@ def test_a_spoilt_start_is_done_again_and_teaches_nothing(tmp_path: Path) -> Non
     assert again[1].outcome is not TrialOutcome.INFRASTRUCTURE
 
 
-def test_three_spoilt_starts_in_a_row_end_the_run_with_the_cause(tmp_path: Path) -> None:
+def test_three_faults_in_a_row_end_the_run_with_the_cause(tmp_path: Path) -> None:
     def run_trial(assignment: Assignment) -> TrialRecord:
         made = landscape(assignment)
         return replace(with_start(made, cause=MACHINE), outcome=TrialOutcome.INFRASTRUCTURE, levels=(), best=None)
@@ -245,7 +245,7 @@ def test_a_time_budget_leaves_room_for_confirmation(tmp_path: Path) -> None:
     assert result.winner is not None and result.winner.fresh
 
 
-def test_what_refused_starts_taught_is_said_once_and_stands_in_the_result(tmp_path: Path) -> None:
+def test_what_refused_starts_showed_is_said_once_and_stands_in_the_result(tmp_path: Path) -> None:
     def run_trial(assignment: Assignment) -> TrialRecord:
         made = landscape(assignment)
         cause, bound = made.start.cause, Bound("gpu-memory-utilization", "<=", 0.93)

@@ -157,7 +157,7 @@ def test_a_short_time_budget_is_not_all_kept_for_the_claims(tmp_path: Path) -> N
     assert result.elapsed_s <= 3600 + 800
 
 
-def test_a_default_whose_first_start_was_spoilt_comes_again_without_a_race(tmp_path: Path) -> None:
+def test_a_default_whose_first_start_failed_comes_again_without_a_race(tmp_path: Path) -> None:
     machine = Seen()
 
     def run_trial(assignment: Assignment) -> TrialRecord:

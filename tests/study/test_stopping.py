@@ -50,7 +50,7 @@ def test_default_and_seeds_set_the_mark_and_use_up_no_patience() -> None:
     assert trials_without_gain([*given, *found(119.0)]) == 1
 
 
-def test_what_the_machine_spoilt_and_what_only_confirms_says_nothing_of_a_plateau() -> None:
+def test_faults_of_the_machine_and_what_only_confirms_says_nothing_of_a_plateau() -> None:
     searched = found(100.0, 90.0)
     spoilt = replace(searched[1], outcome=TrialOutcome.INFRASTRUCTURE, best=None)
     assert trials_without_gain([*searched, spoilt, *found(150.0, role=Role.CONFIRM)]) == 1

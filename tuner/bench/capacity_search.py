@@ -25,10 +25,8 @@ _MOST_TOLD = 0.5
 
 
 class Stop(StrEnum):
-    """Earliest end of a probe. It is the first certain rejection, or only a preemption or a failed request.
-
-    The second leaves a P99 over the whole time.
-    """
+    """Earliest end of a probe. It is the first certain rejection, or only a preemption or a failed request. The
+    second leaves a P99 over the whole time."""
 
     AT_REJECTION = "at-rejection"
     AT_END = "at-end"
@@ -37,9 +35,7 @@ class Stop(StrEnum):
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
     """One open-loop level. `log_ratio` is ln(measured / limit) of the tightest objective, None if it was cut short.
-
-    `seconds` of load were spent on it.
-    """
+    `seconds` of load were spent on it."""
 
     rate: float
     passed: bool
@@ -55,10 +51,8 @@ class Probe(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Saturation:
-    """Throughput of a full server, and its mean answer time.
-
-    Without an answer the rate is 0 and `answer_s` the time that was waited.
-    """
+    """Throughput of a full server, and its mean answer time. Without an answer the rate is 0 and `answer_s` the time
+    that was waited."""
 
     rate: float
     answer_s: float
@@ -114,10 +108,8 @@ class SearchSettings:
         return min(max(self.probe_s, FEWEST_REQUESTS / rate, self.answers_to_probe * answer_s), self.longest_probe_s)
 
     def stride(self, log_ratio: float | None) -> float:
-        """Return the rise of the rate after a pass. It is `step`, or more far below the limit.
-
-        The tail would then reach the limit with d ln(P99) / d ln(rate) = `steepest`; at most `longest_step`.
-        """
+        """Return the rise of the rate after a pass. It is `step`, or more far below the limit. The tail would then
+        reach the limit with d ln(P99) / d ln(rate) = `steepest`; at most `longest_step`."""
         return max(self.step, min(-(log_ratio or 0.0) / self.steepest, self.longest_step))
 
     def claim_seconds_at(self, rate: float) -> float:
@@ -127,10 +119,8 @@ class SearchSettings:
 
 @dataclass(frozen=True, slots=True)
 class Incumbent:
-    """Best candidate so far, with capacity and saturation in requests/s.
-
-    `answer_s` is the mean answer time at saturation. It saves the closed loop a second, longer run.
-    """
+    """Best candidate so far, with capacity and saturation in requests/s. `answer_s` is the mean answer time at
+    saturation. It saves the closed loop a second, longer run."""
 
     rate: float
     saturation: float
@@ -174,10 +164,8 @@ def search_capacity(
     rules: SearchSettings | None = None,
     queue_s: float = 0.0,
 ) -> Capacity:
-    """Search the highest rate. With an incumbent most candidates end after the closed probe or the race.
-
-    `queue_s` is what the tightest limit lets a request wait, in seconds; 0 if no limit is about waiting.
-    """
+    """Search the highest rate. With an incumbent most candidates end after the closed probe or the race. `queue_s`
+    is what the tightest limit lets a request wait, in seconds; 0 if no limit is about waiting."""
     rules = rules or SearchSettings()
     steps = Steps(probe, saturate, rules, incumbent)
     saturation = steps.saturation.rate
@@ -232,10 +220,7 @@ class Steps:
 
     def search(self, start: float, widen: float) -> Capacity:
         """Step until pass and fail enclose the answer. Steps are `rules.step`, each `widen` times the last. Then
-        close in.
-
-        Steps up from far below the limit are longer. At most `rules.most_probes`.
-        """
+        close in. Steps up from far below the limit are longer. At most `rules.most_probes`."""
         rate, step = start, self._rules.step
         while len(self._probes) < self._rules.most_probes and rate * self._seconds_at(rate) >= FEWEST_TO_TELL:
             last = self._run(rate, Stop.AT_END)
@@ -302,9 +287,7 @@ class Steps:
 @dataclass(frozen=True, slots=True)
 class Claim:
     """Result of a claim. `rate` is promised, None if no attempt held; `loaded` requests/s held on every fresh trace.
-
-    `seconds` of load were spent.
-    """
+    `seconds` of load were spent."""
 
     rate: float | None
     probes: tuple[ProbeResult, ...]

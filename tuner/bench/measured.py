@@ -132,9 +132,7 @@ class Session(Protocol):
 
 class Loads(Protocol):
     """The loads that a session puts on its server. Every one is appended to `levels`, its time added to `seconds`.
-
-    All raise LoadCutError if the server is lost or the user interrupts; `probe` raises InvalidLoadError.
-    """
+    All raise LoadCutError if the server is lost or the user interrupts; `probe` raises InvalidLoadError."""
 
     levels: list[Level]
     seconds: float

@@ -66,10 +66,8 @@ class Picture:
 
     @property
     def best(self) -> Figures | None:
-        """Return the leading candidate's figures, from fresh starts if it has any; at the end the decision's.
-
-        Either may be the default itself.
-        """
+        """Return the leading candidate's figures, from fresh starts if it has any; at the end the decision's. Either
+        may be the default itself."""
         if self.state is State.COMPLETE and self.result is not None:
             return self.result.winner
         ranked = confirm.finalists(self.records)

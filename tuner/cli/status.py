@@ -114,10 +114,8 @@ def _read(path: Path, read: Callable[[Path], T]) -> T | None:
 
 
 def last_level(folder: Path) -> LevelNow | None:
-    """Read the tables that a trial writes after every level.
-
-    QPS counts answers while requests were being sent, ramp included: slightly less than the record will say.
-    """
+    """Read the tables that a trial writes after every level. QPS counts answers while requests were being sent, ramp
+    included: slightly less than the record will say."""
     try:
         requests = pq.read_table(folder / "requests.parquet", columns=_REQUEST_COLUMNS)
         telemetry = pq.read_table(folder / "telemetry.parquet", columns=["level", "at_ns", "kv_usage"])

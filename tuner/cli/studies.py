@@ -16,9 +16,7 @@ from tuner.errors import UsageError
 @dataclass(frozen=True, slots=True)
 class _Row:
     """Line of one study. `best_qps` and `gain` are None if nothing, or not the default, kept the limits.
-
-    `unreadable` says why its files cannot be read.
-    """
+    `unreadable` says why its files cannot be read."""
 
     study: str
     model: str | None = None

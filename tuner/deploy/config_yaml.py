@@ -18,11 +18,8 @@ LONG = {f"-{short}": knobs.SHORT_OPTIONS[short] for short in ("tp", "pp", "dp")}
 
 
 def config_yaml(recorded: Recorded) -> str:
-    """Render vLLM's --config file: `key: value` is `--key value`, `key: true` is `--key`.
-
-    Of a repeated flag the last counts, as on the command line. Short options have no key, so the command on top has
-    them.
-    """
+    """Render vLLM's --config file: `key: value` is `--key value`, `key: true` is `--key`. Of a repeated flag the
+    last counts, as on the command line. Short options have no key, so the command on top has them."""
     entries: dict[str, str] = {}
     short: list[str] = []
     for words in argument_lines(recorded.launch.arguments):

@@ -19,9 +19,7 @@ HEALTH = "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', 
 @dataclass(frozen=True, slots=True)
 class Container:
     """Launch in a container. An empty `entrypoint` is the image's own; `env` leaves the GPUs to the runtime.
-
-    `model_folder` is the model's folder on the host, None if the model is a name on a hub.
-    """
+    `model_folder` is the model's folder on the host, None if the model is a name on a hub."""
 
     image: str
     entrypoint: tuple[str, ...]

@@ -68,10 +68,8 @@ def stop_script(record: TrialRecord, result: StudyResult, plan: StudyPlan, envir
 
 
 def write_scripts(study_folder: Path, trial: int | None = None) -> Path:
-    """Write start.sh and stop.sh of the winner (or of `trial`) into the study's folder; return start.sh's path.
-
-    Uses the study's files alone. Raises UsageError if there is nothing to quote.
-    """
+    """Write start.sh and stop.sh of the winner (or of `trial`) into the study's folder; return start.sh's path. Uses
+    the study's files alone. Raises UsageError if there is nothing to quote."""
     return write_pair(study_folder, recorded_in(read_study(study_folder), trial))[0]
 
 

@@ -30,10 +30,7 @@ class ArrivalKind(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Arrivals:
     """Distribution of arrivals. `burstiness` is the gamma shape of `vllm bench serve`: 1 is Poisson, less clumps,
-    more evens out.
-
-    Recorded arrivals take the times of the workload's own requests.
-    """
+    more evens out. Recorded arrivals take the times of the workload's own requests."""
 
     kind: ArrivalKind = ArrivalKind.POISSON
     burstiness: float = 1.0

@@ -49,10 +49,8 @@ Watch = Callable[[LevelProgress], str | None]
 
 @dataclass(frozen=True, slots=True)
 class ClientFigures:
-    """State of the load generator over a level. `cpu_share` is its thread's, of one core.
-
-    Lags are the lateness of a 5 ms ticker, `late_p99_ms` that of requests against their schedule.
-    """
+    """State of the load generator over a level. `cpu_share` is its thread's, of one core. Lags are the lateness of a
+    5 ms ticker, `late_p99_ms` that of requests against their schedule."""
 
     cpu_share: float
     lag_p50_ms: float
@@ -63,9 +61,7 @@ class ClientFigures:
 @dataclass(frozen=True, slots=True)
 class Samples:
     """All requests of one level. Sending went from `started_ns` to `ended_ns`; the last answer came at `drained_ns`.
-
-    `aborted` is why a watch ended it early. `exhausted` means that the requests ran out before the time.
-    """
+    `aborted` is why a watch ended it early. `exhausted` means that the requests ran out before the time."""
 
     requests: tuple[RequestSample, ...]
     started_ns: int
@@ -90,9 +86,7 @@ def drive_closed(
     watch: Watch | None = None,
 ) -> Samples:
     """Run `concurrency` workers for `seconds`, then drain. Each sends its next request when its last is answered.
-
-    Workers begin evenly over `ramp_s`: started together they would stay in step, wave after wave.
-    """
+    Workers begin evenly over `ramp_s`: started together they would stay in step, wave after wave."""
 
     async def send(session: _Session) -> None:
         supply = iter(range(len(requests)))

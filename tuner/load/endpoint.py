@@ -66,10 +66,7 @@ def check_fit(endpoint: FoundServer, workload: Workload) -> None:
 
 
 def tokenizer_source(endpoint: FoundServer, given: str | None) -> str:
-    """Return the model name for `Prompts.for_model`.
-
-    Raises UsageError if there is neither.
-    """
+    """Return the model name for `Prompts.for_model`. Raises UsageError if there is neither."""
     if given is not None:
         path = Path(given).expanduser()
         source = str(path.parent) if path.name == "tokenizer.json" else str(path) if path.is_dir() else given

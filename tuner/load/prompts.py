@@ -130,10 +130,8 @@ class Vocabulary:
 
 
 def vocabulary(counter: TokenCounter, model: str) -> Vocabulary:
-    """Select the words with the same count everywhere in a text.
-
-    Raises EnvironmentFaultError if there are too few, or none of one token to fill up with.
-    """
+    """Select the words with the same count everywhere in a text. Raises EnvironmentFaultError if there are too few,
+    or none of one token to fill up with."""
     counts = counter.count([text for word in WORDS for text in (word, f"{word} {word}")])
     costs = {word: one for word, one, two in zip(WORDS, counts[::2], counts[1::2], strict=True) if two == 2 * one > 0}
     if len(costs) >= FEWEST_WORDS and min(costs.values()) == 1:
@@ -173,11 +171,8 @@ class Prompts:
         return cls(workload, Synthetic(workload, vocabulary(counter, model), seed))
 
     def requests(self, key: str | int, count: int, repeat: int = 0) -> list[Request]:
-        """Return the first `count` requests of `key`. A longer list begins with the shorter one.
-
-        Another `repeat` of a key has the same lengths in the same order. A prefix cache cannot answer it from the
-        repeat before.
-        """
+        """Return the first `count` requests of `key`. A longer list begins with the shorter one. Another `repeat` of
+        a key has the same lengths in the same order. A prefix cache cannot answer it from the repeat before."""
         return self._source.requests(key, count, repeat)
 
 

@@ -22,11 +22,8 @@ def _rank(count: int, quantile: float) -> int:
 
 
 def interval(ordered: Values, quantile: float, confidence: float = 0.95) -> tuple[float | None, float | None]:
-    """Return a two-sided, distribution-free interval of a quantile.
-
-    A bound is None if the sample is too small to have one: the upper bound of a P99 needs 368 values (David and
-    Nagaraja, Order Statistics, section 7.1).
-    """
+    """Return a two-sided, distribution-free interval of a quantile. A bound is None if the sample is too small to
+    have one: the upper bound of a P99 needs 368 values (David and Nagaraja, Order Statistics, section 7.1)."""
     count = len(ordered)
     if count == 0:
         return None, None

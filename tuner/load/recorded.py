@@ -30,11 +30,8 @@ _TIMES_HINT = (
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One recorded request. If `max_tokens` is None, the length of the recorded `answer` is requested.
-
-    `arrival_s` are seconds since the file's first request. Either all entries of a file have one, ascending, or none
-    has.
-    """
+    """One recorded request. If `max_tokens` is None, the length of the recorded `answer` is requested. `arrival_s`
+    are seconds since the file's first request. Either all entries of a file have one, ascending, or none has."""
 
     messages: tuple[tuple[str, str], ...]
     max_tokens: int | None = None

@@ -25,9 +25,7 @@ SAFE_CPU_SHARE = 0.8
 @dataclass(frozen=True, slots=True)
 class CheckedRate:
     """One rate of streamed chunks. Inflation is the client's stamp of a first token minus the server's own.
-
-    `chunks_per_s` was achieved, `offered` asked for. `cpu_us_per_chunk` is the client thread's CPU time.
-    """
+    `chunks_per_s` was achieved, `offered` asked for. `cpu_us_per_chunk` is the client thread's CPU time."""
 
     offered: float
     streams: int

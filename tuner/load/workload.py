@@ -27,10 +27,8 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Kind of request with its `weight` and lengths.
-
-    `shared_prefix` tokens at the start of the prompt are the same in every request (a system prompt).
-    """
+    """Kind of request with its `weight` and lengths. `shared_prefix` tokens at the start of the prompt are the same
+    in every request (a system prompt)."""
 
     weight: float
     prompt: Lengths
@@ -133,10 +131,7 @@ FORMS = ("random:IN,OUT", "prefix:SHARED,OWN,OUT", "a .json or .jsonl file")
 
 
 def workload(text: str) -> Workload:
-    """Resolve a preset, a form such as `random:256,32`, or a file.
-
-    Raises UsageError with the known names.
-    """
+    """Resolve a preset, a form such as `random:256,32`, or a file. Raises UsageError with the known names."""
     if text in PRESETS:
         return PRESETS[text]
     if match := _RANDOM.fullmatch(text):

@@ -157,10 +157,8 @@ def _tokens(levels: Levels, words: Words, *, hidden: bool) -> BottleneckRow:
 
 
 def _compute(levels: Levels, words: Words, *, hidden: bool) -> BottleneckRow:
-    """Judge compute: throughput stopped rising while load rose, with no other bottleneck.
-
-    NVML's utilisation is shown, not judged: it says how often some kernel ran, not how full the GPU was.
-    """
+    """Judge compute: throughput stopped rising while load rose, with no other bottleneck. NVML's utilisation is
+    shown, not judged: it says how often some kernel ran, not how full the GPU was."""
     host = levels.highest.client.host_cpu_share
     busy = _busy(levels.highest, words)
     pair = [(m, m.qps) for m in (levels.below, levels.at, levels.beyond) if m is not None]

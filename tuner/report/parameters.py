@@ -27,9 +27,7 @@ class SliceRow(NamedTuple):
 
 class WeightRow(NamedTuple):
     """Weight of a flag. `explained` is the share of the variance of QPS ranks between groups of like values, 0..1.
-
-    `trend` is Spearman's rank correlation of the value with QPS. None for values without an order.
-    """
+    `trend` is Spearman's rank correlation of the value with QPS. None for values without an order."""
 
     flag: str
     explained: float

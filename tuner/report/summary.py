@@ -19,10 +19,8 @@ from tuner.study.result import Figures, StudyResult
 
 
 class Side(NamedTuple):
-    """A candidate's figures with the measurement of its worst trial, whose P99 is quoted.
-
-    `saturation` is the QPS of a closed loop that kept its server full. None in a closed-loop study.
-    """
+    """A candidate's figures with the measurement of its worst trial, whose P99 is quoted. `saturation` is the QPS of
+    a closed loop that kept its server full. None in a closed-loop study."""
 
     figures: Figures
     level: Measurement | None

@@ -72,10 +72,8 @@ class StudyFiles:
 
 
 def read_study(folder: Path) -> StudyFiles:
-    """Read plan, environment, result and every record. Torn files are left out and named in `unread`.
-
-    Raises UsageError if the folder holds no readable plan.
-    """
+    """Read plan, environment, result and every record. Torn files are left out and named in `unread`. Raises
+    UsageError if the folder holds no readable plan."""
     try:
         plan = read_plan(folder / "plan.json")
     except FileNotFoundError as error:
@@ -111,10 +109,8 @@ def _read(
 
 
 class TrialRow(NamedTuple):
-    """One trial. Times are hours since the study's first start; its outcome was known at `ended_h`.
-
-    `load` and `p99_ttft_ms` are those of `level`, which stands for the trial. So is `qps` if the trial has no answer.
-    """
+    """One trial. Times are hours since the study's first start; its outcome was known at `ended_h`. `load` and
+    `p99_ttft_ms` are those of `level`, which stands for the trial. So is `qps` if the trial has no answer."""
 
     record: TrialRecord
     level: Level | None

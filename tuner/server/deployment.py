@@ -13,10 +13,8 @@ from tuner.server.leftovers import GpuMemory
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """Servers that are started and ended together. One server is the ordinary case.
-
-    The first one is the door: it takes the requests.
-    """
+    """Servers that are started and ended together. One server is the ordinary case. The first one is the door: it
+    takes the requests."""
 
     specs: tuple[LaunchSpec, ...]
 

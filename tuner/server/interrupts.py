@@ -14,9 +14,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
     """Turn SIGTERM into KeyboardInterrupt if nothing else handles it. By default it would skip every `finally`.
-
-    Python delivers signals to the main thread only. In any other this does nothing, and its owner must handle them.
-    """
+    Python delivers signals to the main thread only. In any other this does nothing, and its owner must handle them."""
     if not _in_main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return

@@ -68,10 +68,8 @@ def remove_scratch(folder: Path) -> tuple[str, ...]:
 
 
 def remove_shared_memory(files: Iterable[Path], *, since_unix_ns: int) -> tuple[str, ...]:
-    """Unlink a dead server's own, unmapped files in /dev/shm.
-
-    `files` are those that its own processes used. Others that look like vLLM's may be a neighbour's.
-    """
+    """Unlink a dead server's own, unmapped files in /dev/shm. `files` are those that its own processes used. Others
+    that look like vLLM's may be a neighbour's."""
     candidates = {file for file in files if _is_removable(file, since_unix_ns)}
     if not candidates:
         return ()

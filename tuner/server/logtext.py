@@ -33,10 +33,8 @@ _NAMED_SECRET = re.compile(
 
 
 def read(path: Path) -> str:
-    """Read the log's head and tail. Causes stand at the end, and a flood of 100 MB stays outside.
-
-    "" if there is no log. The text is clean of control characters.
-    """
+    """Read the log's head and tail. Causes stand at the end, and a flood of 100 MB stays outside. "" if there is no
+    log. The text is clean of control characters."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

@@ -18,11 +18,8 @@ _lock = threading.Lock()
 
 
 def fresh_port(host: str) -> int:
-    """Return a free port that was not given out before. Raises OSError if none is free.
-
-    It lies below the range of outgoing connections: vLLM binds seconds later, and the load of a neighbouring trial
-    opens many in that time.
-    """
+    """Return a free port that was not given out before. Raises OSError if none is free. It lies below the range of
+    outgoing connections: vLLM binds seconds later, and the load of a neighbouring trial opens many in that time."""
     with _lock:
         for port in _candidates():
             if port not in _given and _is_free(host, port):

@@ -23,10 +23,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 class ServerProcess:
-    """A started child and everything that descends from it.
-
-    The leader is reaped last. While it is a zombie no other process can get its number, which also names its session.
-    """
+    """A started child and everything that descends from it. The leader is reaped last. While it is a zombie no other
+    process can get its number, which also names its session."""
 
     def __init__(self, child: subprocess.Popen[bytes], leader: ProcessEntry, log: FileId, clock: Clock) -> None:
         self._child = child
@@ -73,10 +71,8 @@ class ServerProcess:
 def held_at_gate(
     argv: tuple[str, ...], env: Mapping[str, str], log_path: Path, clock: Clock
 ) -> Iterator[ServerProcess]:
-    """Fork a child that runs `argv` once the block is left. An exception in the block ends the child, unstarted.
-
-    A command that does not exist raises nothing: the child says so in its log and exits with 127.
-    """
+    """Fork a child that runs `argv` once the block is left. An exception in the block ends the child, unstarted. A
+    command that does not exist raises nothing: the child says so in its log and exits with 127."""
     _adopt_orphans()
     with log_path.open("wb") as log:
         child = subprocess.Popen(

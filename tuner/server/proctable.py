@@ -30,10 +30,8 @@ class ProcessEntry:
 
     @property
     def is_zombie(self) -> bool:
-        """Return True if it ended completely.
-
-        A zombie with ending threads holds its memory and files, also the GPU's, and cannot be reaped yet.
-        """
+        """Return True if it ended completely. A zombie with ending threads holds its memory and files, also the
+        GPU's, and cannot be reaped yet."""
         return self.state in "ZX" and self.threads <= 1
 
     def __str__(self) -> str:
@@ -101,10 +99,8 @@ def is_alive(known: ProcessEntry) -> bool:
 
 
 def send_signal(known: ProcessEntry, number: signal.Signals) -> None:
-    """Signal this very process or none.
-
-    The pidfd pins the process before its start time is compared: the pid cannot change hands in between.
-    """
+    """Signal this very process or none. The pidfd pins the process before its start time is compared: the pid cannot
+    change hands in between."""
     try:
         pidfd = os.pidfd_open(known.pid)
     except ProcessLookupError:

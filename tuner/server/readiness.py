@@ -73,10 +73,8 @@ def health(endpoint: Endpoint) -> Health:
 
 
 class Watch:
-    """Successive looks at one starting server.
-
-    A server is ready when /health answers 200, the model is listed, and every listener of the port is its own.
-    """
+    """Successive looks at one starting server. A server is ready when /health answers 200, the model is listed, and
+    every listener of the port is its own."""
 
     def __init__(
         self,
@@ -130,10 +128,8 @@ class _Listener(Enum):
 
 
 def _listener(process: ServerProcess, port: int, *, in_container: bool) -> _Listener:
-    """Decide whose sockets listen on the port.
-
-    vLLM up to 0.24 sets SO_REUSEPORT: an orphan may listen beside our server and take a part of its traffic.
-    """
+    """Decide whose sockets listen on the port. vLLM up to 0.24 sets SO_REUSEPORT: an orphan may listen beside our
+    server and take a part of its traffic."""
     if in_container:
         # Without host networking the container's listener is not even in this namespace.
         return _Listener.OURS

@@ -23,10 +23,8 @@ _START_SLACK_S = 60.0
 
 
 class ServerDidNotStart(Exception):  # noqa: N818 - an answer; study/trial.py makes a record of it
-    """Failed start of a service, which has been ended by now.
-
-    `start_s`: seconds from the start to the refusal. `stopped` says what was left of it.
-    """
+    """Failed start of a service, which has been ended by now. `start_s`: seconds from the start to the refusal.
+    `stopped` says what was left of it."""
 
     def __init__(self, cause: Cause, start_s: float, stopped: StopReport) -> None:
         super().__init__(cause.explanation)
@@ -157,8 +155,6 @@ def _end(starts: Sequence[Start]) -> list[StopReport]:
 
 
 def start_limit(first_start_s: float | None, default_s: float) -> float:
-    """Return the seconds after which a start is stuck, `default_s` until one has succeeded.
-
-    Later starts may compile for another shape or capture more graphs: hence three times the first and a minute.
-    """
+    """Return the seconds after which a start is stuck, `default_s` until one has succeeded. Later starts may compile
+    for another shape or capture more graphs: hence three times the first and a minute."""
     return default_s if first_start_s is None else _START_FACTOR * first_start_s + _START_SLACK_S

@@ -37,10 +37,8 @@ class Start:
     """One server. `serving` makes it and guarantees that `end` is called."""
 
     def __init__(self, request: ServiceRequest, number: int) -> None:
-        """Measure the memory in use, fork, write the running file, let go.
-
-        Raises OSError if the machine cannot do so, and leaves nothing behind then.
-        """
+        """Measure the memory in use, fork, write the running file, let go. Raises OSError if the machine cannot do
+        so, and leaves nothing behind then."""
         spec, port = request.deployment.specs[number], fresh_port(_reachable(request.host))
         self.log_path = request.folder / ("server.log" if number == 0 else f"server-{number}.log")
         self.endpoint = Endpoint(_base_url(request.host, port), port, request.model, _api_key(spec))

@@ -250,10 +250,8 @@ def _length(arguments: EngineArguments, hardware: Hardware, model: ModelShape) -
 
 
 def _scheduler_refusal(config: EngineConfig, hardware: Hardware, length: int) -> Refused | None:
-    """Check the scheduler's rules in vLLM's order (config/scheduler.py, verify_max_model_len).
-
-    The order matters: the log shows the first rule that fails.
-    """
+    """Check the scheduler's rules in vLLM's order (config/scheduler.py, verify_max_model_len). The order matters:
+    the log shows the first rule that fails."""
     message = None
     if config.max_num_batched_tokens < length and not config.enable_chunked_prefill:
         message = (

@@ -99,11 +99,8 @@ class EngineLoop:
     def submit(
         self, prompt_tokens: int, output_tokens: int, keys: Sequence[Hashable], sent_s: float, reason: str = "length"
     ) -> Stream:
-        """Queue a request that fits max_model_len. `sent_s` is the loop's time at its arrival.
-
-        `reason` says why the request ends after `output_tokens`: it may have no more ("length") or wants no more
-        ("stop").
-        """
+        """Queue a request that fits max_model_len. `sent_s` is the loop's time at its arrival. `reason` says why the
+        request ends after `output_tokens`: it may have no more ("length") or wants no more ("stop")."""
         if self.dead:
             raise EngineDeadError
         request = Request(next(self._names), prompt_tokens, output_tokens, keys, sent_s)

@@ -167,11 +167,8 @@ def hardware_profile(name: str) -> Hardware:
 
 @dataclass(slots=True)
 class StepWork:
-    """Work of one engine step. Mutable: the scheduler fills one in place for every step.
-
-    `prefill_attention` counts the pairs that attention visits: chunk tokens × mean context length, over all prefill
-    chunks.
-    """
+    """Work of one engine step. Mutable: the scheduler fills one in place for every step. `prefill_attention` counts
+    the pairs that attention visits: chunk tokens × mean context length, over all prefill chunks."""
 
     decode_tokens: int = 0
     decode_context_tokens: int = 0

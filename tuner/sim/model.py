@@ -31,10 +31,8 @@ PRESETS: Mapping[str, ModelShape] = {
 
 
 def load_model(name_or_folder: str, dtype: str = "auto") -> ModelShape:
-    """Return a model's shape, by folder or preset. Raises UnknownModelError.
-
-    `auto` runs everything at 16 bits, FP32 checkpoints included, as vLLM does.
-    """
+    """Return a model's shape, by folder or preset. Raises UnknownModelError. `auto` runs everything at 16 bits, FP32
+    checkpoints included, as vLLM does."""
     if (Path(name_or_folder) / "config.json").is_file():
         return shape_from_config(name_or_folder, read_config(Path(name_or_folder))).at(dtype)
     if name_or_folder in PRESETS:

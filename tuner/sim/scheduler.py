@@ -28,9 +28,7 @@ from tuner.sim.kv_cache import BlockPool
 
 class Request:
     """One request inside the engine. Its fields belong to the Scheduler; other code reads the first block of them.
-
-    `keys` name the content of the full blocks of the prompt: equal keys are equal content.
-    """
+    `keys` name the content of the full blocks of the prompt: equal keys are equal content."""
 
     __slots__ = (
         "admitted", "anchor", "arrived_s", "computed", "decoding", "generated", "held", "hit_tokens", "keys", "name",
@@ -213,10 +211,8 @@ class Scheduler:
         return left
 
     def _serve_one_by_one(self, step: Step, budget: int, threshold: int) -> int:
-        """Serve running requests in vLLM's order. Returns what is left of the budget.
-
-        Tokens and blocks go to the first requests; the last are preempted.
-        """
+        """Serve running requests in vLLM's order. Returns what is left of the budget. Tokens and blocks go to the
+        first requests; the last are preempted."""
         index = 0
         phase = self.step % self._block
         while index < len(self.running) and budget > 0:
@@ -294,10 +290,8 @@ class Scheduler:
         return self.pool.matched(self._keys(request), (total - 1) // self._block)
 
     def _fits(self, request: Request, hits: int, total: int, after_step: int) -> bool:
-        """Return True if step and watermark have room.
-
-        With reservation on, everything up to the next output token must fit.
-        """
+        """Return True if step and watermark have room. With reservation on, everything up to the next output token
+        must fit."""
         reach = total if self._config.scheduler_reserve_full_isl else after_step
         needed = self._blocks_for(reach) - hits
         if hits:

@@ -123,10 +123,7 @@ def block_bytes_per_device(config: EngineConfig, model: ModelShape) -> int:
 
 
 def activation_bytes(config: EngineConfig, model: ModelShape) -> int:
-    """Return the peak memory of a profiling step.
-
-    The sampler keeps one copy of the logits.
-    """
+    """Return the peak memory of a profiling step. The sampler keeps one copy of the logits."""
     forward = model.forward_bytes(config.max_num_batched_tokens, config.tensor_parallel_size)
     sampled = min(config.max_num_seqs, config.max_num_batched_tokens)
     return forward + sampled * model.vocab * 4 * 2
@@ -219,10 +216,7 @@ def out_of_memory(total: int, free: int, wanted: int) -> tuple[str, str]:
 
 
 def _host_memory(config: EngineConfig, hardware: Hardware, model: ModelShape, held: int) -> Memory | Refused:
-    """Account for the host's memory as the CPU backend does.
-
-    The worker's own size comes off.
-    """
+    """Account for the host's memory as the CPU backend does. The worker's own size comes off."""
     total, free = hardware.memory_bytes, max(0, hardware.memory_bytes - held)
     requested = int(total * config.gpu_memory_utilization)
     where = f"Available memory on node 0 ({gib(free)}/{gib(total)} GiB) on"

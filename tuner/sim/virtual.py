@@ -33,9 +33,7 @@ class Shape:
 @dataclass(frozen=True, slots=True)
 class ClosedLoop:
     """Load of `clients`, each with one request at a time, until `duration_s`. Open answers are then waited for.
-
-    Shapes are taken in order and again from the first. `turnaround_s` is the client's time between two requests.
-    """
+    Shapes are taken in order and again from the first. `turnaround_s` is the client's time between two requests."""
 
     shapes: Sequence[Shape]
     clients: int
@@ -107,10 +105,8 @@ def simulate(
     seed: int = 0,
     noise: Noise | None = None,
 ) -> SimulatedLevel:
-    """Run `load` on a freshly started engine (nothing cached).
-
-    Raises ValueError if max_model_len leaves a prompt no room: a server would answer it with 400.
-    """
+    """Run `load` on a freshly started engine (nothing cached). Raises ValueError if max_model_len leaves a prompt no
+    room: a server would answer it with 400."""
     longest = max((shape.prompt_tokens for shape in load.shapes), default=0)
     if longest >= started.config.max_model_len:
         raise ValueError(f"a prompt of {longest} tokens does not fit max_model_len {started.config.max_model_len}")

@@ -26,10 +26,7 @@ class Dropped:
 @dataclass(frozen=True, slots=True)
 class Space:
     """Searched parameters with their surroundings. `baseline` is what the default configuration gets (usually
-    nothing).
-
-    `fixed` goes to every candidate but the default, `always` to the default too, `env` to every server.
-    """
+    nothing). `fixed` goes to every candidate but the default, `always` to the default too, `env` to every server."""
 
     name: str
     parameters: tuple[Parameter, ...]

@@ -56,10 +56,7 @@ def check_task(load: LoadPolicy, alone: Measurement) -> Task:
 
 def confirm_task(load: LoadPolicy, found: TrialRecord, confirmed: Sequence[TrialRecord]) -> Task:
     """Return the task of a confirmation run. A ladder repeats the winning level for twice the time; an open loop
-    claims.
-
-    `found` is the trial of the search. No claim starts above what an earlier one of `confirmed` held.
-    """
+    claims. `found` is the trial of the search. No claim starts above what an earlier one of `confirmed` held."""
     assert found.best_level is not None and found.qps is not None
     if isinstance(load, Ladder):
         return RunLadder((int(found.best_level.load.level),), 2 * load.level_s)

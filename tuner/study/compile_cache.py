@@ -18,10 +18,8 @@ class Cache(StrEnum):
 
 
 def compile_key(candidate: Candidate) -> tuple[tuple[str, Value], ...]:
-    """Return the key of the compiled code. Candidates of one study with equal keys share it.
-
-    A flag that is left out is a value of its own, though vLLM's default may equal what another candidate sets.
-    """
+    """Return the key of the compiled code. Candidates of one study with equal keys share it. A flag that is left out
+    is a value of its own, though vLLM's default may equal what another candidate sets."""
     return tuple((flag, value) for flag, value in candidate.values if flag not in NOT_IN_THE_KEY)
 
 

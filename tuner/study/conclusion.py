@@ -15,10 +15,8 @@ from tuner.study.result import Decision, Lack, StudyResult
 
 
 class ConclusionKey(StrEnum):
-    """Sentence that a study ends with. Each language has one template per key.
-
-    The keys with `SUSTAINS` belong to open-loop studies, those with `ONLY` to a default without figures.
-    """
+    """Sentence that a study ends with. Each language has one template per key. The keys with `SUSTAINS` belong to
+    open-loop studies, those with `ONLY` to a default without figures."""
 
     NOTHING_FEASIBLE = "nothing-feasible"
     KEEP_DEFAULT = "keep-default"

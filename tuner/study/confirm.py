@@ -77,10 +77,8 @@ def next_to_confirm(plan: StudyPlan, records: Sequence[TrialRecord]) -> TrialRec
 
 
 def figures(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | None:
-    """Return a candidate's figures from its confirmation runs, or without any from the trial that found it.
-
-    None if one of them failed, or if nothing counts.
-    """
+    """Return a candidate's figures from its confirmation runs, or without any from the trial that found it. None if
+    one of them failed, or if nothing counts."""
     fresh = fresh_runs(records, candidate)
     if fresh and any(r.qps is None for r in fresh):
         return None
@@ -113,10 +111,8 @@ def lack(records: Sequence[TrialRecord], candidate: Candidate) -> Lack | None:
 def compared(
     records: Sequence[TrialRecord], baseline: Candidate, load: LoadKind
 ) -> tuple[Figures | None, Figures | None]:
-    """Return the figures of the best finalist and of the default, both of one kind. None if no start counts.
-
-    An estimate reads higher than a claim: until both are claimed, the two estimates are compared.
-    """
+    """Return the figures of the best finalist and of the default, both of one kind. None if no start counts. An
+    estimate reads higher than a claim: until both are claimed, the two estimates are compared."""
     ranked = finalists(records)
     default = figures(records, baseline)
     winner = figures(records, ranked[0].candidate) if ranked else None

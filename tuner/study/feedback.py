@@ -54,10 +54,8 @@ def not_started(nearest: Feedback | None) -> Feedback:
 
 
 def _behind(record: TrialRecord) -> Feedback | None:
-    """Return what a race's loser is likely to sustain, at most the best.
-
-    As FAIL it would come again. As just behind the best, all losers would look alike to the model.
-    """
+    """Return what a race's loser is likely to sustain, at most the best. As FAIL it would come again. As just behind
+    the best, all losers would look alike to the model."""
     capacity, best = record.capacity, record.incumbent
     if capacity is None or best is None:
         return None

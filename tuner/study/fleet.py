@@ -72,10 +72,8 @@ class Fleet(ABC):
 
 
 class LocalFleet(Fleet):
-    """GPU groups of this machine, with one thread each.
-
-    `run` turns an assignment into a record and ends early once `stop` is set. It must not raise for a failed trial.
-    """
+    """GPU groups of this machine, with one thread each. `run` turns an assignment into a record and ends early once
+    `stop` is set. It must not raise for a failed trial."""
 
     def __init__(
         self,

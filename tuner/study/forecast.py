@@ -11,11 +11,8 @@ from tuner.study.plan import OpenSearch, StudyPlan
 from tuner.study.record import Role, TrialRecord
 
 UNKNOWN_START_S = 60.0
-"""Seconds of a start before any was seen. It is a cold start of an 8B model on one GPU.
-
-Imports take 8 s, the engine 10, weights 8, compilation 19, profiling and CUDA graphs about 12 (StartTimes in
-tuner/sim/hardware.py).
-"""
+"""Seconds of a start before any was seen. It is a cold start of an 8B model on one GPU. Imports take 8 s, the engine
+10, weights 8, compilation 19, profiling and CUDA graphs about 12 (StartTimes in tuner/sim/hardware.py)."""
 
 
 def start_s(records: Sequence[TrialRecord], cache: Cache) -> float:
@@ -25,10 +22,8 @@ def start_s(records: Sequence[TrialRecord], cache: Cache) -> float:
 
 
 def search_trial_s(plan: StudyPlan, records: Sequence[TrialRecord]) -> float:
-    """Forecast the search's next trial: median start, longest load and shutdown.
-
-    The start counts as cold. Of 70 proposals in two studies, one had the compile key of an earlier start.
-    """
+    """Forecast the search's next trial: median start, longest load and shutdown. The start counts as cold. Of 70
+    proposals in two studies, one had the compile key of an earlier start."""
     load_s = _longest_load_s(records)
     return start_s(records, Cache.COLD) + (plan.load.longest_s if load_s is None else load_s)
 
@@ -55,10 +50,8 @@ def spent_s(plan: StudyPlan, records: Iterable[TrialRecord]) -> float:
 
 
 def left_s(plan: StudyPlan, records: Sequence[TrialRecord]) -> float:
-    """Forecast the seconds left at the pace so far.
-
-    The search runs on all groups side by side, confirmation runs one after the other.
-    """
+    """Forecast the seconds left at the pace so far. The search runs on all groups side by side, confirmation runs
+    one after the other."""
     searched = [r for r in records if r.role.searches and r.counts]
     confirmed = sum(r.role is Role.CONFIRM and r.counts for r in records)
     trial_s = (

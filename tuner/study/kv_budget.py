@@ -36,9 +36,7 @@ BYTE_ROWS = 6
 @dataclass(frozen=True, slots=True)
 class KvTable:
     """Table of (value of `flag`, what fits), the most memory last. If empty, the reason is in `why_empty`.
-
-    `calibrated_by` is the number of the trial whose log replaced the estimates.
-    """
+    `calibrated_by` is the number of the trial whose log replaced the estimates."""
 
     flag: str
     rows: tuple[tuple[float, KvRoom], ...]
@@ -61,10 +59,7 @@ class KvFloor:
 
 
 def kv_table(setting: StudySetting, records: Iterable[TrialRecord] = ()) -> KvTable:
-    """Compute what fits at each searched size.
-
-    Raises UnknownModelError with the reason if nothing can be said.
-    """
+    """Compute what fits at each searched size. Raises UnknownModelError with the reason if nothing can be said."""
     plan = setting.plan
     folder = folder_of(plan.model)
     if folder is None:
@@ -106,11 +101,8 @@ def default_room(setting: StudySetting) -> tuple[KvRoom, ModelMemory] | None:
 
 
 def kv_floor(setting: StudySetting, records: Iterable[TrialRecord]) -> KvFloor | None:
-    """Return the floor of the searched flag.
-
-    None before a start's log makes the arithmetic exact, if it does not model everything, or if the whole range of the
-    searched flag lies above.
-    """
+    """Return the floor of the searched flag. None before a start's log makes the arithmetic exact, if it does not
+    model everything, or if the whole range of the searched flag lies above."""
     records = tuple(records)
     try:
         table = kv_table(setting, records)
@@ -202,10 +194,8 @@ def _first_start(setting: StudySetting, record: TrialRecord) -> FirstStart | Non
 
 
 def fullest(setting: StudySetting) -> dict[str, float]:
-    """Return the flags of the largest KV cache that is likely to start, with as many mean requests as it surely holds.
-
-    Empty if that is not known.
-    """
+    """Return the flags of the largest KV cache that is likely to start, with as many mean requests as it surely
+    holds. Empty if that is not known."""
     try:
         table = kv_table(setting)
     except UnknownModelError:

@@ -105,10 +105,8 @@ def bounds(rules: Iterable[LearntRule], values: Mapping[str, Value]) -> list[Fla
 
 
 def known_rules(setting: StudySetting, records: Iterable[TrialRecord]) -> tuple[LearntRule, ...]:
-    """Return the rules that a study goes by.
-
-    The KV arithmetic counts once vLLM itself has refused a start for the same reason: one start is its price.
-    """
+    """Return the rules that a study goes by. The KV arithmetic counts once vLLM itself has refused a start for the
+    same reason: one start is its price."""
     records = sorted(records, key=lambda r: r.trial)
     refused = any(r.start.cause is not None and r.start.cause.kind in _REFUSED_FOR_KV for r in records)
     return rules(setting, records, kv_floor(setting, records) if refused else None)
@@ -117,10 +115,8 @@ def known_rules(setting: StudySetting, records: Iterable[TrialRecord]) -> tuple[
 def rules(
     setting: StudySetting, records: Iterable[TrialRecord], floor: KvFloor | None = None
 ) -> tuple[LearntRule, ...]:
-    """Derive rules in the order of their trials, leaving out those that an earlier one implies.
-
-    `floor` is what the calibrated arithmetic rules out, None if it cannot say.
-    """
+    """Derive rules in the order of their trials, leaving out those that an earlier one implies. `floor` is what the
+    calibrated arithmetic rules out, None if it cannot say."""
     records = sorted(records, key=lambda r: r.trial)
     started = [(r.trial, values) for r in records if r.levels or r.start.facts is not None
                if setting.is_like_the_others(values := setting.values(r.candidate))]  # fmt: skip
@@ -166,10 +162,8 @@ def _rule_from_arithmetic(setting: StudySetting, record: TrialRecord, floor: KvF
 
 
 def _rule(setting: StudySetting, trial: int, cause: str, limits: Mapping[str, FlagLimit | None]) -> LearntRule | None:
-    """Build a rule. None if a limit is unknown, or no limit is on a searched flag.
-
-    Also None if the study's constant flags are not beyond one of the limits.
-    """
+    """Build a rule. None if a limit is unknown, or no limit is on a searched flag. Also None if the study's constant
+    flags are not beyond one of the limits."""
     own: list[FlagLimit] = []
     for flag, limit in limits.items():
         if limit is None or (flag not in setting.searched and not limit.holds(setting.constant.get(flag))):

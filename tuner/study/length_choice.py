@@ -31,9 +31,7 @@ CHUNKED, BATCHED = knobs.ENABLE_CHUNKED_PREFILL, knobs.MAX_NUM_BATCHED_TOKENS
 
 def own_length(model: str, own_flags: frozenset[str]) -> ModelLength | None:
     """Derive the model's length from its folder and the names of the user's flags. None if it is not known here.
-
-    Raises UsageError if config.json is not understood.
-    """
+    Raises UsageError if config.json is not understood."""
     folder = folder_of(model)
     if folder is None or own_flags.intersection(knobs.CHANGE_CONFIG):
         return None
@@ -44,10 +42,8 @@ def own_length(model: str, own_flags: frozenset[str]) -> ModelLength | None:
 
 
 def needed_tokens(workload: Workload, model: ModelLength | None) -> int:
-    """Return the length that the workload needs, with room for a chat template.
-
-    Raises UsageError if the model cannot take the workload's longest request.
-    """
+    """Return the length that the workload needs, with room for a chat template. Raises UsageError if the model
+    cannot take the workload's longest request."""
     needed = workload.longest + TEMPLATE_TOKENS
     if model is None:
         return needed
@@ -82,10 +78,8 @@ def with_length(
     gpus: tuple[Gpu, ...],
     defaults: Mapping[str, Value],
 ) -> StudyPlan:
-    """Return the plan with the longest request chosen, and its space and its servers' flags adapted.
-
-    Raises UsageError if `asked` contradicts the space or the user's own flags.
-    """
+    """Return the plan with the longest request chosen, and its space and its servers' flags adapted. Raises
+    UsageError if `asked` contradicts the space or the user's own flags."""
     try:
         found = default_room(StudySetting.of(plan, defaults, gpus))
     except UnknownModelError:

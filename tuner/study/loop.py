@@ -44,11 +44,8 @@ FAULTS_IN_A_ROW = 3
 
 @dataclass(kw_only=True)
 class Loop:
-    """Coordinator of a study: it asks, submits and decides.
-
-    A stopped fleet ends the run early: what finished is kept, and the best so far is the result. `on_result` gets
-    the result after every trial and at the end.
-    """
+    """Coordinator of a study: it asks, submits and decides. A stopped fleet ends the run early: what finished is
+    kept, and the best so far is the result. `on_result` gets the result after every trial and at the end."""
 
     plan: StudyPlan
     store: Store

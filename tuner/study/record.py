@@ -90,10 +90,8 @@ class TrialRecord:
 
     @property
     def qps(self) -> float | None:
-        """Return the highest feasible QPS, None if no level was feasible.
-
-        In an open loop it is the rate that a search estimates or that a claim held.
-        """
+        """Return the highest feasible QPS, None if no level was feasible. In an open loop it is the rate that a
+        search estimates or that a claim held."""
         if self.best_level is None:
             return None
         if self.claim is not None:

@@ -26,10 +26,8 @@ class Lack(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Candidate's figures over the starts in `trials`. QPS is mean and range, P99 TTFT the worst start's.
-
-    `fresh` is True when none of the starts took part in choosing the candidate: only then is the figure unbiased.
-    """
+    """Candidate's figures over the starts in `trials`. QPS is mean and range, P99 TTFT the worst start's. `fresh` is
+    True when none of the starts took part in choosing the candidate: only then is the figure unbiased."""
 
     candidate: Candidate
     trials: tuple[int, ...]

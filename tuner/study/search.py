@@ -29,20 +29,15 @@ from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.setting import StudySetting
 
 STARTUP_TRIALS = 7
-"""Trials before the model proposes, default and seeds included. With all seeds none is random.
-
-Ten found less in twenty starts (docs/search.md).
-"""
+"""Trials before the model proposes, default and seeds included. With all seeds none is random. Ten found less in
+twenty starts (docs/search.md)."""
 
 REPEATS_BEFORE_RANDOM = 8
 """Useless proposals in a row before a random point."""
 
 LOCAL_STEP_EVERY = 3
-"""Period of the proposals that perturb the best candidate.
-
-Away from data a GP falls back to the mean of what it has seen. Once most trials are good, unexplored corners look as
-good as real improvements (docs/search.md).
-"""
+"""Period of the proposals that perturb the best candidate. Away from data a GP falls back to the mean of what it has
+seen. Once most trials are good, unexplored corners look as good as real improvements (docs/search.md)."""
 
 STEP_SD = 0.12
 """Standard deviation of a local step, as a range's share."""
@@ -171,10 +166,8 @@ class Search:
 
     @_storage_errors()
     def ask(self) -> Proposal:
-        """Choose the next candidate, untried and allowed by the rules.
-
-        Raises SpaceExhaustedError if the sampler finds no other.
-        """
+        """Choose the next candidate, untried and allowed by the rules. Raises SpaceExhaustedError if the sampler
+        finds no other."""
         newly_applied: list[LearntRule] = []
         for answered in range(REPEATS_BEFORE_RANDOM + 1):
             last = answered == REPEATS_BEFORE_RANDOM
@@ -234,10 +227,8 @@ class Search:
         return next((r for r in self._rules if r.withdrawn_by is None and r.rules_out(values)), None)
 
     def _local_or_random_step(self, answered: int) -> dict[str, float] | None:
-        """Return a point to queue before the sampler is asked. None if the model or the queue comes next.
-
-        `answered` proposals in a row led nowhere.
-        """
+        """Return a point to queue before the sampler is asked. None if the model or the queue comes next. `answered`
+        proposals in a row led nowhere."""
         if answered == REPEATS_BEFORE_RANDOM:
             return self._untried_point(ParameterAxis.drawn)
         return self._local_step() if answered == 0 else None
@@ -381,9 +372,6 @@ def _within(axis: ParameterAxis, limit: FlagLimit) -> Value:
 
 
 def _reopened(study: optuna.Study, frozen: FrozenTrial) -> Trial:
-    """Return the handle of an earlier process's trial.
-
-    Optuna 5.0 has no public way: `ask` only makes new trials, and `tell` with a number sets no constraints. A test
-    holds that the private constructor does this.
-    """
+    """Return the handle of an earlier process's trial. Optuna 5.0 has no public way: `ask` only makes new trials,
+    and `tell` with a number sets no constraints. A test holds that the private constructor does this."""
     return Trial(study, frozen._trial_id)

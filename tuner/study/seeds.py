@@ -53,10 +53,8 @@ def seeds(setting: StudySetting) -> list[Candidate]:
 
 
 def _throughput_mode(plan: StudyPlan, defaults: Mapping[str, Value]) -> dict[str, float]:
-    """Return the two sizes of `--performance-mode throughput`. It doubles them if they are not set.
-
-    Source: vllm/engine/arg_utils.py, 0.32. Empty on a vLLM without the flag (before 0.17).
-    """
+    """Return the two sizes of `--performance-mode throughput`. It doubles them if they are not set. Source:
+    vllm/engine/arg_utils.py, 0.32. Empty on a vLLM without the flag (before 0.17)."""
     if knobs.PERFORMANCE_MODE not in plan.base.flags:
         return {}
     unset = (flag for flag in (SEQUENCES, TOKENS) if flag not in dict(plan.baseline.values))

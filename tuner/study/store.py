@@ -71,10 +71,8 @@ class Store:
         return path
 
     def new_trial(self) -> int:
-        """Create a new trial's folder and return its number. Safe in threads and processes.
-
-        No number is used twice, so that an interrupted trial keeps its log.
-        """
+        """Create a new trial's folder and return its number. Safe in threads and processes. No number is used twice,
+        so that an interrupted trial keeps its log."""
         while True:
             begun = [int(p.name) for p in (self.folder / "trials").glob("[0-9]*") if p.name.isdigit()]
             trial = max(begun, default=-1) + 1

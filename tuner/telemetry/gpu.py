@@ -46,10 +46,8 @@ class GpuProcess:
 
 @dataclass(frozen=True, slots=True)
 class GpuHolders:
-    """Memory of one GPU that processes hold, without the driver's own share.
-
-    `processes` are those that can be seen from here: from a container, others are hidden.
-    """
+    """Memory of one GPU that processes hold, without the driver's own share. `processes` are those that can be seen
+    from here: from a container, others are hidden."""
 
     index: int
     held_bytes: int | None
@@ -175,10 +173,8 @@ def _installed(index: int) -> Installed:
 
 
 def _numa_node(bus_id: str) -> int | None:
-    """Look up the NUMA node of a PCI address; None if the kernel says -1 or nothing.
-
-    NVML writes 00000000:65:00.0, the kernel 0000:65:00.0.
-    """
+    """Look up the NUMA node of a PCI address; None if the kernel says -1 or nothing. NVML writes 00000000:65:00.0,
+    the kernel 0000:65:00.0."""
     domain, _, rest = bus_id.lower().partition(":")
     try:
         node = int(Path(f"/sys/bus/pci/devices/{domain[-4:]}:{rest}/numa_node").read_text(encoding="ascii"))

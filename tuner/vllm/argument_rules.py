@@ -40,10 +40,8 @@ RULES = (
 
 
 def adapted(values: Mapping[str, Value], given: Mapping[str, Value]) -> dict[str, Value]:
-    """Return `values` within the rules beside `given`, the flags that are the same for every candidate.
-
-    Only flags in `values` change: what the user fixed stays, and vLLM then says itself what is wrong with it.
-    """
+    """Return `values` within the rules beside `given`, the flags that are the same for every candidate. Only flags
+    in `values` change: what the user fixed stays, and vLLM then says itself what is wrong with it."""
     point = dict(values)
     for rule in RULES:
         value = rule.adapted({**given, **point})

@@ -15,10 +15,8 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """Bound of a refusal: a candidate with `flag` beyond `limit` is refused too, all else being equal.
-
-    `relation` is "<=" (values must not be larger than `limit`) or ">=".
-    """
+    """Bound of a refusal: a candidate with `flag` beyond `limit` is refused too, all else being equal. `relation` is
+    "<=" (values must not be larger than `limit`) or ">="."""
 
     flag: str
     relation: str

@@ -17,10 +17,8 @@ from tuner.vllm.cause import Fault
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """Pattern of one message.
-
-    `explanation` is filled with the groups of `regex`. A group named `line` marks the line to quote.
-    """
+    """Pattern of one message. `explanation` is filled with the groups of `regex`. A group named `line` marks the
+    line to quote."""
 
     kind: str
     fault: Fault | Judge
