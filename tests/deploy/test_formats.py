@@ -115,6 +115,12 @@ def test_short_options_go_to_the_command_line_of_the_config_file(recorded: Recor
     assert "vllm serve --config vllm.yaml -O3 --host" in made
 
 
+def test_the_config_file_holds_the_last_of_a_flag_however_it_was_spelt(recorded: Recorded) -> None:
+    words = ("m", "--max_num_seqs", "4", "--eager", "--no-eager", "--eager", "--max-num-seqs=8", "-tp", "2", "-tp=4")
+    made = text(with_launch(recorded, launch=dataclasses.replace(recorded.launch, arguments=words, flags=())), "yaml")
+    assert yaml.safe_load(made) == {"model": "m", "max-num-seqs": 8, "eager": True, "tensor-parallel-size": 4}
+
+
 def container_words(service: dict[str, list[str]]) -> tuple[str, ...]:
     return tuple(word.replace("$$", "$") for word in service["command"])
 

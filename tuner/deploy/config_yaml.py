@@ -8,9 +8,8 @@ import shlex
 import yaml
 
 from tuner.deploy.recorded import Recorded, header
-from tuner.deploy.start import argument_lines
 from tuner.deploy.yaml_text import comment
-from tuner.flagwords import words_for
+from tuner.flagwords import given_flags, words_for
 from tuner.launch import address_words
 from tuner.vllm import knobs
 
@@ -22,16 +21,16 @@ def config_yaml(recorded: Recorded) -> str:
     last counts, as on the command line. Short options have no key, so the command on top has them."""
     entries: dict[str, str] = {}
     short: list[str] = []
-    for words in argument_lines(recorded.launch.arguments):
-        first, *values = words
-        if not first.startswith("-"):
-            entries["model"] = _scalar(first)
-        elif first in LONG or first.startswith("--"):
-            name, given, value = LONG.get(first, first.removeprefix("--")).partition("=")
-            values = [value] if given else values
-            entries[name] = _scalar(values[0]) if len(values) == 1 else _many(values)
+    given_last = {flag.name: flag for flag in given_flags(recorded.launch.arguments, short=knobs.SHORT_OPTIONS)}
+    for flag in given_last.values():
+        written = flag.words[0].partition("=")[0]
+        if not flag.name:
+            entries["model"] = _scalar(flag.words[0])
+        elif written in LONG or written.startswith("--"):
+            values = list(flag.texts)
+            entries[LONG.get(written, written[2:])] = _scalar(values[0]) if len(values) == 1 else _many(values)
         else:
-            short += words
+            short += flag.words
     environment = [f"export {name}={shlex.quote(value)}" for name, value in recorded.env]
     environment += [f"export {name}=...   # a secret, not recorded" for name in recorded.launch.secret_env]
     serve = [*words_for(knobs.CONFIG, "vllm.yaml"), *short, *address_words("127.0.0.1", 8000)]

@@ -23,10 +23,6 @@ BACK_OFF_S = 0.1
 DRAIN_S = 120.0
 
 
-class ServerLostError(Exception):
-    """Loss of the server's listener in the middle of a level."""
-
-
 @dataclass(slots=True)
 class LevelProgress:
     """State of a running level, for early ends. `ttft_ms` are the answers so far, in order of notice.

@@ -165,8 +165,7 @@ class Loop:
             self._finish_running()
 
     def _in_time_to_confirm(self, found: TrialRecord) -> bool:
-        """Return True if time is left for a run. The first run of each candidate is made even without. The first run
-        of each candidate is made even without."""
+        """Return True if time is left for a run. The first run of each candidate is made even without."""
         budget = self.plan.time_budget_s
         if budget is None or self._elapsed_s + forecast.confirmation_s(self.plan, self._records) <= budget:
             return True
