@@ -25,7 +25,7 @@ def main() -> None:
     print("| regime | " + " | ".join(f"{factor} of the best" for factor in FACTORS) + " |")
     print("|---" * (len(FACTORS) + 1) + "|")
     for regime in REGIMES + HOLD_OUTS[:1]:
-        told: dict[float, list[float]] = {factor: [] for factor in FACTORS}
+        indicated: dict[float, list[float]] = {factor: [] for factor in FACTORS}
         for seed in range(given.seeds):
             best = Bench(regime, seed)
             found = search_capacity(best.probe, best.saturate)
@@ -37,8 +37,8 @@ def main() -> None:
                 probe = Bench(regime, seed, factor).probe
                 raced = search_capacity(probe, lambda _, ample=ample: ample, incumbent, queue_s=regime.slo_s)
                 if raced.ended is Ended.RACE_LOST and raced.likely is not None:
-                    told[factor].append(raced.likely / (factor * found.rate))
-        cells = (f"{np.mean(t):.3f} ± {np.std(t):.3f}" if t else "passes" for t in told.values())
+                    indicated[factor].append(raced.likely / (factor * found.rate))
+        cells = (f"{np.mean(t):.3f} ± {np.std(t):.3f}" if t else "passes" for t in indicated.values())
         print(f"| {regime.name} | {' | '.join(cells)} |", flush=True)
 
 

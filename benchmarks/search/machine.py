@@ -149,20 +149,18 @@ class Machine:
 class _Server:
     """Session of one started server, where a request may wait `wait_s`; `seconds` are seconds of load."""
 
-    def __init__(
-        self, point: Point, wait_s: float, night: str, number: int, traffic: int, clock: ScriptedClock
-    ) -> None:
+    def __init__(self, point: Point, wait_s: float, key: str, number: int, traffic: int, clock: ScriptedClock) -> None:
         self.point = point
         self._clock = clock
         self.wait_s = wait_s
         self.levels: list[Level] = []
         self.seconds = 0.0
-        self.bias = random.Random(f"{night}/search").gauss(SEARCH_BIAS, SEARCH_BIAS_SD)
-        self._own = own = random.Random(f"{night}/start {number}")
+        self.bias = random.Random(f"{key}/search").gauss(SEARCH_BIAS, SEARCH_BIAS_SD)
+        self._own = own = random.Random(f"{key}/start {number}")
         self._start = own.gauss(0.0, START_SD)
         self._rest = own.gauss(0.0, REST_SD)
         self._closed = own.gauss(0.0, SATURATION_SD)
-        self._traffic = f"{night}/{traffic}"
+        self._traffic = f"{key}/{traffic}"
 
     def run(self, task: Task) -> Measured:
         measured = measure_task(task, self, self.wait_s)

@@ -162,7 +162,7 @@ class TpeFail:
             self._study.tell(self._trial, seen.rate or 0.0)
 
 
-Told = tuple[float, tuple[float, float, float]]
+Feedback = tuple[float, tuple[float, float, float]]
 
 
 class Encoded:
@@ -175,8 +175,8 @@ class Encoded:
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         for numbers in enqueued:
             self._study.enqueue_trial(numbers)
-        self._known: dict[Candidate, Told] = {}
-        self._measured: list[tuple[list[float], Told]] = []
+        self._known: dict[Candidate, Feedback] = {}
+        self._measured: list[tuple[list[float], Feedback]] = []
         self._trial: Trial | None = None
         self._candidate = Candidate()
 
@@ -195,27 +195,27 @@ class Encoded:
         assert self._trial is not None
         here = [self._trial.params[p.flag] / (p.axis[1] - p.axis[0]) for p in self._plan.parameters]
         if seen.refused:
-            told = self._refused(here)
+            feedback = self._refused(here)
         else:
-            told = (seen.rate or 0.0, (-1.0, -0.05 if seen.rate else 2.0, min(-0.02, (seen.kv_usage or 0.0) - 1.0)))
-            self._measured.append((here, told))
-        self._known[self._candidate] = told
-        self._tell(told)
+            feedback = (seen.rate or 0.0, (-1.0, -0.05 if seen.rate else 2.0, min(-0.02, (seen.kv_usage or 0.0) - 1.0)))
+            self._measured.append((here, feedback))
+        self._known[self._candidate] = feedback
+        self._tell(feedback)
 
-    def _refused(self, here: list[float]) -> Told:
+    def _refused(self, here: list[float]) -> Feedback:
         if not self._measured:
             return 0.0, (1.0, 0.0, -0.02)
         if self._neutral:
             value, constraints = min(self._measured, key=lambda m: math.dist(m[0], here))[1]
         else:
-            value, constraints = min(told for _, told in self._measured)
+            value, constraints = min(feedback for _, feedback in self._measured)
         return value, (1.0, *constraints[1:])
 
-    def _tell(self, told: Told) -> None:
+    def _tell(self, feedback: Feedback) -> None:
         assert self._trial is not None
-        for name, constraint in zip(("start", "slo", "preemption"), told[1], strict=True):
+        for name, constraint in zip(("start", "slo", "preemption"), feedback[1], strict=True):
             self._trial.set_constraint(name, constraint)
-        self._study.tell(self._trial, told[0])
+        self._study.tell(self._trial, feedback[0])
 
 
 def _suggest(trial: Trial, parameter: Parameter) -> float:
