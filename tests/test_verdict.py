@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from tests.load.builders import CALM, level, request, telemetry
-from tuner.load.backlog import GROWS
 from tuner.load.drive import ClientFigures
+from tuner.load.early_end import BACKLOG_GROWS, INTERRUPTED, EarlyEnd
 from tuner.load.stream import Failure, RequestSample
 from tuner.measurement import Load, LoadKind, Measurement, measure
 from tuner.slo import parse_slo
@@ -21,7 +21,7 @@ def judged(
     *,
     preemptions: float | None = 0,
     client: ClientFigures = CALM,
-    aborted: str | None = None,
+    aborted: EarlyEnd | None = None,
 ) -> Verdict:
     samples = level(requests, client=client, aborted=aborted)
     found = measure(samples, telemetry(preemptions=preemptions), Load(LoadKind.CLOSED, 10), slos=[SLO])
@@ -104,9 +104,9 @@ def test_a_limit_broken_by_less_than_the_clients_lag_is_invalid() -> None:
 
 
 def test_a_level_ended_early_for_no_fault_of_its_own_is_undecided() -> None:
-    verdict = judged(mixture(500, 0), aborted="interrupted")
+    verdict = judged(mixture(500, 0), aborted=INTERRUPTED)
     assert verdict.outcome is Outcome.UNDECIDED
-    assert verdict.reasons == (Reason(ReasonKind.ENDED_EARLY, subject="interrupted"),)
+    assert verdict.reasons == (Reason(ReasonKind.ENDED_EARLY, ended=INTERRUPTED),)
 
 
 def test_a_record_without_attainments_is_judged_by_its_percentiles() -> None:
@@ -129,7 +129,7 @@ def test_one_percent_is_counted_without_floating_point_surprises(requests: int, 
     assert most_violations(requests, SLO) == most
 
 
-def in_open_loop(answers_s: list[float], seconds: float = 30.0, aborted: str | None = None) -> Verdict:
+def in_open_loop(answers_s: list[float], seconds: float = 30.0, aborted: EarlyEnd | None = None) -> Verdict:
     """`answers_s`: how long each request takes after a first token in 50 ms; they come evenly over the level."""
     rate = len(answers_s) / seconds
     requests = [
@@ -158,5 +158,5 @@ def test_a_handful_left_open_by_chance_is_no_backlog() -> None:
 
 
 def test_a_level_that_was_ended_for_its_backlog_is_infeasible() -> None:
-    verdict = in_open_loop([5.0] * 300, aborted=GROWS)
+    verdict = in_open_loop([5.0] * 300, aborted=BACKLOG_GROWS)
     assert (verdict.outcome, verdict.reasons) == (Outcome.INFEASIBLE, (Reason(ReasonKind.BACKLOG_GROWS),))

@@ -11,6 +11,7 @@ import numpy as np
 from tuner.formatting import significant
 from tuner.load.backlog import FEWEST_S
 from tuner.load.drive import Samples
+from tuner.load.early_end import EarlyEnd
 from tuner.load.quantiles import Values, interval, order_statistic
 from tuner.load.stream import Failure, RequestSample
 from tuner.slo import Metric, Slo
@@ -127,9 +128,9 @@ class Throughput:
 class Measurement:
     """One level. Requests count over the whole level, `qps` over `window_s` (after the ramp, before the drain).
 
-    `failed` counts by kind: HTTP status, error chunk, broken stream, timeout, shortened output. `aborted` is why the
-    level ended early, None if it ran its time. `second_half` is None for a closed loop, and for a level too short to
-    fill the server by its middle.
+    `failed` counts by kind: HTTP status, error chunk, broken stream, timeout, shortened output. `aborted` is None if
+    the level ran its time. `second_half` is None for a closed loop, and for a level too short to fill the server by
+    its middle.
     """
 
     load: Load
@@ -150,7 +151,7 @@ class Measurement:
     server: ServerLoad
     client: ClientLoad
     gpu: GpuLoad | None = None
-    aborted: str | None = None
+    aborted: EarlyEnd | None = None
     cautions: tuple[Caution, ...] = ()
     attainments: tuple[Attainment, ...] = ()
     second_half: Throughput | None = None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tuner.load.backlog import GROWS
+from tuner.load.early_end import BACKLOG_GROWS, EARLY_ENDS, EarlyEnd, EarlyEndKind
 from tuner.load.quantiles import confidence_above, confidence_below
 from tuner.measurement import Attainment, Distribution, Measurement
 from tuner.slo import Metric, Slo
@@ -63,9 +63,9 @@ REASONS = {
     ReasonKind.PREEMPTIONS: "{value:.0f} preemptions",
     ReasonKind.LIMIT_BROKEN: "{subject} is broken: {value:.0f}ms over {of:.0f} requests",
     ReasonKind.UNANSWERED: "{subject} is broken: too many were not answered",
-    ReasonKind.BACKLOG_GROWS: GROWS,
+    ReasonKind.BACKLOG_GROWS: EARLY_ENDS[EarlyEndKind.BACKLOG_GROWS],
     ReasonKind.FELL_BEHIND: "the server did not keep up: it completed {value:.0f} of {of:.0f} in the second half",
-    ReasonKind.ENDED_EARLY: "ended early: {subject}",
+    ReasonKind.ENDED_EARLY: "ended early: {ended}",
     ReasonKind.PREEMPTIONS_UNKNOWN: "preemptions were not observed: /metrics did not tell",
     ReasonKind.REQUESTS_MISSING: "{value:.0f} requests are missing: {of:.0f} are the fewest that have a P99",
     ReasonKind.RECORDED: "{subject}",
@@ -75,19 +75,27 @@ REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Reason why a level is not feasible. `subject` is a limit, a kind of failure, or the text of schema 1."""
+    """Reason why a level is not feasible.
+
+    Attributes:
+        value, of: Figures of the sentence.
+        subject: A limit, a kind of failure, or the text of schema 1.
+        ended: Early end of the level, for `ENDED_EARLY`.
+    """
 
     kind: ReasonKind
     value: float | None = None
     of: float | None = None
     subject: str = ""
+    ended: EarlyEnd | None = None
 
     def __str__(self) -> str:
-        return self.said(REASONS)
+        return self.said(REASONS, EARLY_ENDS)
 
-    def said(self, texts: Mapping[ReasonKind, str]) -> str:
-        """Put it into the words of `texts`."""
-        return texts[self.kind].format(value=self.value, of=self.of, subject=self.subject)
+    def said(self, texts: Mapping[ReasonKind, str], ends: Mapping[EarlyEndKind, str]) -> str:
+        """Put it into the words of `texts`, and its early end into those of `ends`."""
+        ended = "" if self.ended is None else self.ended.said(ends)
+        return texts[self.kind].format(value=self.value, of=self.of, subject=self.subject, ended=ended)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +186,7 @@ def _broken(attainments: Sequence[Attainment]) -> tuple[Reason, ...]:
 
 def _left_behind(measurement: Measurement) -> tuple[Reason, ...]:
     """Find a server that falls behind. Fast first tokens do not show it; unfinished answers do."""
-    if measurement.aborted == GROWS:
+    if measurement.aborted == BACKLOG_GROWS:
         return (Reason(ReasonKind.BACKLOG_GROWS),)
     half = measurement.second_half
     if measurement.aborted is not None or half is None:
@@ -193,7 +201,7 @@ def _left_behind(measurement: Measurement) -> tuple[Reason, ...]:
 def _open_questions(measurement: Measurement, missing: int) -> tuple[Reason, ...]:
     reasons = []
     if measurement.aborted is not None:
-        reasons.append(Reason(ReasonKind.ENDED_EARLY, subject=measurement.aborted))
+        reasons.append(Reason(ReasonKind.ENDED_EARLY, ended=measurement.aborted))
     if measurement.server.preemptions is None:
         reasons.append(Reason(ReasonKind.PREEMPTIONS_UNKNOWN))
     if missing > 0:

@@ -18,6 +18,7 @@ from tuner.bench.level import LevelRun
 from tuner.bench.measured import Cut, Measured
 from tuner.bench.session import LiveSession
 from tuner.bench.task import RunLadder
+from tuner.load.early_end import EarlyEnd, EarlyEndKind
 from tuner.load.prompts import Prompts
 from tuner.load.requests_log import RequestLog
 from tuner.load.stream import Target
@@ -112,7 +113,9 @@ def test_a_broken_limit_ends_the_ladder_early(tiny_model: str) -> None:
         levels = ladder.climb(server, url, tiny_model, (4, 8), (parse_slo("p99 ttft <= 2s"),), level_s=9)
     ((measured, verdict),) = levels
     assert verdict.outcome is Outcome.INFEASIBLE
-    assert measured.aborted is not None and "exceeded the limit" in measured.aborted
+    assert measured.aborted is not None and measured.aborted.kind is EarlyEndKind.LIMIT_EXCEEDED
+    assert measured.aborted.late is not None and measured.aborted.late > 1
+    assert measured.aborted.limit == parse_slo("p99 ttft <= 2s")
     assert ladder.runs[0].samples.drained_ns - ladder.runs[0].samples.started_ns < 6e9
 
 
@@ -164,7 +167,7 @@ def test_failures_end_the_level_at_once(tiny_model: str) -> None:
     with serving(*[FAST] * 150, [Reset()]) as server, metrics(lambda: 0) as url:
         ((measured, verdict),) = Ladder().climb(server, url, tiny_model, (4, 8), level_s=5)
     assert verdict.outcome is Outcome.INFEASIBLE
-    assert measured.aborted == "a request failed"
+    assert measured.aborted == EarlyEnd(EarlyEndKind.REQUEST_FAILED)
 
 
 def test_every_request_is_a_row(tmp_path: Path, tiny_model: str) -> None:

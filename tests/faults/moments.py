@@ -18,6 +18,7 @@ from tuner.bench.level import Level
 from tuner.bench.session import LiveSession
 from tuner.bench.task import Task
 from tuner.load import drive
+from tuner.load.early_end import EarlyEnd
 from tuner.load.prompts import SEARCH_TRACE
 from tuner.server import service, shutdown, start
 from tuner.server.service import Service, ServiceRequest
@@ -123,7 +124,7 @@ class Hooks:
             def driven(*args: Any, watch: drive.Watch, **options: Any) -> drive.Samples:
                 seconds = float(args[3])
 
-                def look(progress: drive.LevelProgress) -> str | None:
+                def look(progress: drive.LevelProgress) -> EarlyEnd | None:
                     drains = progress.elapsed_s >= seconds and self.loading in (Moment.MEASURING, Moment.CONFIRMING)
                     if not drains:
                         self.strike(self.loading, self.folder)

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 
 from tuner.load.drive import ClientFigures, Samples
+from tuner.load.early_end import EarlyEnd
 from tuner.load.stream import Failure, RequestSample
 from tuner.telemetry.host import HostReading
 from tuner.telemetry.prometheus import Scrape
@@ -54,7 +55,7 @@ def level(
     seconds: float = 10.0,
     *,
     client: ClientFigures = CALM,
-    aborted: str | None = None,
+    aborted: EarlyEnd | None = None,
     ramp_s: float = 0.0,
 ) -> Samples:
     rows = tuple(requests)

@@ -25,6 +25,7 @@ from tests.load.scripted_server import (
 )
 from tuner.errors import UsageError
 from tuner.load.drive import LevelProgress, Samples, drive_closed, drive_open
+from tuner.load.early_end import INTERRUPTED, EarlyEnd
 from tuner.load.prompts import Request
 from tuner.load.stream import Failure, RequestSample, Target
 
@@ -192,15 +193,15 @@ def watched(samples: Samples) -> list[Failure | None]:
 def test_a_watch_ends_the_level_at_once_and_cuts_what_is_in_flight() -> None:
     seen: list[LevelProgress] = []
 
-    def watch(progress: LevelProgress) -> str | None:
+    def watch(progress: LevelProgress) -> EarlyEnd | None:
         seen.append(progress)
-        return "enough" if progress.elapsed_s > 0.3 else None
+        return INTERRUPTED if progress.elapsed_s > 0.3 else None
 
     began = time.monotonic()
     with serving(answer(5, 30, 0)) as server:
         samples = drive_closed(Target(server.url, "m"), requests(9), 3, 10, watch=watch)
     assert time.monotonic() - began < 3
-    assert samples.aborted == "enough"
+    assert samples.aborted == INTERRUPTED
     assert watched(samples) == [Failure.CUT] * 3
     assert seen[-1].in_flight == 3 and len(seen[-1].unanswered_ms) == 3
 
@@ -208,7 +209,7 @@ def test_a_watch_ends_the_level_at_once_and_cuts_what_is_in_flight() -> None:
 def test_a_watch_sees_answers_and_failures_as_they_come() -> None:
     last: list[LevelProgress] = []
 
-    def watch(progress: LevelProgress) -> str | None:
+    def watch(progress: LevelProgress) -> EarlyEnd | None:
         last[:] = [progress]
         return None
 

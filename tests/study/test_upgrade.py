@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.study.builders import REFUSAL, level, record
+from tuner.bench.level import Level
 from tuner.candidate import Candidate
 from tuner.jsonfile import TornFileError, dumps
+from tuner.load.early_end import EarlyEnd, EarlyEndKind
 from tuner.report.page import write_report
 from tuner.report.tables import read_study
+from tuner.slo import parse_slo
 from tuner.study.store import Store
 from tuner.study.upgrade import read_record
+from tuner.verdict import Reason, ReasonKind
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "studies" / "example"
 
@@ -23,6 +28,50 @@ def test_a_record_of_schema_1_is_read_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     path.write_text(json.dumps({**raw.pop("start"), **raw, "schema": 1}))
     assert read_record(path) == made
+
+
+OLD_TEXTS = [
+    ("interrupted", EarlyEnd(EarlyEndKind.INTERRUPTED)),
+    ("the backlog grows without end", EarlyEnd(EarlyEndKind.BACKLOG_GROWS)),
+    ("a request failed", EarlyEnd(EarlyEndKind.REQUEST_FAILED)),
+    ("a preemption was seen", EarlyEnd(EarlyEndKind.PREEMPTED)),
+    (
+        "18 requests exceeded the limit of p99 ttft <= 1000ms",
+        EarlyEnd(EarlyEndKind.LIMIT_EXCEEDED, 18, parse_slo("p99 ttft <= 1000ms")),
+    ),
+    (
+        "18 requests exceeded the limit of a moon",
+        EarlyEnd(EarlyEndKind.RECORDED, recorded="18 requests exceeded the limit of a moon"),
+    ),
+    ("the disk was full", EarlyEnd(EarlyEndKind.RECORDED, recorded="the disk was full")),
+]
+
+
+@pytest.mark.parametrize(("text", "ended"), OLD_TEXTS)
+@pytest.mark.parametrize("schema", [1, 2])
+def test_an_early_end_that_was_recorded_as_text_is_read_as_a_value(
+    tmp_path: Path, schema: int, text: str, ended: EarlyEnd
+) -> None:
+    raw = json.loads(dumps(record(3, Candidate(), (level(10.0),))))
+    reasons = [{"kind": "ended-early", "subject": text}] if schema == 2 else [f"ended early: {text}"]
+    (made,) = raw["levels"]
+    made["measurement"]["aborted"], made["verdict"]["reasons"] = text, reasons
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(raw if schema == 2 else {**raw.pop("start"), **raw, "schema": 1}))
+    (found,) = read_record(path).levels
+    assert found.measurement.aborted == ended
+    assert list(map(str, found.verdict.reasons)) == [f"ended early: {text}"]
+    assert schema == 1 or found.verdict.reasons == (Reason(ReasonKind.ENDED_EARLY, ended=ended),)
+
+
+@pytest.mark.parametrize("ended", [ended for _, ended in OLD_TEXTS])
+def test_an_early_end_is_read_as_it_was_written(tmp_path: Path, ended: EarlyEnd) -> None:
+    made = level(10.0)
+    verdict = replace(made.verdict, reasons=(Reason(ReasonKind.ENDED_EARLY, ended=ended),))
+    written = record(3, Candidate(), (Level(replace(made.measurement, aborted=ended), verdict),))
+    path = tmp_path / "record.json"
+    path.write_text(dumps(written))
+    assert read_record(path) == written
 
 
 def test_a_record_of_a_newer_schema_is_refused(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from tuner.bench.level import Level, LevelRun
 from tuner.bench.measured import Cut, InvalidLoadError, LoadCutError, Measured, measure_task
 from tuner.bench.task import ClaimRate, HoldRate, RunLadder, SearchCapacity, Task
 from tuner.load.arrivals import Arrivals, arriving
-from tuner.load.backlog import GROWS, Backlog
+from tuner.load.backlog import Backlog
 from tuner.load.drive import LevelProgress, Samples, drive_closed, drive_open
+from tuner.load.early_end import BACKLOG_GROWS, INTERRUPTED, EarlyEnd, EarlyEndKind
 from tuner.load.prompts import Prompts, Request
 from tuner.load.stream import Target
 from tuner.measurement import Load, LoadKind, Measurement, measure
@@ -38,7 +39,6 @@ TOLERATED = 0.5
 
 WARM_UP_WAVES = 8
 IDLE_LIMIT_S = 30.0
-INTERRUPTED = "interrupted"
 
 
 def kept(measurement: Measurement, verdict: Verdict) -> bool:
@@ -156,9 +156,9 @@ class LiveSession:
         level_watch = LevelWatch(slos, recording, self.should_stop, len(due))
         backlog = Backlog(seconds, TOLERATED * longest_wait_s(self.slos) * 1000)
 
-        def watch(progress: LevelProgress) -> str | None:
+        def watch(progress: LevelProgress) -> EarlyEnd | None:
             grows = stop is Stop.AT_REJECTION and backlog.grows(progress)
-            return level_watch(progress) or (GROWS if grows else None)
+            return level_watch(progress) or (BACKLOG_GROWS if grows else None)
 
         samples = drive_open(self.target, requests, due, seconds, watch=watch)
         return self._finished(samples, recording, Load(LoadKind.OPEN, rate))
@@ -213,7 +213,7 @@ class LiveSession:
             raise LoadCutError(Cut.INTERRUPTED)
         return samples
 
-    def _interrupted(self, progress: LevelProgress) -> str | None:
+    def _interrupted(self, progress: LevelProgress) -> EarlyEnd | None:
         return INTERRUPTED if self.should_stop() else None
 
 
@@ -231,15 +231,15 @@ class LevelWatch:
         self._recording = recording
         self._should_stop = should_stop
 
-    def __call__(self, progress: LevelProgress) -> str | None:
+    def __call__(self, progress: LevelProgress) -> EarlyEnd | None:
         if self._should_stop():
             return INTERRUPTED
         if progress.failed:
-            return "a request failed"
+            return EarlyEnd(EarlyEndKind.REQUEST_FAILED)
         if self._recording.preemptions:
-            return "a preemption was seen"
+            return EarlyEnd(EarlyEndKind.PREEMPTED)
         for slo, most in self._limits:
             late = sum(ms > slo.limit_ms for ms in (*progress.ttft_ms, *progress.unanswered_ms))
             if late > most:
-                return f"{late} requests exceeded the limit of {slo}"
+                return EarlyEnd(EarlyEndKind.LIMIT_EXCEEDED, late, slo)
         return None

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from tuner.load.drive import LevelProgress
 
-GROWS = "the backlog grows without end"
 FEWEST_S = 10.0
 FEWEST_SHARE = 0.25
 """Least share of a level's time, beside FEWEST_S. A long level absorbs a burst."""

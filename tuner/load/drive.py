@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tuner.load.early_end import EarlyEnd
 from tuner.load.prompts import Request
 from tuner.load.stream import Capture, Connection, Failure, RequestSample, Target, encode, sample
 
@@ -39,8 +40,8 @@ class LevelProgress:
     unanswered_ms: list[float] = field(default_factory=list)
 
 
-Watch = Callable[[LevelProgress], str | None]
-"""Check ten times a second. A text ends the level at once and is kept as the reason."""
+Watch = Callable[[LevelProgress], EarlyEnd | None]
+"""Check ten times a second. What it returns ends the level at once, and is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class ClientFigures:
 @dataclass(frozen=True, slots=True)
 class Samples:
     """All requests of one level. Sending went from `started_ns` to `ended_ns`; the last answer came at `drained_ns`.
-    `aborted` is why a watch ended it early. `exhausted` means that the requests ran out before the time."""
+    `aborted` is the early end that a watch asked for. `exhausted` means that the requests ran out before the time."""
 
     requests: tuple[RequestSample, ...]
     started_ns: int
@@ -66,7 +67,7 @@ class Samples:
     planned_s: float
     ramp_s: float
     client: ClientFigures
-    aborted: str | None = None
+    aborted: EarlyEnd | None = None
     server_lost: bool = False
     exhausted: bool = False
 
@@ -182,7 +183,7 @@ class _Session:
         self.lag_ms: list[float] = []
         self.started_ns = self.drained_ns = 0
         self.cpu_s = 0.0
-        self.aborted: str | None = None
+        self.aborted: EarlyEnd | None = None
         self.lost = False
         self.exhausted_ns: int | None = None
 

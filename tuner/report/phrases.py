@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from tuner import formatting
 from tuner.bench.phrases import note_text
+from tuner.load.early_end import EARLY_ENDS, EarlyEndKind
 from tuner.report.tables import StudyFiles, TrialRow
 from tuner.report.translations import TABLE, Language, Words
 from tuner.study.conclusion import Conclusion, ConclusionKey, conclude
 from tuner.study.record import TrialOutcome
 from tuner.telemetry.cautions import FEW_REQUESTS, Caution, Observation, Sign
-from tuner.verdict import REASONS, ReasonKind, Verdict
+from tuner.verdict import REASONS, Reason, ReasonKind, Verdict
 
 _AT = "P99 TTFT {ttft}（{limits}），无抢占，{sure}；{tail}。"
 CONCLUSIONS = {
@@ -32,12 +33,22 @@ CHINESE_REASONS = {
     ReasonKind.UNANSWERED: "不满足 {subject}：过多请求没有得到响应",
     ReasonKind.BACKLOG_GROWS: "服务端跟不上：积压持续增长",
     ReasonKind.FELL_BEHIND: "服务端跟不上：后半段 {of:.0f} 个请求仅完成 {value:.0f} 个",
-    ReasonKind.ENDED_EARLY: "提前结束：{subject}",
+    ReasonKind.ENDED_EARLY: "提前结束：{ended}",
     ReasonKind.PREEMPTIONS_UNKNOWN: "未观测到抢占次数：/metrics 没有给出",
     ReasonKind.REQUESTS_MISSING: "还缺 {value:.0f} 个请求：至少 {of:.0f} 个才有 P99",
     ReasonKind.RECORDED: "{subject}",
 }
 """Chinese text of each reason of a verdict."""
+
+CHINESE_EARLY_ENDS = {
+    EarlyEndKind.INTERRUPTED: "被中断",
+    EarlyEndKind.BACKLOG_GROWS: "积压持续增长",
+    EarlyEndKind.REQUEST_FAILED: "有请求失败",
+    EarlyEndKind.PREEMPTED: "发生抢占",
+    EarlyEndKind.LIMIT_EXCEEDED: "{late} 个请求超出 {limit}",
+    EarlyEndKind.RECORDED: "{recorded}",
+}
+"""Chinese text of each early end of a level."""
 
 
 def sentence(study: StudyFiles, words: Words) -> str:
@@ -77,8 +88,13 @@ def remark(row: TrialRow, words: Words) -> str:
 
 def reasons(verdict: Verdict, words: Words) -> str:
     """Say why a level is not feasible."""
-    texts = REASONS if words.language is Language.ENGLISH else CHINESE_REASONS
-    return "; ".join(formatting.one_line(reason.said(texts)) for reason in verdict.reasons)
+    return "; ".join(_reason(reason, words) for reason in verdict.reasons)
+
+
+def _reason(reason: Reason, words: Words) -> str:
+    is_english = words.language is Language.ENGLISH
+    texts, ends = (REASONS, EARLY_ENDS) if is_english else (CHINESE_REASONS, CHINESE_EARLY_ENDS)
+    return formatting.one_line(reason.said(texts, ends))
 
 
 def caution_detail(caution: Caution, words: Words) -> str:

@@ -11,10 +11,11 @@ from functools import partial
 
 from tuner.bench.level import Level, LevelRun
 from tuner.bench.measured import Measured
-from tuner.bench.session import INTERRUPTED, LiveSession
+from tuner.bench.session import LiveSession
 from tuner.clock import Clock
 from tuner.launch import LaunchSpec
 from tuner.load.drive import drive_closed
+from tuner.load.early_end import INTERRUPTED
 from tuner.load.prompts import Prompts
 from tuner.load.requests_log import RequestLog
 from tuner.load.stream import Failure, Target

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import json
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tuner import jsonfile
+from tuner.errors import UsageError
+from tuner.load.early_end import EarlyEnd, EarlyEndKind
+from tuner.slo import parse_slo
 from tuner.study.plan import StudyPlan
 from tuner.study.record import SCHEMA, TrialRecord
 from tuner.study.result import StudyResult
+from tuner.verdict import ReasonKind
 
 Raw = dict[str, Any]
 """A JSON object as it was read."""
 
 _OF_THE_START = ("launch", "group", "started_at", "phases", "facts", "cause", "dirty")
 """Keys of schema 1 that belong to the start."""
+
+_EARLY_ENDS = {
+    "interrupted": EarlyEndKind.INTERRUPTED,
+    "the backlog grows without end": EarlyEndKind.BACKLOG_GROWS,
+    "a request failed": EarlyEndKind.REQUEST_FAILED,
+    "a preemption was seen": EarlyEndKind.PREEMPTED,
+}
+"""Texts of early ends in records that did not have them as values."""
+
+_LIMIT_EXCEEDED = re.compile(r"(\d+) requests exceeded the limit of (.+)")
 
 
 def read_plan(path: Path) -> StudyPlan:
@@ -60,21 +77,53 @@ def upgraded_plan(raw: Raw) -> Raw:
 
 def upgraded_record(raw: Raw) -> Raw:
     """Return a record of schema 2. Schema 1 did not keep trial and start apart."""
-    if raw.get("schema") != 1:
+    if raw.get("schema") not in (1, SCHEMA):
+        return raw
+    is_old = raw["schema"] == 1
+    try:
+        levels = [_upgraded_level(level, is_old=is_old) for level in raw["levels"]]
+    except (AttributeError, KeyError, TypeError):
+        levels = raw.get("levels", [])  # torn: decoding it names the key
+    raw = {**raw, "levels": levels}
+    if not is_old:
         return raw
     start = {key: raw[key] for key in _OF_THE_START if key in raw}
     rest = {key: value for key, value in raw.items() if key not in start}
     notes = [{"kind": "remark", "text": text} for text in raw.get("notes", ())]
-    try:
-        levels = [_upgraded_level(level) for level in raw.get("levels", ())]
-    except (KeyError, TypeError):
-        levels = raw["levels"]  # torn: decoding it names the key
-    return {**rest, "notes": notes, "levels": levels, "start": start, "schema": 2}
+    return {**rest, "notes": notes, "start": start, "schema": 2}
 
 
-def _upgraded_level(raw: Raw) -> Raw:
-    """Keep the text of cautions and reasons, which had no values in schema 1."""
+def _upgraded_level(raw: Raw, *, is_old: bool) -> Raw:
+    """Turn early ends into values. Cautions and reasons of schema 1 had no values: their text is kept."""
     measurement, verdict = raw["measurement"], raw["verdict"]
+    if isinstance(text := measurement.get("aborted"), str):
+        measurement = {**measurement, "aborted": _early_end(text)}
+    if not is_old:
+        reasons = [_upgraded_reason(reason) for reason in verdict["reasons"]]
+        return {"measurement": measurement, "verdict": {**verdict, "reasons": reasons}}
     cautions = [{"kind": c["kind"], "recorded": c["detail"]} for c in measurement.get("cautions", ())]
     reasons = [{"kind": "recorded", "subject": text} for text in verdict.get("reasons", ())]
     return {"measurement": {**measurement, "cautions": cautions}, "verdict": {**verdict, "reasons": reasons}}
+
+
+def _upgraded_reason(raw: Raw) -> Raw:
+    """Turn the text of an early end into its value. Other reasons stay as they are."""
+    if raw["kind"] != ReasonKind.ENDED_EARLY or not (text := raw.get("subject")):
+        return raw
+    return {**raw, "subject": "", "ended": _early_end(text)}
+
+
+def _early_end(text: str) -> Raw:
+    """Return the early end of this text, as it is written today."""
+    raw: Raw = json.loads(jsonfile.dumps(_read_early_end(text)))
+    return raw
+
+
+def _read_early_end(text: str) -> EarlyEnd:
+    """Read the text of an early end. Unknown text is kept as it is."""
+    if (kind := _EARLY_ENDS.get(text)) is not None:
+        return EarlyEnd(kind)
+    if found := _LIMIT_EXCEEDED.fullmatch(text):
+        with suppress(UsageError):
+            return EarlyEnd(EarlyEndKind.LIMIT_EXCEEDED, int(found[1]), parse_slo(found[2]))
+    return EarlyEnd(EarlyEndKind.RECORDED, recorded=text)
