@@ -105,6 +105,10 @@ def test_a_flag_of_the_users_own_is_not_searched(model: Path, vllm: str, tmp_pat
         ({"extra": ("--max-model-len", "100")}, 2),
         ({"extra": ("--api-key",)}, 2),
         ({"extra": ("--max-num-seq", "8")}, 2),
+        ({"extra": ("Qwen/Qwen3-8B",)}, 2),
+        ({"extra": ("--port", "9000")}, 2),
+        ({"extra": ("--host=0.0.0.0",)}, 2),
+        ({"extra": ("--disable_log_stats",)}, 2),
     ],
 )
 def test_bad_input_is_one_line_a_hint_and_its_exit_code(

@@ -104,6 +104,7 @@ def plan_study(
     given = flag_values(extra, short=knobs.SHORT_OPTIONS)
     own_flags = flag_names(extra, short=knobs.SHORT_OPTIONS)
     asked = _asked_length(options, own_flags)
+    _check_own_flags(extra, given)
     _check_own_length(given, load)
     limit = own_length(model, own_flags)
     needed = needed_tokens(load, limit)
@@ -204,7 +205,9 @@ def _load(options: SearchOptions, load: Workload) -> LoadPolicy:
     """Choose the load, open unless the ladder is requested. --probe-seconds scales the other lengths."""
     kind = options.load or (LoadKind.OPEN if options.levels is None else LoadKind.CLOSED)
     if kind not in tuple(LoadKind):
-        raise UsageError(f"--load {kind!r}", hint="open (requests arrive by chance) or closed (a ladder of --levels)")
+        raise UsageError(
+            f"there is no load {kind!r}", hint="open (requests arrive by chance) or closed (a ladder of --levels)"
+        )
     if kind == LoadKind.CLOSED:
         if options.burstiness is not None:
             raise UsageError("--burstiness is of an open loop", hint="a closed loop sends when an answer has come")
@@ -254,9 +257,11 @@ def _check_counts(options: SearchOptions) -> None:
     )
     for name, value, least in numbers:
         if not math.isfinite(value) or value < least:
-            raise UsageError(f"{name} {value:g}", hint=f"at least {least}")
+            raise UsageError(f"{name} {value:g} is out of range", hint=f"at least {least}")
     if options.confirm == 1:
-        raise UsageError("--confirm 1", hint="0, or 2 and more: winner and default have a fresh start each")
+        raise UsageError(
+            "--confirm 1 compares nothing", hint="0, or 2 and more: winner and default have a fresh start each"
+        )
 
 
 def _asked_length(options: SearchOptions, own_flags: frozenset[str]) -> int | None:
@@ -270,7 +275,9 @@ def _asked_length(options: SearchOptions, own_flags: frozenset[str]) -> int | No
         )
     tokens = number(text.strip())
     if not isinstance(tokens, int) or tokens < 1:
-        raise UsageError(f"--max-model-len {text!r}", hint="tokens, such as 8192, 8k (8,000) or 8K (8,192)")
+        raise UsageError(
+            f"--max-model-len {text!r} does not parse", hint="tokens, such as 8192, 8k (8,000) or 8K (8,192)"
+        )
     return tokens
 
 
@@ -279,6 +286,23 @@ def _check_whole_names(own_flags: frozenset[str], flags: tuple[str, ...]) -> Non
     for name in sorted(own_flags.difference(flags)):
         if (whole := next((flag for flag in flags if flag.startswith(name)), None)) is not None:
             raise UsageError(f"--{name} abbreviates a flag of vLLM", hint=f"write the name in full, as --{whole}")
+
+
+def _check_own_flags(extra: tuple[str, ...], given: dict[str, Value]) -> None:
+    """Refuse what would make every start or every level worthless."""
+    if extra and not extra[0].startswith("-"):
+        raise UsageError(f"{extra[0]!r} after -- is no flag of vLLM", hint="write --name value; the model is --model")
+    for name in (knobs.HOST, knobs.PORT):
+        if name in given:
+            raise UsageError(
+                f"--{name} after -- is the tuner's own: every server gets a free port",
+                hint=f"set it where the winner is started: {name.upper()}=… ./start.sh",
+            )
+    if given.get(knobs.DISABLE_LOG_STATS):
+        raise UsageError(
+            f"--{knobs.DISABLE_LOG_STATS} hides preemptions, so no level could be feasible",
+            hint="leave it out of the search",
+        )
 
 
 def _check_own_length(given: dict[str, Value], load: Workload) -> None:

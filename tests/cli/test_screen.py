@@ -87,6 +87,13 @@ def test_the_gain_over_the_default_is_shown_once_something_is_better(tmp_path: P
     assert re.search(r"best so far +14.3 req/s  P99 TTFT 300 ms  at 8 concurrent  \+43 %", text)
 
 
+def test_before_the_first_trial_is_over_nothing_is_said_to_break_the_limits(tmp_path: Path) -> None:
+    screen = Screen(plan(tmp_path / "s"), "0.32.0", ())
+    text = "\n".join(drawn(screen.picture(), 80))
+    assert re.search(r"best so far +not measured yet", text)
+    assert re.search(r"default +not measured yet", text)
+
+
 @pytest.mark.parametrize("groups", [1, 8])
 def test_the_screen_fits_a_terminal_of_24_lines(groups: int, tmp_path: Path) -> None:
     the_plan = plan(tmp_path / "s", groups=groups)

@@ -50,6 +50,8 @@ _WIDE = 110
 """Columns from which on a group's last level stands beside its phase."""
 _LINES_BESIDE_GROUPS = 16
 """Head, best, default and last outcomes."""
+NOT_MEASURED = "not measured yet"
+"""Text in place of figures before a start has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +238,7 @@ def _best(p: Picture) -> list[RenderableType]:
     lines: list[RenderableType] = []
     title = "winner       " if p.state is State.COMPLETE else "best so far  "
     if best is None:
-        lines.append(_line((title, "bold"), "nothing kept the limits"))
+        lines.append(_line((title, "bold"), "nothing kept the limits" if p.done else NOT_MEASURED))
     elif default_is_best:
         lines.append(_line((title, "bold"), "the default"))
     else:
@@ -244,7 +246,7 @@ def _best(p: Picture) -> list[RenderableType]:
         lines.append(_line((title, "bold"), _figures(best), (gain, "bold green"), sure))
         lines.append(_line(" " * 13, (describe(best.candidate), "dim")))
     lack = LACKS[p.default_lack] if p.default_lack else ""
-    seen = f"{_figures(default)}  " if default else "" if lack else "not measured yet"
+    seen = f"{_figures(default)}  " if default else "" if lack else NOT_MEASURED
     lines.append(_line(("default      ", "bold"), seen, (lack, "yellow")))
     return [*lines, Text()]
 

@@ -53,9 +53,8 @@ def read_recording(path: Path) -> tuple[tuple[Entry, ...], str]:
         data = path.read_bytes()
         text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"cannot read the workload {path}: {error}", hint="give a UTF-8 .json or .jsonl file"
-        ) from error
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UsageError(f"cannot read the workload {path}: {why}", hint="give a UTF-8 .json or .jsonl file") from error
     rows = [(where, raw, entry) for where, raw in _rows(path, text) if (entry := _entry(raw, where)) is not None]
     if not rows:
         raise UsageError(f"{path} has no request in it", hint='a line looks like {"prompt": "…", "max_tokens": 100}')
