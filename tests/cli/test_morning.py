@@ -128,6 +128,16 @@ def test_a_trial_whose_assignment_is_torn_is_not_shown(tmp_path: Path) -> None:
         assert [group.trial for group in picture_of(store.folder).groups] == [None, None]
 
 
+def test_a_trial_of_an_older_tuner_is_shown_without_role_and_candidate(tmp_path: Path) -> None:
+    store = Store(build_study(tmp_path, trials=12, telemetry=False).folder)
+    running_file.write(store.trial_folder(12), _marker())
+    with store.locked():
+        idle, busy = picture_of(store.folder).groups
+    assert (idle.group, idle.trial) == ("gpu0", None)
+    assert (busy.group, busy.trial, busy.phase) == ("gpu1", 12, "starting")
+    assert (busy.role, busy.candidate) == (None, None)
+
+
 def _marker() -> Marker:
     tuner_pid, ticks = running_file.this_tuner()
     return Marker(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -25,9 +25,11 @@ from tuner.load.quantiles import order_statistic
 from tuner.measurement import Load, LoadKind
 from tuner.report.tables import StudyFiles, read_study
 from tuner.server import proctable, running_file
+from tuner.server.running_file import Marker
 from tuner.study import forecast
 from tuner.study.assignment import Assignment
 from tuner.study.learnt import LearntRule
+from tuner.study.plan import StudyPlan
 from tuner.study.result import Figures
 from tuner.study.store import ASSIGNMENT
 
@@ -90,19 +92,31 @@ def _groups(study: StudyFiles) -> tuple[GroupNow, ...]:
     for folder in _unfinished(study):
         marker = _read(folder / running_file.FILE_NAME, running_file.read)
         given = _read(folder / ASSIGNMENT, partial(jsonfile.load, kind=Assignment))
-        if marker is None or given is None:
+        name = given.group.name if given else _group_without_assignment(folder, marker, study.plan, now)
+        if marker is None or name is None:
             continue
         level = last_level(folder)
-        now[given.group.name] = GroupNow(
-            group=given.group.name,
-            trial=given.trial,
-            role=given.role,
-            candidate=given.candidate,
+        now[name] = GroupNow(
+            group=name,
+            trial=int(folder.name),
+            role=given.role if given else None,
+            candidate=given.candidate if given else None,
             phase="under load" if level or proctable.listening_inodes(marker.port) else "starting",
             phase_s=max(0.0, time.time() - marker.started_unix_ns / 1e9),
             level=level,
         )
     return tuple(now.values())
+
+
+def _group_without_assignment(
+    folder: Path, marker: Marker | None, plan: StudyPlan, now: Mapping[str, GroupNow]
+) -> str | None:
+    """Find the group of an older tuner's server, by its GPUs. That tuner wrote no assignment."""
+    if marker is None or (folder / ASSIGNMENT).exists():
+        return None
+    gpus = {gpu for gpu, _ in marker.gpu_baseline_bytes}
+    idle = [group for group in plan.groups if now[group.name].trial is None]
+    return next((group.name for group in idle if not gpus or gpus == set(group.gpus)), None)
 
 
 def _read(path: Path, read: Callable[[Path], T]) -> T | None:
