@@ -9,9 +9,9 @@ from tests.load.builders import CALM, level, request, telemetry
 from tuner.load.drive import ClientFigures
 from tuner.load.early_end import BACKLOG_GROWS, INTERRUPTED, EarlyEnd
 from tuner.load.stream import Failure, RequestSample
-from tuner.measurement import Load, LoadKind, Measurement, measure
+from tuner.measurement import Load, LoadKind, Measurement, ServerLoad, measure
 from tuner.slo import parse_slo
-from tuner.verdict import Outcome, Reason, ReasonKind, Verdict, judge, most_violations
+from tuner.verdict import Evidence, Outcome, Reason, ReasonKind, Verdict, judge, kept_limits, most_violations
 
 SLO = parse_slo("p99 ttft <= 500ms")
 
@@ -160,3 +160,29 @@ def test_a_handful_left_open_by_chance_is_no_backlog() -> None:
 def test_a_level_that_was_ended_for_its_backlog_is_infeasible() -> None:
     verdict = in_open_loop([5.0] * 300, aborted=BACKLOG_GROWS)
     assert (verdict.outcome, verdict.reasons) == (Outcome.INFEASIBLE, (Reason(ReasonKind.BACKLOG_GROWS),))
+
+
+def undecided(**changes: object) -> tuple[Measurement, Verdict]:
+    """Build a level of sixty requests that kept its limit as far as it went."""
+    found = measure(level(mixture(60, 0)), telemetry(), Load(LoadKind.CLOSED, 10), slos=[SLO])
+    found = replace(found, **changes)  # type: ignore[arg-type]
+    return found, judge(found, [SLO])
+
+
+def kept_by(measurement: Measurement, verdict: Verdict) -> set[Evidence]:
+    return {needed for needed in Evidence if kept_limits(measurement, verdict, needed)}
+
+
+def test_few_requests_keep_the_limits_where_no_number_of_them_is_asked_for() -> None:
+    assert kept_by(*undecided()) == {Evidence.NONE, Evidence.PREEMPTIONS_SEEN}
+    assert kept_by(*undecided(server=ServerLoad(preemptions=None))) == {Evidence.NONE}
+    assert kept_by(*undecided(aborted=INTERRUPTED)) == kept_by(*undecided(completed=0)) == set()
+
+
+def test_unseen_preemptions_keep_the_limits_where_no_promise_is_made() -> None:
+    found = measure(level(mixture(500, 0)), telemetry(preemptions=None), Load(LoadKind.CLOSED, 10), slos=[SLO])
+    assert kept_by(found, judge(found, [SLO])) == {Evidence.NONE, Evidence.ENOUGH_REQUESTS}
+    seen = replace(found, server=ServerLoad(preemptions=0))
+    assert kept_by(seen, judge(seen, [SLO])) == set(Evidence)
+    broken = replace(found, server=ServerLoad(preemptions=1))
+    assert kept_by(broken, judge(broken, [SLO])) == set()

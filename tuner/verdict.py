@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 
 from tuner.load.early_end import BACKLOG_GROWS, EARLY_ENDS, EarlyEnd, EarlyEndKind
 from tuner.load.quantiles import confidence_above, confidence_below
@@ -135,12 +135,30 @@ def judge(measurement: Measurement, slos: Sequence[Slo]) -> Verdict:
     return Verdict(Outcome.FEASIBLE, (), margin, min(sure, default=None))
 
 
-def passes(measurement: Measurement, verdict: Verdict) -> bool:
-    """Return True if a level kept everything that it showed. It may be undecided for want of requests or a counter.
-    At a fraction of a request per second no time brings the hundred requests of a P99."""
-    if verdict.outcome is not Outcome.UNDECIDED:
-        return verdict.outcome is Outcome.FEASIBLE
-    return measurement.aborted is None and measurement.completed > 0 and (verdict.slo_margin or 0.0) <= 0
+class Evidence(Enum):
+    """Evidence that an undecided level must have, beside everything that it showed."""
+
+    NONE = auto()
+    """Few requests count, and so do unseen preemptions. At a fraction of a request per second no time brings 100."""
+    ENOUGH_REQUESTS = auto()
+    """Unseen preemptions count: not every engine tells them."""
+    PREEMPTIONS_SEEN = auto()
+    """Few requests count. No promise is made without a preemption counter."""
+
+
+def kept_limits(measurement: Measurement, verdict: Verdict, needed: Evidence) -> bool:
+    """Return True if a level kept everything that it showed, and has the evidence that is needed."""
+    if verdict.outcome is Outcome.UNDECIDED:
+        shown = measurement.aborted is None and measurement.completed > 0 and (verdict.slo_margin or 0.0) <= 0
+    else:
+        shown = verdict.outcome is Outcome.FEASIBLE
+    match needed:
+        case Evidence.NONE:
+            return shown
+        case Evidence.ENOUGH_REQUESTS:
+            return shown and verdict.missing_requests == 0
+        case Evidence.PREEMPTIONS_SEEN:
+            return shown and measurement.server.preemptions is not None
 
 
 def most_violations(requests: int, slo: Slo) -> int:

@@ -23,7 +23,7 @@ from tuner.bench.task import ClaimRate, HoldRate, RunLadder, Saturate, SearchCap
 from tuner.load.prompts import SEARCH_TRACE
 from tuner.load.stream import Failure
 from tuner.measurement import Load, LoadKind
-from tuner.verdict import Outcome, Reason, Verdict, passes
+from tuner.verdict import Evidence, Outcome, Reason, Verdict, kept_limits
 
 RISE = 1.02
 """Factor by which a level must raise QPS, or the ladder ends."""
@@ -211,7 +211,9 @@ def best_held(levels: Sequence[Level], held: float | None) -> int | None:
     passed = [
         (level.measurement.ttft_ms.p99 if level.measurement.ttft_ms else 0.0, i)
         for i, level in enumerate(levels)
-        if held is not None and level.measurement.load == Load(LoadKind.OPEN, held) and _is_kept(level)
+        if held is not None
+        and level.measurement.load == Load(LoadKind.OPEN, held)
+        and kept_limits(level.measurement, level.verdict, Evidence.PREEMPTIONS_SEEN)
     ]
     return max(passed)[1] if passed else None
 
@@ -245,8 +247,3 @@ def outcome_of(
         return LoadOutcome.INFEASIBLE if failed else LoadOutcome.UNDECIDED
     lost = capacity is not None and capacity.ended in (Ended.HOPELESS, Ended.RACE_LOST)
     return LoadOutcome.BEHIND if lost else LoadOutcome.INFEASIBLE
-
-
-def _is_kept(level: Level) -> bool:
-    """Test a level for a promise. None is made without seen preemptions."""
-    return passes(level.measurement, level.verdict) and level.measurement.server.preemptions is not None

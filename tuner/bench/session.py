@@ -20,10 +20,10 @@ from tuner.load.drive import LevelProgress, Samples, drive_closed, drive_open
 from tuner.load.early_end import BACKLOG_GROWS, INTERRUPTED, EarlyEnd, EarlyEndKind
 from tuner.load.prompts import Prompts, Request
 from tuner.load.stream import Target
-from tuner.measurement import Load, LoadKind, Measurement, measure
+from tuner.measurement import Load, LoadKind, measure
 from tuner.slo import Metric, Slo, longest_wait_s
 from tuner.telemetry.sampler import Recording, Sampler
-from tuner.verdict import FEWEST_REQUESTS, Outcome, Verdict, judge, most_violations, passes
+from tuner.verdict import FEWEST_REQUESTS, Evidence, Outcome, judge, kept_limits, most_violations
 
 CONCURRENCIES = (16, 64, 256)
 """Numbers of clients that a warm-up tries in turn, if it is unknown how many fill the server."""
@@ -39,11 +39,6 @@ TOLERATED = 0.5
 
 WARM_UP_WAVES = 8
 IDLE_LIMIT_S = 30.0
-
-
-def kept(measurement: Measurement, verdict: Verdict) -> bool:
-    """Tell whether every limit was kept on enough requests. Preemptions may be unseen: not every engine tells."""
-    return passes(measurement, verdict) and verdict.missing_requests == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +121,7 @@ class LiveSession:
             spent_s += run.seconds
             if run.verdict.outcome is not Outcome.INVALID:
                 cut = run.measurement.aborted is not None
-                passed = passes(run.measurement, run.verdict)
+                passed = kept_limits(run.measurement, run.verdict, Evidence.NONE)
                 return ProbeResult(rate, passed, None if cut else run.verdict.slo_margin, spent_s)
         raise InvalidLoadError(run.verdict)
 

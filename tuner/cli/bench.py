@@ -13,7 +13,7 @@ from tuner.bench.capacity_search import Capacity, Claim, Ended
 from tuner.bench.level import Level, LevelRun
 from tuner.bench.measured import Cut, Measured, NotOffered, Session
 from tuner.bench.phrases import note_text
-from tuner.bench.session import LiveSession, kept
+from tuner.bench.session import LiveSession
 from tuner.bench.task import ClaimRate, HoldRate, RunLadder, SearchCapacity
 from tuner.cli.bench_options import (
     LEVEL_SECONDS,
@@ -24,7 +24,7 @@ from tuner.cli.bench_options import (
     chosen_workload,
     output_folder,
 )
-from tuner.cli.bench_result import BenchResult, print_result, sustains
+from tuner.cli.bench_result import BenchResult, kept, print_result, sustains
 from tuner.cli.console import Console, level_line
 from tuner.cli.tables import Form, print_json
 from tuner.config import parse_levels
@@ -155,7 +155,7 @@ class _Command:
 
     def _of_levels(self) -> str:
         """Name the best level that kept the limits, or raise the error that says why none did."""
-        good = [level for level in self._runs if kept(level.measurement, level.verdict)]
+        good = [level for level in self._runs if kept(level)]
         if good:
             best = max(good, key=lambda level: level.measurement.qps or 0.0).measurement
             return f"kept {self._limits} at {best.load}: {formatting.qps(best.qps)}"
@@ -188,7 +188,7 @@ class _Command:
             arrivals=str(self._arrivals),
             sentence=sentence,
             preemptions_observed=any(lv.measurement.server.preemptions is not None for lv in self._runs),
-            kept=tuple(kept(level.measurement, level.verdict) for level in self._runs),
+            kept=tuple(kept(level) for level in self._runs),
             levels=tuple(self._runs),
             capacity=self._capacity,
             claim=self._claim,

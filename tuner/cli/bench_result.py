@@ -8,10 +8,9 @@ from enum import StrEnum
 from tuner import formatting
 from tuner.bench.capacity_search import Capacity, Claim, Ended
 from tuner.bench.level import Level
-from tuner.bench.session import kept
 from tuner.cli.tables import print_table
-from tuner.measurement import LoadKind, Measurement
-from tuner.verdict import Verdict
+from tuner.measurement import LoadKind
+from tuner.verdict import Evidence, kept_limits
 
 
 class Stops(StrEnum):
@@ -61,7 +60,7 @@ def print_result(result: BenchResult) -> None:
     )
     # A search first fills the server in a closed loop, which has no limits to keep.
     asked = [lv for lv in result.levels if result.capacity is None or lv.measurement.load.kind is LoadKind.OPEN]
-    print_table(heads, [_row(level.measurement, level.verdict) for level in asked], right=heads[:-1])
+    print_table(heads, [_row(level) for level in asked], right=heads[:-1])
     print(f"\n{result.sentence}")
     if not result.preemptions_observed:
         print("Preemptions were not observed: this server's /metrics does not count them as vLLM's does.")
@@ -71,7 +70,8 @@ def print_result(result: BenchResult) -> None:
         print("A search of short probes reads high by some 7 to 18 %; --claim tests what holds on fresh traffic.")
 
 
-def _row(m: Measurement, verdict: Verdict) -> tuple[str, ...]:
+def _row(level: Level) -> tuple[str, ...]:
+    m, verdict = level.measurement, level.verdict
     return (
         str(m.load),
         formatting.significant(m.qps),
@@ -82,8 +82,13 @@ def _row(m: Measurement, verdict: Verdict) -> tuple[str, ...]:
         formatting.ms(m.e2e_ms.p99 if m.e2e_ms else None),
         formatting.count(m.failed_total),
         formatting.count(m.server.preemptions),
-        "kept" if kept(m, verdict) else f"{verdict.outcome}: {'; '.join(map(str, verdict.reasons))}",
+        "kept" if kept(level) else f"{verdict.outcome}: {'; '.join(map(str, verdict.reasons))}",
     )
+
+
+def kept(level: Level) -> bool:
+    """Tell if a level kept every limit. Preemptions may be unseen: a foreign server does not tell them."""
+    return kept_limits(level.measurement, level.verdict, Evidence.ENOUGH_REQUESTS)
 
 
 def sustains(capacity: Capacity, limits: str) -> str:
