@@ -97,6 +97,14 @@ def test_each_conclusion_has_its_english_sentence(key: ConclusionKey, said: str)
     assert sentence(made) == f"{said}; 16 starts, 1 h, 3 refused."
 
 
+def test_an_unfinished_study_does_not_speak_of_an_end() -> None:
+    begun = Conclusion(ConclusionKey.KEEP_DEFAULT, LIMITS, 1, 0, 60.0, 12.0, complete=False)
+    said = "The default leads so far: nothing beat its 12.0 req/s by more than the noise; 1 starts, 1 min, 0 refused."
+    assert sentence(begun) == said
+    nothing = Conclusion(ConclusionKey.NOTHING_FEASIBLE, LIMITS, 1, 0, 60.0, complete=False)
+    assert sentence(nothing).startswith("No candidate has yet kept p99 ttft <= 500ms without preemption")
+
+
 def test_a_winner_without_a_confirmation_run_is_said_to_be_unconfirmed() -> None:
     made = Conclusion(ConclusionKey.SUSTAINS, LIMITS, 16, 3, 3600.0, 12.0, 10.0, 300.0, arrivals=Arrivals())
     assert "Sustains 12.0 QPS (Poisson), +20 %" in sentence(made)

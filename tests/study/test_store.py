@@ -50,6 +50,14 @@ def test_a_disk_that_is_nearly_full_is_an_environment_fault(tmp_path: Path, monk
         store.need_room()
 
 
+def test_the_command_that_resumes_names_the_folder_of_studies_that_is_not_the_usual_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Store(tmp_path / "studies" / "s").resume_command == "tuner resume s"
+    assert Store(tmp_path / "my own" / "s").resume_command == f"tuner resume s --studies '{tmp_path / 'my own'}'"
+
+
 def test_two_tuners_cannot_work_on_one_study(tmp_path: Path) -> None:
     store = stored(tmp_path / "s")
     with store.locked(), pytest.raises(UsageError, match="another tuner"), Store(store.folder).locked():

@@ -7,6 +7,7 @@ import fcntl
 import math
 from enum import StrEnum
 from pathlib import Path
+from shlex import quote
 
 from tuner.config import checked_study_name
 from tuner.errors import EnvironmentFaultError, UsageError
@@ -33,7 +34,8 @@ def study_folder(studies: Path, name: str) -> Path:
         if near:
             hint = f"did you mean {near[0]}?"
         elif names:
-            hint = f"`tuner studies` lists the {len(names)} there are"
+            elsewhere = "" if studies == Path("studies") else f" --studies {quote(str(studies))}"
+            hint = f"`tuner studies{elsewhere}` lists the {len(names)} there are"
         else:
             hint = f"there is no study in {studies.absolute()}: name its folder with --studies DIR"
         raise UsageError(f"no study {name!r} in {studies}", hint=hint)

@@ -138,7 +138,7 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
     if stop.is_set():
         raise InterruptedSearchError(
             f"interrupted after {result.starts} starts; the best so far is written",
-            hint=f"go on with: tuner resume {plan.study}",
+            hint=f"go on with: {store.resume_command}",
         )
     if result.decision is Decision.NOTHING_FEASIBLE:
         raise NothingFeasibleError(

@@ -14,8 +14,8 @@ from tuner.verdict import REASONS, Reason, ReasonKind, Verdict
 
 _AT = "P99 TTFT {ttft}（{limits}），无抢占，{sure}；{tail}。"
 CONCLUSIONS = {
-    ConclusionKey.NOTHING_FEASIBLE: "没有候选配置在无抢占的情况下满足 {limits}；{tail}。",
-    ConclusionKey.KEEP_DEFAULT: "保留默认配置：没有候选配置显著超过它的 {qps}（{sure}）；{tail}。",
+    ConclusionKey.NOTHING_FEASIBLE: "{so_far}没有候选配置在无抢占的情况下满足 {limits}；{tail}。",
+    ConclusionKey.KEEP_DEFAULT: "{so_far}保留默认配置：没有候选配置显著超过它的 {qps}（{sure}）；{tail}。",
     ConclusionKey.GAINS: "QPS 比默认配置 {gain}，" + _AT,
     ConclusionKey.ONLY_WINNER: "{qps}（默认配置{lack}），" + _AT,
     ConclusionKey.SUSTAINS: "可持续 {rate} QPS{accuracy}（{arrivals}），比默认配置 {gain}，" + _AT,
@@ -63,6 +63,7 @@ def sentence(study: StudyFiles, words: Words) -> str:
 def _chinese(said: Conclusion, words: Words) -> str:
     time = formatting.duration(said.elapsed_s)
     return CONCLUSIONS[said.key].format(
+        so_far="" if said.complete else "目前",
         limits=", ".join(map(str, said.limits)),
         tail=f"共启动 {said.starts} 次，用时 {time}，其中 {said.refused} 次被拒绝",
         qps=formatting.qps(said.qps),

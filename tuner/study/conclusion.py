@@ -37,6 +37,7 @@ class Conclusion:
         confirmed: Number of confirmation runs behind `qps`. 0 if there are none yet.
         accuracy: Share by which the rate may be off. None before a confirmation run, and in a closed loop.
         arrivals: Arrival process of an open-loop study. None in a closed loop.
+        complete: False while trials are to come.
     """
 
     key: ConclusionKey
@@ -51,6 +52,7 @@ class Conclusion:
     accuracy: float | None = None
     arrivals: Arrivals | None = None
     lack: Lack = Lack.NOT_MEASURED
+    complete: bool = True
 
 
 def conclude(plan: StudyPlan, result: StudyResult, records: Sequence[TrialRecord]) -> Conclusion:
@@ -59,7 +61,7 @@ def conclude(plan: StudyPlan, result: StudyResult, records: Sequence[TrialRecord
     shown = (result.default or result.winner) if result.decision is Decision.KEEP_DEFAULT else result.winner
     key = _key(result, is_open=search is not None)
     if shown is None:
-        return Conclusion(key, plan.slos, result.starts, result.refused, result.elapsed_s)
+        return Conclusion(key, plan.slos, result.starts, result.refused, result.elapsed_s, complete=result.complete)
     return Conclusion(
         key=key,
         limits=plan.slos,
@@ -73,6 +75,7 @@ def conclude(plan: StudyPlan, result: StudyResult, records: Sequence[TrialRecord
         accuracy=confirm.accuracy(shown.qps, search) if search is not None and shown.fresh else None,
         arrivals=search.arrivals if search is not None else None,
         lack=confirm.lack(records, plan.baseline) or Lack.NOT_MEASURED,
+        complete=result.complete,
     )
 
 

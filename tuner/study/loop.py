@@ -235,7 +235,7 @@ class Loop:
         if not self._healthy_slots:
             raise EnvironmentFaultError(
                 f"no GPU group is usable any more: {left} of trial {record.trial:04d} did not go away",
-                hint=f"end what holds it (nvidia-smi names the processes), then: tuner resume {self.plan.study}",
+                hint=f"end what holds it (nvidia-smi names the processes), then: {self.store.resume_command}",
             )
 
     def _raise_if_the_machine_is_broken(self, record: TrialRecord) -> None:

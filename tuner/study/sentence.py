@@ -22,10 +22,11 @@ def sentence(said: Conclusion) -> str:
     qps = formatting.qps(said.qps)
     match said.key:
         case ConclusionKey.NOTHING_FEASIBLE:
-            return f"No candidate kept {limits} without preemption; {tail}."
+            return f"No candidate {'kept' if said.complete else 'has yet kept'} {limits} without preemption; {tail}."
         case ConclusionKey.KEEP_DEFAULT:
             sure = f", {_runs(said)}," if said.confirmed else ""
-            return f"Keep the default: nothing beat its {qps}{sure} by more than the noise; {tail}."
+            keep = "Keep the default" if said.complete else "The default leads so far"
+            return f"{keep}: nothing beat its {qps}{sure} by more than the noise; {tail}."
         case ConclusionKey.GAINS:
             gain = f"{formatting.change(said.qps, said.default_qps)} QPS over the default"
         case ConclusionKey.ONLY_WINNER:

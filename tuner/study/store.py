@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TypeVar
 
 from tuner import formatting
@@ -65,6 +66,12 @@ class Store:
                 ) from error
             yield
 
+    @property
+    def resume_command(self) -> str:
+        """Return the command that goes on with the study from this working folder."""
+        elsewhere = self.folder.parent.absolute() != Path("studies").absolute()
+        return f"tuner resume {self.folder.name}" + f" --studies {quote(str(self.folder.parent))}" * elsewhere
+
     def trial_folder(self, trial: int) -> Path:
         path = self.folder / "trials" / f"{trial:04d}"
         path.mkdir(parents=True, exist_ok=True)
@@ -88,7 +95,7 @@ class Store:
         if free < LEAST_DISK_BYTES:
             raise EnvironmentFaultError(
                 f"the disk of {self.folder} is nearly full: {formatting.gib(free / 2**30)} left",
-                hint=f"free at least {formatting.gib(LEAST_DISK_BYTES / 2**30)}, then: tuner resume {self.folder.name}",
+                hint=f"free at least {formatting.gib(LEAST_DISK_BYTES / 2**30)}, then: {self.resume_command}",
             )
 
     def save_assignment(self, assignment: Assignment) -> None:
