@@ -9,20 +9,32 @@ import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from tests.report.cautions import EVERY_CAUTION
 from tests.report.conftest import HOSTILE
+from tests.report.every_value import EVERY_CAUTION, EVERY_NOTE, EVERY_REASON
 from tests.report.studies import Study, build_study
 from tests.study.builders import REFUSAL, with_start
 from tuner import jsonfile
+from tuner.bench.measured import Note
+from tuner.bench.phrases import NOTES, NotePhrase, note_text
 from tuner.load.arrivals import ArrivalKind
+from tuner.load.early_end import EARLY_ENDS, EarlyEndKind
 from tuner.measurement import CautionKind, LoadKind
 from tuner.report import translations
 from tuner.report.bottleneck import Bottleneck, Reading
 from tuner.report.page import report, write_report
-from tuner.report.phrases import CHINESE_REASONS, CONCLUSIONS, reasons, sentence
+from tuner.report.phrases import (
+    CHINESE_EARLY_ENDS,
+    CHINESE_NOTES,
+    CHINESE_REASONS,
+    CONCLUSIONS,
+    note_line,
+    reasons,
+    sentence,
+)
 from tuner.report.summary import caution_rows
 from tuner.report.tables import StudyFiles, read_study
 from tuner.report.timeline import TrialPhase
@@ -33,7 +45,7 @@ from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Lack
 from tuner.telemetry.cautions import Caution, Sign
 from tuner.telemetry.gpu import THROTTLE_REASONS
-from tuner.verdict import REASONS, ReasonKind
+from tuner.verdict import REASONS, Outcome, ReasonKind, Verdict
 
 REPORT = Path(translations.__file__).parent
 
@@ -211,6 +223,29 @@ def with_cautions(files: StudyFiles, cautions: tuple[Caution, ...]) -> StudyFile
     return replace(files, records=tuple(map(doubted, files.records)))
 
 
+def english_words(text: str) -> list[str]:
+    """List the English words of a text, without names of metrics, units and commands."""
+    names = r"[Pp]99|TTFT|ttft|GPU|CPU|ms|req/s|PERFORMANCE|nvidia-smi -q -d|vLLM|--[\w-]+|/metrics|`tuner bench|`"
+    return re.findall(r"[A-Za-z]{2,}", re.sub(names, " ", text))
+
+
+def test_reasons_and_notes_of_the_chinese_page_hold_no_english_word(files: StudyFiles) -> None:
+    assert {reason.kind for reason in EVERY_REASON} == set(ReasonKind)
+    assert {reason.ended.kind for reason in EVERY_REASON if reason.ended} == set(EarlyEndKind)
+    assert {type(note) for note in EVERY_NOTE} == set(get_args(Note))
+    chinese = Words(Language.CHINESE)
+    said = [
+        *(reasons(Verdict(Outcome.INFEASIBLE, (reason,)), chinese) for reason in EVERY_REASON),
+        *(note_line(note, chinese) for note in EVERY_NOTE),
+    ]
+    assert [english_words(text) for text in said] == [[]] * len(said)
+    first = replace(files.records[0], notes=EVERY_NOTE, outcome=TrialOutcome.BEHIND, best=None)
+    noted = replace(files, records=(first, *files.records[1:]))
+    text = Page(report(noted, language="zh")).text
+    assert all(note_line(note, chinese) in text for note in EVERY_NOTE)
+    assert all(note_text(note) in Page(report(noted)).text for note in EVERY_NOTE)
+
+
 def test_cautions_of_the_chinese_page_hold_no_english_word(files: StudyFiles) -> None:
     assert {c.kind for c in EVERY_CAUTION} == set(CautionKind)
     assert {seen.sign for c in EVERY_CAUTION for seen in c.seen} == set(Sign)
@@ -218,8 +253,7 @@ def test_cautions_of_the_chinese_page_hold_no_english_word(files: StudyFiles) ->
     rows = caution_rows(doubted, Words(Language.CHINESE))
     assert len(rows) == 2 * len(CautionKind)  # winner and default
     text = " ".join(f"{row.what} {row.detail} {row.next_step} {row.where}" for row in rows)
-    names = r"P99|TTFT|GPU|CPU|ms|PERFORMANCE|nvidia-smi -q -d|vLLM|--[\w-]+|/metrics|`tuner bench|`"
-    assert re.findall(r"[A-Za-z]{2,}", re.sub(names, " ", text)) == []
+    assert english_words(text) == []
     for value in ("93 %", "12 ms", "18 ms", "301", "功耗上限", "4711", "310 ms", "402 ms", "1.3"):
         assert value in text
     assert all(row.next_step in Page(report(doubted, language="zh")).text for row in rows)
@@ -271,6 +305,12 @@ def test_every_word_is_used_and_both_languages_have_the_same_fields() -> None:
     assert set(CHINESE_REASONS) == set(REASONS) == set(ReasonKind)
     for kind in ReasonKind:
         assert fields_of(CHINESE_REASONS[kind]) == fields_of(REASONS[kind]), kind
+    for chinese, english, keys in (
+        (CHINESE_NOTES, NOTES, NotePhrase),
+        (CHINESE_EARLY_ENDS, EARLY_ENDS, EarlyEndKind),
+    ):
+        assert list(chinese) == list(english) == list(keys)
+        assert [fields_of(text) for text in chinese.values()] == [fields_of(text) for text in english.values()]
     for limit in Bottleneck:
         assert f"limit-{limit}" in TABLE and f"next-{limit}" in TABLE
 

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.report.cautions import EVERY_CAUTION
-from tuner.load.early_end import EarlyEnd, EarlyEndKind
-from tuner.report.phrases import caution_detail, reasons
+from tests.report.every_value import EVERY_CAUTION, EVERY_NOTE, EVERY_REASON
+from tuner.report.phrases import caution_detail, note_line, reasons
 from tuner.report.translations import Language, Words
-from tuner.slo import parse_slo
-from tuner.verdict import Outcome, Reason, ReasonKind, Verdict
+from tuner.verdict import Outcome, Verdict
 
 GOLDEN = Path(__file__).parent / "golden" / "phrases.txt"
 """`python -m tests.report.test_phrases` writes it again."""
-
-
-LIMIT = parse_slo("p99 ttft <= 500ms")
-EVERY_REASON = (
-    *(Reason(kind, 0.93, 975.0, str(LIMIT)) for kind in ReasonKind if kind is not ReasonKind.ENDED_EARLY),
-    *(Reason(ReasonKind.ENDED_EARLY, ended=EarlyEnd(kind, 18, LIMIT)) for kind in EarlyEndKind),
-)
-"""A reason of every kind, with every early end."""
 
 
 def said() -> str:
@@ -31,6 +21,7 @@ def said() -> str:
             key = f"caution-{caution.kind}"
             lines.append(f"{words(key)}: {caution_detail(caution, words)} → {words(f'{key}-next')}")
         lines += [reasons(Verdict(Outcome.INFEASIBLE, (reason,)), words) for reason in EVERY_REASON]
+        lines += [note_line(note, words) for note in EVERY_NOTE]
     return "\n".join(lines) + "\n"
 
 

@@ -1,38 +1,66 @@
-"""English for the values of this room."""
+"""Sentences for the values of this room, by default in English."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
 
 from tuner import formatting
 from tuner.bench.capacity_search import Capacity, Incumbent
 from tuner.bench.measured import FellBehind, LostForAMoment, Note, NothingTried, NotOffered, Remark
+from tuner.verdict import Reason
 
 
-def note_text(note: Note) -> str:
-    """Say a note of a trial in a line."""
+class NotePhrase(StrEnum):
+    """Sentence of a note, or part of one."""
+
+    NOT_OFFERED = "not-offered"
+    NOTHING_TRIED = "nothing-tried"
+    RATE_FAILED = "rate-failed"
+    TAIL_SAYS = "tail-says"
+    LOOP_BEHIND = "loop-behind"
+    LOST_FOR_A_MOMENT = "lost-for-a-moment"
+
+
+NOTES = {
+    NotePhrase.NOT_OFFERED: "{rate} could not be offered: {reasons}",
+    NotePhrase.NOTHING_TRIED: "no rate was tried: in {seconds} a closed loop gave {loop}, "
+    "too little for a probe to tell anything",
+    NotePhrase.RATE_FAILED: "it does not keep the limits at {failed}, where the best so far sustains {best}{tail}",
+    NotePhrase.TAIL_SAYS: "; its tail says about {likely}",
+    NotePhrase.LOOP_BEHIND: "a closed loop gives {loop} at most, where it gives {best_loop} of the best so far, "
+    "which sustains {best}",
+    NotePhrase.LOST_FOR_A_MOMENT: "the server did not take requests for a moment, and lives",
+}
+"""English text of each phrase. The report has the Chinese one (report/phrases.py)."""
+
+
+def note_text(note: Note, texts: Mapping[NotePhrase, str] = NOTES, reason_text: Callable[[Reason], str] = str) -> str:
+    """Say a note of a trial in a line, in the words of `texts`."""
     match note:
         case NotOffered():
-            return f"{formatting.qps(note.rate)} could not be offered: {'; '.join(map(str, note.reasons))}"
+            reasons = "; ".join(map(reason_text, note.reasons))
+            return texts[NotePhrase.NOT_OFFERED].format(rate=formatting.qps(note.rate), reasons=reasons)
         case NothingTried():
-            return (
-                f"no rate was tried: in {formatting.duration(note.seconds)} a closed loop gave "
-                f"{formatting.qps(note.saturation)}, too little for a probe to tell anything"
+            return texts[NotePhrase.NOTHING_TRIED].format(
+                seconds=formatting.duration(note.seconds), loop=formatting.qps(note.saturation)
             )
         case FellBehind():
-            return _behind(note.capacity, note.incumbent)
+            return _behind(note.capacity, note.incumbent, texts)
         case LostForAMoment():
-            return "the server did not take requests for a moment, and lives"
+            return texts[NotePhrase.LOST_FOR_A_MOMENT]
         case Remark():
             return note.text
 
 
-def _behind(capacity: Capacity, best: Incumbent) -> str:
-    if capacity.failed is not None:
-        likely = "" if capacity.likely is None else f"; its tail says about {formatting.qps(capacity.likely)}"
-        return (
-            f"it does not keep the limits at {formatting.qps(capacity.failed)}, "
-            f"where the best so far sustains {formatting.qps(best.rate)}{likely}"
+def _behind(capacity: Capacity, best: Incumbent, texts: Mapping[NotePhrase, str]) -> str:
+    if capacity.failed is None:
+        return texts[NotePhrase.LOOP_BEHIND].format(
+            loop=formatting.qps(capacity.saturation),
+            best_loop=formatting.qps(best.saturation),
+            best=formatting.qps(best.rate),
         )
-    return (
-        f"a closed loop gives {formatting.qps(capacity.saturation)} at most, where it gives "
-        f"{formatting.qps(best.saturation)} of the best so far, which sustains {formatting.qps(best.rate)}"
-    )
+    likely = capacity.likely
+    tail = "" if likely is None else texts[NotePhrase.TAIL_SAYS].format(likely=formatting.qps(likely))
+    failed, rate = formatting.qps(capacity.failed), formatting.qps(best.rate)
+    return texts[NotePhrase.RATE_FAILED].format(failed=failed, best=rate, tail=tail)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tuner import formatting
-from tuner.bench.phrases import note_text
+from tuner.bench.measured import Note
+from tuner.bench.phrases import NOTES, NotePhrase, note_text
 from tuner.load.early_end import EARLY_ENDS, EarlyEndKind
 from tuner.report.tables import StudyFiles, TrialRow
 from tuner.report.translations import TABLE, Language, Words
@@ -50,6 +53,16 @@ CHINESE_EARLY_ENDS = {
 }
 """Chinese text of each early end of a level."""
 
+CHINESE_NOTES = {
+    NotePhrase.NOT_OFFERED: "无法施加 {rate}：{reasons}",
+    NotePhrase.NOTHING_TRIED: "未试任何速率：闭环在 {seconds} 内仅达到 {loop}，探测无法得出结论",
+    NotePhrase.RATE_FAILED: "在 {failed} 下不满足限制，而当前最佳可持续 {best}{tail}",
+    NotePhrase.TAIL_SAYS: "；按尾延迟估计约为 {likely}",
+    NotePhrase.LOOP_BEHIND: "闭环至多 {loop}，而当前最佳的闭环为 {best_loop}，可持续 {best}",
+    NotePhrase.LOST_FOR_A_MOMENT: "服务端曾短暂不接受请求，但仍在运行",
+}
+"""Chinese text of each phrase of a note."""
+
 
 def sentence(study: StudyFiles, words: Words) -> str:
     """Say what the study came to: in English as it was recorded, in Chinese from the same values."""
@@ -84,7 +97,13 @@ def remark(row: TrialRow, words: Words) -> str:
         return formatting.one_line(record.start.cause.explanation)
     if record.best is None and level is not None and record.outcome is not TrialOutcome.BEHIND:
         return reasons(level.verdict, words)
-    return formatting.one_line("; ".join(map(note_text, record.notes)))
+    return "; ".join(note_line(note, words) for note in record.notes)
+
+
+def note_line(note: Note, words: Words) -> str:
+    """Say a note of a trial. A note of schema 1 is English text only."""
+    texts = NOTES if words.language is Language.ENGLISH else CHINESE_NOTES
+    return formatting.one_line(note_text(note, texts, partial(_reason, words=words)))
 
 
 def reasons(verdict: Verdict, words: Words) -> str:
