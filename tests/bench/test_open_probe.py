@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from tuner.load.workload import workload
 from tuner.measurement import Load, LoadKind
 from tuner.slo import parse_slo
 from tuner.telemetry.sampler import Sampler
-from tuner.verdict import Outcome
+from tuner.verdict import Outcome, Reason, ReasonKind, Verdict
 
 FAST = answer(5, 0.05, 0.005)
 LATE = answer(5, 2.5, 0.005)
@@ -73,6 +74,32 @@ def test_a_rejected_probe_ends_early(tiny_model: str) -> None:
     assert not result.passed
     assert result.log_ratio is None
     assert result.seconds < 8
+
+
+class WeakClient(LiveSession):
+    """Session whose client is the bottleneck at every rate."""
+
+    def _open(self, rate: float, seconds: float, trace: str, stop: Stop) -> LevelRun:
+        run = super()._open(rate, seconds, trace, stop)
+        invalid = replace(run, verdict=Verdict(Outcome.INVALID, (Reason(ReasonKind.CLIENT_BUSY, 0.95),)))
+        self.levels[-1] = invalid.level
+        return invalid
+
+
+@pytest.mark.parametrize("must_offer", [False, True])
+def test_a_rate_that_cannot_be_offered_is_rejected_or_ends_the_task(must_offer: bool, tiny_model: str) -> None:
+    settings = SearchSettings(saturation_s=0.5, probe_s=0.2, longest_probe_s=0.5, most_probes=2)
+    with serving(FAST) as server, metrics(lambda: 0) as url:
+        warm = session_of(server.url, url, tiny_model, "p99 ttft <= 60s", [])
+        session = WeakClient(
+            warm.target, warm.prompts, warm.slos, warm.sampler, warm.should_stop, warm.on_level, 0.0,
+            must_offer=must_offer,
+        )  # fmt: skip
+        session._pace = warm._pace
+        found = session.run(SearchCapacity(settings))
+    offered = [level for level in found.levels if level.measurement.load.kind is LoadKind.OPEN]
+    assert (len(offered), found.cut) == ((2, Cut.NOT_OFFERED) if must_offer else (4, None))
+    assert (found.capacity is None) is must_offer
 
 
 def test_saturation_is_littles_law(tiny_model: str) -> None:

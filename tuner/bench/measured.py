@@ -45,6 +45,7 @@ class Cut(StrEnum):
     INTERRUPTED = "interrupted"
     SERVER_LOST = "server-lost"
     NOT_IDLE = "not-idle"
+    NOT_OFFERED = "not-offered"
 
 
 class LoadCutError(Exception):

@@ -68,6 +68,7 @@ class LiveSession:
         should_stop: Asked ten times a second; True cuts the load off.
         on_level: Called with every level before the next one begins.
         clients: Number of clients that fill the server. None: the warm-up finds it.
+        must_offer: Whether the first rate that the client cannot offer ends the task. Else it counts as rejected.
     """
 
     target: Target
@@ -79,6 +80,7 @@ class LiveSession:
     warm_up_s: float
     seed: int = 0
     clients: int | None = None
+    must_offer: bool = False
     levels: list[Level] = field(default_factory=list, init=False)
     seconds: float = field(default=0.0, init=False)
     _arrivals: Arrivals = field(default_factory=Arrivals, init=False)
@@ -123,6 +125,8 @@ class LiveSession:
                 cut = run.measurement.aborted is not None
                 passed = kept_limits(run.measurement, run.verdict, Evidence.NONE)
                 return ProbeResult(rate, passed, None if cut else run.verdict.slo_margin, spent_s)
+        if self.must_offer:
+            raise LoadCutError(Cut.NOT_OFFERED)
         raise InvalidLoadError(run.verdict)
 
     def saturate(self, seconds: float) -> Saturation:

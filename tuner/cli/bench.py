@@ -11,7 +11,7 @@ from pathlib import Path
 from tuner import formatting, jsonfile
 from tuner.bench.capacity_search import Capacity, Claim, Ended
 from tuner.bench.level import Level, LevelRun
-from tuner.bench.measured import Cut, Measured, NotOffered, Session
+from tuner.bench.measured import Cut, Measured, Session
 from tuner.bench.phrases import note_text
 from tuner.bench.session import LiveSession
 from tuner.bench.task import ClaimRate, HoldRate, RunLadder, SearchCapacity
@@ -41,7 +41,7 @@ from tuner.load.requests_log import RequestLog
 from tuner.measurement import LoadKind
 from tuner.slo import parse_slo
 from tuner.telemetry.sampler import Sampler, TelemetryLog
-from tuner.verdict import Outcome
+from tuner.verdict import Outcome, Verdict
 from tuner.vllm import variables
 
 SCHEMA = 1
@@ -94,7 +94,7 @@ class _Command:
         with _interruptible() as stop:
             session = LiveSession(
                 endpoint.target, prompts, self._slos, sampler, stop, self._level_log(folder), options.warm_up_seconds,
-                options.seed,
+                options.seed, must_offer=True,
             )  # fmt: skip
             try:
                 sentence = self._load(session)
@@ -123,7 +123,7 @@ class _Command:
         return self._search(session)
 
     def _search(self, session: Session) -> str:
-        measured = _offered(session.run(SearchCapacity(self._settings, self._arrivals)))
+        measured = _whole(session.run(SearchCapacity(self._settings, self._arrivals)))
         self._capacity = capacity = measured.capacity
         assert capacity is not None
         if capacity.ended is Ended.UNTRIED:
@@ -140,7 +140,7 @@ class _Command:
             return sustains(capacity, self._limits)
         self._console.say(f"{sustains(capacity, self._limits)}; now on fresh traffic below it")
         task = ClaimRate(capacity.rate, self._settings, self._arrivals)
-        self._claim = claim = _offered(session.run(task)).claim
+        self._claim = claim = _whole(session.run(task)).claim
         assert claim is not None
         if claim.rate is None:
             raise NothingFeasibleError(
@@ -161,7 +161,7 @@ class _Command:
             return f"kept {self._limits} at {best.load}: {formatting.qps(best.qps)}"
         last = self._runs[-1].verdict
         if last.outcome is Outcome.INVALID:
-            raise _client_fault("; ".join(map(str, last.reasons)))
+            raise _client_fault(last)
         hint = "ease the limit, offer less, or shorten the workload"
         raise NothingFeasibleError(
             f"nothing kept {self._limits}: {'; '.join(map(str, last.reasons))}",
@@ -228,17 +228,12 @@ def _whole(measured: Measured) -> Measured:
             raise EnvironmentFaultError(
                 "the server did not become idle between two loads", hint="keep other requests away from it"
             )
+        case Cut.NOT_OFFERED:
+            raise _client_fault(measured.levels[-1].verdict)
 
 
-def _offered(measured: Measured) -> Measured:
-    """Raise an error also if the client could not offer a rate: nothing is then known of the server."""
-    for note in _whole(measured).notes:
-        if isinstance(note, NotOffered):
-            raise _client_fault("; ".join(map(str, note.reasons)))
-    return measured
-
-
-def _client_fault(reasons: str) -> EnvironmentFaultError:
+def _client_fault(verdict: Verdict) -> EnvironmentFaultError:
+    reasons = "; ".join(map(str, verdict.reasons))
     return EnvironmentFaultError(
         f"the load generator was the bottleneck, which says nothing of the server: {reasons}",
         hint="leave it a core of its own, or run `tuner bench --self-check` to see what it can do here",
