@@ -106,7 +106,9 @@ class Study:
             return pd.read_parquet(path)
         except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
             hint = "a trial that measured nothing has none, and a copy of a study may lack it"
-            raise UsageError(f"{path} cannot be read: {formatting.one_line(str(error))}", hint=hint) from error
+            missing = isinstance(error, FileNotFoundError)
+            why = "is not there" if missing else f"cannot be read: {formatting.one_line(str(error))}"
+            raise UsageError(f"{path} {why}", hint=hint) from error
 
 
 def _trial_cells(record: TrialRecord) -> Cells:

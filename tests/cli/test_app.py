@@ -54,6 +54,12 @@ def test_help_names_every_command_and_costs_little() -> None:
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
+def test_tuner_without_a_command_prints_its_help() -> None:
+    bare = tuner()
+    assert (bare.returncode, bare.stderr) == (0, "")
+    assert bare.stdout == tuner("--help").stdout
+
+
 def test_every_command_has_an_example_in_its_help() -> None:
     command = typer.main.get_command(app)
     for name, sub in command.commands.items():  # type: ignore[attr-defined]

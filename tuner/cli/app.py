@@ -251,7 +251,7 @@ def main() -> None:
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that is not UTF-8 still works
     try:
         # Without standalone mode click hands back the code of a plain exit (--help) instead of ending the process.
-        code = app(prog_name="tuner", standalone_mode=False) or 0
+        code = app(args=sys.argv[1:] or ["--help"], prog_name="tuner", standalone_mode=False) or 0
         sys.stdout.flush()
     except TunerError as error:
         code = _fail(error.message, error.hint, error.exit_code)
