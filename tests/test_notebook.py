@@ -113,7 +113,7 @@ def test_what_is_not_there_is_a_usage_error_with_a_hint(study: tuner.Study, tmp_
     with pytest.raises(UsageError, match="has no trial 999") as no_trial:
         study.requests(999)
     refused = next(r.trial for r in study.files.records if r.start.cause)
-    with pytest.raises(UsageError, match="telemetry.parquet is not there") as no_file:
+    with pytest.raises(UsageError, match=r"telemetry\.parquet is not there") as no_file:
         study.telemetry(refused)
     assert all(error.value.hint for error in (no_study, no_trial, no_file))
 
