@@ -86,6 +86,17 @@ def test_a_killed_search_goes_on_with_the_interrupted_candidate(tmp_path: Path) 
     assert finished.candidate not in [p.candidate for p in queue]
 
 
+def test_a_trial_that_was_interrupted_by_a_fault_of_another_group_is_queued_again(tmp_path: Path) -> None:
+    first = search(tmp_path / "s")
+    finished = answered(first.ask(), 0, 10.0)
+    first.tell(finished)
+    interrupted = first.ask()
+    record = replace(answered(interrupted, 1, 0.0), outcome=TrialOutcome.INTERRUPTED, levels=(), best=None)
+    second = search(tmp_path / "s")
+    second.restore([finished, record])
+    assert interrupted.candidate in [second.ask().candidate for _ in range(4)]
+
+
 def test_a_record_written_before_the_kill_is_reported_on_resume(tmp_path: Path) -> None:
     first = search(tmp_path / "s")
     saved = answered(first.ask(), 0, 12.5)

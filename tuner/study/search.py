@@ -150,7 +150,7 @@ class Search:
             if frozen.state is TrialState.RUNNING:
                 trial = _reopened(self._study, frozen)
                 self._asked[frozen.number] = (trial, self._candidate(trial))
-                if record is not None:
+                if record is not None and record.counts:
                     self.tell(record)
                 else:
                     self.requeue(frozen.number)
