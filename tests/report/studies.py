@@ -14,19 +14,19 @@ from pathlib import Path
 
 import pandas as pd
 
+from tests.fakes import ScriptedClock, ScriptedServers, scripted_trial
 from tests.report.surface import GROUPS, PARAMETERS, PLAN, Server, refusal
-from tests.study.builders import with_start
+from tests.study.builders import Shown, with_start
 from tuner import jsonfile
-from tuner.bench.level import Level, best_of
+from tuner.bench.level import Level
 from tuner.bench.measured import Remark
 from tuner.candidate import Candidate, Value
 from tuner.environment import Environment, Gpu
-from tuner.launch import launch
 from tuner.measurement import Caution, CautionKind
+from tuner.study.assignment import Assignment, search_task
 from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision, Figures, StudyResult
-from tuner.study.start_record import Phases, StartRecord
 from tuner.verdict import Outcome
 from tuner.vllm.facts import StartFacts
 
@@ -138,39 +138,22 @@ def _start(
     cause = refusal(candidate)
     server = Server(candidate, noise=rng.gauss(1, 0.012), speed=best_speed)
     levels: list[Level] = []
+    assert isinstance(plan.load, Ladder)
     if cause is None:
-        assert isinstance(plan.load, Ladder)
         for concurrency in plan.load.levels:
             levels.append(server.level(concurrency, plan, rng))
             if levels[-1].verdict.outcome is Outcome.INFEASIBLE:
                 break
-    best = best_of(tuple(levels))
-    if cause is not None:
-        outcome = TrialOutcome.REFUSED
-        phases = Phases(start_s=rng.uniform(18, 31))
-    else:
-        outcome = TrialOutcome.FEASIBLE if best is not None else TrialOutcome(levels[-1].verdict.outcome.value)
-        spent = len(levels) * (levels[0].measurement.planned_s + 4)
-        phases = Phases(rng.uniform(62, 95), plan.load.warm_up_s, spent, rng.uniform(6, 12))
-    used = sum(s for s in (phases.start_s, phases.warm_up_s, phases.measure_s, phases.stop_s) if s is not None)
-    clock[group.name] = started + timedelta(seconds=used)
+    start_s, stop_s = (rng.uniform(18, 31), 0.0) if cause else (rng.uniform(62, 95), rng.uniform(6, 12))
     facts = StartFacts(vllm_version="0.32.0", kv_tokens=server.kv_tokens, weights_gib=61.5, engine_init_s=21.4)
-    return TrialRecord(
-        trial=number,
-        role=role,
-        candidate=candidate,
-        start=StartRecord(
-            launch=launch(plan.base, candidate, group),
-            group=group.name,
-            started_at=started.isoformat(),
-            phases=phases,
-            cause=cause,
-            facts=None if cause else facts,
-        ),
-        outcome=outcome,
-        levels=tuple(levels),
-        best=best,
-    )
+    scripted = ScriptedClock(started)
+    spent_s = sum(level.measurement.planned_s + 4 for level in levels)
+    shown = cause or Shown(tuple(levels), scripted, plan.load.warm_up_s, spent_s)
+    servers = ScriptedServers(lambda _: shown, scripted, start_s, stop_s, facts)
+    assignment = Assignment(number, role, candidate, group, search_task(plan.load, None), plan.load.warm_up_s, None)
+    record = scripted_trial(assignment, plan.base, servers)
+    clock[group.name] = scripted.wall()
+    return record
 
 
 def _chosen(records: list[TrialRecord]) -> Candidate | None:

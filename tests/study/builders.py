@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.fakes import ScriptedClock, ScriptedServers, scripted_trial
 from tuner.bench.level import Level, best_of
-from tuner.bench.measured import LoadOutcome, Measured
+from tuner.bench.measured import Measured, outcome_of
 from tuner.bench.task import RunLadder, Task
 from tuner.candidate import Candidate
 from tuner.launch import LaunchBase
@@ -102,12 +102,13 @@ class Shown:
 
     levels: tuple[Level, ...]
     clock: ScriptedClock
+    warm_up_s: float = 1.0
+    measure_s: float = 2.0
 
     def run(self, task: Task) -> Measured:
-        self.clock.sleep(3.0)
-        best = best_of(self.levels)
-        outcome = LoadOutcome.INFEASIBLE if best is None else LoadOutcome.FEASIBLE
-        return Measured(self.levels, outcome, best, 2.0)
+        self.clock.sleep(self.warm_up_s + self.measure_s)
+        outcome = outcome_of(task, self.levels, None, None, ())
+        return Measured(self.levels, outcome, best_of(self.levels), self.measure_s)
 
 
 def trial_of(assignment: Assignment, found: Cause | tuple[Level, ...]) -> TrialRecord:

@@ -10,7 +10,7 @@
 # on        1 × NVIDIA H100 80GB HBM3, host gpu-host-3
 # versions  vLLM 0.32.0, driver 570.124.06
 # study     qwen3-32b-h100, trial 56, candidate 2733120de0
-# date      2026-11-20T23:30:54.569574+00:00
+# date      2026-11-20T23:30:54+00:00
 # caveat    none of the starts behind these figures took part in choosing this configuration
 #
 #   ./start.sh                           in the background; returns when /health answers
