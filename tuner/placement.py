@@ -56,7 +56,7 @@ def groups_of(
     """Cut the GPUs into groups of `size`, NUMA neighbours together. `workers` is the number of servers at once on a
     machine without GPUs, and the most groups on one with GPUs. None means one server, or all groups."""
     if size < 1:
-        raise UsageError(f"--tensor-parallel-size {size}", hint="at least 1")
+        raise UsageError(f"--tensor-parallel-size {size} is out of range", hint="at least 1")
     if not gpus:
         return (GpuGroup(),) if workers in (None, 1) else tuple(GpuGroup(worker=i) for i in range(workers or 1))
     if len(gpus) < size:

@@ -24,7 +24,7 @@ def show_best(
     gpu_price: float | None,
 ) -> None:
     if replicas is not None and replicas < 1:
-        raise UsageError(f"--replicas {replicas}", hint="at least 1")
+        raise UsageError(f"--replicas {replicas} is out of range", hint="at least 1")
     folder, price = study_folder(studies, name), checked_price(gpu_price)
     text = render_study(folder, format, trial=trial, gpu_price=price, replicas=replicas)
     if out is None:

@@ -56,7 +56,9 @@ def is_worked_on(folder: Path) -> bool:
 
 def checked_price(gpu_price: float | None) -> float | None:
     if gpu_price is not None and not (math.isfinite(gpu_price) and gpu_price >= 0):
-        raise UsageError(f"--gpu-price {gpu_price:g}", hint="the price of one GPU for one hour, such as 2.5")
+        raise UsageError(
+            f"--gpu-price {gpu_price:g} is out of range", hint="the price of one GPU for one hour, such as 2.5"
+        )
     return gpu_price
 
 

@@ -17,7 +17,7 @@ LONGEST_S = 600.0
 
 def check_client(form: Form, seconds: float = SECONDS, rates: Sequence[float] = RATES) -> None:
     if not 0.1 <= seconds <= LONGEST_S:
-        raise UsageError(f"--level-seconds {seconds:g}", hint=f"0.1 to {LONGEST_S:g} at each rate")
+        raise UsageError(f"--level-seconds {seconds:g} is out of range", hint=f"0.1 to {LONGEST_S:g} at each rate")
     console = Console()
     console.say(f"a server of known times on this machine, {seconds:g} s at each rate, all streams emitting together")
     try:

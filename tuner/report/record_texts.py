@@ -123,7 +123,7 @@ RECORD_TEXTS: dict[str, tuple[str, str]] = {
     "seen-nothing": ("nothing was observed", "没有观测数据"),
     "seen-load-ended": (
         "{load} was the highest load offered and kept the limits: the server may carry more",
-        "{load} 是施加的最高负载且满足限制：服务端可能还有余量",
+        "所施加的最高负载（{load}）满足限制：服务端可能还有余量",
     ),
     "seen-load-beyond": (
         "a higher load ({beyond}) was offered and is accounted for below",
@@ -131,31 +131,31 @@ RECORD_TEXTS: dict[str, tuple[str, str]] = {
     ),
     "seen-client-bound": ("the load generator was flagged as the bottleneck", "压测端被标记为瓶颈"),
     "seen-client": ("load generator at {share} of one core", "压测端占用单核的 {share}"),
-    "seen-kv": ("KV use peaked at {peak} at {load}", "{load} 时 KV 使用峰值 {peak}"),
+    "seen-kv": ("KV use peaked at {peak} at {load}", "KV 使用峰值 {peak}（{load}）"),
     "seen-kv-preempted": (
         "{n} preemptions at {load}, KV use peaked at {peak}",
-        "{load} 时抢占 {n} 次，KV 使用峰值 {peak}",
+        "抢占 {n} 次，KV 使用峰值 {peak}（{load}）",
     ),
     "seen-sequences": (
         "running peaked at {running} of {limit}, {waiting} waiting on average, at {load}",
-        "{load} 时运行峰值 {running}/{limit}，平均等待 {waiting}",
+        "运行峰值 {running}/{limit}，平均等待 {waiting}（{load}）",
     ),
     "seen-sequences-default": (
         "running peaked at {running} at {load}; the limit is left to vLLM's default",
-        "{load} 时运行峰值 {running}；上限由 vLLM 默认决定",
+        "运行峰值 {running}（{load}）；上限由 vLLM 默认决定",
     ),
     "seen-tokens": (
         "{waiting} requests waited on average at {load} while sequences and KV cache were free: budget or prefill speed, telemetry cannot tell the two apart",
-        "{load} 时平均有 {waiting} 个请求等待，而序列数与 KV 缓存均有余量：可能是预算或预填充速度，遥测无法区分",
+        "平均有 {waiting} 个请求等待（{load}），而序列数与 KV 缓存均有余量：可能是预算或预填充速度，遥测无法区分",
     ),
     "seen-tokens-other": (
         "{waiting} requests waited on average at {load}, for another limit above",
-        "{load} 时平均有 {waiting} 个请求等待，原因是上面的其他限制",
+        "平均有 {waiting} 个请求等待（{load}），原因是上面的其他限制",
     ),
-    "seen-tokens-clear": ("{waiting} requests waited on average at {load}", "{load} 时平均有 {waiting} 个请求等待"),
+    "seen-tokens-clear": ("{waiting} requests waited on average at {load}", "平均有 {waiting} 个请求等待（{load}）"),
     "seen-compute": (
         "from {before} to {load} the load grew by {more}, QPS by {gain}; {busy}",
-        "从 {before} 到 {load} 负载增加 {more}，QPS 变化 {gain}；{busy}",
+        "负载增加 {more}（{before} → {load}），QPS 变化 {gain}；{busy}",
     ),
     "seen-compute-one": ("one level only; {busy}", "仅有一个级别；{busy}"),
     "busy-gpu": ("GPU busy {share} of the time", "GPU 忙碌时间占比 {share}"),
