@@ -1,5 +1,4 @@
-"""Search for the highest open-loop rate of one server. Pure: a callback gives the load. Pure: a callback gives the
-load.
+"""Search for the highest open-loop rate of one server. Pure: a callback gives the load.
 
 A closed loop reads 7 to 40 % above a Poisson stream, so the promise is searched in open loop. All probes of a study
 share one trace, scaled to their rates (common random numbers), which cuts the spread of a difference several times.
