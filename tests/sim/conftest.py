@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tuner.server.leftovers import remove_shared_memory
+
 READY_S = 20.0
 
 
@@ -105,7 +107,7 @@ Serve = Callable[..., Server]
 def serve(tmp_path: Path) -> Iterator[Serve]:
     """Start servers that share GPUs, compile cache and start counter. All of them are gone after the test."""
     servers: list[Server] = []
-    begun_s = time.time()
+    begun_unix_ns = time.time_ns()
     rpc_dir = tmp_path / "rpc"
     rpc_dir.mkdir()
 
@@ -134,7 +136,5 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     yield start
     for server in servers:
         server.end()
-    for segment in Path("/dev/shm").glob("psm_*"):
-        with suppress(FileNotFoundError):
-            if segment.stat().st_mtime > begun_s and segment.read_bytes() == bytes(4096):
-                segment.unlink()
+    # What a killed server left. A segment that a process maps belongs to a server of somebody else.
+    remove_shared_memory(Path("/dev/shm").glob("psm_*"), since_unix_ns=begun_unix_ns)
