@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from tests.sim.conftest import Serve, Server
+from tuner.server.proctable import shared_memory_files
 from tuner.sim import (
     ClosedLoop,
     EngineArguments,
@@ -39,10 +39,6 @@ def until(claim: object, seconds: float = 5.0) -> bool:
 
 def chunks(text: str) -> list[dict[str, object]]:
     return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
-
-
-def segments() -> set[Path]:
-    return set(Path("/dev/shm").glob("psm_*"))
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
@@ -145,13 +141,13 @@ def test_processes_have_vllms_titles(serve: Serve) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_server_exits_with_0_and_leaves_nothing(serve: Serve, number: signal.Signals) -> None:
-    before = segments()
     server = serve().ready()
-    assert segments() - before and list(server.rpc_dir.iterdir())
+    segments = shared_memory_files(server.process.pid)
+    assert segments and list(server.rpc_dir.iterdir())
     server.process.send_signal(number)
     assert server.wait() == 0
     assert not server.children()
-    assert segments() <= before and not list(server.rpc_dir.iterdir())
+    assert not any(segment.exists() for segment in segments) and not list(server.rpc_dir.iterdir())
     assert held_bytes(server.gpu_dir, 0) == 0
 
 
@@ -164,14 +160,14 @@ def test_sigterm_while_starting_is_death_by_sigint(serve: Serve) -> None:
 
 
 def test_sigkill_leaves_the_engine_its_memory_and_its_files(serve: Serve) -> None:
-    before = segments()
     server = serve("--tensor-parallel-size", "2").ready()
+    segments = shared_memory_files(server.process.pid)
     server.process.kill()
     server.wait()
     time.sleep(0.3)
     assert len(server.children()) == 3
     assert held_bytes(server.gpu_dir, 0) > 0 and held_bytes(server.gpu_dir, 1) > 0
-    assert segments() - before and list(server.rpc_dir.iterdir())
+    assert segments and all(segment.exists() for segment in segments) and list(server.rpc_dir.iterdir())
     second = serve()
     assert second.wait() == 1
     assert "Free memory on device cuda:0 (" in second.log and "Engine core initialization failed." in second.log
