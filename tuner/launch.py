@@ -95,14 +95,12 @@ def launch(base: LaunchBase, candidate: Candidate, group: GpuGroup) -> LaunchSpe
     env[variables.STARTUP_PLAN] = "0"
     if group.gpus:
         env[VISIBLE_GPUS] = ",".join(map(str, group.gpus))
-    words = (*arguments, *base.extra)
     return LaunchSpec(
         prefix=() if _is_container(base.command) else group.numactl,
         command=_container_env(base.command, env) if _is_container(base.command) else base.command,
-        arguments=words,
+        arguments=(*arguments, *base.extra),
         env=tuple(sorted(env.items())),
         secret_env=base.secret_env,
-        flags=tuple(flag_values(words, short=knobs.SHORT_OPTIONS).items()),
         gpus=group.gpus,
     )
 
