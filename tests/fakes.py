@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tuner.bench.measured import Session
-from tuner.launch import LaunchBase, LaunchSpec
+from tuner.launch import Deployment, LaunchBase
 from tuner.server.service import ServerDidNotStart
 from tuner.server.shutdown import StopReport
 from tuner.study.assignment import Assignment
@@ -68,7 +68,7 @@ class ScriptedServers:
     facts: StartFacts | None = None
 
     @contextmanager
-    def __call__(self, assignment: Assignment, spec: LaunchSpec) -> Iterator[ReadyServer]:
+    def __call__(self, assignment: Assignment, servers: Deployment) -> Iterator[ReadyServer]:
         found = self.found(assignment)
         self.clock.sleep(self.start_s)
         if isinstance(found, Cause):

@@ -5,6 +5,7 @@ import stat
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -203,10 +204,18 @@ def test_a_plan_is_read_back_as_it_was(change: dict[str, object], model: Path, v
     assert jsonfile.loads(jsonfile.dumps(plan), StudyPlan) == plan
 
 
+def _before_layouts(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return a plan as it was before layouts. A group without GPUs had the number of its worker."""
+    (placed,) = raw["layouts"]
+    groups = [{"gpus": g["gpus"], "numactl": [], "numa_node": None, "worker": None} for g in placed["groups"]]
+    new = ("layouts", "own_layout", "ruled_out", "doors", "compares_doors")
+    return {**{key: value for key, value in raw.items() if key not in new}, "groups": groups}
+
+
 def test_a_plan_of_before_open_loop_is_a_ladder(model: Path, vllm: str, tmp_path: Path) -> None:
     plan, _ = planned(SearchOptions(model=str(model), vllm=vllm, levels="4,8"), tmp_path)
     raw = json.loads(jsonfile.dumps(plan))
-    old = {**raw, "load": {"levels": [4, 8], "level_s": 60.0, "warm_up_s": 15.0}, "schema": 1}
+    old = {**_before_layouts(raw), "load": {"levels": [4, 8], "level_s": 60.0, "warm_up_s": 15.0}, "schema": 1}
     assert upgraded_plan({**old, "load": {**old["load"], "open": None}})["load"] == {"kind": "ladder", **old["load"]}
     assert jsonfile.loads(json.dumps(upgraded_plan(old)), StudyPlan) == plan
 
@@ -215,7 +224,11 @@ def test_a_plan_of_schema_1_with_an_open_loop_is_read_as_it_was(model: Path, vll
     plan, _ = planned(SearchOptions(model=str(model), vllm=vllm), tmp_path)
     raw = json.loads(jsonfile.dumps(plan))
     search = {"rules": raw["load"]["settings"], "arrivals": raw["load"]["arrivals"]}
-    old = {**raw, "load": {"levels": [], "level_s": 0.0, "warm_up_s": 15.0, "open": search}, "schema": 1}
+    old = {
+        **_before_layouts(raw),
+        "load": {"levels": [], "level_s": 0.0, "warm_up_s": 15.0, "open": search},
+        "schema": 1,
+    }
     assert jsonfile.loads(json.dumps(upgraded_plan(old)), StudyPlan) == plan
 
 

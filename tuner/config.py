@@ -17,6 +17,7 @@ from tuner.environment import Environment, Gpu, describe
 from tuner.errors import UsageError
 from tuner.flagwords import flag_names, flag_values, given_flags, number
 from tuner.launch import LaunchBase
+from tuner.layout import Layout, PlacedLayout
 from tuner.load.arrivals import chosen_arrivals
 from tuner.load.workload import Workload, workload
 from tuner.measurement import LoadKind
@@ -100,6 +101,7 @@ def plan_study(
     indices = parse_gpus(options.gpus, [gpu.index for gpu in machine.gpus])
     numa = dict(zip((gpu.index for gpu in machine.gpus), machine.numa_nodes, strict=False))
     groups = groups_of(indices, options.tensor_parallel_size, numa, options.workers)
+    layout = Layout(tensor_parallel=options.tensor_parallel_size)
     extra, secrets = split_secrets(options.extra)
     given = flag_values(extra, short=knobs.SHORT_OPTIONS)
     own_flags = flag_names(extra, short=knobs.SHORT_OPTIONS)
@@ -133,7 +135,8 @@ def plan_study(
             env=(*space.env, (variables.CACHE_ROOT, str(folder / "vllm_cache"))),
             secret_env=tuple(sorted(set(secrets) | ({variables.API_KEY} & set(os.environ)))),
         ),
-        groups=groups,
+        layouts=(PlacedLayout(layout, groups),),
+        own_layout=layout,
         load=policy,
         starts=options.trials,
         confirm_starts=options.confirm,

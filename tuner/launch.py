@@ -1,9 +1,11 @@
-"""Candidate + base arguments + placement → LaunchSpec(argv, env). Pure, and no secret is in it."""
+"""Candidate + base arguments + placement → LaunchSpecs and their Deployment. Pure, and no secret is in it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from tuner.candidate import Candidate
 from tuner.flagwords import Value, flag_names, flag_values, words_for
@@ -67,6 +69,23 @@ class LaunchSpec:
         return _is_container(self.command)
 
 
+class Door(StrEnum):
+    """Program that takes the requests of a deployment: its only server, vLLM's own data parallelism, or nginx in front
+    of independent servers."""
+
+    SERVER = "server"
+    VLLM = "vllm"
+    NGINX = "nginx"
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Servers that are started and ended together, and their door. One server is the ordinary case."""
+
+    specs: tuple[LaunchSpec, ...]
+    door: Door = Door.SERVER
+
+
 @dataclass(frozen=True, slots=True)
 class LaunchBase:
     """Launch data that all candidates of a study share. `flags` are those that the installed vLLM has. `extra` are
@@ -82,9 +101,28 @@ class LaunchBase:
     shutdown_timeout_s: int = 10
 
 
-def launch(base: LaunchBase, candidate: Candidate, group: GpuGroup) -> LaunchSpec:
-    """Build the launch of one candidate. The user's own words come last, so that they win."""
+def deployment(
+    base: LaunchBase, candidate: Candidate, groups: Sequence[GpuGroup], door: Door = Door.SERVER
+) -> Deployment:
+    """Build the launches of a candidate on all of `groups`, one server each. vLLM's own door is a single launch."""
+    if door is not Door.VLLM:
+        return Deployment(tuple(launch(base, candidate, group) for group in groups), door)
+    whole = GpuGroup(
+        gpus=tuple(gpu for group in groups for gpu in group.gpus),
+        workers=tuple(worker for group in groups for worker in group.workers),
+        cores=tuple(cores for group in groups for cores in group.cores),
+    )
+    spec = launch(base, candidate, whole, replicas=len(groups))
+    return Deployment((spec,), door)
+
+
+def launch(base: LaunchBase, candidate: Candidate, group: GpuGroup, replicas: int = 1) -> LaunchSpec:
+    """Build the launch of one server. The user's own words come last, so that they win. vLLM itself runs `replicas`
+    of its engine; the number of servers that a candidate names is a deployment's."""
     values = {**dict(base.fixed), **candidate.as_dict()}
+    values.pop(knobs.DATA_PARALLEL, None)
+    if replicas > 1:
+        values[knobs.DATA_PARALLEL] = replicas
     arguments = [*_model_arguments(base), *(word for flag, value in values.items() for word in words_for(flag, value))]
     given = flag_names(base.extra, short=knobs.SHORT_OPTIONS)
     if knobs.SHUTDOWN_TIMEOUT in base.flags and knobs.SHUTDOWN_TIMEOUT not in given:
@@ -95,6 +133,8 @@ def launch(base: LaunchBase, candidate: Candidate, group: GpuGroup) -> LaunchSpe
     env[variables.STARTUP_PLAN] = "0"
     if group.gpus:
         env[VISIBLE_GPUS] = ",".join(map(str, group.gpus))
+    elif group.cores:
+        env[variables.CPU_CORES] = "|".join(group.cores)
     return LaunchSpec(
         prefix=() if _is_container(base.command) else group.numactl,
         command=_container_env(base.command, env) if _is_container(base.command) else base.command,

@@ -1,4 +1,4 @@
-"""Groups of GPUs with NUMA node and numactl words."""
+"""GPUs or CPU cores of one server, with NUMA node and numactl words."""
 
 from __future__ import annotations
 
@@ -14,19 +14,32 @@ from tuner.errors import EnvironmentFaultError, UsageError
 
 @dataclass(frozen=True, slots=True)
 class GpuGroup:
-    """GPUs of one server. Empty on a machine without GPUs; `numactl` is empty if it would not help."""
+    """Place of one server.
+
+    Attributes:
+        gpus: Indices of its GPUs, one a rank. Empty on a machine without GPUs.
+        numactl: Words in front of its command. Empty if they would not help.
+        numa_node: NUMA node of all its GPUs. None if they have none in common.
+        workers: Numbers of its shares of a machine without GPUs, one a rank. Empty if it has the machine alone.
+        cores: CPU cores of each worker, such as `0-3`. Empty if they are not bound.
+    """
 
     gpus: tuple[int, ...] = ()
     numactl: tuple[str, ...] = ()
     numa_node: int | None = None
-    worker: int | None = None
-    """Number of this server on a machine without GPUs. None if it is the only one."""
+    workers: tuple[int, ...] = ()
+    cores: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         if self.gpus:
             return "gpu" + "-".join(map(str, self.gpus))
-        return "cpu" if self.worker is None else f"cpu{self.worker}"
+        return "cpu" + "-".join(map(str, self.workers))
+
+    @property
+    def units(self) -> frozenset[int]:
+        """Return the GPUs or workers. Groups that share one cannot run at once."""
+        return frozenset(self.gpus or self.workers or (0,))
 
 
 def parse_gpus(text: str | None, present: Sequence[int]) -> tuple[int, ...]:
@@ -58,7 +71,7 @@ def groups_of(
     if size < 1:
         raise UsageError(f"--tensor-parallel-size {size} is out of range", hint="at least 1")
     if not gpus:
-        return (GpuGroup(),) if workers in (None, 1) else tuple(GpuGroup(worker=i) for i in range(workers or 1))
+        return (GpuGroup(),) if workers in (None, 1) else tuple(GpuGroup(workers=(i,)) for i in range(workers or 1))
     if len(gpus) < size:
         raise UsageError(
             f"--tensor-parallel-size {size} needs {size} GPUs, --gpus gives {len(gpus)}",

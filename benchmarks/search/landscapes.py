@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tuner.environment import Gpu
 from tuner.launch import LaunchBase
+from tuner.layout import Layout, PlacedLayout
 from tuner.load.workload import Lengths, Share, Workload
 from tuner.placement import GpuGroup
 from tuner.sim import Hardware, ModelShape, hardware_profile, load_model
@@ -80,7 +81,7 @@ class Landscape:
             space=space,
             dropped=dropped,
             base=LaunchBase(("vllm", "serve"), str(folder), tuple(flags), fixed, _words(own), ()),
-            groups=(GpuGroup(tuple(range(self.tensor_parallel))),),
+            layouts=(PlacedLayout(Layout(1, self.tensor_parallel), (GpuGroup(tuple(range(self.tensor_parallel))),)),),
             load=OpenSearch(WARM_UP_S),
             starts=starts,
             confirm_starts=confirm_starts,

@@ -21,7 +21,7 @@ from tuner.bench.level import Level
 from tuner.bench.measured import Measured, measure_task
 from tuner.bench.task import SearchCapacity, Task
 from tuner.candidate import Candidate
-from tuner.launch import LaunchSpec
+from tuner.launch import Deployment
 from tuner.load.prompts import SEARCH_TRACE
 from tuner.measurement import ClientLoad, Distribution, Load, LoadKind, Measurement, ServerLoad
 from tuner.server.diagnosis import ServerPhase, diagnose
@@ -120,7 +120,7 @@ class Machine:
         )
 
     @contextmanager
-    def _serve(self, assignment: Assignment, spec: LaunchSpec) -> Iterator[ReadyServer]:
+    def _serve(self, assignment: Assignment, servers: Deployment) -> Iterator[ReadyServer]:
         found = self._start(assignment.candidate)
         if isinstance(found, Refused):
             log = f"{found.error}: {found.message}"

@@ -119,7 +119,7 @@ class Starts:
         trial = self.store.new_trial()
         group = self.plan.groups[0]
         record = self._runner.run(
-            Assignment(trial, Role.SEARCH, candidate, group, task, load.warm_up_s, trial, traffic=fresh)
+            Assignment(trial, Role.SEARCH, candidate, (group,), task, load.warm_up_s, trial, traffic=fresh)
         )
         self.store.save_record(record)
         return record

@@ -17,6 +17,7 @@ from tuner.cli.plan import show_plan
 from tuner.cli.tables import Form
 from tuner.clock import RealClock
 from tuner.config import SearchOptions, plan_study
+from tuner.layout import Layout, PlacedLayout
 from tuner.load.workload import workload
 from tuner.machine import cache_folder, this_machine
 from tuner.placement import GpuGroup
@@ -128,7 +129,7 @@ def test_what_is_not_modelled_is_a_line_each(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_not_known_leave_the_bytes_of_a_token_and_a_reason(tmp_path: Path) -> None:
-    made = replace(planned(tmp_path), groups=(GpuGroup((0, 1)),))
+    made = replace(planned(tmp_path), layouts=(PlacedLayout(Layout(1, 2), (GpuGroup((0, 1)),)),))
     (tmp_path / "config.json").write_text(json.dumps(DEEPSEEK_V3))
     lines = kv_lines(kv_table(StudySetting.of(made, DEFAULTS, H100)), made)
     assert lines[0] == "KV cache  70,272 bytes a token, on each of 2 GPUs"

@@ -106,7 +106,9 @@ def test_status_shows_what_runs_now_from_the_assignment_of_its_trial(tmp_path: P
     candidate = Candidate.of({"max-num-seqs": 77, "enable-chunked-prefill": False})
     group = study.plan.groups[1]
     task = RunLadder((8,), 60.0)
-    store.save_assignment(Assignment(store.new_trial(), Role.CONFIRM, candidate, group, task, 5.0, search_trial=None))
+    store.save_assignment(
+        Assignment(store.new_trial(), Role.CONFIRM, candidate, (group,), task, 5.0, search_trial=None)
+    )
     running_file.write(store.trial_folder(12), _marker())
     with store.locked():
         running = picture_of(study.folder)

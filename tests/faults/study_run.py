@@ -19,10 +19,12 @@ from tests.faults import acts
 from tests.faults.moments import OPEN_LOOP, OPEN_RULES, Hooks, Moment, short_limits
 from tests.faults.table import Learnt, Row
 from tests.server.support import bystander, listens, runs
+from tuner import launch as launching
 from tuner.candidate import Candidate
 from tuner.clock import RealClock
 from tuner.environment import describe
 from tuner.launch import LaunchBase, LaunchSpec, launch
+from tuner.layout import Layout, PlacedLayout
 from tuner.load.workload import workload
 from tuner.placement import GpuGroup
 from tuner.server import proctable, running_file, start
@@ -31,7 +33,6 @@ from tuner.sim import held_bytes
 from tuner.slo import parse_slo
 from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Space
-from tuner.study import trial
 from tuner.study.events import Event, TrialFinished
 from tuner.study.fleet import LocalFleet
 from tuner.study.local_servers import local_trials
@@ -101,7 +102,7 @@ def make_plan(
             COMMAND, model, ("shutdown-timeout",), (), ("--max-model-len", "2048"), tuple(env.items()),
             shutdown_timeout_s=1,
         ),
-        groups=groups,
+        layouts=(PlacedLayout(Layout(), groups),),
         load=Ladder((4,), 0.8, 0.3),
         starts=starts,
         confirm_starts=confirm_starts,
@@ -178,7 +179,7 @@ class StudyRun:
             short_limits(patch)
             self._hooks = Hooks(self._strike, self.folder)
             self._hooks.install(patch)
-            patch.setattr(trial, "launch", self._launch)
+            patch.setattr(launching, "launch", self._launch)
             fresh = fresh_port
             patch.setattr(start, "fresh_port", lambda host: self._port() or fresh(host))
             with bystander(*COMMAND[1:], self.model, "--max-model-len", "2048") as self._bystander:
@@ -201,9 +202,9 @@ class StudyRun:
     def _row(self) -> Row | None:
         return self._order[self._start] if self._start < len(self._order) else None
 
-    def _launch(self, base: LaunchBase, candidate: Candidate, group: GpuGroup) -> LaunchSpec:
+    def _launch(self, base: LaunchBase, candidate: Candidate, group: GpuGroup, replicas: int = 1) -> LaunchSpec:
         """Launch at the very beginning of a trial, after TrialStarted."""
-        spec, row = launch(base, candidate, group), self._row
+        spec, row = launch(base, candidate, group, replicas), self._row
         if row is None:
             return spec
         if row.fault == "command is gone":

@@ -150,7 +150,7 @@ def _start(
     spent_s = sum(level.measurement.planned_s + 4 for level in levels)
     shown = cause or Shown(tuple(levels), scripted, plan.load.warm_up_s, spent_s)
     servers = ScriptedServers(lambda _: shown, scripted, start_s, stop_s, facts)
-    assignment = Assignment(number, role, candidate, group, search_task(plan.load, None), plan.load.warm_up_s, None)
+    assignment = Assignment(number, role, candidate, (group,), search_task(plan.load, None), plan.load.warm_up_s, None)
     record = scripted_trial(assignment, plan.base, servers)
     clock[group.name] = scripted.wall()
     return record

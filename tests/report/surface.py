@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tuner.bench.level import Level
 from tuner.candidate import Candidate
 from tuner.launch import LaunchBase
+from tuner.layout import Layout, PlacedLayout
 from tuner.load.workload import Lengths, Share, Workload
 from tuner.measurement import (
     Caution,
@@ -57,7 +58,7 @@ PLAN = StudyPlan(
         env=(("VLLM_CACHE_ROOT", "/data/studies/qwen3-32b-h100/cache"),),
         secret_env=("HF_TOKEN",),
     ),
-    groups=GROUPS,
+    layouts=(PlacedLayout(Layout(), GROUPS),),
     load=Ladder(levels=(8, 16, 32, 48, 64, 96, 128), level_s=60.0, warm_up_s=20.0),
     starts=61,
     confirm_starts=3,

@@ -14,6 +14,7 @@ from tuner.bench.measured import Measured, outcome_of
 from tuner.bench.task import RunLadder, Task
 from tuner.candidate import Candidate
 from tuner.launch import LaunchBase
+from tuner.layout import Layout, PlacedLayout
 from tuner.load.workload import workload
 from tuner.measurement import ClientLoad, Distribution, Load, LoadKind, Measurement, ServerLoad
 from tuner.placement import GpuGroup
@@ -48,7 +49,9 @@ def plan(folder: Path, *, starts: int = 12, confirm_starts: int = 4, groups: int
         space=SPACE,
         dropped=(),
         base=LaunchBase(("vllm", "serve"), "/models/tiny", ("shutdown-timeout",), (), (), ()),
-        groups=tuple(GpuGroup((i,)) for i in range(groups)) if groups > 1 else (GpuGroup(),),
+        layouts=(
+            PlacedLayout(Layout(), tuple(GpuGroup((i,)) for i in range(groups)) if groups > 1 else (GpuGroup(),)),
+        ),
         load=Ladder((8, 16), 1.0, 0.0),
         starts=starts,
         confirm_starts=confirm_starts,
@@ -131,7 +134,7 @@ def record(
 ) -> TrialRecord:
     """Make a record of these levels, with another outcome and cause than they have where these are given."""
     task = RunLadder((8,), 1.0)
-    made = trial_of(Assignment(trial, role, candidate, group or GpuGroup(), task, 1.0, search_trial), levels)
+    made = trial_of(Assignment(trial, role, candidate, (group or GpuGroup(),), task, 1.0, search_trial), levels)
     measured = TrialOutcome.INFEASIBLE if made.best is None else TrialOutcome.FEASIBLE
     return replace(with_start(made, cause=cause), outcome=outcome or measured)
 

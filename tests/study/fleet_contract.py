@@ -30,7 +30,7 @@ TIMEOUT_S = 20.0
 
 def made(assignment: Assignment, emit: Emit) -> TrialRecord:
     """Do the work of a trial in no time."""
-    return record(assignment.trial, assignment.candidate, (level(10.0),), group=assignment.group)
+    return record(assignment.trial, assignment.candidate, (level(10.0),), group=assignment.groups[0])
 
 
 class FleetContract:
@@ -47,11 +47,11 @@ class FleetContract:
         return threading.Event()
 
     def assignment(self, store: Store, group: GpuGroup) -> Assignment:
-        return Assignment(store.new_trial(), Role.SEARCH, Candidate(), group, RunLadder((8,), 1.0), 0.0, None)
+        return Assignment(store.new_trial(), Role.SEARCH, Candidate(), (group,), RunLadder((8,), 1.0), 0.0, None)
 
-    def test_a_slot_for_every_group_in_order(self, factory: FleetFactory, store: Store, stop: threading.Event) -> None:
+    def test_its_groups_are_those_given(self, factory: FleetFactory, store: Store, stop: threading.Event) -> None:
         with factory(GROUPS, made, store, lambda _: None, stop) as fleet:
-            assert [(slot.name, slot.group) for slot in fleet.slots] == [(g.name, g) for g in GROUPS]
+            assert fleet.groups == GROUPS
 
     def test_a_record_is_on_disk_before_its_future_resolves(
         self, factory: FleetFactory, store: Store, stop: threading.Event
@@ -85,11 +85,11 @@ class FleetContract:
 
         def work(assignment: Assignment, emit: Emit) -> TrialRecord:
             with lock:
-                busy[assignment.group] += 1
-                most[assignment.group] = max(most[assignment.group], busy[assignment.group])
+                busy[assignment.groups[0]] += 1
+                most[assignment.groups[0]] = max(most[assignment.groups[0]], busy[assignment.groups[0]])
             pair.wait()  # passes only while the other slot works too
             with lock:
-                busy[assignment.group] -= 1
+                busy[assignment.groups[0]] -= 1
             return made(assignment, emit)
 
         with factory(GROUPS, work, store, lambda _: None, stop) as fleet:
@@ -162,7 +162,7 @@ class FleetContract:
 
         def work(assignment: Assignment, emit: Emit) -> TrialRecord:
             for phase in phases:
-                emit(PhaseChanged(assignment.trial, assignment.group.name, phase))
+                emit(PhaseChanged(assignment.trial, assignment.place, phase))
             return made(assignment, emit)
 
         with factory(GROUPS, work, store, emit, stop) as fleet:

@@ -44,7 +44,7 @@ class Machine:
 
     def run(self, trial: int, role: Role = Role.SEARCH, **more: object) -> TrialRecord:
         group = self.plan.groups[0]
-        assignment = Assignment(trial, role, CANDIDATE, group, SearchCapacity(RULES), 0.2, trial)
+        assignment = Assignment(trial, role, CANDIDATE, (group,), SearchCapacity(RULES), 0.2, trial)
         return self.runner.run(replace(assignment, **more))  # type: ignore[arg-type]
 
 

@@ -92,7 +92,7 @@ def _groups(study: StudyFiles) -> tuple[GroupNow, ...]:
     for folder in _unfinished(study):
         marker = _read(folder / running_file.FILE_NAME, running_file.read)
         given = _read(folder / ASSIGNMENT, partial(jsonfile.load, kind=Assignment))
-        name = given.group.name if given else _group_without_assignment(folder, marker, study.plan, now)
+        name = given.place if given else _group_without_assignment(folder, marker, study.plan, now)
         if marker is None or name is None:
             continue
         level = last_level(folder)

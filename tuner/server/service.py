@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tuner.errors import EnvironmentFaultError, InterruptedSearchError
-from tuner.server.deployment import Deployment, ServiceRequest
+from tuner.launch import Deployment
 from tuner.server.interrupts import interrupts_held, sigterm_interrupts
 from tuner.server.readiness import POLL_S, NotReady, Ready
+from tuner.server.request import ServiceRequest
 from tuner.server.shutdown import StopReport, joined
 from tuner.server.start import Start
 from tuner.vllm.cause import Cause

@@ -13,11 +13,11 @@ from tuner.flagwords import given_flags
 from tuner.launch import LaunchSpec
 from tuner.server import leftovers, logtext, proctable, running_file
 from tuner.server.containers import end_container, with_cid_file
-from tuner.server.deployment import ServiceRequest
 from tuner.server.diagnosis import ServerPhase, diagnose, foreign_listener, over_limit
 from tuner.server.ports import fresh_port
 from tuner.server.process import ServerProcess, held_at_gate
 from tuner.server.readiness import Endpoint, Health, NotReady, Ready, Watch, health
+from tuner.server.request import ServiceRequest
 from tuner.server.running_file import Marker
 from tuner.server.shutdown import StopReport
 from tuner.vllm import knobs, variables

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tuner.bench.capacity_search import Incumbent
 from tuner.bench.task import ClaimRate, RunLadder, Saturate, SearchCapacity, Task
 from tuner.candidate import Candidate
+from tuner.launch import Door
 from tuner.measurement import Measurement
 from tuner.placement import GpuGroup
 from tuner.study.plan import Ladder, LoadPolicy
@@ -19,19 +20,33 @@ class Assignment:
     """One trial to be made. On disk as trials/NNNN/assignment.json before its server starts.
 
     `traffic` numbers the prompts and arrivals: 0 is the search's, no trial of the search has seen the others.
-    `search_trial` is the Optuna trial that it answers, None if it answers none.
+    `search_trial` is the Optuna trial that it answers, None if it answers none. `groups` are the places of its
+    servers: one, or all of the candidate's layout behind `door`. `replicas` is the number of servers that each of
+    them stands for in the whole machine's figures.
     """
 
     trial: int
     role: Role
     candidate: Candidate
-    group: GpuGroup
+    groups: tuple[GpuGroup, ...]
     task: Task
     warm_up_s: float
     search_trial: int | None
     attempt: int = 1
     traffic: int = 0
-    schema: int = 1
+    door: Door = Door.SERVER
+    replicas: int = 1
+    schema: int = 2
+
+    @property
+    def place(self) -> str:
+        """Name the places of its servers."""
+        return "+".join(group.name for group in self.groups)
+
+    @property
+    def units(self) -> frozenset[int]:
+        """Return the GPUs or workers that it occupies."""
+        return frozenset(unit for group in self.groups for unit in group.units)
 
     @property
     def incumbent(self) -> Incumbent | None:
@@ -39,10 +54,14 @@ class Assignment:
         return self.task.incumbent if isinstance(self.task, SearchCapacity) else None
 
 
-def search_task(load: LoadPolicy, incumbent: Incumbent | None) -> Task:
-    """Return the task of a trial that searches."""
+def search_task(load: LoadPolicy, incumbent: Incumbent | None, replicas: int = 1) -> Task:
+    """Return the task of a trial that searches. Its server stands for `replicas` of the machine, and races against
+    their share of the machine's best."""
     if isinstance(load, Ladder):
         return RunLadder(load.levels, load.level_s)
+    if incumbent is not None:
+        rate, saturation = incumbent.rate / replicas, incumbent.saturation / replicas
+        incumbent = replace(incumbent, rate=rate, saturation=saturation)
     return SearchCapacity(load.settings, load.arrivals, incumbent)
 
 
@@ -59,6 +78,6 @@ def confirm_task(load: LoadPolicy, found: TrialRecord, confirmed: Sequence[Trial
     claims. `found` is the trial of the search. No claim starts above what an earlier one of `confirmed` held."""
     assert found.best_level is not None and found.qps is not None
     if isinstance(load, Ladder):
-        return RunLadder((int(found.best_level.load.level),), 2 * load.level_s)
+        return RunLadder((int(found.best_level.load.level) * found.replicas,), 2 * load.level_s)
     held = [r.qps for r in confirmed if r.qps is not None]
     return ClaimRate(min([found.qps, *held]), load.settings, load.arrivals)

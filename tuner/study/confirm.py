@@ -40,9 +40,10 @@ def finalists(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 
 def incumbent(records: Sequence[TrialRecord]) -> Incumbent | None:
-    """Find the best capacity of the search so far; None before anything was feasible."""
-    found = [r.capacity for r in records if r.role.searches and r.qps is not None and r.capacity is not None]
-    known = [Incumbent(c.rate, c.saturation, c.answer_s) for c in found if c.rate is not None]
+    """Find the whole machine's best capacity of the search so far; None before anything was feasible."""
+    found = [r for r in records if r.role.searches]
+    known = [Incumbent(r.qps, r.saturation, r.capacity.answer_s) for r in found
+             if r.capacity is not None and r.qps is not None and r.saturation is not None]  # fmt: skip
     return max(known, key=lambda best: best.rate, default=None)
 
 
@@ -137,7 +138,7 @@ def seen(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | None
 
 
 def _figures(runs: Sequence[tuple[TrialRecord, Measurement]], candidate: Candidate, *, fresh: bool) -> Figures:
-    qps = [q for r, m in runs if (q := m.qps if r.qps is None else r.qps) is not None]
+    qps = [q for r, m in runs if (q := _machine_qps(r, m)) is not None]
     promised = any(r.claim is not None for r, _ in runs)
     tails = [m.ttft_ms.p99 for _, m in runs if m.ttft_ms is not None]
     preemptions = [m.server.preemptions for _, m in runs]
@@ -154,6 +155,13 @@ def _figures(runs: Sequence[tuple[TrialRecord, Measurement]], candidate: Candida
         preemptions=None if None in preemptions else sum(n for n in preemptions if n is not None),
         fresh=fresh,
     )
+
+
+def _machine_qps(record: TrialRecord, level: Measurement) -> float | None:
+    """Return a trial's QPS, else what a level of it showed."""
+    if record.qps is not None or level.qps is None:
+        return record.qps
+    return record.replicas * level.qps
 
 
 def decide(winner: Figures | None, default: Figures | None) -> Decision:

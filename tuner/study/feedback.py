@@ -64,7 +64,7 @@ def _behind(record: TrialRecord) -> Feedback | None:
         expected = capacity.saturation * best.rate / best.saturation
         lost_at = best.rate if capacity.failed is None else capacity.failed
         value = min(expected, lost_at, _BEHIND * best.rate)
-    return Feedback(value, _KEPT, imputed=False)
+    return Feedback(record.replicas * value, _KEPT, imputed=False)
 
 
 def _measured(record: TrialRecord) -> Feedback | None:
@@ -74,7 +74,7 @@ def _measured(record: TrialRecord) -> Feedback | None:
     slo, preemption = _slo(level), _preemption(level)
     if record.best is None and slo <= 0 and preemption <= 0:
         slo = _NOT_SHOWN_FEASIBLE  # failed requests or too few: it must not pass for a feasible point
-    value = level.measurement.qps if record.qps is None else record.qps
+    value = record.replicas * level.measurement.qps if record.qps is None else record.qps
     return Feedback(value, (-1.0, slo, preemption), imputed=False)
 
 

@@ -1,4 +1,4 @@
-"""Fleets: the slots that servers run on. The coordinator submits assignments and gets finished records."""
+"""Fleets: the places that servers run on. The coordinator submits assignments and gets finished records."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Self
 
 from tuner.placement import GpuGroup
@@ -19,20 +18,12 @@ class FleetStoppedError(Exception):
     """Assignment to a fleet that was stopped."""
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """Place for one server at a time, with its GPUs."""
-
-    name: str
-    group: GpuGroup
-
-
 class Fleet(ABC):
-    """Slots that run trials side by side. tests/study/fleet_contract.py holds what every fleet must do.
+    """GPU groups that run trials side by side. tests/study/fleet_contract.py holds what every fleet must do.
 
-    - One trial at a time runs in a slot; an assignment for a busy slot waits for its turn.
+    - One trial at a time uses a GPU; an assignment for a busy one waits for its turn.
     - An assignment is on disk before its server starts.
-    - A record is on disk before its future resolves, and before the slot is given another server.
+    - A record is on disk before its future resolves, and before its GPUs are given another server.
     - A trial's events are delivered in their order, and before its future resolves.
     - An exception in one assignment goes to its future; the fleet goes on.
     - After `stop`, running trials end early and `submit` raises FleetStoppedError.
@@ -42,12 +33,12 @@ class Fleet(ABC):
 
     @property
     @abstractmethod
-    def slots(self) -> tuple[Slot, ...]:
-        """All slots, those of quarantined groups included."""
+    def groups(self) -> tuple[GpuGroup, ...]:
+        """Return all groups, quarantined ones included. Those of different layouts may share GPUs."""
 
     @abstractmethod
     def submit(self, assignment: Assignment) -> Future[TrialRecord]:
-        """Run an assignment on its group's slot. Raises FleetStoppedError after `stop`."""
+        """Run an assignment on its groups. Raises FleetStoppedError after `stop`."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -60,7 +51,7 @@ class Fleet(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Wait for all trials and release the slots."""
+        """Wait for all trials and release the groups."""
 
     def __enter__(self) -> Self:
         return self
@@ -71,8 +62,12 @@ class Fleet(ABC):
         self.close()
 
 
+_MOST_WAITING = 64
+"""Most assignments that run or wait for their GPUs."""
+
+
 class LocalFleet(Fleet):
-    """GPU groups of this machine, with one thread each. `run` turns an assignment into a record and ends early once
+    """GPU groups of this machine, with one thread a trial. `run` turns an assignment into a record and ends early once
     `stop` is set. It must not raise for a failed trial."""
 
     def __init__(
@@ -82,26 +77,42 @@ class LocalFleet(Fleet):
         store: Store,
         stop: threading.Event | None = None,
     ) -> None:
-        self._slots = tuple(Slot(group.name, group) for group in groups)
+        self._groups = tuple(groups)
         self._run = run
         self._store = store
         self._stop = stop or threading.Event()
-        self._threads = {slot.name: ThreadPoolExecutor(1, thread_name_prefix=slot.name) for slot in self._slots}
+        self._threads = ThreadPoolExecutor(_MOST_WAITING, thread_name_prefix="trial")
+        self._submitted: list[Assignment] = []
+        self._turn = threading.Condition()
 
     @property
-    def slots(self) -> tuple[Slot, ...]:
-        return self._slots
+    def groups(self) -> tuple[GpuGroup, ...]:
+        return self._groups
 
     def submit(self, assignment: Assignment) -> Future[TrialRecord]:
         if self.stopped:
             raise FleetStoppedError
-        return self._threads[assignment.group.name].submit(self._run_and_save, assignment)
+        with self._turn:
+            self._submitted.append(assignment)
+        return self._threads.submit(self._run_and_save, assignment)
 
     def _run_and_save(self, assignment: Assignment) -> TrialRecord:
-        self._store.save_assignment(assignment)
-        record = self._run(assignment)
-        self._store.save_record(record)
-        return record
+        with self._turn:
+            self._turn.wait_for(lambda: self._is_next(assignment))
+        try:
+            self._store.save_assignment(assignment)
+            record = self._run(assignment)
+            self._store.save_record(record)
+            return record
+        finally:
+            with self._turn:
+                self._submitted.remove(assignment)
+                self._turn.notify_all()
+
+    def _is_next(self, assignment: Assignment) -> bool:
+        """Return True if no assignment before this one uses one of its GPUs."""
+        before = self._submitted[: self._submitted.index(assignment)]
+        return not any(other.units & assignment.units for other in before)
 
     def stop(self) -> None:
         self._stop.set()
@@ -111,5 +122,4 @@ class LocalFleet(Fleet):
         return self._stop.is_set()
 
     def close(self) -> None:
-        for thread in self._threads.values():
-            thread.shutdown(wait=True, cancel_futures=self.stopped)
+        self._threads.shutdown(wait=True)

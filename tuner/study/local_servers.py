@@ -13,13 +13,13 @@ from tuner.bench.level import Level, LevelRun
 from tuner.bench.measured import Measured
 from tuner.bench.session import LiveSession
 from tuner.clock import Clock
-from tuner.launch import LaunchSpec
+from tuner.launch import Deployment
 from tuner.load.drive import drive_closed
 from tuner.load.early_end import INTERRUPTED
 from tuner.load.prompts import Prompts
 from tuner.load.requests_log import RequestLog
 from tuner.load.stream import Failure, Target
-from tuner.server.service import Deployment, Service, ServiceRequest, serving, start_limit
+from tuner.server.service import Service, ServiceRequest, serving, start_limit
 from tuner.study.assignment import Assignment
 from tuner.study.events import Event, LevelMeasured, PhaseChanged
 from tuner.study.plan import StudyPlan, saturating_clients
@@ -59,22 +59,22 @@ class LocalServers:
     _first_start_s: float | None = field(default=None, init=False)
 
     @contextmanager
-    def __call__(self, assignment: Assignment, spec: LaunchSpec) -> Iterator[ReadyServer]:
+    def __call__(self, assignment: Assignment, servers: Deployment) -> Iterator[ReadyServer]:
         request = ServiceRequest(
-            deployment=Deployment((spec,)),
+            deployment=servers,
             folder=self.store.trial_folder(assignment.trial),
             model=self.plan.model,
             start_limit_s=start_limit(self._first_start_s, self.plan.start_limit_s),
             clock=self.clock,
             gpu_memory=self.gpu,
-            on_phase=lambda phase: self.emit(PhaseChanged(assignment.trial, assignment.group.name, phase)),
+            on_phase=lambda phase: self.emit(PhaseChanged(assignment.trial, assignment.place, phase)),
             should_stop=self.stop.is_set,
         )
         ready: ReadyServer | None = None
         try:
             with serving(request) as service:
                 self._first_start_s = self._first_start_s or service.start_s
-                session = self._session(assignment, spec, service)
+                session = self._session(assignment, servers, service)
                 fault = partial(self._fault, service, session)
                 ready = ReadyServer(session, service.start_s, service.facts[0], fault)
                 yield ready
@@ -82,7 +82,7 @@ class LocalServers:
             if ready is not None:
                 ready.stopped = service.stopped
 
-    def _session(self, assignment: Assignment, spec: LaunchSpec, service: Service) -> LiveSession:
+    def _session(self, assignment: Assignment, servers: Deployment, service: Service) -> LiveSession:
         plan = self.plan
         # Confirmations get prompts and arrivals that no search trial saw; the same ones for winner and default.
         seed = plan.seed + 1000 * assignment.traffic
@@ -93,14 +93,14 @@ class LocalServers:
             sampler=Sampler(
                 f"{service.base_url}/metrics",
                 gpu=self.gpu,
-                gpu_indices=assignment.group.gpus,
+                gpu_indices=tuple(gpu for spec in servers.specs for gpu in spec.gpus),
                 server_pid=service.pids[0],
             ),
             should_stop=self.stop.is_set,
             on_level=self._level_log(assignment),
             warm_up_s=assignment.warm_up_s,
             seed=seed,
-            clients=saturating_clients(spec.max_num_seqs),
+            clients=len(assignment.groups) * saturating_clients(servers.specs[0].max_num_seqs),
         )
 
     def _level_log(self, assignment: Assignment) -> Callable[[LevelRun], None]:
@@ -112,7 +112,7 @@ class LocalServers:
             requests.add(load.level, run.samples, load.kind)
             telemetry.add(load.level, run.telemetry)
             verdict = run.verdict if load.kind is self.plan.load.kind else None
-            self.emit(LevelMeasured(assignment.trial, assignment.group.name, run.measurement, verdict))
+            self.emit(LevelMeasured(assignment.trial, assignment.place, run.measurement, verdict))
 
         return on_level
 

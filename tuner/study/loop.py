@@ -13,6 +13,7 @@ from tuner.candidate import Candidate
 from tuner.clock import Clock
 from tuner.errors import EnvironmentFaultError
 from tuner.measurement import LoadKind, Measurement
+from tuner.placement import GpuGroup
 from tuner.study import confirm, forecast
 from tuner.study.assignment import Assignment, check_task, confirm_task, search_task
 from tuner.study.conclusion import conclude
@@ -26,7 +27,7 @@ from tuner.study.events import (
     TrialFinished,
     TrialStarted,
 )
-from tuner.study.fleet import Fleet, FleetStoppedError, Slot
+from tuner.study.fleet import Fleet, FleetStoppedError
 from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision, StudyResult
@@ -55,9 +56,9 @@ class Loop:
     emit: Callable[[Event], None] = lambda event: None
     on_result: Callable[[StudyResult], None] = lambda result: None
     _records: list[TrialRecord] = field(default_factory=list, init=False)
-    _running: dict[Future[TrialRecord], Slot] = field(default_factory=dict, init=False)
+    _running: dict[Future[TrialRecord], Assignment] = field(default_factory=dict, init=False)
     _attempts: Counter[str] = field(default_factory=Counter, init=False)
-    _quarantined: set[str] = field(default_factory=set, init=False)
+    _quarantined: set[int] = field(default_factory=set, init=False)
     _began_ns: int = field(default=0, init=False)
     _spent_before_s: float = field(default=0.0, init=False)
 
@@ -98,7 +99,7 @@ class Loop:
 
     def _fill_slots(self) -> SearchEnd | None:
         """Start trials on the free slots. Returns why no more are started, or None if all slots are busy."""
-        while (slot := self._free_slot()) is not None and not self.fleet.stopped:
+        while (group := self._free_group()) is not None and not self.fleet.stopped:
             end = search_end(self.plan, self._records, self._elapsed_s, len(self._running))
             if end is not None:
                 return end
@@ -109,16 +110,17 @@ class Loop:
                 return SearchEnd.EXHAUSTED
             for rule in proposal.newly_applied:
                 self.emit(RuleApplied(rule))
-            self._submit(self._assignment(proposal, slot), slot)
+            self._submit(self._assignment(proposal, group))
         return None
 
-    def _free_slot(self) -> Slot | None:
-        """Find a slot for the next trial of the search. The first trial runs alone: groups are compared with it."""
+    def _free_group(self) -> GpuGroup | None:
+        """Find a group for the next trial of the search. The first trial runs alone: groups are compared with it."""
         if not self._records and self._running:
             return None
-        return next((slot for slot in self._healthy_slots if slot not in self._running.values()), None)
+        busy = {unit for assignment in self._running.values() for unit in assignment.units}
+        return next((group for group in self._healthy_groups if not group.units & busy), None)
 
-    def _assignment(self, proposal: Proposal, slot: Slot) -> Assignment:
+    def _assignment(self, proposal: Proposal, group: GpuGroup) -> Assignment:
         self._attempts[proposal.candidate.id] += 1
         # The default never races: a gain over it needs its own figure, also if its first start was interrupted.
         best = None if proposal.role is Role.DEFAULT else confirm.incumbent(self._records)
@@ -126,7 +128,7 @@ class Loop:
             trial=self.store.new_trial(),
             role=proposal.role,
             candidate=proposal.candidate,
-            group=slot.group,
+            groups=(group,),
             task=search_task(self.plan.load, best),
             warm_up_s=self.plan.load.warm_up_s,
             search_trial=proposal.number,
@@ -137,11 +139,11 @@ class Loop:
         """Run the default on all groups at once, to compare with the default alone. Once in a study."""
         alone = next((_in_closed_loop(r) for r in self._records if r.role is Role.DEFAULT and r.levels), None)
         checked = any(r.role is Role.CHECK for r in self._records)
-        if len(self.fleet.slots) == 1 or alone is None or checked or self.fleet.stopped:
+        if len(self.fleet.groups) == 1 or alone is None or checked or self.fleet.stopped:
             return
         task = check_task(self.plan.load, alone)
-        for slot in self._healthy_slots:
-            self._submit(self._fresh(Role.CHECK, self.plan.baseline, slot, task), slot)
+        for group in self._healthy_groups:
+            self._submit(self._fresh(Role.CHECK, self.plan.baseline, group, task))
         self._finish_running()
         together = [r for r in self._records if r.role is Role.CHECK]
         figures = [r.levels[0].measurement.qps for r in together if r.levels]
@@ -156,12 +158,12 @@ class Loop:
             found = confirm.next_to_confirm(self.plan, self._records)
             if found is None or not self._in_time_to_confirm(found):
                 return
-            slot = self._healthy_slots[0]
+            group = self._healthy_groups[0]
             runs = confirm.fresh_runs(self._records, found.candidate)
             # Claims of winner and default share their traffic: the first of each has one, the second another.
             traffic = 1 if isinstance(self.plan.load, Ladder) else 1 + len(runs)
             task = confirm_task(self.plan.load, found, runs)
-            self._submit(self._fresh(Role.CONFIRM, found.candidate, slot, task, traffic), slot)
+            self._submit(self._fresh(Role.CONFIRM, found.candidate, group, task, traffic))
             self._finish_running()
 
     def _in_time_to_confirm(self, found: TrialRecord) -> bool:
@@ -175,32 +177,33 @@ class Loop:
     # --- trials
 
     @property
-    def _healthy_slots(self) -> list[Slot]:
-        return [slot for slot in self.fleet.slots if slot.name not in self._quarantined]
+    def _healthy_groups(self) -> list[GpuGroup]:
+        return [group for group in self.fleet.groups if not group.units & self._quarantined]
 
     @property
     def _elapsed_s(self) -> float:
         return self._spent_before_s + (self.clock.now_ns() - self._began_ns) / 1e9
 
-    def _fresh(self, role: Role, candidate: Candidate, slot: Slot, task: Task, traffic: int = 1) -> Assignment:
+    def _fresh(self, role: Role, candidate: Candidate, group: GpuGroup, task: Task, traffic: int = 1) -> Assignment:
         """Return an assignment that answers no proposal, on traffic that the search has not seen."""
         return Assignment(
             trial=self.store.new_trial(),
             role=role,
             candidate=candidate,
-            group=slot.group,
+            groups=(group,),
             task=task,
             warm_up_s=self.plan.load.warm_up_s,
             search_trial=None,
             traffic=traffic,
         )
 
-    def _submit(self, assignment: Assignment, slot: Slot) -> None:
+    def _submit(self, assignment: Assignment) -> None:
         counted = sum(r.counts and r.role is not Role.CHECK for r in self._records) + len(self._running)
         number = 1 if assignment.role is Role.CHECK else counted + 1
         planned = self.plan.starts + self.plan.confirm_starts
-        self.emit(TrialStarted(assignment.trial, assignment.role, assignment.candidate, slot.name, number, planned))
-        self._running[self.fleet.submit(assignment)] = slot
+        place = assignment.place
+        self.emit(TrialStarted(assignment.trial, assignment.role, assignment.candidate, place, number, planned))
+        self._running[self.fleet.submit(assignment)] = assignment
 
     def _finish_running(self) -> None:
         while self._running:
@@ -209,10 +212,10 @@ class Loop:
     def _finish_next(self) -> None:
         """Wait for the next record, and take in every one that is there."""
         for future in wait(self._running, return_when=FIRST_COMPLETED).done:
-            del self._running[future]
-            self._take_in(future.result())
+            assignment = self._running.pop(future)
+            self._take_in(assignment, future.result())
 
-    def _take_in(self, record: TrialRecord) -> None:
+    def _take_in(self, assignment: Assignment, record: TrialRecord) -> None:
         best = max((r.qps for r in self._records if r.qps is not None), default=0.0)
         self._records.append(record)
         if record.search_trial is not None:
@@ -222,17 +225,17 @@ class Loop:
                 self.search.requeue(record.search_trial)
         self.emit(TrialFinished(record, is_best=record.qps is not None and record.qps > best))
         self._save(self._result(complete=False))
-        self._quarantine(record)
+        self._quarantine(assignment, record)
         self._raise_if_the_machine_is_broken(record)
 
-    def _quarantine(self, record: TrialRecord) -> None:
-        """Use the record's group no more if its server left something there."""
-        group, left = record.start.group, record.start.dirty
+    def _quarantine(self, assignment: Assignment, record: TrialRecord) -> None:
+        """Use the trial's GPUs no more if its server left something there."""
+        left = record.start.dirty
         if left is None:
             return
-        self._quarantined.add(group)
-        self.emit(GroupQuarantined(group, record.trial, left))
-        if not self._healthy_slots:
+        self._quarantined |= assignment.units
+        self.emit(GroupQuarantined(assignment.place, record.trial, left))
+        if not self._healthy_groups:
             raise EnvironmentFaultError(
                 f"no GPU group is usable any more: {left} of trial {record.trial:04d} did not go away",
                 hint=f"end what holds it (nvidia-smi names the processes), then: {self.store.resume_command}",

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from tuner.bench.capacity_search import SearchSettings
 from tuner.candidate import Candidate, Value
 from tuner.flagwords import flag_values
-from tuner.launch import LaunchBase
+from tuner.launch import Door, LaunchBase
+from tuner.layout import Layout, PlacedLayout, RuledOut
 from tuner.load.arrivals import Arrivals
 from tuner.load.workload import Workload
 from tuner.measurement import LoadKind
@@ -109,6 +110,10 @@ class StudyPlan:
     `start_limit_s` is the time that a server may take to be ready. `time_budget_s` None is no limit. The search ends
     early after `patience` of its own starts without a gain (stopping.py); None, as in older plans, is never. `length`
     is the longest request that servers accept, None in older plans.
+
+    `layouts` are those that are searched; `ruled_out` are not started. `own_layout` is the default's: what a user
+    would type without tuner. `doors` can stand in front of several servers, the preferred one first. The others are
+    measured too where that one costs more than the accuracy, or always with `compares_doors`.
     """
 
     study: str
@@ -118,7 +123,7 @@ class StudyPlan:
     space: Space
     dropped: tuple[Dropped, ...]
     base: LaunchBase
-    groups: tuple[GpuGroup, ...]
+    layouts: tuple[PlacedLayout, ...]
     load: LoadPolicy
     starts: int
     confirm_starts: int
@@ -129,7 +134,11 @@ class StudyPlan:
     created_at: str
     patience: int | None = None
     length: RequestLength | None = None
-    schema: int = 2
+    own_layout: Layout = field(default_factory=Layout)
+    ruled_out: tuple[RuledOut, ...] = ()
+    doors: tuple[Door, ...] = ()
+    compares_doors: bool = False
+    schema: int = 3
 
     @property
     def given(self) -> dict[str, Value]:
@@ -141,6 +150,30 @@ class StudyPlan:
         return self.space.parameters
 
     @property
+    def groups(self) -> tuple[GpuGroup, ...]:
+        """Return every place where a server of some layout can run."""
+        return tuple(dict.fromkeys(group for placed in self.layouts for group in placed.groups))
+
+    @property
+    def searches_layouts(self) -> bool:
+        """Return True if candidates differ in their layout."""
+        return len(self.layouts) > 1
+
+    @property
     def baseline(self) -> Candidate:
-        """The default configuration: the study's first trial."""
-        return self.space.default
+        """Return the default configuration: the study's first trial."""
+        return self.default_of(self.own_layout)
+
+    def default_of(self, layout: Layout) -> Candidate:
+        """Return vLLM's default configuration with a layout."""
+        own = self.space.default
+        return Candidate.of({**own.as_dict(), **layout.flags}) if self.searches_layouts else own
+
+    def layout_of(self, candidate: Candidate) -> Layout:
+        """Return a candidate's layout."""
+        return Layout.of({**dict(self.base.fixed), **candidate.as_dict()})
+
+    def placed(self, layout: Layout) -> PlacedLayout:
+        """Return the places of a layout's servers. The default's may be fewer servers of a layout that is searched."""
+        shape = (layout.tensor_parallel, layout.pipeline_parallel)
+        return next(p for p in self.layouts if (p.layout.tensor_parallel, p.layout.pipeline_parallel) == shape)

@@ -14,7 +14,7 @@ from tuner.measurement import Measurement
 from tuner.study.start_record import StartRecord
 from tuner.vllm import knobs
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 class Role(StrEnum):
@@ -62,6 +62,7 @@ class TrialRecord:
         capacity: Answer of the capacity search. None in a closed loop, and if the load did not come to its end.
         incumbent: The best candidate that it raced against. None without a race.
         claim: Answer of a confirmation run in an open loop. None for all others.
+        replicas: Servers of the whole machine that the measured one stands for. 1 if all of them were measured.
     """
 
     trial: int
@@ -77,6 +78,7 @@ class TrialRecord:
     capacity: Capacity | None = None
     incumbent: Incumbent | None = None
     claim: Claim | None = None
+    replicas: int = 1
     schema: int = SCHEMA
 
     @property
@@ -90,18 +92,21 @@ class TrialRecord:
 
     @property
     def qps(self) -> float | None:
-        """Return the highest feasible QPS, None if no level was feasible. In an open loop it is the rate that a
-        search estimates or that a claim held."""
+        """Return the whole machine's highest feasible QPS, None if no level was feasible. In an open loop it is the
+        rate that a search estimates or that a claim held."""
         if self.best_level is None:
             return None
         if self.claim is not None:
-            return self.claim.rate
-        return self.best_level.qps if self.capacity is None else self.capacity.rate
+            return self._of_the_machine(self.claim.rate)
+        return self._of_the_machine(self.best_level.qps if self.capacity is None else self.capacity.rate)
 
     @property
     def saturation(self) -> float | None:
-        """Return the QPS of the saturating closed loop, None without one."""
-        return None if self.capacity is None else self.capacity.saturation
+        """Return the whole machine's QPS in the saturating closed loop, None without one."""
+        return None if self.capacity is None else self._of_the_machine(self.capacity.saturation)
+
+    def _of_the_machine(self, qps: float | None) -> float | None:
+        return None if qps is None else self.replicas * qps
 
     @property
     def preemptions_seen(self) -> int | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from tuner.candidate import Candidate, Value
 from tuner.environment import Gpu
+from tuner.layout import FLAGS, Layout
 from tuner.study.plan import StudyPlan
 
 
@@ -49,7 +50,16 @@ class StudySetting:
 
     def candidate(self, values: Mapping[str, Value]) -> Candidate:
         """Build a candidate within vLLM's argument rules."""
-        return self.plan.space.candidate(values, {**dict(self.plan.base.fixed), **self.given})
+        return self.plan.space.candidate(self._laid_out(values), {**dict(self.plan.base.fixed), **self.given})
+
+    def _laid_out(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """Return the values with a planned layout: the one of these sizes, else of this tensor-parallel size."""
+        if not self.plan.searches_layouts:
+            return dict(values)
+        asked = Layout.of(values)
+        planned = [p.layout for p in self.plan.layouts if p.layout.tensor_parallel == asked.tensor_parallel]
+        layout = min(planned, key=lambda layout: layout.pipeline_parallel != asked.pipeline_parallel)
+        return {**{flag: value for flag, value in values.items() if flag not in FLAGS}, **layout.flags}
 
     def is_like_the_others(self, values: Mapping[str, Value]) -> bool:
         """Return False for a default without the constant flags."""

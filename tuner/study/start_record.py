@@ -1,10 +1,10 @@
-"""Record of one server's start, from launch to remains."""
+"""Record of a start, from launch to remains."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tuner.launch import LaunchSpec
+from tuner.launch import Door, LaunchSpec
 from tuner.vllm.cause import Cause
 from tuner.vllm.facts import StartFacts
 
@@ -25,11 +25,13 @@ class Phases:
 
 @dataclass(frozen=True, slots=True)
 class StartRecord:
-    """One start of one server. `group` is the name of its GPU group.
+    """One start of a server, or of several behind a door. `group` names its place.
 
     Attributes:
-        facts: What the server's log said about itself. None if it did not get ready.
+        launch: Launch of the server, of several the first.
+        facts: What the server's log said about itself, of several the first. None if it did not get ready.
         cause: Why it did not start, or died. None if nothing failed.
+        others: Launches of the other servers. Empty if there is one.
         dirty: What it left on the machine. None if nothing; otherwise its group is not used again in this run.
     """
 
@@ -40,6 +42,18 @@ class StartRecord:
     facts: StartFacts | None = None
     cause: Cause | None = None
     dirty: str | None = None
+    others: tuple[LaunchSpec, ...] = ()
+    door: Door = Door.SERVER
+
+    @property
+    def launches(self) -> tuple[LaunchSpec, ...]:
+        """Return the launches of all servers."""
+        return (self.launch, *self.others)
+
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        """Return the GPUs of all servers."""
+        return tuple(gpu for launch in self.launches for gpu in launch.gpus)
 
     @property
     def got_ready(self) -> bool:

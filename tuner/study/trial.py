@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tuner.bench.measured import Cut, LostForAMoment, Measured, Session
 from tuner.clock import Clock
 from tuner.errors import InterruptedSearchError
-from tuner.launch import LaunchBase, LaunchSpec, launch
+from tuner.launch import Deployment, LaunchBase, deployment
 from tuner.server.service import ServerDidNotStart
 from tuner.server.shutdown import StopReport
 from tuner.study.assignment import Assignment
@@ -40,8 +40,8 @@ class ReadyServer:
     stopped: StopReport | None = None
 
 
-Serve = Callable[[Assignment, LaunchSpec], AbstractContextManager[ReadyServer]]
-"""Starts a server and ends it. Raises ServerDidNotStart, or InterruptedSearchError if the user did not wait for it."""
+Serve = Callable[[Assignment, Deployment], AbstractContextManager[ReadyServer]]
+"""Starts a deployment and ends it. Raises ServerDidNotStart, or InterruptedSearchError if the user did not wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Served:
 
 @dataclass
 class TrialRunner:
-    """Turns assignments into records, one server each. Several threads may call it for several GPU groups."""
+    """Turns assignments into records, one deployment each. Several threads may call it for several GPU groups."""
 
     base: LaunchBase
     serve: Serve
@@ -77,19 +77,19 @@ class TrialRunner:
 
     def run(self, assignment: Assignment) -> TrialRecord:
         """Make a trial. Whatever becomes of the server is in the record; only a bug of ours raises."""
-        spec = launch(self.base, assignment.candidate, assignment.group)
+        servers = deployment(self.base, assignment.candidate, assignment.groups, assignment.door)
         started_at = self.clock.wall().isoformat(timespec="seconds")
         try:
-            found: Refused | Served | None = self._served(assignment, spec)
+            found: Refused | Served | None = self._served(assignment, servers)
         except ServerDidNotStart as refused:
             found = Refused(refused.cause, refused.start_s, refused.stopped)
         except InterruptedSearchError:
             found = None
-        start = _start_record(spec, assignment.group.name, started_at, found)
+        start = _start_record(servers, assignment.place, started_at, found)
         return _record(assignment, start, found, interrupted=found is None or self.stop.is_set())
 
-    def _served(self, assignment: Assignment, spec: LaunchSpec) -> Served:
-        with self.serve(assignment, spec) as server:
+    def _served(self, assignment: Assignment, servers: Deployment) -> Served:
+        with self.serve(assignment, servers) as server:
             ready_ns = self.clock.now_ns()
             self._tell(assignment, "measuring")
             measured = server.session.run(assignment.task)
@@ -100,20 +100,22 @@ class TrialRunner:
         return Served(server.start_s, server.facts, measured, cause, loaded_s, server.stopped)
 
     def _tell(self, assignment: Assignment, phase: str) -> None:
-        self.emit(PhaseChanged(assignment.trial, assignment.group.name, phase))
+        self.emit(PhaseChanged(assignment.trial, assignment.place, phase))
 
 
-def _start_record(spec: LaunchSpec, group: str, started_at: str, found: Refused | Served | None) -> StartRecord:
+def _start_record(servers: Deployment, place: str, started_at: str, found: Refused | Served | None) -> StartRecord:
+    launch, *others = servers.specs
+    start = StartRecord(launch, place, started_at, Phases(), others=tuple(others), door=servers.door)
     if found is None:
-        return StartRecord(spec, group, started_at, Phases())
+        return start
     stop_s = found.stopped.seconds if found.stopped else None
     dirty = _left(found.stopped)
     if isinstance(found, Refused):
         phases = Phases(start_s=found.start_s, stop_s=stop_s)
-        return StartRecord(spec, group, started_at, phases, cause=found.cause, dirty=dirty)
+        return replace(start, phases=phases, cause=found.cause, dirty=dirty)
     measure_s = min(found.measured.seconds, found.loaded_s)
     phases = Phases(found.start_s, found.loaded_s - measure_s, measure_s, stop_s)
-    return StartRecord(spec, group, started_at, phases, found.facts, found.cause, dirty)
+    return replace(start, phases=phases, facts=found.facts, cause=found.cause, dirty=dirty)
 
 
 def _left(stopped: StopReport | None) -> str | None:
@@ -145,6 +147,7 @@ def _record(
         capacity=measured.capacity if measured else None,
         incumbent=assignment.incumbent,
         claim=measured.claim if measured else None,
+        replicas=assignment.replicas,
     )
 
 

@@ -63,6 +63,28 @@ def upgraded_result(raw: Raw) -> Raw:
 
 
 def upgraded_plan(raw: Raw) -> Raw:
+    """Return a plan of schema 3."""
+    return _with_layout(_with_load(raw))
+
+
+def _with_layout(raw: Raw) -> Raw:
+    """Turn groups into the one layout of a study before schema 3, whose figures are those of a single server."""
+    if raw.get("schema") != 2 or not isinstance(raw.get("groups"), list):
+        return raw
+    groups = [_upgraded_group(group) for group in raw["groups"]]
+    layout = {"replicas": 1, "tensor_parallel": max(1, len(groups[0]["gpus"])), "pipeline_parallel": 1}
+    rest = {key: value for key, value in raw.items() if key != "groups"}
+    return {**rest, "layouts": [{"layout": layout, "groups": groups}], "own_layout": layout, "schema": 3}
+
+
+def _upgraded_group(raw: Raw) -> Raw:
+    """Turn the number of a group without GPUs into its workers."""
+    worker = raw.get("worker")
+    rest = {key: value for key, value in raw.items() if key != "worker"}
+    return {**rest, "workers": [] if worker is None else [worker]}
+
+
+def _with_load(raw: Raw) -> Raw:
     """Return a plan of schema 2. Schema 1 had one shape of load, and the values of the user's words beside them."""
     if raw.get("schema") != 1 or not isinstance(raw.get("load"), dict):
         return raw
@@ -76,8 +98,8 @@ def upgraded_plan(raw: Raw) -> Raw:
 
 
 def upgraded_record(raw: Raw) -> Raw:
-    """Return a record of schema 2. Schema 1 did not keep trial and start apart."""
-    if raw.get("schema") not in (1, SCHEMA):
+    """Return a record of schema 3. Schema 1 did not keep trial and start apart, schema 2 knew no layouts."""
+    if raw.get("schema") not in (1, 2, SCHEMA):
         return raw
     is_old = raw["schema"] == 1
     try:
@@ -86,11 +108,11 @@ def upgraded_record(raw: Raw) -> Raw:
         levels = raw.get("levels", [])  # torn: decoding it names the key
     raw = {**raw, "levels": levels}
     if not is_old:
-        return raw
+        return {**raw, "schema": SCHEMA}
     start = {key: raw[key] for key in _OF_THE_START if key in raw}
     rest = {key: value for key, value in raw.items() if key not in start}
     notes = [{"kind": "remark", "text": text} for text in raw.get("notes", ())]
-    return {**rest, "notes": notes, "start": start, "schema": 2}
+    return {**rest, "notes": notes, "start": start, "schema": SCHEMA}
 
 
 def _upgraded_level(raw: Raw, *, is_old: bool) -> Raw:

@@ -1,4 +1,4 @@
-"""Values that describe a service to be started."""
+"""Request for a service to be started."""
 
 from __future__ import annotations
 
@@ -7,16 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuner.clock import Clock
-from tuner.launch import LaunchSpec
+from tuner.launch import Deployment
 from tuner.server.leftovers import GpuMemory
-
-
-@dataclass(frozen=True, slots=True)
-class Deployment:
-    """Servers that are started and ended together. One server is the ordinary case. The first one is the door: it
-    takes the requests."""
-
-    specs: tuple[LaunchSpec, ...]
 
 
 def _ignore(_phase: str) -> None:

@@ -1,0 +1,75 @@
+"""Layouts of a machine: how many servers, and over how many GPUs each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from tuner.flagwords import Value
+from tuner.placement import GpuGroup
+from tuner.vllm import knobs
+
+FLAGS = (knobs.TENSOR_PARALLEL, knobs.PIPELINE_PARALLEL, knobs.DATA_PARALLEL)
+"""Flags of vLLM that make a layout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Servers of a machine: `replicas` of them, each over `tensor_parallel` × `pipeline_parallel` GPUs."""
+
+    replicas: int = 1
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+
+    @classmethod
+    def of(cls, values: Mapping[str, Value]) -> Self:
+        """Read the layout from a candidate's values. A flag that is not given is 1."""
+        tensor, pipeline, data = (value if isinstance(value := values.get(flag), int) else 1 for flag in FLAGS)
+        return cls(data, tensor, pipeline)
+
+    @property
+    def ranks(self) -> int:
+        """Return the GPUs of one server."""
+        return self.tensor_parallel * self.pipeline_parallel
+
+    @property
+    def gpus(self) -> int:
+        """Return the GPUs of all servers."""
+        return self.replicas * self.ranks
+
+    @property
+    def flags(self) -> dict[str, Value]:
+        """Return the flags of a candidate with this layout. Sizes of 1 are left out, except tensor-parallel's."""
+        sizes = dict(zip(FLAGS, (self.tensor_parallel, self.pipeline_parallel, self.replicas), strict=True))
+        return {flag: size for flag, size in sizes.items() if size > 1 or flag == knobs.TENSOR_PARALLEL}
+
+    def __str__(self) -> str:
+        pipeline = f"x{self.pipeline_parallel}" if self.pipeline_parallel > 1 else ""
+        return f"{self.replicas}x{self.tensor_parallel}{pipeline}"
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedLayout:
+    """Layout with the places of its servers.
+
+    `groups` are all places where one server of it can run; the first `layout.replicas` are those of the whole
+    machine. `cautions` are facts of the machine that may slow it down.
+    """
+
+    layout: Layout
+    groups: tuple[GpuGroup, ...]
+    cautions: tuple[str, ...] = ()
+
+    @property
+    def machine(self) -> tuple[GpuGroup, ...]:
+        """Return the places of all its servers at once."""
+        return self.groups[: self.layout.replicas]
+
+
+@dataclass(frozen=True, slots=True)
+class RuledOut:
+    """Layout that is not started, with the reason."""
+
+    layout: Layout
+    why: str
