@@ -53,6 +53,31 @@ def test_rate_and_burstiness_are_as_asked(arrivals: Arrivals, cv: float) -> None
     assert gaps.std() / gaps.mean() == pytest.approx(cv, abs=0.05)
 
 
+@pytest.mark.parametrize("kind", ArrivalKind)
+def test_one_server_of_four_gets_a_quarter_of_the_machines_requests(kind: ArrivalKind) -> None:
+    def draw(count: int) -> list[Request]:
+        return came(*np.cumsum(np.random.default_rng(0).standard_exponential(count)))
+
+    arrivals = Arrivals(kind, 0.25, share=4)
+    requests, due = arriving(draw, 50, 400, seed=1, trace="a", arrivals=arrivals)
+    assert len(requests) == len(due) == pytest.approx(50 * 400, rel=0.05)
+    assert list(due) == sorted(due)
+
+
+def test_a_share_of_bursts_is_less_bursty_and_one_of_even_arrivals_less_even() -> None:
+    def cv(kind: ArrivalKind, burstiness: float, share: int) -> float:
+        gaps = np.diff(schedule(50, 400, seed=1, trace="a", arrivals=Arrivals(kind, burstiness, share)))
+        return float(gaps.std() / gaps.mean())
+
+    assert cv(ArrivalKind.GAMMA, 0.1, 1) > cv(ArrivalKind.GAMMA, 0.1, 4) > 1.3
+    assert cv(ArrivalKind.CONSTANT, 1.0, 8) == pytest.approx(1.0, abs=0.1)  # nearly Poisson
+
+
+def test_a_share_of_poisson_arrivals_is_poisson() -> None:
+    alone, share = (schedule(20, 10, seed=0, trace="a", arrivals=Arrivals(share=share)) for share in (1, 4))
+    assert alone == share
+
+
 def came(*times: float) -> list[Request]:
     return [Request((("user", "x"),), 1, 1, arrival_s=at) for at in times]
 

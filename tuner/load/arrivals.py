@@ -30,10 +30,13 @@ class ArrivalKind(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Arrivals:
     """Distribution of arrivals. `burstiness` is the gamma shape of `vllm bench serve`: 1 is Poisson, less clumps,
-    more evens out. Recorded arrivals take the times of the workload's own requests."""
+    more evens out. Recorded arrivals take the times of the workload's own requests. One server of several gets one in
+    `share` of the machine's requests, by chance: a balancer that looks for the least busy one is kinder.
+    """
 
     kind: ArrivalKind = ArrivalKind.POISSON
     burstiness: float = 1.0
+    share: int = 1
 
     def __str__(self) -> str:
         """Describe the arrivals briefly, for brackets behind a figure."""
@@ -71,8 +74,10 @@ def arriving(
 ) -> tuple[Sequence[Request], tuple[float, ...]]:
     """Return requests, `draw(count)`, and their due times in seconds."""
     if arrivals.kind is ArrivalKind.RECORDED:
-        requests = draw(math.ceil(rate * seconds))
-        return requests, recorded_schedule(requests, rate)
+        requests = draw(math.ceil(rate * arrivals.share * seconds))
+        due = recorded_schedule(requests, rate * arrivals.share)
+        mine = _share(len(due), seed, trace, arrivals)
+        return [requests[i] for i in mine], tuple(due[i] for i in mine)
     due = schedule(rate, seconds, seed=seed, trace=trace, arrivals=arrivals)
     return draw(len(due)), due
 
@@ -85,12 +90,16 @@ def schedule(
     The gaps of one (seed, trace) are the same numbers at every rate, scaled by 1 / rate. So two candidates, or two
     rates, see the same bursts (common random numbers). `rate` is requests per second, any positive number.
     """
-    expected = rate * seconds
+    arrivals = arrivals or Arrivals()
+    if arrivals.kind is ArrivalKind.POISSON:
+        arrivals = Arrivals()  # a share of Poisson arrivals by chance is Poisson
+    expected = rate * arrivals.share * seconds
     count = math.ceil(expected + 10 * math.sqrt(expected) + 10)
     while True:
-        due = np.cumsum(_unit_gaps(count, seed, trace, arrivals or Arrivals())) / rate
+        due = np.cumsum(_unit_gaps(count, seed, trace, arrivals)) / (rate * arrivals.share)
         if due[-1] >= seconds:
-            return tuple(due[due < seconds].tolist())
+            mine = due[_share(count, seed, trace, arrivals)]
+            return tuple(mine[mine < seconds].tolist())
         count *= 2
 
 
@@ -110,8 +119,19 @@ def _unit_gaps(count: int, seed: int, trace: str | int, arrivals: Arrivals) -> N
     """Draw gaps with mean 1. Longer draws begin with the numbers of shorter ones."""
     if arrivals.kind is ArrivalKind.CONSTANT:
         return np.ones(count)
-    digest = hashlib.sha256(f"{seed}/{trace}/arrivals".encode()).digest()
-    generator = np.random.default_rng(int.from_bytes(digest[:8]))
+    generator = _generator(f"{seed}/{trace}/arrivals")
     if arrivals.kind is ArrivalKind.POISSON:
         return generator.standard_exponential(count)
     return generator.standard_gamma(arrivals.burstiness, count) / arrivals.burstiness
+
+
+def _share(count: int, seed: int, trace: str | int, arrivals: Arrivals) -> list[int]:
+    """Draw which of `count` requests one server gets. Longer draws begin with the numbers of shorter ones."""
+    if arrivals.share == 1:
+        return list(range(count))
+    drawn = _generator(f"{seed}/{trace}/share").random(count)
+    return [int(i) for i in np.flatnonzero(drawn < 1 / arrivals.share)]
+
+
+def _generator(key: str) -> np.random.Generator:
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]))

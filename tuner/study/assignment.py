@@ -62,7 +62,7 @@ def search_task(load: LoadPolicy, incumbent: Incumbent | None, replicas: int = 1
     if incumbent is not None:
         rate, saturation = incumbent.rate / replicas, incumbent.saturation / replicas
         incumbent = replace(incumbent, rate=rate, saturation=saturation)
-    return SearchCapacity(load.settings, load.arrivals, incumbent)
+    return SearchCapacity(load.settings, replace(load.arrivals, share=replicas), incumbent)
 
 
 def check_task(load: LoadPolicy, alone: Measurement) -> Task:
