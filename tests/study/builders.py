@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ from tuner.study.assignment import Assignment
 from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.verdict import Outcome, Reason, ReasonKind, Verdict
+from tuner.vllm import knobs
 
 SPACE = Space(
     "test",
@@ -61,6 +63,33 @@ def plan(folder: Path, *, starts: int = 12, confirm_starts: int = 4, groups: int
         storage=f"sqlite:///{folder / 'study.db'}",
         created_at="2026-11-21T00:00:00+00:00",
     )
+
+
+def layouts_plan(
+    folder: Path,
+    layouts: Sequence[Layout] = (Layout(4, 1), Layout(2, 2), Layout(1, 4)),
+    *,
+    gpus: int = 4,
+    own: Layout | None = None,
+    starts: int = 30,
+) -> StudyPlan:
+    """Plan a study of several layouts, as config.py does. `own` is the default's layout, the last one if left out."""
+    made = plan(folder, starts=starts)
+    sizes = [
+        Parameter(flag, Kind.CHOICE, choices=tuple(sorted(of)))
+        for flag, of in (
+            (knobs.TENSOR_PARALLEL, {layout.tensor_parallel for layout in layouts}),
+            (knobs.PIPELINE_PARALLEL, {layout.pipeline_parallel for layout in layouts}),
+        )
+        if len(of) > 1
+    ]
+    placed = [
+        PlacedLayout(layout, tuple(GpuGroup(tuple(range(i, i + n))) for i in range(0, gpus - n + 1, n)))
+        for layout in layouts
+        if (n := layout.ranks)
+    ]
+    space = replace(made.space, parameters=(*sizes, *made.space.parameters))
+    return replace(made, space=space, layouts=tuple(placed), own_layout=own or layouts[-1])
 
 
 def level(
@@ -131,10 +160,13 @@ def record(
     cause: Cause | None = None,
     search_trial: int | None = None,
     group: GpuGroup | None = None,
+    replicas: int = 1,
 ) -> TrialRecord:
     """Make a record of these levels, with another outcome and cause than they have where these are given."""
     task = RunLadder((8,), 1.0)
-    made = trial_of(Assignment(trial, role, candidate, (group or GpuGroup(),), task, 1.0, search_trial), levels)
+    places = (group or GpuGroup(),)
+    assignment = Assignment(trial, role, candidate, places, task, 1.0, search_trial, replicas=replicas)
+    made = trial_of(assignment, levels)
     measured = TrialOutcome.INFEASIBLE if made.best is None else TrialOutcome.FEASIBLE
     return replace(with_start(made, cause=cause), outcome=outcome or measured)
 

@@ -8,7 +8,7 @@ from tuner.candidate import Candidate
 from tuner.measurement import Measurement
 from tuner.study.learnt import LearntRule
 from tuner.study.record import Role, TrialRecord
-from tuner.study.result import StudyResult
+from tuner.study.result import LayoutStanding, StudyResult
 from tuner.study.stopping import SearchEnd
 from tuner.verdict import Verdict
 
@@ -55,6 +55,13 @@ class RuleApplied:
 
 
 @dataclass(frozen=True, slots=True)
+class LayoutDropped:
+    """Layout that cannot win any more."""
+
+    standing: LayoutStanding
+
+
+@dataclass(frozen=True, slots=True)
 class GroupsCompared:
     """QPS of the default alone and on the slowest group. None if not measured."""
 
@@ -91,6 +98,7 @@ Event = (
     | LevelMeasured
     | TrialFinished
     | RuleApplied
+    | LayoutDropped
     | GroupsCompared
     | GroupQuarantined
     | SearchEnded

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tuner.candidate import Candidate
+from tuner.layout import Layout
 from tuner.study.learnt import LearntRule
 
 
@@ -40,12 +41,62 @@ class Figures:
     fresh: bool
 
 
+class WhyDropped(StrEnum):
+    """Reason why the search goes on without a layout."""
+
+    BEHIND = "behind"
+    BREAKS_LIMITS = "breaks-limits"
+    DOES_NOT_START = "does-not-start"
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutStanding:
+    """Layout's standing in the search. All QPS are the whole machine's.
+
+    Attributes:
+        trials: Trials of the search with this layout, refused ones included.
+        default_qps: QPS of vLLM's default. None if it has none that keeps the limits.
+        best_qps: Highest QPS. A race's loser counts with its estimate. None if nothing kept the limits.
+        best_trial: Trial of `best_qps`.
+        kept: Share of a server's QPS that is left beside its busy neighbours. None if not measured. The figure of a
+            default, measured alone, is multiplied by it.
+        dropped_by: Trials that decided against it. None while it can still win.
+        why: Reason for `dropped_by`. None while it can still win.
+        leader: Layout that it lost against.
+        leader_qps: QPS of `leader`. None if the leader only starts.
+        saved: Candidates that were not started because the layout was dropped.
+    """
+
+    layout: Layout
+    trials: tuple[int, ...] = ()
+    default_qps: float | None = None
+    best_qps: float | None = None
+    best_trial: int | None = None
+    kept: float | None = None
+    dropped_by: tuple[int, ...] | None = None
+    why: WhyDropped | None = None
+    leader: Layout | None = None
+    leader_qps: float | None = None
+    saved: int = 0
+
+    @property
+    def starts(self) -> int:
+        """Return the number of its starts in the search."""
+        return len(self.trials)
+
+    @property
+    def is_dropped(self) -> bool:
+        """Return True if the search goes on without it."""
+        return self.why is not None
+
+
 @dataclass(frozen=True, slots=True)
 class StudyResult:
     """Result so far. `winner` and `default` are None if no start of theirs kept the limits.
 
     `default_seen` then shows the default's best level. `complete` is False while trials are to come. `learnt` are
-    the rules of the search, withdrawn ones included; nothing that they exclude was measured.
+    the rules of the search, withdrawn ones included; nothing that they exclude was measured. `layouts` are empty in
+    older results.
     """
 
     study: str
@@ -60,3 +111,4 @@ class StudyResult:
     sentence: str
     updated_at: str
     learnt: tuple[LearntRule, ...] = ()
+    layouts: tuple[LayoutStanding, ...] = ()
