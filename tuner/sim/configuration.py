@@ -65,6 +65,9 @@ class EngineArguments:
     scheduler_reserve_full_isl: bool = True
     watermark: float = 0.0
     tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
+    api_server_count: int | None = None
     enforce_eager: bool = False
     optimization_level: int = 2
     max_cudagraph_capture_size: int | None = None
@@ -94,10 +97,18 @@ class EngineConfig:
     scheduler_reserve_full_isl: bool
     watermark: float
     tensor_parallel_size: int
+    pipeline_parallel_size: int
+    data_parallel_size: int
+    api_server_count: int
     enforce_eager: bool
     optimization_level: int
     capture_sizes: tuple[int, ...]
     stream_interval: int
+
+    @property
+    def ranks(self) -> int:
+        """Return the devices of one engine."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
 
 
 def default_limits(hardware: Hardware) -> tuple[int, int]:
@@ -141,6 +152,9 @@ def resolve(arguments: EngineArguments, hardware: Hardware, model: ModelShape) -
         scheduler_reserve_full_isl=arguments.scheduler_reserve_full_isl,
         watermark=arguments.watermark,
         tensor_parallel_size=arguments.tensor_parallel_size,
+        pipeline_parallel_size=arguments.pipeline_parallel_size,
+        data_parallel_size=arguments.data_parallel_size,
+        api_server_count=arguments.api_server_count or arguments.data_parallel_size,
         enforce_eager=arguments.enforce_eager,
         optimization_level=arguments.optimization_level,
         capture_sizes=() if eager else _capture_sizes(arguments, hardware, seqs, batched),
@@ -153,7 +167,7 @@ def _limits(arguments: EngineArguments, hardware: Hardware, chunked: bool, lengt
     batched, seqs = default_limits(hardware)
     scale = 2 if arguments.performance_mode == "throughput" else 1
     if hardware.device is Device.CPU:
-        scale *= arguments.tensor_parallel_size
+        scale *= arguments.tensor_parallel_size * arguments.pipeline_parallel_size
     batched, seqs = batched * scale, seqs * scale
     if not chunked:
         batched = max(batched, length)
@@ -186,6 +200,8 @@ def _out_of_range(arguments: EngineArguments, hardware: Hardware) -> Refused | N
         ("SchedulerConfig", "max_num_active_seqs", arguments.max_num_active_seqs),
         ("SchedulerConfig", "max_num_scheduled_tokens", arguments.max_num_scheduled_tokens),
         ("ParallelConfig", "tensor_parallel_size", arguments.tensor_parallel_size),
+        ("ParallelConfig", "pipeline_parallel_size", arguments.pipeline_parallel_size),
+        ("ParallelConfig", "data_parallel_size", arguments.data_parallel_size),
         ("SchedulerConfig", "stream_interval", arguments.stream_interval),
     )
     for config, field, value in bounds:
@@ -216,19 +232,29 @@ def _field_refusal(hardware: Hardware, config: str, detail: str) -> Refused:
 
 
 def _parallel_refusal(arguments: EngineArguments, hardware: Hardware, model: ModelShape) -> Refused | None:
-    ranks = arguments.tensor_parallel_size
-    if model.heads % ranks:
+    tensor, stages, engines = (
+        arguments.tensor_parallel_size, arguments.pipeline_parallel_size, arguments.data_parallel_size
+    )  # fmt: skip
+    if model.heads % tensor:
         heads = f"Total number of attention heads ({model.heads})"
-        message = f"{heads} must be divisible by tensor parallel size ({ranks})."
+        message = f"{heads} must be divisible by tensor parallel size ({tensor})."
         return _argument_refusal(hardware, message, "ModelConfig")
-    if ranks > hardware.devices and hardware.device is Device.GPU:
+    if hardware.device is Device.CPU:
+        return None
+    if tensor * stages > hardware.devices:
         message = (
-            f"World size ({ranks}) is larger than the number of available GPUs ({hardware.devices}) in this node. "
-            "If this is intentional and you are using:\n- ray, set '--distributed-executor-backend ray'.\n"
+            f"World size ({tensor * stages}) is larger than the number of available GPUs ({hardware.devices}) in this "
+            "node. If this is intentional and you are using:\n- ray, set '--distributed-executor-backend ray'.\n"
             "- multiprocessing, set '--nnodes' appropriately."
         )
         refusal = _argument_refusal(hardware, message, "ParallelConfig")
         return Refused(Cause.WORLD_SIZE, refusal.error, refusal.message, refusal.origin, refusal.after_s)
+    if tensor * stages * engines > hardware.devices:
+        # The first engine without GPUs of its own (v1/engine/utils.py).
+        rank = hardware.devices // (tensor * stages)
+        local = f"local range: [{rank * tensor * stages}, {(rank + 1) * tensor * stages})"
+        message = f'Error setting CUDA_VISIBLE_DEVICES: {local} base value: "None"'
+        return Refused(Cause.WORLD_SIZE, "Exception", message, Origin.API_SERVER, hardware.start.import_s + 2.0)
     return None
 
 

@@ -5,7 +5,10 @@ first, in the order of their admission. Then it admits waiting ones in order of 
 (max_num_scheduled_tokens), chunked prefill on and off, the long-prefill threshold with its adaptive floor,
 max_num_active_seqs, reservation of the whole prompt at admission, the watermark, prefix caching by block key,
 preemption of the last one by recompute, no admission in a step that preempted. Left out: priorities, speculation,
-encoders, LoRA, pipeline parallelism, the extra step of delay of asynchronous scheduling.
+encoders, LoRA, the extra step of delay of asynchronous scheduling.
+
+With pipeline stages a step is a round of as many batches (tuner/sim/hardware.py, StepCost). Its token budget is that of
+all of them, and a prompt may have a chunk in each: vLLM schedules the next chunk before the last one is computed.
 
 The scheduler has no clock and no randomness: `schedule()` and `complete()` alternate, and the caller times the
 steps.
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 from tuner.sim.configuration import EngineConfig
 from tuner.sim.hardware import StepWork
@@ -83,7 +87,13 @@ class Scheduler:
     """Scheduler of one engine. `blocks` are usable KV blocks, without the null block."""
 
     def __init__(self, config: EngineConfig, blocks: int) -> None:
-        self._config = config
+        stages = config.pipeline_parallel_size
+        self._config = replace(
+            config,
+            max_num_scheduled_tokens=stages * config.max_num_scheduled_tokens,
+            max_num_batched_tokens=stages * config.max_num_batched_tokens,
+            long_prefill_token_threshold=stages * config.long_prefill_token_threshold,
+        )
         self._block = config.block_size
         self.pool = BlockPool(blocks)
         self._watermark_blocks = int(config.watermark * blocks)
@@ -258,6 +268,7 @@ class Scheduler:
     def _add_chunk(self, step: Step, request: Request, tokens: int) -> None:
         work = step.work
         work.prefill_tokens += tokens
+        work.prefill_chunks += 1
         work.prefill_attention += tokens * (request.computed + tokens / 2)
         step.chunks.append((request, tokens))
         if self._config.enable_prefix_caching:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Container
 from dataclasses import dataclass, replace
 
@@ -119,7 +120,23 @@ def startup(
 
 
 def block_bytes_per_device(config: EngineConfig, model: ModelShape) -> int:
-    return model.kv_bytes_per_token(config.kv_bytes, config.tensor_parallel_size) * config.block_size
+    """Return a block's bytes on the stage with the most layers."""
+    token = model.kv_bytes_per_token(config.kv_bytes, config.tensor_parallel_size)
+    return int(token * stage_share(config, model)) * config.block_size
+
+
+def stage_share(config: EngineConfig, model: ModelShape) -> float:
+    """Return the share of the layers on the largest pipeline stage. vLLM gives some stages one layer more."""
+    return math.ceil(model.layers / config.pipeline_parallel_size) / model.layers
+
+
+def weights_on_rank(config: EngineConfig, model: ModelShape) -> int:
+    """Return the bytes of weights on the fullest device. The last stage holds the head, the first the embedding."""
+    if config.pipeline_parallel_size == 1:
+        return int(model.weights_bytes / config.tensor_parallel_size)
+    outside = model.head_parameters * model.activation_bytes
+    layers = model.weights_bytes - outside * (1 if model.tied_embeddings else 2)
+    return int((layers * stage_share(config, model) + outside) / config.tensor_parallel_size)
 
 
 def activation_bytes(config: EngineConfig, model: ModelShape) -> int:
@@ -140,6 +157,8 @@ def compile_key(config: EngineConfig, model: ModelShape, environment_key: str = 
         config.max_model_len, config.block_size, config.kv_cache_dtype, config.tensor_parallel_size,
         config.optimization_level, list(config.capture_sizes), environment_key,
     ]  # fmt: skip
+    if config.pipeline_parallel_size > 1:
+        factors.append(config.pipeline_parallel_size)
     return hashlib.sha256(json.dumps(factors).encode()).hexdigest()[:10]
 
 
@@ -153,8 +172,8 @@ def _phases(config: EngineConfig, hardware: Hardware, model: ModelShape, *, warm
     return Phases(
         import_s=start.import_s,
         engine_s=start.engine_s,
-        load_s=model.weights_bytes / config.tensor_parallel_size / start.load_bytes_per_s,
-        compile_s=model.layers * per_layer_s if compiles(config) else 0.0,
+        load_s=weights_on_rank(config, model) / start.load_bytes_per_s,
+        compile_s=model.layers * stage_share(config, model) * per_layer_s if compiles(config) else 0.0,
         profile_s=start.profile_s,
         capture_s=len(config.capture_sizes) * start.capture_s_per_graph,
     )
@@ -181,7 +200,7 @@ def _memory(config: EngineConfig, hardware: Hardware, model: ModelShape, held: i
     if config.kv_cache_memory_bytes is None and free < requested:
         message = free_memory_message(config, total, free)
         return _engine_refusal(hardware, model, Cause.MEMORY_HELD, "ValueError", message)
-    weights = int(model.weights_bytes / config.tensor_parallel_size)
+    weights = weights_on_rank(config, model)
     activations, graphs = activation_bytes(config, model), graph_bytes(config, model)
     fixed = weights + hardware.runtime_bytes + activations
     for needed in (weights + hardware.runtime_bytes, fixed):
@@ -220,7 +239,8 @@ def _host_memory(config: EngineConfig, hardware: Hardware, model: ModelShape, he
     total, free = hardware.memory_bytes, max(0, hardware.memory_bytes - held)
     requested = int(total * config.gpu_memory_utilization)
     where = f"Available memory on node 0 ({gib(free)}/{gib(total)} GiB) on"
-    worker = int(model.weights_bytes) + hardware.runtime_bytes
+    weights = weights_on_rank(config, model)
+    worker = weights + hardware.runtime_bytes
     explicit = config.kv_cache_memory_bytes
     if explicit is None and requested > free:
         message = (
@@ -238,7 +258,7 @@ def _host_memory(config: EngineConfig, hardware: Hardware, model: ModelShape, he
             "Reduce CPU memory used by other processes."
         )
         return _engine_refusal(hardware, model, Cause.HOST_MEMORY, "ValueError", message)
-    return Memory(total, free, requested, int(model.weights_bytes), 0, 0, kv_cache, worker + kv_cache)
+    return Memory(total, free, requested, weights, 0, 0, kv_cache, worker + kv_cache)
 
 
 def _kv_refusal(

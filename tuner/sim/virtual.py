@@ -117,7 +117,15 @@ def step_cost(started: Started, hardware: Hardware, model: ModelShape) -> StepCo
     """Return the cost model of a started engine."""
     config = started.config
     largest = config.capture_sizes[-1] if config.capture_sizes else 0
-    return StepCost(hardware, model, config.tensor_parallel_size, config.kv_bytes, largest)
+    return StepCost(
+        hardware,
+        model,
+        config.tensor_parallel_size,
+        config.kv_bytes,
+        largest,
+        config.pipeline_parallel_size,
+        config.max_num_scheduled_tokens,
+    )
 
 
 class Jitter:
