@@ -101,7 +101,7 @@ class ModelShape:
         outside = self.head_parameters * (1 if self.tied_embeddings else 2)
         return (self.total_parameters - outside) * self.weight_bytes + outside * self.activation_bytes
 
-    def weights_read_bytes(self, tokens: int) -> float:
+    def weights_read_bytes(self, tokens: float) -> float:
         """Return the bytes of weights that a step reads. Of the experts it reads those that at least one token
         chose."""
         read = self.shared_parameters * self.weight_bytes + self.head_parameters * self.activation_bytes
@@ -110,7 +110,7 @@ class ModelShape:
             read += self.layers * self.experts * self.expert_parameters * self.weight_bytes * (1.0 - untouched)
         return read
 
-    def flops(self, tokens: int, sampled: int) -> float:
+    def flops(self, tokens: float, sampled: float) -> float:
         """Return the matrices' FLOPs, without attention over the context."""
         active = self.shared_parameters + self.layers * self.experts_per_token * self.expert_parameters
         return 2.0 * (active * tokens + self.head_parameters * sampled)
