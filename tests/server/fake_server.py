@@ -1,7 +1,7 @@
 """A small server that misbehaves on purpose: `fake_server.py serve MODEL [--fault NAME]... --host H --port P`.
 
-It speaks /health and /v1/models and prints nothing but what a fault asks for. Not a test, and no stand-in for vLLM's
-behaviour (that is tuner/sim): it only does to its supervisor what real processes do.
+It speaks /health and /v1/models, streams lines for any POST, and prints nothing but what a fault asks for. Not a test,
+and no stand-in for vLLM's behaviour (that is tuner/sim): it only does to its supervisor what real processes do.
 """
 
 from __future__ import annotations
@@ -19,14 +19,43 @@ from multiprocessing import resource_tracker, shared_memory
 from pathlib import Path
 
 FOREVER_S = 600.0
+CHUNKS = 10
+PAUSE_S = 0.1
 
 
 class Api(BaseHTTPRequestHandler):
+    """Control pages, and streams of `CHUNKS` lines with this server's port. GET /streams counts begun and lost ones."""
+
+    protocol_version = "HTTP/1.1"
     health = 200
     model = ""
+    begun = 0
+    lost = 0
+
+    def do_POST(self) -> None:
+        Api.begun += 1
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        try:
+            for i in range(CHUNKS):
+                data = f"data: {self.connection.getsockname()[1]} {i}\n\n".encode()
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+                time.sleep(PAUSE_S)
+            self.wfile.write(b"0\r\n\r\n")
+        except ConnectionError:
+            Api.lost += 1
+            self.close_connection = True
 
     def do_GET(self) -> None:
-        body = json.dumps({"data": [{"id": "served", "root": self.model, "max_model_len": 512}]}).encode()
+        if self.path == "/streams":
+            self._answer(json.dumps([Api.begun, Api.lost]).encode())
+            return
+        self._answer(json.dumps({"data": [{"id": "served", "root": self.model, "max_model_len": 512}]}).encode())
+
+    def _answer(self, body: bytes) -> None:
         self.send_response(self.health if self.path == "/health" else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -56,6 +85,7 @@ def main() -> None:
     if given.note is not None:
         given.note.write_text("\n".join(notes))
     Api.model = given.model
+    ThreadingHTTPServer.request_queue_size = 64
     server = ThreadingHTTPServer((given.host, given.port), Api)
     for fault in given.fault:
         if fault in LATE_FAULTS:

@@ -1,4 +1,6 @@
-"""A tuner for others to kill: `tuner_to_kill.py FOLDER [--in-record] [server words...]` serves until it dies."""
+"""A tuner for others to kill: `tuner_to_kill.py FOLDER [--in-record | --behind-nginx] [server words...]`.
+
+It serves until it dies, and prints the pids of its leaders."""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from tests.server.support import fake_running
+from tests.server.support import fake_serving, fake_spec
+from tuner.launch import Deployment, Door
 from tuner.server import running_file
 
 
@@ -18,8 +21,12 @@ def main() -> None:
         del words[0]
         # The worst moment: the child exists and nothing is on disk.
         running_file.write = lambda folder, marker: os.kill(os.getpid(), signal.SIGKILL)
-    with fake_running(Path(folder), *words) as server:
-        sys.stdout.write(f"{server.pid}\n")
+    specs = [fake_spec(*words)]
+    if words[:1] == ["--behind-nginx"]:
+        specs = [fake_spec(*words[1:]), fake_spec(*words[1:])]
+    door = Door.NGINX if len(specs) > 1 else Door.SERVER
+    with fake_serving(Path(folder), Deployment(tuple(specs), door)) as service:
+        sys.stdout.write(" ".join(map(str, service.pids)) + "\n")
         sys.stdout.flush()
         time.sleep(600)
 

@@ -13,7 +13,7 @@ from tuner.vllm.bounds import MessageContext
 from tuner.vllm.cause import Bound, Cause, Fault
 from tuner.vllm.log_patterns import BROAD, GENERIC, SPECIFIC, Pattern
 
-__all__ = ["Bound", "Cause", "Fault", "ServerPhase", "diagnose", "foreign_listener", "over_limit"]
+__all__ = ["Bound", "Cause", "Fault", "ServerPhase", "diagnose", "foreign_listener", "over_limit", "signal_name"]
 
 _NOT_FOUND_EXITS = (126, 127)
 _USAGE_EXIT = 2
@@ -65,6 +65,11 @@ def foreign_listener(port: int) -> Cause:
         f"A process that is not ours listens on port {port}, which was free a moment before.",
         "start again: every start takes a fresh port",
     )
+
+
+def signal_name(number: int) -> str:
+    """Name a signal as `kill -l` does."""
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
 def _from_tables(text: str, phase: ServerPhase, context: MessageContext) -> Cause | None:
@@ -122,7 +127,7 @@ def _from_exit_code(text: str, exit_code: int | None, phase: ServerPhase) -> Cau
 
 
 def _from_signal(line: str, number: int) -> Cause:
-    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    name = signal_name(number)
     if number == signal.SIGKILL:
         words = "The server was killed with SIGKILL, probably by the kernel's out-of-memory killer."
         return Cause("killed", Fault.ENVIRONMENT, line, words, "check `dmesg | grep -i oom`")

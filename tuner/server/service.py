@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tuner.errors import EnvironmentFaultError, InterruptedSearchError
-from tuner.launch import Deployment
+from tuner.launch import Deployment, Door
+from tuner.server.door import NginxDoor, required_nginx
 from tuner.server.interrupts import interrupts_held, sigterm_interrupts
 from tuner.server.readiness import POLL_S, NotReady, Ready
 from tuner.server.request import ServiceRequest
@@ -58,51 +59,62 @@ class RunningServer:
 
 
 class Service:
-    """One or more ready servers and the address of their door."""
+    """One or more ready servers and the address of their door.
 
-    def __init__(self, servers: tuple[RunningServer, ...]) -> None:
+    Attributes:
+        base_url: The door's address.
+        pids: Leaders of the servers, then nginx if it is the door.
+        stopped: How all of them ended. None until the `with` block has been left.
+    """
+
+    def __init__(self, servers: tuple[RunningServer, ...], door: NginxDoor | None, start_s: float) -> None:
         self.servers = servers
-        door = servers[0]
-        self.base_url = door.base_url
-        self.model_name = door.model_name
+        self._door = door
+        self.base_url = door.endpoint.base_url if door else servers[0].base_url
+        self.model_name = servers[0].model_name
         self.facts = tuple(server.facts for server in servers)
-        self.pids = tuple(server.pid for server in servers)
-        self.start_s = max(server.start_s for server in servers)
+        self.pids = (*(server.pid for server in servers), *((door.process.pid,) if door else ()))
+        self.start_s = start_s
+        self.stopped: StopReport | None = None
 
-    @property
-    def stopped(self) -> StopReport | None:
-        """Return how the servers ended. None until the `with` block has been left."""
-        reports = [server.stopped for server in self.servers if server.stopped is not None]
-        return joined(reports) if reports else None
+    def alive(self) -> bool:
+        """Tell whether every leader and the door run. Looks at processes alone, which takes no time."""
+        return all(server.alive() for server in self.servers) and (self._door is None or self._door.alive())
 
     def died(self) -> Cause | None:
-        """Explain the first death among the servers; None if all of them live."""
-        return next((cause for server in self.servers if (cause := server.died()) is not None), None)
+        """Explain the first death among the servers, then the door's; None if all of them live."""
+        parts = (*self.servers, *((self._door,) if self._door else ()))
+        return next((cause for part in parts if (cause := part.died()) is not None), None)
 
 
 @contextmanager
 def serving(request: ServiceRequest) -> Iterator[Service]:
     """Start a deployment, yield it ready, and end it always.
 
-    All start at once. One that is refused or dies ends the others. Raises ServerDidNotStart if the start came to
-    nothing, InterruptedSearchError if `should_stop` said so, and EnvironmentFaultError if this machine cannot even
-    fork or write the running file.
+    All start at once, nginx included if it is the door. One that is refused or dies ends the others. Raises
+    ServerDidNotStart if the start came to nothing, InterruptedSearchError if `should_stop` said so, and
+    EnvironmentFaultError if nginx is missing or this machine cannot even fork or write the running file.
     """
+    program = required_nginx() if request.deployment.door is Door.NGINX else None
     with sigterm_interrupts():
         starts: list[Start] = []
+        doors: list[NginxDoor] = []
         outcome: Service | _Refused | None = None
         try:
-            with interrupts_held():  # no exception may come between a fork and our knowing of it
+            with interrupts_held(), _explained(request):  # no exception may come between a fork and our knowing of it
                 for number in range(len(request.deployment.specs)):
-                    starts.append(_begin(request, number))
-            outcome = _until_ready(starts, request)
+                    starts.append(Start(request, number))
+                if program is not None:
+                    doors.append(NginxDoor(request, program, [start.endpoint for start in starts]))
+            outcome = _until_ready(starts, doors[0] if doors else None, request)
             if isinstance(outcome, Service):
                 yield outcome
         finally:
             with interrupts_held():
-                reports = _end(starts)
+                reports = _end([*starts, *doors])
                 if isinstance(outcome, Service):
-                    for server, report in zip(outcome.servers, reports, strict=True):
+                    outcome.stopped = joined(reports)
+                    for server, report in zip(outcome.servers, reports, strict=False):
                         server.stopped = report
         if isinstance(outcome, _Refused):
             raise ServerDidNotStart(outcome.cause, outcome.start_s, joined(reports))
@@ -116,9 +128,10 @@ class _Refused:
     start_s: float
 
 
-def _begin(request: ServiceRequest, number: int) -> Start:
+@contextmanager
+def _explained(request: ServiceRequest) -> Iterator[None]:
     try:
-        return Start(request, number)
+        yield
     except OSError as error:
         raise EnvironmentFaultError(
             f"cannot start a server in {request.folder}: {error}",
@@ -126,8 +139,8 @@ def _begin(request: ServiceRequest, number: int) -> Start:
         ) from error
 
 
-def _until_ready(starts: Sequence[Start], request: ServiceRequest) -> Service | _Refused:
-    """Look at the servers until all are ready or one fails."""
+def _until_ready(starts: Sequence[Start], door: NginxDoor | None, request: ServiceRequest) -> Service | _Refused:
+    """Look at servers and door until all are ready or one fails."""
     deadline_ns = request.clock.now_ns() + round(request.start_limit_s * 1e9)
     ready: dict[Start, RunningServer] = {}
     while True:
@@ -138,21 +151,31 @@ def _until_ready(starts: Sequence[Start], request: ServiceRequest) -> Service | 
             if isinstance(outcome, Ready):
                 ready[start] = RunningServer(start, outcome, start.seconds())
             elif outcome is not None:
-                return _Refused(start.refusal(outcome, request.start_limit_s), start.seconds())
-        waiting = [start for start in starts if start not in ready]
+                return _refused(start, outcome, request)
+        waiting: list[Start | NginxDoor] = [start for start in starts if start not in ready]
+        if door is not None:
+            outcome = door.look(servers_are_ready=not waiting)
+            if isinstance(outcome, NotReady):
+                return _refused(door, outcome, request)
+            if outcome is None:
+                waiting.append(door)
         if not waiting:
-            return Service(tuple(ready[start] for start in starts))
+            return Service(tuple(ready[start] for start in starts), door, max(start.seconds() for start in starts))
         if request.clock.now_ns() >= deadline_ns:
-            return _Refused(waiting[0].refusal(NotReady.OVER_LIMIT, request.start_limit_s), waiting[0].seconds())
+            return _refused(waiting[0], NotReady.OVER_LIMIT, request)
         request.clock.sleep(POLL_S)
 
 
-def _end(starts: Sequence[Start]) -> list[StopReport]:
-    """End all servers side by side, each with its grace time."""
-    if len(starts) <= 1:
-        return [start.end() for start in starts]
-    with ThreadPoolExecutor(len(starts)) as threads:
-        return list(threads.map(Start.end, starts))
+def _refused(part: Start | NginxDoor, outcome: NotReady, request: ServiceRequest) -> _Refused:
+    return _Refused(part.refusal(outcome, request.start_limit_s), part.seconds())
+
+
+def _end(parts: Sequence[Start | NginxDoor]) -> list[StopReport]:
+    """End all of them side by side, each with its grace time."""
+    if len(parts) <= 1:
+        return [part.end() for part in parts]
+    with ThreadPoolExecutor(len(parts)) as threads:
+        return [ended.result() for ended in [threads.submit(part.end) for part in parts]]
 
 
 def start_limit(first_start_s: float | None, default_s: float) -> float:

@@ -6,19 +6,18 @@ import getpass
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from tuner.flagwords import given_flags
 from tuner.launch import LaunchSpec
-from tuner.server import leftovers, logtext, proctable, running_file
+from tuner.server import leftovers, logtext, proctable
+from tuner.server.child import Child, ChildSpec, address, reachable
 from tuner.server.containers import end_container, with_cid_file
 from tuner.server.diagnosis import ServerPhase, diagnose, foreign_listener, over_limit
 from tuner.server.ports import fresh_port
-from tuner.server.process import ServerProcess, held_at_gate
+from tuner.server.proctable import ProcessEntry
 from tuner.server.readiness import Endpoint, Health, NotReady, Ready, Watch, health
 from tuner.server.request import ServiceRequest
-from tuner.server.running_file import Marker
 from tuner.server.shutdown import StopReport
 from tuner.vllm import knobs, variables
 from tuner.vllm.cause import Cause
@@ -30,18 +29,16 @@ DEATH_LIMIT_S = 12.0
 """Seconds until a server with a dead engine has left. vLLM looks every 5 s."""
 
 _USUAL_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", variables.API_KEY, "OPENAI_API_KEY")
-_WILDCARDS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class Start:
     """One server. `serving` makes it and guarantees that `end` is called."""
 
     def __init__(self, request: ServiceRequest, number: int) -> None:
-        """Measure the memory in use, fork, write the running file, let go. Raises OSError if the machine cannot do
-        so, and leaves nothing behind then."""
-        spec, port = request.deployment.specs[number], fresh_port(_reachable(request.host))
-        self.log_path = request.folder / ("server.log" if number == 0 else f"server-{number}.log")
-        self.endpoint = Endpoint(_base_url(request.host, port), port, request.model, _api_key(spec))
+        """Measure the memory in use, then start the child. Raises OSError if the machine cannot do so, and leaves
+        nothing behind then."""
+        spec, port = request.deployment.specs[number], fresh_port(reachable(request.host))
+        self.endpoint = Endpoint(f"http://{address(request.host, port)}", port, request.model, _api_key(spec))
         self._spec = spec
         self._clock = request.clock
         self._gpu_memory = request.gpu_memory
@@ -50,40 +47,20 @@ class Start:
         self._scratch = leftovers.new_scratch()
         argv = spec.argv(request.host, port)
         self._engine = argv[0] if spec.in_container else ""
-        if spec.in_container:
-            argv = with_cid_file(argv, self._scratch)
-        self._begun_ns = self._clock.now_ns()
-        self._begun_unix_ns = round(self._clock.wall().timestamp() * 1e9)
-        self._running_file = running_file.path_of(request.folder, number)
-        try:
-            with held_at_gate(argv, _environment(spec, self._scratch), self.log_path, self._clock) as self.process:
-                self._marker = self._marked(self.process, number)
-                running_file.write(request.folder, self._marker)
-                self._scratch.mkdir(mode=0o700)
-        except BaseException:  # Ctrl-C included: only this code knows of these files yet
-            self._remove_files()
-            raise
-        self._watch = Watch(
-            self.process, self.endpoint, self.log_path, request.on_phase, in_container=spec.in_container
-        )
-
-    def _marked(self, process: ServerProcess, number: int) -> Marker:
-        tuner_pid, tuner_start_ticks = running_file.this_tuner()
-        return Marker(
-            boot_id=proctable.boot_id(),
-            pid=process.leader.pid,
-            start_ticks=process.leader.start_ticks,
-            session=process.leader.session,
-            port=self.endpoint.port,
-            log_device=process.log.device,
-            log_inode=process.log.inode,
-            scratch=str(self._scratch),
-            started_unix_ns=self._begun_unix_ns,
-            tuner_pid=tuner_pid,
-            tuner_start_ticks=tuner_start_ticks,
+        child = ChildSpec(
+            argv=with_cid_file(argv, self._scratch) if spec.in_container else argv,
+            env=_environment(spec, self._scratch),
+            log_name="server.log" if number == 0 else f"server-{number}.log",
+            port=port,
+            scratch=self._scratch,
             gpu_baseline_bytes=tuple(sorted(self._baseline.items())),
             container_engine=self._engine,
-            replica=number,
+        )
+        self._child = Child(request, number, child)
+        self.process, self.log_path = self._child.process, self._child.log_path
+        self._at_ready: tuple[ProcessEntry, ...] = ()
+        self._watch = Watch(
+            self.process, self.endpoint, self.log_path, request.on_phase, in_container=spec.in_container
         )
 
     # ── wait
@@ -91,14 +68,14 @@ class Start:
     def look(self) -> Ready | NotReady | None:
         """Look once at the starting server; None if it is still on its way."""
         outcome = self._watch.look()
-        if outcome is not None and self.process.shared_memory:
-            names = tuple(map(str, self.process.shared_memory))
-            running_file.write(self._running_file.parent, replace(self._marker, shared_memory=names))
+        if outcome is not None:
+            self._child.note_shared_memory()
+            self._at_ready = self.process.family.living()
         return outcome
 
     def seconds(self) -> float:
         """Return the seconds since the fork."""
-        return (self._clock.now_ns() - self._begun_ns) / 1e9
+        return self._child.seconds()
 
     def refusal(self, outcome: NotReady, limit_s: float) -> Cause:
         """Explain a start that came to nothing."""
@@ -117,13 +94,19 @@ class Start:
         """Explain why requests were lost; None if server and engine live.
 
         A server whose engine died answers 503, closes its port and leaves some seconds later with exit code 0. This
-        waits for that. A server that merely does not answer in time counts as alive.
+        waits for that. Of several engines the others are ended first, and meanwhile it answers 200. A server that
+        merely does not answer in time counts as alive.
         """
         self.process.observe()
+        lost_one = not all(map(proctable.is_alive, self._at_ready))
         deadline_ns = self._clock.now_ns() + round(DEATH_LIMIT_S * 1e9)
-        while self.process.exit_code() is None and self._clock.now_ns() < deadline_ns:
-            if health(self.endpoint) in (Health.GOOD, Health.SILENT):
+        while self.process.exit_code() is None:
+            is_up = health(self.endpoint) in (Health.GOOD, Health.SILENT)
+            too_late = self._clock.now_ns() >= deadline_ns
+            if is_up and (too_late or not lost_one):
                 return None
+            if too_late:
+                break
             self._clock.sleep(0.1)
         return self._diagnose(ServerPhase.SERVING)
 
@@ -145,11 +128,11 @@ class Start:
         killed = ended.killed
         if self._engine:
             killed += end_container(self._engine, self._scratch)
-        removed = leftovers.remove_shared_memory(self.process.shared_memory, since_unix_ns=self._begun_unix_ns)
+        removed = leftovers.remove_shared_memory(self.process.shared_memory, since_unix_ns=self._child.begun_unix_ns)
         logtext.redact_file(self.log_path, self._secrets)
         memory_back = leftovers.wait_for_memory(self._gpu_memory, self._baseline, self._clock, leftovers.MEMORY_LIMIT_S)
         if not ended.left:
-            removed += self._remove_files()
+            removed += self._child.remove_files()
         return StopReport(
             seconds=(self._clock.now_ns() - begun_ns) / 1e9,
             killed=killed,
@@ -158,20 +141,6 @@ class Start:
             memory_back=memory_back,
             exit_code=self.process.exit_code(),
         )
-
-    def _remove_files(self) -> tuple[str, ...]:
-        removed = leftovers.remove_scratch(self._scratch)
-        self._running_file.unlink(missing_ok=True)
-        return removed
-
-
-def _reachable(host: str) -> str:
-    return _WILDCARDS.get(host, host)
-
-
-def _base_url(host: str, port: int) -> str:
-    reachable = _reachable(host)
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
 def _environment(spec: LaunchSpec, scratch: Path) -> dict[str, str]:
