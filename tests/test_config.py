@@ -208,7 +208,7 @@ def _before_layouts(raw: dict[str, Any]) -> dict[str, Any]:
     """Return a plan as it was before layouts. A group without GPUs had the number of its worker."""
     (placed,) = raw["layouts"]
     groups = [{"gpus": g["gpus"], "numactl": [], "numa_node": None, "worker": None} for g in placed["groups"]]
-    new = ("layouts", "own_layout", "ruled_out", "doors", "compares_doors")
+    new = ("layouts", "own_layout", "ruled_out", "asked_layouts", "units", "doors", "compares_doors")
     return {**{key: value for key, value in raw.items() if key not in new}, "groups": groups}
 
 

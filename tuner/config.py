@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -13,18 +13,25 @@ from pathlib import Path
 
 from tuner.bench.capacity_search import SearchSettings
 from tuner.candidate import Value
+from tuner.capacity import GIB
+from tuner.doors import DoorChoice, chosen_doors, lacks, parse_door
 from tuner.environment import Environment, Gpu, describe
 from tuner.errors import UsageError
 from tuner.flagwords import flag_names, flag_values, given_flags, number
-from tuner.launch import LaunchBase
-from tuner.layout import Layout, PlacedLayout
+from tuner.launch import LaunchBase, is_container
+from tuner.layout import AUTO, FLAGS
+from tuner.layout_choice import Units, chosen_layouts, layout_parameters
+from tuner.layout_request import layout_request
+from tuner.layout_rules import Memory, limits_of
 from tuner.load.arrivals import chosen_arrivals
 from tuner.load.workload import Workload, workload
 from tuner.measurement import LoadKind
-from tuner.placement import groups_of, parse_gpus
+from tuner.model import folder_of
+from tuner.placement import core_shares, own_cores, parse_gpus
 from tuner.slo import parse_slo
 from tuner.space.files import read_space
-from tuner.study.kv_budget import LENGTH
+from tuner.space.space import Space
+from tuner.study.kv_budget import KV_BYTES, LENGTH, UTILIZATION
 from tuner.study.length_choice import checked_length, needed_tokens, own_length, with_length
 from tuner.study.plan import Ladder, LoadPolicy, OpenSearch, StudyPlan
 from tuner.vllm import knobs, variables
@@ -47,11 +54,15 @@ class ChangedEnvironment(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """GPUs of this machine with their NUMA nodes, and the driver. Empty without GPUs."""
+    """GPUs of this machine with their NUMA nodes, and the driver. Empty without GPUs.
+
+    `without_p2p` are the pairs of GPUs that are known to lack P2P: they cannot read each other's memory.
+    """
 
     gpus: tuple[Gpu, ...] = ()
     numa_nodes: tuple[int | None, ...] = ()
     driver: str | None = None
+    without_p2p: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +82,9 @@ class SearchOptions:
     study: str | None = None
     studies: Path = Path("studies")
     vllm: str = "vllm serve"
-    tensor_parallel_size: int = 1
+    layouts: str = AUTO
+    tensor_parallel_size: int | None = None
+    door: str = DoorChoice.AUTO
     workers: int | None = None
     seed: int = 0
     storage: str | None = None
@@ -94,15 +107,16 @@ def plan_study(
     model = checked_model(options.model)
     slos = tuple(dict.fromkeys(parse_slo(text) for text in options.slos))
     load = workload(options.workload)
-    space = read_space(options.space)
+    space = _checked_space(options.space)
     policy = _load(options, load)
     _check_counts(options)
     budget_s = parse_duration(options.time_budget)
     indices = parse_gpus(options.gpus, [gpu.index for gpu in machine.gpus])
-    numa = dict(zip((gpu.index for gpu in machine.gpus), machine.numa_nodes, strict=False))
-    groups = groups_of(indices, options.tensor_parallel_size, numa, options.workers)
-    layout = Layout(tensor_parallel=options.tensor_parallel_size)
-    extra, secrets = split_secrets(options.extra)
+    door = parse_door(options.door)
+    units = _units(options, machine, indices)
+    words, secrets = split_secrets(options.extra)
+    request = layout_request(options.layouts, options.tensor_parallel_size, words, units)
+    extra = request.extra
     given = flag_values(extra, short=knobs.SHORT_OPTIONS)
     own_flags = flag_names(extra, short=knobs.SHORT_OPTIONS)
     asked = _asked_length(options, own_flags)
@@ -117,6 +131,14 @@ def plan_study(
     vllm = installed_vllm(command, cache / "flags")
     _check_whole_names(own_flags, vllm.flags)
     space, dropped = space.needs_at_least(asked or needed).on(vllm.flags, vllm.version, own_flags)
+    used = tuple(gpu for gpu in machine.gpus if gpu.index in indices)
+    defaults = vllm_defaults(vllm.version, used)
+    units = replace(units, memory=_memory(used, space, given, defaults))
+    limits = limits_of(folder_of(model), {**_constant(space), **given}, own_flags.union(space.flags))
+    choice = chosen_layouts(units, limits, Path(model).name, request.layouts)
+    planned = [placed.layout for placed in choice.layouts]
+    space = replace(space, parameters=space.parameters + layout_parameters(planned))
+    lacking = lacks(vllm.flags, has_experts=limits.has_experts, in_container=is_container(command))
     name = options.study or re.sub(r"[^\w.+-]", "-", f"{Path(model).name}-{load.name}-{now.astimezone():%m%d-%H%M}")
     folder = options.studies.absolute() / checked_study_name(name)
     plan = StudyPlan(
@@ -130,13 +152,18 @@ def plan_study(
             command=command,
             model=model,
             flags=vllm.flags,
-            fixed=space.always + _parallel(options, extra),
+            fixed=space.always + choice.constant,
             extra=extra,
             env=(*space.env, (variables.CACHE_ROOT, str(folder / "vllm_cache"))),
             secret_env=tuple(sorted(set(secrets) | ({variables.API_KEY} & set(os.environ)))),
         ),
-        layouts=(PlacedLayout(layout, groups),),
-        own_layout=layout,
+        layouts=choice.layouts,
+        own_layout=choice.own,
+        asked_layouts=tuple(request.layouts or ()),
+        units=units.indices,
+        ruled_out=choice.ruled_out,
+        doors=chosen_doors(door, lacking, planned),
+        compares_doors=door is DoorChoice.BOTH and any(layout.replicas > 1 for layout in planned),
         load=policy,
         starts=options.trials,
         confirm_starts=options.confirm,
@@ -147,8 +174,6 @@ def plan_study(
         created_at=now.isoformat(timespec="seconds"),
         patience=options.patience,
     )
-    used = tuple(gpu for gpu in machine.gpus if gpu.index in indices)
-    defaults = vllm_defaults(vllm.version, used)
     plan = with_length(plan, asked, needed, limit, used, defaults)
     return plan, describe(vllm.version, model, used, machine.driver)
 
@@ -317,7 +342,42 @@ def _check_own_length(given: dict[str, Value], load: Workload) -> None:
         )
 
 
-def _parallel(options: SearchOptions, extra: tuple[str, ...]) -> tuple[tuple[str, Value], ...]:
-    if options.tensor_parallel_size == 1 or knobs.TENSOR_PARALLEL in flag_names(extra, short=knobs.SHORT_OPTIONS):
-        return ()
-    return ((knobs.TENSOR_PARALLEL, options.tensor_parallel_size),)
+def _units(options: SearchOptions, machine: Machine, gpus: tuple[int, ...]) -> Units:
+    """Return what the servers share among them: the GPUs, or the CPU's cores."""
+    workers = options.workers or 1
+    if not gpus:
+        return Units(shares=core_shares(workers, own_cores()) if workers > 1 else ())
+    if options.workers is not None:
+        raise UsageError("--workers divides a CPU, and there are GPUs", hint="choose GPUs with --gpus instead")
+    nodes = dict(zip((gpu.index for gpu in machine.gpus), machine.numa_nodes, strict=False))
+    return Units(gpus, nodes, without_p2p=machine.without_p2p)
+
+
+def _checked_space(text: str) -> Space:
+    """Read the space. It leaves the layout alone, because that decides where servers run."""
+    space = read_space(text)
+    if named := next((flag for flag in space.flags if flag in FLAGS), None):
+        raise UsageError(
+            f"space {space.name!r} names {named}", hint=f"take it out, and choose layouts: --layouts {AUTO}, or 4x1,2x2"
+        )
+    return space
+
+
+def _constant(space: Space) -> dict[str, Value]:
+    return {**dict(space.always), **dict(space.fixed)}
+
+
+def _memory(
+    gpus: tuple[Gpu, ...], space: Space, given: Mapping[str, Value], defaults: Mapping[str, Value]
+) -> Memory | None:
+    """Return the memory of the smallest GPU with the largest share of it that any server takes. None without GPUs."""
+    if not gpus:
+        return None
+    shares: list[Value] = [given.get(UTILIZATION, 0.0)]
+    if UTILIZATION not in given:
+        shares = [value for flag, value in {**_constant(space), **dict(space.baseline)}.items() if flag == UTILIZATION]
+        shares += [defaults[UTILIZATION]]
+        shares += [v for p in space.parameters if p.flag == UTILIZATION for v in p.choices or (p.high,)]
+    if KV_BYTES in given or KV_BYTES in space.flags:
+        shares = [1.0]  # vLLM ignores the share then
+    return Memory(int(min(gpu.memory_gib for gpu in gpus) * GIB), max(float(share) for share in shares))

@@ -66,7 +66,7 @@ class LaunchSpec:
     @property
     def in_container(self) -> bool:
         """Return True if the command runs a container image."""
-        return _is_container(self.command)
+        return is_container(self.command)
 
 
 class Door(StrEnum):
@@ -136,8 +136,8 @@ def launch(base: LaunchBase, candidate: Candidate, group: GpuGroup, replicas: in
     elif group.cores:
         env[variables.CPU_CORES] = "|".join(group.cores)
     return LaunchSpec(
-        prefix=() if _is_container(base.command) else group.numactl,
-        command=_container_env(base.command, env) if _is_container(base.command) else base.command,
+        prefix=() if is_container(base.command) else group.numactl,
+        command=_container_env(base.command, env) if is_container(base.command) else base.command,
         arguments=(*arguments, *base.extra),
         env=tuple(sorted(env.items())),
         secret_env=base.secret_env,
@@ -155,7 +155,7 @@ def _model_arguments(base: LaunchBase) -> list[str]:
     return [base.model] if base.command[-1] == "serve" else [*words_for(knobs.MODEL, base.model)]
 
 
-def _is_container(command: tuple[str, ...]) -> bool:
+def is_container(command: tuple[str, ...]) -> bool:
     return bool(command) and command[0].rsplit("/", 1)[-1] in CONTAINER_ENGINES
 
 

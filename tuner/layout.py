@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from tuner.errors import UsageError
 from tuner.flagwords import Value
 from tuner.placement import GpuGroup
 from tuner.vllm import knobs
@@ -73,3 +75,24 @@ class RuledOut:
 
     layout: Layout
     why: str
+
+
+AUTO = "auto"
+"""Word for a choice that is left to tuner."""
+
+
+def parse_layouts(text: str) -> tuple[Layout, ...] | None:
+    """Parse `4x1,2x2` or, with pipeline-parallel, `2x1x2`, in which `x` may be `×`. None if it is `auto`."""
+    if text.strip().lower() == AUTO:
+        return None
+    found = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,4})\s*[xX×]\s*(\d{1,4})\s*(?:[xX×]\s*(\d{1,4})\s*)?", part, re.ASCII)
+        sizes = [int(size) for size in match.groups() if size] if match else []
+        if not sizes or min(sizes) < 1:
+            raise UsageError(
+                f"--layouts {text!r} does not parse",
+                hint="servers x GPUs of each, such as 4x1,2x2,1x4; with pipeline-parallel 2x1x2; or auto",
+            )
+        found.append(Layout(*sizes))
+    return tuple(dict.fromkeys(found))

@@ -63,24 +63,65 @@ def parse_gpus(text: str | None, present: Sequence[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(chosen))
 
 
-def groups_of(
-    gpus: tuple[int, ...], size: int, numa_node_of: Mapping[int, int | None], workers: int | None = None
-) -> tuple[GpuGroup, ...]:
-    """Cut the GPUs into groups of `size`, NUMA neighbours together. `workers` is the number of servers at once on a
-    machine without GPUs, and the most groups on one with GPUs. None means one server, or all groups."""
-    if size < 1:
-        raise UsageError(f"--tensor-parallel-size {size} is out of range", hint="at least 1")
-    if not gpus:
-        return (GpuGroup(),) if workers in (None, 1) else tuple(GpuGroup(workers=(i,)) for i in range(workers or 1))
-    if len(gpus) < size:
-        raise UsageError(
-            f"--tensor-parallel-size {size} needs {size} GPUs, --gpus gives {len(gpus)}",
-            hint=f"give at least {size} GPUs",
-        )
+def gpu_places(gpus: Sequence[int], size: int, numa_node_of: Mapping[int, int | None]) -> tuple[GpuGroup, ...]:
+    """Cut the GPUs into as many groups of `size` as they give, NUMA neighbours together."""
     ordered = sorted(gpus, key=lambda gpu: (numa_node_of.get(gpu) is None, numa_node_of.get(gpu) or 0, gpu))
     cut = [tuple(sorted(ordered[i : i + size])) for i in range(0, len(ordered) - size + 1, size)]
-    groups = tuple(_group(part, numa_node_of) for part in sorted(cut)[:workers])
+    groups = tuple(_group(part, numa_node_of) for part in sorted(cut))
     return _with_cpu_shares(groups, node_cpus) if len(groups) > 1 else groups
+
+
+def worker_places(shares: Sequence[str], size: int) -> tuple[GpuGroup, ...]:
+    """Cut a machine's shares of CPU cores into as many groups of `size` as they give."""
+    starts = range(0, len(shares) - size + 1, size)
+    return tuple(GpuGroup(workers=tuple(range(i, i + size)), cores=tuple(shares[i : i + size])) for i in starts)
+
+
+def core_shares(workers: int, cpus: Sequence[int]) -> tuple[str, ...]:
+    """Split the CPUs into equal shares of neighbours, such as `0-3`. Raises UsageError if there are too few."""
+    each = len(cpus) // workers
+    if not each:
+        raise UsageError(
+            f"--workers {workers} is more than the {len(cpus)} CPU cores that this process may use",
+            hint=f"at most {len(cpus)}",
+        )
+    return tuple(_ranges(sorted(cpus[i * each : (i + 1) * each])) for i in range(workers))
+
+
+def own_cores() -> tuple[int, ...]:
+    """Return this process's CPUs, those of a NUMA node together.
+
+    Two threads of one core slow each other down, so that only the first of them counts.
+    """
+    firsts: dict[str, int] = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
+        firsts.setdefault(_threads_of_core(cpu), cpu)
+    return tuple(sorted(firsts.values(), key=lambda cpu: (_node_of_cpu(cpu), cpu)))
+
+
+def _threads_of_core(cpu: int) -> str:
+    """Return all threads of a CPU's core. Where the kernel does not tell, it is the only one."""
+    try:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return str(cpu)
+
+
+def _node_of_cpu(cpu: int) -> int:
+    nodes = Path(f"/sys/devices/system/cpu/cpu{cpu}").glob("node[0-9]*")
+    return next((int(path.name.removeprefix("node")) for path in nodes), 0)
+
+
+def _ranges(cpus: Sequence[int]) -> str:
+    """Write rising numbers as vLLM reads them: `0-3,8`."""
+    runs: list[list[int]] = []
+    for cpu in cpus:
+        if runs and cpu == runs[-1][-1] + 1:
+            runs[-1].append(cpu)
+        else:
+            runs.append([cpu])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def node_cpus(node: int) -> tuple[int, ...]:

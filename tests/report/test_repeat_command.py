@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import stat
 import sys
 from collections.abc import Callable
@@ -18,12 +19,15 @@ from hypothesis import strategies as st
 from tuner.cli.options import with_search_options
 from tuner.config import Machine, SearchOptions, plan_study
 from tuner.environment import Gpu
+from tuner.layout import Layout, parse_layouts
 from tuner.report.conditions import repeat_command
 from tuner.report.tables import StudyFiles
 from tuner.study.plan import StudyPlan
 
 NOW = datetime(2026, 11, 21, 22, 0, tzinfo=UTC)
-FLAGS = "max-num-seqs max-num-batched-tokens gpu-memory-utilization tensor-parallel-size max-model-len"
+FLAGS = (
+    "max-num-seqs max-num-batched-tokens gpu-memory-utilization tensor-parallel-size max-model-len data-parallel-size"
+)
 SPACE = "parameters:\n  max-num-seqs: {log-int: [16, 256]}\n"
 MACHINES = {
     0: Machine(),
@@ -41,8 +45,10 @@ OPTIONS: dict[str, st.SearchStrategy[object]] = {
     "confirm": st.sampled_from([0, 2, 4, 7]),
     "time_budget": st.one_of(st.just("none"), seconds.map(lambda s: f"{s}s"), st.just("1h30m")),
     "patience": st.one_of(st.none(), st.integers(1, 99)),
-    "tensor_parallel_size": st.sampled_from([1, 2]),
-    "workers": st.one_of(st.none(), st.integers(1, 5)),
+    "layouts": st.sampled_from(["auto", "4x1,2x2", "1x4", "2x1,1x1x2", "1x2", "1x1"]),
+    "tensor_parallel_size": st.sampled_from([None, 1, 2]),
+    "door": st.sampled_from(["auto", "both", "vllm", "nginx"]),
+    "workers": st.sampled_from([None, 1, 2]),
     "seed": st.integers(0, 2**31),
     "storage": st.sampled_from([None, "postgresql://db/optuna?x='a b'"]),
     "load": st.sampled_from([None, "open", "closed"]),
@@ -52,7 +58,14 @@ OPTIONS: dict[str, st.SearchStrategy[object]] = {
     "burstiness": st.one_of(st.none(), st.sampled_from([0.3, 1.0, 2.5])),
     "warm_up_seconds": seconds,
     "start_limit_seconds": seconds,
-    "extra": st.sampled_from([(), ("--kv-cache-dtype", "fp8", "--served-model-name", "it's mine")]),
+    "extra": st.sampled_from(
+        [
+            (),
+            ("-tp", "1"),
+            ("--pipeline-parallel-size=1", "--block-size", "32"),
+            ("--kv-cache-dtype", "fp8", "--served-model-name", "it's mine"),
+        ]
+    ),
 }
 
 
@@ -101,16 +114,32 @@ def comparable(plan: StudyPlan) -> StudyPlan:
     return replace(plan, base=base, study="", storage=storage, created_at="")
 
 
+def fits(layouts: str, units: int) -> bool:
+    return units > 1 and all(
+        units // layout.ranks == layout.replicas for layout in parse_layouts(layouts) or (Layout(units),)
+    )
+
+
 @given(chosen=st.fixed_dictionaries(OPTIONS))
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_command_on_the_page_plans_the_same_study(
     chosen: dict[str, object], plan_of: Callable[[SearchOptions], StudyPlan]
 ) -> None:
     possible = dict(chosen)
-    if possible["gpus"] in (None, "0"):
-        possible["tensor_parallel_size"] = 1
+    if possible["gpus"] is not None:
+        possible["workers"] = None
+    workers = 2 if possible["workers"] == 2 else 1
+    units = {"0": 1, "0-3": 4, "1,3": 2, "0,2,3": 3}.get(str(possible["gpus"]), workers)
+    if units == 1 and possible["gpus"] is not None:
+        possible["tensor_parallel_size"] = None
+    if not fits(str(possible["layouts"]), units) or possible["tensor_parallel_size"]:
+        possible["layouts"] = "auto"
+    if possible["layouts"] != "auto" or possible["tensor_parallel_size"]:
+        possible["extra"] = ()
     if possible["levels"] is not None or possible["load"] == "closed":
         possible |= {"load": "closed", "burstiness": None}
+    if shutil.which("nginx") is None:
+        possible["door"] = "auto"
     plan = plan_of(SearchOptions(model="", study="first", **possible))  # type: ignore[arg-type]
     again = plan_of(parsed(repeat_command(StudyFiles(Path(), plan, None, None, ()))))
     assert again.study == "first-again"

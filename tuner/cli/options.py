@@ -75,8 +75,20 @@ def search_options(
     ] = None,
     studies: Studies = STUDIES,
     vllm: Vllm = VLLM,
-    tensor_parallel_size: Annotated[int, typer.Option(help="Number of GPUs of one server.")] = 1,
-    workers: Annotated[int | None, typer.Option(help="Number of servers at once. Default: one per GPU group.")] = None,
+    layouts: Annotated[
+        str,
+        typer.Option(help="Servers x GPUs of each, such as 4x1,2x2,1x4 (with pipeline-parallel 2x1x2), or auto."),
+    ] = "auto",
+    tensor_parallel_size: Annotated[
+        int | None, typer.Option(help="Number of GPUs of each server, as the only layout. Default: as --layouts says.")
+    ] = None,
+    door: Annotated[
+        str,
+        typer.Option(help="Door of several servers, vllm (its data parallelism), nginx, both (compared) or auto."),
+    ] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(help="Number of equal shares of the CPU cores, without GPUs. Default: 1.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the search and of the prompts.")] = 0,
     storage: Annotated[
         str | None, typer.Option(help="Optuna storage URL. Default: SQLite in the study's folder.")
@@ -106,7 +118,8 @@ def search_options(
         model=model, gpus=gpus, slos=tuple(slo or DEFAULT_SLOS), workload=workload, space=space,
         max_model_len=max_model_len, trials=trials,
         confirm=confirm, time_budget=time_budget, patience=patience, study=study, studies=studies, vllm=vllm,
-        tensor_parallel_size=tensor_parallel_size, workers=workers, seed=seed, storage=storage, load=load,
+        layouts=layouts, tensor_parallel_size=tensor_parallel_size, door=door, workers=workers,
+        seed=seed, storage=storage, load=load,
         probe_seconds=probe_seconds, burstiness=burstiness, levels=levels,
         level_seconds=level_seconds, warm_up_seconds=warm_up_seconds, start_limit_seconds=start_limit_seconds,
         changed_environment=ChangedEnvironment.ALLOWED if allow_changed_environment else ChangedEnvironment.REFUSED,

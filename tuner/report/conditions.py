@@ -6,6 +6,7 @@ import shlex
 from typing import NamedTuple
 
 from tuner import formatting
+from tuner.flagwords import words_for
 from tuner.report.quote import shell_word
 from tuner.report.tables import StudyFiles
 from tuner.report.translations import Words
@@ -108,20 +109,29 @@ def repeat_command(study: StudyFiles) -> str:
         ("vllm", None if plan.base.command == ("vllm", "serve") else shlex.join(plan.base.command)),
     ]
     words = [word for name, value in options if value is not None for word in (f"--{name}", _text(value))]
-    extra = ("--", *plan.base.extra) if plan.base.extra else ()
-    return " ".join(map(shell_word, ["tuner", "search", *words, *extra]))
+    extra = (*plan.base.extra, *_undivided(plan))
+    return " ".join(map(shell_word, ["tuner", "search", *words, *(("--", *extra) if extra else ())]))
 
 
 def _machine_options(plan: StudyPlan) -> list[tuple[str, str | float | None]]:
-    gpus = [str(gpu) for group in plan.groups for gpu in group.gpus]
-    size = max((len(group.gpus) for group in plan.groups), default=0)
-    # Without GPUs nothing else says how many servers run at once; with GPUs, the groups do.
-    workers = len(plan.groups) if not gpus and len(plan.groups) > 1 else None
+    has_gpus = any(group.gpus for group in plan.groups)
+    units = plan.units or tuple(sorted(unit for group in plan.groups for unit in group.gpus))
+    layouts = ",".join(map(str, plan.asked_layouts)) if plan.units else ""
+    # One door is named even if it was the only one of that machine: here, there may be others.
+    door = "both" if plan.compares_doors else plan.doors[0] if len(plan.doors) == 1 else None
     return [
-        ("gpus", ",".join(gpus) or None),
-        (knobs.TENSOR_PARALLEL, size if size > 1 else None),
-        ("workers", workers),
+        ("gpus", ",".join(map(str, units)) if has_gpus else None),
+        ("workers", len(plan.units) if plan.units and not has_gpus else None),
+        ("layouts", layouts or None),
+        ("door", door),
     ]
+
+
+def _undivided(plan: StudyPlan) -> tuple[str, ...]:
+    """Return vLLM's words for the layout of a server that has an undivided CPU."""
+    if plan.units or not plan.asked_layouts:
+        return ()
+    return tuple(word for flag, size in plan.asked_layouts[0].flags.items() for word in words_for(flag, size))
 
 
 def _load_options(plan: StudyPlan) -> list[tuple[str, str | float | None]]:

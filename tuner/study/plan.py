@@ -111,9 +111,10 @@ class StudyPlan:
     early after `patience` of its own starts without a gain (stopping.py); None, as in older plans, is never. `length`
     is the longest request that servers accept, None in older plans.
 
-    `layouts` are those that are searched; `ruled_out` are not started. `own_layout` is the default's: what a user
-    would type without tuner. `doors` can stand in front of several servers, the preferred one first. The others are
-    measured too where that one costs more than the accuracy, or always with `compares_doors`.
+    `layouts` are those that are searched; `ruled_out` are not started. `asked_layouts` are those that the user named,
+    none if the choice was tuner's. `units` are the given GPUs, or workers of a CPU. `own_layout` is the default's:
+    what a user would type without tuner. `doors` can stand in front of several servers, the preferred one first. The
+    others are measured too where that one costs more than the accuracy, or always with `compares_doors`.
     """
 
     study: str
@@ -136,6 +137,8 @@ class StudyPlan:
     length: RequestLength | None = None
     own_layout: Layout = field(default_factory=Layout)
     ruled_out: tuple[RuledOut, ...] = ()
+    asked_layouts: tuple[Layout, ...] = ()
+    units: tuple[int, ...] = ()
     doors: tuple[Door, ...] = ()
     compares_doors: bool = False
     schema: int = 3
