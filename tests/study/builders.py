@@ -14,7 +14,7 @@ from tuner.bench.level import Level, best_of
 from tuner.bench.measured import Measured, outcome_of
 from tuner.bench.task import RunLadder, Task
 from tuner.candidate import Candidate
-from tuner.launch import LaunchBase
+from tuner.launch import Door, LaunchBase
 from tuner.layout import Layout, PlacedLayout
 from tuner.load.workload import workload
 from tuner.measurement import ClientLoad, Distribution, Load, LoadKind, Measurement, ServerLoad
@@ -72,9 +72,11 @@ def layouts_plan(
     gpus: int = 4,
     own: Layout | None = None,
     starts: int = 30,
+    confirm_starts: int = 4,
+    doors: tuple[Door, ...] = (Door.VLLM, Door.NGINX),
 ) -> StudyPlan:
-    """Plan a study of several layouts, as config.py does. `own` is the default's layout, the last one if left out."""
-    made = plan(folder, starts=starts)
+    """Plan a study of layouts, as config.py does. `own` is the default's layout, the last one if left out."""
+    made = replace(plan(folder, starts=starts, confirm_starts=confirm_starts), doors=doors)
     sizes = [
         Parameter(flag, Kind.CHOICE, choices=tuple(sorted(of)))
         for flag, of in (
@@ -88,6 +90,9 @@ def layouts_plan(
         for layout in layouts
         if (n := layout.ranks)
     ]
+    if len(layouts) == 1:  # what all candidates share is no flag of a candidate
+        fixed = tuple((flag, size) for flag, size in layouts[0].flags.items() if size != 1)
+        made = replace(made, base=replace(made.base, fixed=fixed))
     space = replace(made.space, parameters=(*sizes, *made.space.parameters))
     return replace(made, space=space, layouts=tuple(placed), own_layout=own or layouts[-1])
 

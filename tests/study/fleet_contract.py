@@ -25,6 +25,9 @@ FleetFactory = Callable[[Sequence[GpuGroup], Work, Store, Emit, threading.Event]
 """Builds a fleet over GPU groups: it runs `Work`, saves to the store, delivers events, and stops by the event."""
 
 GROUPS = (GpuGroup((0,)), GpuGroup((1,)))
+PAIR, APART = GpuGroup((0, 1)), GpuGroup((2,))
+"""A larger slot over both groups, and one that shares no GPU with them."""
+
 TIMEOUT_S = 20.0
 
 
@@ -96,6 +99,48 @@ class FleetContract:
             futures = [fleet.submit(self.assignment(store, group)) for _ in range(3) for group in GROUPS]
             assert {future.result(TIMEOUT_S).start.group for future in futures} == {group.name for group in GROUPS}
         assert most == dict.fromkeys(GROUPS, 1)
+
+    def test_slots_that_share_a_gpu_take_turns_in_the_order_of_their_assignments(
+        self, factory: FleetFactory, store: Store, stop: threading.Event
+    ) -> None:
+        """A large slot waits for the small ones before it, and later small ones wait for it."""
+        order = [GROUPS[0], PAIR, GROUPS[1], GROUPS[0], PAIR, PAIR, GROUPS[0], GROUPS[1]] * 12
+        lock = threading.Lock()
+        busy: set[int] = set()
+        began: list[int] = []
+
+        def work(assignment: Assignment, emit: Emit) -> TrialRecord:
+            with lock:
+                assert not busy & assignment.units
+                busy.update(assignment.units)
+                began.append(assignment.trial)
+            record = made(assignment, emit)
+            with lock:
+                busy.difference_update(assignment.units)
+            return record
+
+        with factory((*GROUPS, PAIR), work, store, lambda _: None, stop) as fleet:
+            for future in [fleet.submit(self.assignment(store, group)) for group in order]:
+                future.result(TIMEOUT_S)
+        for group in GROUPS:
+            uses_it = [trial for trial, slot in enumerate(order) if slot.units & group.units]
+            assert [trial for trial in began if trial in uses_it] == uses_it
+
+    def test_an_assignment_passes_those_that_wait_for_other_gpus(
+        self, factory: FleetFactory, store: Store, stop: threading.Event
+    ) -> None:
+        passed = threading.Event()
+
+        def work(assignment: Assignment, emit: Emit) -> TrialRecord:
+            if assignment.groups == (APART,):
+                passed.set()
+            else:
+                assert passed.wait(TIMEOUT_S)
+            return made(assignment, emit)
+
+        with factory((*GROUPS, PAIR, APART), work, store, lambda _: None, stop) as fleet:
+            futures = [fleet.submit(self.assignment(store, group)) for group in (GROUPS[0], PAIR, PAIR, APART)]
+            assert [future.result(TIMEOUT_S).trial for future in futures] == [0, 1, 2, 3]
 
     def test_stop_ends_what_runs_and_refuses_what_comes(
         self, factory: FleetFactory, store: Store, stop: threading.Event

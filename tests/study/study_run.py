@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tests.fakes import ScriptedClock
 from tests.study.builders import landscape
+from tuner.candidate import Candidate
 from tuner.environment import describe
 from tuner.study.assignment import Assignment
 from tuner.study.events import Event
@@ -27,7 +28,14 @@ DEFAULTS = vllm_defaults("0.32.0", ())
 class StudyRun:
     """A study on a made-up server, with every event kept."""
 
-    def __init__(self, made: StudyPlan, run_trial: Callable[[Assignment], TrialRecord] = landscape) -> None:
+    def __init__(
+        self,
+        made: StudyPlan,
+        run_trial: Callable[[Assignment], TrialRecord] = landscape,
+        first: Iterable[Candidate] | None = None,
+    ) -> None:
+        """Make a study whose first candidates are `first`, else those that the product would choose."""
+        setting = StudySetting.of(made, DEFAULTS)
         self.store = Store(Path(made.storage.removeprefix("sqlite:///")).parent)
         self.store.create()
         self.store.save_plan(made, describe("0.32.0", made.model, (), None))
@@ -37,7 +45,7 @@ class StudyRun:
         self.loop = Loop(
             plan=made,
             store=self.store,
-            search=Search(StudySetting.of(made, DEFAULTS), seeds(StudySetting.of(made, DEFAULTS))),
+            search=Search(setting, seeds(setting) if first is None else first),
             fleet=LocalFleet(made.groups, lambda assignment: self.run_trial(assignment), self.store, self.stop),
             clock=ScriptedClock(),
             emit=self.events.append,

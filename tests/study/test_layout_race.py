@@ -15,7 +15,8 @@ from tuner import jsonfile
 from tuner.candidate import Candidate
 from tuner.layout import Layout
 from tuner.server.diagnosis import Bound
-from tuner.study.layout_race import FIRST_HEADROOM, MOST_REFUSED, headroom, kept, standing
+from tuner.study.disturbance import kept
+from tuner.study.layout_race import FIRST_HEADROOM, MOST_REFUSED, headroom, standing
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import LayoutStanding, WhyDropped

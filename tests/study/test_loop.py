@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import ScriptedClock
-from tests.study.builders import MACHINE, landscape, plan, with_start
+from tests.study.builders import MACHINE, landscape, layouts_plan, plan, with_start
 from tests.study.study_run import StudyRun
 from tuner import jsonfile
+from tuner.candidate import Candidate, Value
 from tuner.errors import EnvironmentFaultError
+from tuner.layout import Layout
 from tuner.server.diagnosis import Bound
 from tuner.study.assignment import Assignment
 from tuner.study.events import GroupQuarantined, GroupsCompared, RuleApplied, TrialStarted
+from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision
 from tuner.study.store import ASSIGNMENT, Store
@@ -162,20 +165,82 @@ class Together:
         return made
 
 
-def test_groups_are_checked_side_by_side_and_finalists_measured_alone(tmp_path: Path) -> None:
+def test_a_layouts_places_are_checked_side_by_side_and_finalists_measured_alone(tmp_path: Path) -> None:
     server = Together()
-    run = StudyRun(plan(tmp_path / "s", starts=8, groups=2), server)
+    run = StudyRun(layouts_plan(tmp_path / "s", [Layout(2)], gpus=2, starts=8), server)
     result = run.loop.run()
     assert result.complete
-    assert {r.start.group for r in run.store.records()} == {"gpu0", "gpu1"}
+    assert {r.start.group for r in run.store.records() if r.role is not Role.CONFIRM} == {"gpu0", "gpu1"}
+    assert {r.start.group for r in run.store.records() if r.role is Role.CONFIRM} == {"gpu0+gpu1"}
     assert len({e.trial for e in run.events if isinstance(e, TrialStarted)}) == result.starts
     assert server.most[Role.DEFAULT] == 1
     assert server.most[Role.CHECK] == 2
     assert server.most[Role.CONFIRM] == 1
     (compared,) = (e for e in run.events if isinstance(e, GroupsCompared))
-    assert compared.groups == 2
+    assert (compared.layout, compared.groups) == (Layout(2), 2)
     assert compared.alone_qps is not None
     assert compared.slowest_qps == pytest.approx(0.9 * compared.alone_qps)
+
+
+class Machine:
+    """GPUs that hold no two servers at once. A search trial that leaves GPUs free waits a moment for a companion."""
+
+    def __init__(self, plan: StudyPlan) -> None:
+        self.beside: dict[int, set[int]] = {}
+        self._plan = plan
+        self._running: dict[int, Assignment] = {}
+        self._changed = threading.Condition()
+
+    def __call__(self, assignment: Assignment) -> TrialRecord:
+        with self._changed:
+            assert not any(other.units & assignment.units for other in self._running.values())
+            self._running[assignment.trial] = assignment
+            for trial in self._running:
+                self.beside.setdefault(trial, set()).update(self._running)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: len(self._running) > 1 or not self._may_have_company(assignment), 0.3)
+        made = landscape(assignment)
+        with self._changed:
+            del self._running[assignment.trial]
+        return made
+
+    def _may_have_company(self, assignment: Assignment) -> bool:
+        return assignment.role in (Role.SEED, Role.SEARCH) and self._plan.layout_of(assignment.candidate).replicas > 1
+
+
+FOUR, TWO, ONE = Layout(4), Layout(2, 2), Layout(1, 4)
+
+
+def in_turn(made: StudyPlan, *layouts: Layout) -> list[Candidate]:
+    """Seeds of these layouts, in this order."""
+    return [Candidate.of({**LARGE, **layout.flags, "max-num-seqs": 100 + i}) for i, layout in enumerate(layouts)]
+
+
+LARGE: dict[str, Value] = {"max-num-batched-tokens": 4096, "gpu-memory-utilization": 0.9}
+
+
+def test_trials_of_different_layouts_run_at_once_and_share_no_gpu(tmp_path: Path) -> None:
+    made = layouts_plan(tmp_path / "s", starts=10)
+    machine = Machine(made)
+    run = StudyRun(made, machine, in_turn(made, FOUR, TWO, ONE, TWO, FOUR, FOUR, ONE))
+    assert run.loop.run().complete
+    records = {r.trial: r for r in run.store.records()}
+    layouts = {
+        trial: {made.layout_of(records[t].candidate) for t in others} for trial, others in machine.beside.items()
+    }
+    assert {FOUR, TWO} in layouts.values()
+    assert all(found == {ONE} for trial, found in layouts.items() if made.layout_of(records[trial].candidate) == ONE)
+    for r in records.values():
+        assert r.replicas == (1 if r.role is Role.CONFIRM else made.layout_of(r.candidate).replicas)
+
+
+def test_a_proposal_that_waits_for_its_gpus_is_not_overtaken(tmp_path: Path) -> None:
+    made = layouts_plan(tmp_path / "s", starts=9)
+    wanted = in_turn(made, FOUR, ONE, FOUR, FOUR, TWO, ONE)
+    run = StudyRun(made, Machine(made), wanted)
+    run.loop.run()
+    started = [e.candidate for e in run.events if isinstance(e, TrialStarted) and e.role is Role.SEED]
+    assert started == wanted
 
 
 def test_a_group_whose_memory_does_not_come_back_is_left_alone_and_the_other_goes_on(tmp_path: Path) -> None:

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import ScriptedClock
+from tests.study.builders import layouts_plan
 from tests.study.open_server import capacity, open_plan, open_trial
 from tests.study.study_run import StudyRun
 from tuner.bench.capacity_search import Ended
+from tuner.layout import Layout
 from tuner.study.assignment import Assignment
 from tuner.study.events import GroupsCompared, SearchEnded
+from tuner.study.plan import OpenSearch
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision
 from tuner.study.stopping import SearchEnd
@@ -112,9 +115,10 @@ def test_a_finalist_whose_claim_fails_makes_room_for_the_next(tmp_path: Path) ->
     assert result.winner is not None and result.winner.candidate.id not in refuted
 
 
-def test_groups_are_compared_by_the_closed_loop_that_fills_them(tmp_path: Path) -> None:
+def test_the_places_of_a_layout_are_compared_by_the_closed_loop_that_fills_them(tmp_path: Path) -> None:
     machine = Seen()
-    run = StudyRun(open_plan(tmp_path / "s", starts=6, groups=2), machine)
+    two = layouts_plan(tmp_path / "s", [Layout(2)], gpus=2, starts=6)
+    run = StudyRun(replace(two, load=OpenSearch(0.0)), machine)
     assert run.loop.run().complete
     (compared,) = (e for e in run.events if isinstance(e, GroupsCompared))
     assert compared.slowest_qps == compared.alone_qps is not None

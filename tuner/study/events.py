@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tuner.candidate import Candidate
+from tuner.layout import Layout
 from tuner.measurement import Measurement
 from tuner.study.learnt import LearntRule
 from tuner.study.record import Role, TrialRecord
@@ -63,8 +64,9 @@ class LayoutDropped:
 
 @dataclass(frozen=True, slots=True)
 class GroupsCompared:
-    """QPS of the default alone and on the slowest group. None if not measured."""
+    """QPS of a layout's default alone and on the slowest of its places at once. None if not measured."""
 
+    layout: Layout
     alone_qps: float | None
     slowest_qps: float | None
     groups: int

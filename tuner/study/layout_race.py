@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from tuner.layout import Layout
-from tuner.measurement import LoadKind, Measurement
 from tuner.study.confirm import finalists
+from tuner.study.disturbance import kept
 from tuner.study.feedback import feedback_for
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
@@ -46,26 +46,6 @@ def standing(plan: StudyPlan, records: Sequence[TrialRecord]) -> tuple[LayoutSta
     shown = {layout: _Shown.of(plan, records, layout, trials) for layout, trials in mine.items()}
     return tuple(found.standing if layout in own else _judged(plan, found, shown.values())
                  for layout, found in shown.items())  # fmt: skip
-
-
-def kept(plan: StudyPlan, records: Iterable[TrialRecord], layout: Layout) -> float | None:
-    """Return the share of its QPS that the slowest of a layout's servers keeps while all of them are loaded. None if
-    that was not measured."""
-    mine = [r for r in records if plan.layout_of(r.candidate) == layout]
-    defaults = (in_closed_loop(r) for r in mine if r.role is Role.DEFAULT and r.levels)
-    alone = next((level for level in defaults if level is not None), None)
-    together = [r.levels[0].measurement.qps for r in mine if r.role is Role.CHECK and r.levels]
-    slowest = min((qps for qps in together if qps is not None), default=None)
-    if alone is None or not alone.qps or slowest is None:
-        return None
-    return min(1.0, slowest / alone.qps)
-
-
-def in_closed_loop(record: TrialRecord) -> Measurement | None:
-    """Return the level that the servers of a layout repeat together. It is the one that counts, or the saturation.
-    None if there is neither."""
-    closed = [level.measurement for level in record.levels if level.measurement.load.kind is LoadKind.CLOSED]
-    return record.best_level if record.best_level in closed else next(iter(closed), None)
 
 
 @dataclass(frozen=True, slots=True)

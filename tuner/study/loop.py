@@ -1,9 +1,9 @@
-"""The coordinator of a study: search, comparison of GPU groups, confirmation, result."""
+"""The coordinator of a study: search, checks of layouts, confirmation, result."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -12,11 +12,12 @@ from tuner.bench.task import Task
 from tuner.candidate import Candidate
 from tuner.clock import Clock
 from tuner.errors import EnvironmentFaultError
-from tuner.measurement import LoadKind, Measurement
+from tuner.layout import Layout, PlacedLayout
 from tuner.placement import GpuGroup
 from tuner.study import confirm, forecast
 from tuner.study.assignment import Assignment, check_task, confirm_task, search_task
 from tuner.study.conclusion import conclude
+from tuner.study.disturbance import in_closed_loop
 from tuner.study.events import (
     Event,
     GroupQuarantined,
@@ -58,6 +59,7 @@ class Loop:
     _records: list[TrialRecord] = field(default_factory=list, init=False)
     _running: dict[Future[TrialRecord], Assignment] = field(default_factory=dict, init=False)
     _attempts: Counter[str] = field(default_factory=Counter, init=False)
+    _held: Proposal | None = field(default=None, init=False)
     _quarantined: set[int] = field(default_factory=set, init=False)
     _began_ns: int = field(default=0, init=False)
     _spent_before_s: float = field(default=0.0, init=False)
@@ -84,71 +86,110 @@ class Loop:
     # --- search
 
     def _search(self) -> None:
-        """Keep every slot busy until the search ends."""
+        """Keep the machine busy until the search ends."""
         end: SearchEnd | None = None
         while True:
             if not self._running:
-                self._compare_groups()
+                self._check_layouts()
             if end is not SearchEnd.EXHAUSTED:
-                end = self._fill_slots()
+                end = self._fill_groups()
             if not self._running:
                 break
             self._finish_next()  # it may bring a gain or free time, so that the search goes on after all
+        if self._held is not None:
+            self.search.requeue(self._held.number)
+            self._held = None
         if end is not None:
             self.emit(SearchEnded(end, self.plan.patience))
 
-    def _fill_slots(self) -> SearchEnd | None:
-        """Start trials on the free slots. Returns why no more are started, or None if all slots are busy."""
-        while (group := self._free_group()) is not None and not self.fleet.stopped:
+    def _fill_groups(self) -> SearchEnd | None:
+        """Start trials on free groups. Returns why no more are started, or None if the next one has to wait.
+
+        A proposal whose layout has no free group is held, and none is asked before it runs. Otherwise smaller
+        layouts would take every GPU that a larger one waits for.
+        """
+        while not self.fleet.stopped and (self._held is not None or self._free(self.plan.groups)):
             end = search_end(self.plan, self._records, self._elapsed_s, len(self._running))
             if end is not None:
                 return end
             self.store.need_room()
-            try:
-                proposal = self.search.ask()
-            except SpaceExhaustedError:
-                return SearchEnd.EXHAUSTED
-            for rule in proposal.newly_applied:
-                self.emit(RuleApplied(rule))
-            self._submit(self._assignment(proposal, group))
+            if self._held is None:
+                try:
+                    self._held = self._ask()
+                except SpaceExhaustedError:
+                    return SearchEnd.EXHAUSTED
+            group = self._group_for(self._held)
+            if group is None:
+                return None
+            assignment, self._held = self._assignment(self._held, group), None
+            self._submit(assignment)
         return None
 
-    def _free_group(self) -> GpuGroup | None:
-        """Find a group for the next trial of the search. The first trial runs alone: groups are compared with it."""
-        if not self._records and self._running:
+    def _ask(self) -> Proposal:
+        proposal = self.search.ask()
+        for rule in proposal.newly_applied:
+            self.emit(RuleApplied(rule))
+        return proposal
+
+    def _group_for(self, proposal: Proposal) -> GpuGroup | None:
+        """Find a free group of a proposal's layout. None if it has to wait."""
+        if self._running and self._is_alone(proposal.role, proposal.candidate):
             return None
-        busy = {unit for assignment in self._running.values() for unit in assignment.units}
-        return next((group for group in self._healthy_groups if not group.units & busy), None)
+        groups = self.plan.placed(self.plan.layout_of(proposal.candidate)).groups
+        return next(iter(self._free(groups)), None)
+
+    def _free(self, groups: Iterable[GpuGroup]) -> list[GpuGroup]:
+        """List the groups that a trial of the search may use now."""
+        running = self._running.values()
+        if any(self._is_alone(assignment.role, assignment.candidate) for assignment in running):
+            return []
+        busy = {unit for assignment in running for unit in assignment.units}
+        return [group for group in self._healthy(groups) if not group.units & busy]
+
+    def _is_alone(self, role: Role, candidate: Candidate) -> bool:
+        """Return True if nothing else may run beside a trial: the study's first, and what a check is compared with."""
+        several = self.plan.layout_of(candidate).replicas > 1
+        return role is Role.DEFAULT and (several or candidate == self.plan.baseline)
 
     def _assignment(self, proposal: Proposal, group: GpuGroup) -> Assignment:
         self._attempts[proposal.candidate.id] += 1
-        # The default never races: a gain over it needs its own figure, also if its first start was interrupted.
+        # A default never races: a gain over it needs its own figure, also if its first start was interrupted.
         best = None if proposal.role is Role.DEFAULT else confirm.incumbent(self._records)
+        replicas = self.plan.layout_of(proposal.candidate).replicas
         return Assignment(
             trial=self.store.new_trial(),
             role=proposal.role,
             candidate=proposal.candidate,
             groups=(group,),
-            task=search_task(self.plan.load, best),
+            task=search_task(self.plan.load, best, replicas),
             warm_up_s=self.plan.load.warm_up_s,
             search_trial=proposal.number,
             attempt=self._attempts[proposal.candidate.id],
+            replicas=replicas,
         )
 
-    def _compare_groups(self) -> None:
-        """Run the default on all groups at once, to compare with the default alone. Once in a study."""
-        alone = next((_in_closed_loop(r) for r in self._records if r.role is Role.DEFAULT and r.levels), None)
-        checked = any(r.role is Role.CHECK for r in self._records)
-        if len(self.fleet.groups) == 1 or alone is None or checked or self.fleet.stopped:
+    def _check_layouts(self) -> None:
+        """Check every layout whose default has run alone by now."""
+        for placed in self.plan.layouts:
+            if not self.fleet.stopped:
+                self._check(placed)
+
+    def _check(self, placed: PlacedLayout) -> None:
+        """Run a layout's default on all its places at once, to compare with the default alone. Once in a study."""
+        default, groups = self.plan.default_of(placed.layout), self._machine(placed)
+        own = [r for r in self._records if r.candidate == default]
+        alone = next((in_closed_loop(r) for r in own if r.role is Role.DEFAULT and r.levels), None)
+        checked = any(r.role is Role.CHECK and r.outcome is not TrialOutcome.INTERRUPTED for r in own)
+        if placed.layout.replicas == 1 or groups is None or alone is None or checked:
             return
         task = check_task(self.plan.load, alone)
-        for group in self._healthy_groups:
-            self._submit(self._fresh(Role.CHECK, self.plan.baseline, group, task))
+        for group in groups:
+            self._submit(self._fresh(Role.CHECK, default, (group,), task))
         self._finish_running()
-        together = [r for r in self._records if r.role is Role.CHECK]
+        together = [r for r in self._records if r.role is Role.CHECK and r.candidate == default]
         figures = [r.levels[0].measurement.qps for r in together if r.levels]
         slowest = min((qps for qps in figures if qps is not None), default=None)
-        self.emit(GroupsCompared(alone.qps, slowest, len(together)))
+        self.emit(GroupsCompared(placed.layout, alone.qps, slowest, len(together)))
 
     # --- confirmation
 
@@ -158,12 +199,13 @@ class Loop:
             found = confirm.next_to_confirm(self.plan, self._records)
             if found is None or not self._in_time_to_confirm(found):
                 return
-            group = self._healthy_groups[0]
+            groups = self._machine(self.plan.placed(self.plan.layout_of(found.candidate)))
+            assert groups is not None
             runs = confirm.fresh_runs(self._records, found.candidate)
             # Claims of winner and default share their traffic: the first of each has one, the second another.
             traffic = 1 if isinstance(self.plan.load, Ladder) else 1 + len(runs)
             task = confirm_task(self.plan.load, found, runs)
-            self._submit(self._fresh(Role.CONFIRM, found.candidate, group, task, traffic))
+            self._submit(self._fresh(Role.CONFIRM, found.candidate, groups, task, traffic))
             self._finish_running()
 
     def _in_time_to_confirm(self, found: TrialRecord) -> bool:
@@ -176,25 +218,37 @@ class Loop:
 
     # --- trials
 
+    def _healthy(self, groups: Iterable[GpuGroup]) -> list[GpuGroup]:
+        return [group for group in groups if not group.units & self._quarantined]
+
+    def _machine(self, placed: PlacedLayout) -> tuple[GpuGroup, ...] | None:
+        """Return the places of all servers of a layout at once, None if too many are quarantined."""
+        places = tuple(self._healthy(placed.groups)[: placed.layout.replicas])
+        return places if len(places) == placed.layout.replicas else None
+
     @property
-    def _healthy_groups(self) -> list[GpuGroup]:
-        return [group for group in self.fleet.groups if not group.units & self._quarantined]
+    def _broken_layouts(self) -> frozenset[Layout]:
+        """The layouts that cannot run as a whole any more."""
+        return frozenset(placed.layout for placed in self.plan.layouts if self._machine(placed) is None)
 
     @property
     def _elapsed_s(self) -> float:
         return self._spent_before_s + (self.clock.now_ns() - self._began_ns) / 1e9
 
-    def _fresh(self, role: Role, candidate: Candidate, group: GpuGroup, task: Task, traffic: int = 1) -> Assignment:
+    def _fresh(
+        self, role: Role, candidate: Candidate, groups: tuple[GpuGroup, ...], task: Task, traffic: int = 1
+    ) -> Assignment:
         """Return an assignment that answers no proposal, on traffic that the search has not seen."""
         return Assignment(
             trial=self.store.new_trial(),
             role=role,
             candidate=candidate,
-            groups=(group,),
+            groups=groups,
             task=task,
             warm_up_s=self.plan.load.warm_up_s,
             search_trial=None,
             traffic=traffic,
+            replicas=self.plan.layout_of(candidate).replicas // len(groups) if role is Role.CHECK else 1,
         )
 
     def _submit(self, assignment: Assignment) -> None:
@@ -235,9 +289,11 @@ class Loop:
             return
         self._quarantined |= assignment.units
         self.emit(GroupQuarantined(assignment.place, record.trial, left))
-        if not self._healthy_groups:
+        if len(self._broken_layouts) == len(self.plan.layouts):
+            usable = bool(self._healthy(self.plan.groups))
+            what = "no layout is whole" if usable else "no GPU group is usable"
             raise EnvironmentFaultError(
-                f"no GPU group is usable any more: {left} of trial {record.trial:04d} did not go away",
+                f"{what} any more: {left} of trial {record.trial:04d} did not go away",
                 hint=f"end what holds it (nvidia-smi names the processes), then: {self.store.resume_command}",
             )
 
@@ -278,9 +334,3 @@ class Loop:
     def _save(self, result: StudyResult) -> None:
         self.store.save_result(result)
         self.on_result(result)
-
-
-def _in_closed_loop(record: TrialRecord) -> Measurement | None:
-    """Return the level that the comparison of groups repeats. It is the one that counts, or the saturation."""
-    closed = [level.measurement for level in record.levels if level.measurement.load.kind is LoadKind.CLOSED]
-    return record.best_level if record.best_level in closed else next(iter(closed), None)
