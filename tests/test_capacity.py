@@ -21,7 +21,7 @@ from tuner.capacity import (
     calibrated,
     model_memory,
 )
-from tuner.model import UnknownModelError
+from tuner.model import UnknownModelError, shape_from_config
 from tuner.sim import ClosedLoop, EngineArguments, Shape, Started, hardware_profile, load_model, simulate, startup
 from tuner.vllm.facts import parse_facts
 
@@ -124,6 +124,27 @@ def test_weights_without_files_come_from_the_config_and_are_split_over_the_gpus(
     assert whole.weights_bytes / GIB == pytest.approx(14.96, abs=0.01)  # "Model loading took 14.96 GiB"
     quarter = memory(tmp_path, LLAMA_3_8B, replace(DEFAULT, tensor_parallel_size=4))
     assert quarter.weights_bytes == whole.weights_bytes // 4
+
+
+@pytest.mark.parametrize(
+    ("config", "stages", "layers"),
+    [
+        (LLAMA_3_8B, 3, (11, 11, 10)),
+        (LLAMA_3_8B, 4, (8, 8, 8, 8)),
+        (QWEN3_8B, 5, (7, 7, 7, 8, 7)),
+        (TINY, 3, (1, 2, 1)),
+    ],
+)
+def test_stages_share_the_layers_as_vllm_does_and_the_fullest_counts(
+    config: dict[str, object], stages: int, layers: tuple[int, ...], tmp_path: Path
+) -> None:
+    whole = memory(tmp_path, config)
+    part = memory(tmp_path, config, replace(DEFAULT, pipeline_parallel_size=stages))
+    assert shape_from_config("x", config).stages(stages) == layers
+    assert part.kv_bytes_per_token == whole.kv_bytes_per_token * max(layers) / sum(layers)
+    assert whole.weights_bytes is not None and part.weights_bytes is not None
+    assert whole.weights_bytes / stages <= part.weights_bytes < whole.weights_bytes
+    assert part.not_modelled == whole.not_modelled
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 It rules out, orders and explains; it measures nothing. An estimate is a range, `Span`, until a first start's log
 replaces it.
 
+With pipeline parallelism it is that of the fullest stage.
+
 On each GPU: memory · gpu-memory-utilization = weights + overhead + KV cache (vLLM, v1/worker/gpu_worker.py
 determine_available_memory). The overhead is a profiling step's activations and copies of the logits, CUDA graphs,
 memory outside torch, and the driver's own share.
@@ -83,6 +85,7 @@ class ServerFlags:
     max_num_seqs: int
     block_tokens: int
     tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
     dtype: str = "auto"
     kv_cache_dtype: str = "auto"
     quantization: str | None = None
@@ -147,7 +150,7 @@ def model_memory(folder: Path, flags: ServerFlags) -> ModelMemory:
         raise UnknownModelError(f"{hybrid[0]} in config.json: which of the layers keep a KV cache is not read from it")
     shape = shape_from_config(str(folder), config).at(flags.dtype)
     element, notes = _kv_element(config, shape, flags)
-    per_token = shape.kv_bytes_per_token(element, flags.tensor_parallel_size)
+    per_token = shape.kv_bytes_per_token(element, flags.tensor_parallel_size, flags.pipeline_parallel_size)
     if not per_token:
         raise UnknownModelError("no layer of the model keeps a KV cache")
     running = _quantised(config, shape, flags)
@@ -156,7 +159,9 @@ def model_memory(folder: Path, flags: ServerFlags) -> ModelMemory:
     forward = shape.forward_bytes(flags.max_num_batched_tokens, flags.tensor_parallel_size)
     low, high = (forward + n * logits + more for n, more in zip(LOGITS_COPIES, FIXED_BYTES, strict=True))
     return ModelMemory(
-        weights_bytes=None if weights is None else weights // flags.tensor_parallel_size,
+        weights_bytes=None
+        if weights is None
+        else _of_fullest_stage(weights, shape, flags) // flags.tensor_parallel_size,
         weights_from=source,
         kv_bytes_per_token=per_token,
         block_tokens=flags.block_tokens,
@@ -248,6 +253,16 @@ def _weights(folder: Path, config: Mapping[str, object], shape: ModelShape) -> t
     if any(config.get(key) for key in WEIGHT_KEYS):
         return None, WeightsFrom.NOWHERE
     return int(shape.weights_bytes), WeightsFrom.CONFIG
+
+
+def _of_fullest_stage(weights: int, shape: ModelShape, flags: ServerFlags) -> int:
+    """Return the weights of the fullest pipeline stage. The first has the embedding, the last the output matrix."""
+    layers = shape.stages(flags.pipeline_parallel_size)
+    if len(layers) == 1:
+        return weights
+    matrix = shape.head_parameters * shape.activation_bytes
+    each = (weights - matrix * (1 if shape.tied_embeddings else 2)) / shape.layers
+    return int(max(each * max(layers), each * max(layers[0], layers[-1]) + matrix))
 
 
 def _file_bytes(folder: Path) -> int:

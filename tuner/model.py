@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,15 +121,22 @@ class ModelShape:
         once: residual, input, output and all-reduce buffer. Gate, up and their product are split over the ranks."""
         return tokens * (4 * self.hidden + 3 * self.intermediate // ranks) * self.activation_bytes
 
-    def kv_bytes_per_token(self, kv_bytes: int, ranks: int = 1) -> int:
-        """Return one token's KV bytes on one of `ranks`.
+    def stages(self, count: int) -> tuple[int, ...]:
+        """Return the layers of each pipeline stage (vLLM, distributed/utils.py get_pp_indices)."""
+        layers = [self.layers // count] * count
+        for i in range(self.layers % count):
+            layers[-2 - i] += 1  # the last stage has the output matrix already
+        return tuple(layers)
+
+    def kv_bytes_per_token(self, kv_bytes: int, ranks: int = 1, stages: int = 1) -> int:
+        """Return one token's KV bytes on one of `ranks`, in the largest of so many pipeline `stages`.
 
         They are 2 (K and V) · attention layers · KV heads · head dimension · `kv_bytes` of an element. Ranks share
         the KV heads; with more ranks than heads each keeps a copy of one. MLA keeps one latent vector for all heads,
         whole on every rank (vLLM, v1/kv_cache_interface.py MLAAttentionSpec).
         """
         width = self.latent_width or 2 * max(1, self.kv_heads // ranks) * self.head_dim
-        return self.attention_layers * width * kv_bytes
+        return math.ceil(self.attention_layers * max(self.stages(stages)) / self.layers) * width * kv_bytes
 
 
 def folder_of(model: str) -> Path | None:

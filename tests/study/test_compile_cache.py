@@ -38,9 +38,15 @@ def test_sizes_and_whatever_is_not_known_to_be_left_out_make_another_key(flag: s
 
 @pytest.mark.parametrize(
     "flag",
-    ["gpu-memory-utilization", "kv-cache-memory-bytes", "long-prefill-token-threshold", "enable-chunked-prefill"],
+    [
+        "gpu-memory-utilization",
+        "kv-cache-memory-bytes",
+        "long-prefill-token-threshold",
+        "enable-chunked-prefill",
+        "data-parallel-size",
+    ],
 )
-def test_memory_and_scheduling_are_not_compiled_in(flag: str) -> None:
+def test_memory_scheduling_and_the_number_of_servers_are_not_compiled_in(flag: str) -> None:
     assert compile_key(Candidate.of({**SMALL, flag: 0.5})) == compile_key(Candidate.of(SMALL))
 
 
@@ -53,6 +59,11 @@ def test_the_first_start_of_a_key_is_cold_and_later_ones_are_warm() -> None:
         started(4, {}),
     ]
     assert cache_states(records) == {0: Cache.COLD, 1: Cache.COLD, 2: Cache.COLD, 3: Cache.WARM, 4: Cache.WARM}
+
+
+def test_vllms_own_data_parallelism_compiles_apart() -> None:
+    records = [started(0, SMALL), with_words(started(1, SMALL), "--data-parallel-size", "2"), started(2, SMALL)]
+    assert cache_states(records) == {0: Cache.COLD, 1: Cache.COLD, 2: Cache.WARM}
 
 
 def test_what_a_refused_start_left_in_the_cache_is_not_known() -> None:

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.study.builders import plan, record, with_start
+from tests.study.builders import layouts_plan, plan, record, with_start
 from tests.test_capacity import LLAMA_3_8B
 from tuner.candidate import Candidate
 from tuner.capacity import GIB
 from tuner.environment import Gpu
+from tuner.layout import Layout
 from tuner.model import UnknownModelError
 from tuner.space.parameter import Kind, Parameter
-from tuner.study.kv_budget import KvTable, kv_table
+from tuner.study.kv_budget import KvTable, default_room, fullest, kv_table
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
 from tuner.study.setting import StudySetting
@@ -122,3 +123,58 @@ def test_the_share_that_a_candidate_had_is_the_one_that_calibrates(tmp_path: Pat
     assert (
         dict(kv_table(StudySetting.of(planned(tmp_path), DEFAULTS, H100), (first,)).rows)[0.80].kv_tokens.low == 360_000
     )
+
+
+# ── several layouts
+
+ONE, TWO, STAGES = Layout(4, 1), Layout(2, 2), Layout(2, 1, 2)
+
+
+def of_layouts(folder: Path) -> StudySetting:
+    made = layouts_plan(folder / "study", (ONE, TWO, STAGES))
+    (folder / "config.json").write_text(json.dumps(LLAMA_3_8B))
+    return StudySetting.of(replace(made, model=str(folder)), DEFAULTS, H100)
+
+
+def test_a_server_over_two_gpus_has_half_the_bytes_of_a_token_on_each_and_more_than_twice_the_tokens(
+    tmp_path: Path,
+) -> None:
+    setting = of_layouts(tmp_path)
+    tables = {layout: kv_table(setting, layout=layout) for layout in (ONE, TWO, STAGES)}
+    for layout in (TWO, STAGES):
+        assert tables[layout].memory.kv_bytes_per_token == tables[ONE].memory.kv_bytes_per_token / 2
+        for (value, one), (same, two) in zip(tables[ONE].rows, tables[layout].rows, strict=True):
+            assert value == same
+            assert two.kv_tokens.low > 2 * one.kv_tokens.low  # the weights are halved too
+    assert fullest(setting, TWO)["max-num-seqs"] > 2 * fullest(setting, ONE)["max-num-seqs"]
+
+
+def test_stages_have_half_of_the_layers_and_one_matrix_of_the_vocabulary(tmp_path: Path) -> None:
+    setting = of_layouts(tmp_path)
+    one, stages = (kv_table(setting, layout=layout).memory.weights_bytes for layout in (ONE, STAGES))
+    assert one is not None and stages == one // 2  # the embedding is as large as the output matrix
+    assert kv_table(setting, layout=STAGES).memory.not_modelled == ()
+
+
+def test_the_number_of_servers_changes_nothing_of_one(tmp_path: Path) -> None:
+    setting = of_layouts(tmp_path)
+    assert kv_table(setting, layout=ONE) == kv_table(setting, layout=Layout(1, 1))
+    assert "data-parallel-size" not in " ".join(kv_table(setting, layout=ONE).memory.not_modelled)
+
+
+def test_a_layouts_table_is_calibrated_by_its_own_start(tmp_path: Path) -> None:
+    setting = of_layouts(tmp_path)
+    facts = StartFacts(kv_tokens=400_000, weights_gib=15.0)
+    start = with_start(record(3, Candidate.of(ONE.flags)), facts=facts)
+    assert kv_table(setting, [start], ONE).calibrated_by == 3
+    assert kv_table(setting, [start], TWO).calibrated_by is None
+
+
+def test_the_defaults_room_is_that_of_the_smallest_layout_that_surely_holds_what_is_needed(tmp_path: Path) -> None:
+    setting = of_layouts(tmp_path)
+    at_default = {layout: dict(kv_table(setting, layout=layout).rows)[0.92] for layout in (ONE, TWO, STAGES)}
+    one = at_default[ONE].kv_tokens.low
+    smallest, larger, none = (default_room(setting, tokens) for tokens in (one, one + 1, 10**9))
+    assert smallest is not None and smallest[0] == at_default[ONE]
+    assert larger is not None and larger[0] in (at_default[TWO], at_default[STAGES])
+    assert none is not None and none[0] == at_default[setting.plan.own_layout]

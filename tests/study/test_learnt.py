@@ -11,17 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.study.builders import SPACE, level, plan, record, with_start
+from tests.study.builders import SPACE, layouts_plan, level, plan, record, with_start
 from tests.test_capacity import LLAMA_3_8B
 from tuner import jsonfile
 from tuner.candidate import Candidate, Value
 from tuner.capacity import GIB
 from tuner.environment import Gpu
+from tuner.layout import Layout
 from tuner.server.diagnosis import Bound, Cause, Fault, ServerPhase, diagnose
 from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Space
-from tuner.study.kv_budget import kv_floor
-from tuner.study.learnt import CAPACITY, FlagLimit, LearntRule, rules
+from tuner.study.kv_budget import KvFloor, kv_floor
+from tuner.study.learnt import CAPACITY, FlagLimit, LearntRule, bounds, known_rules, rules
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.setting import StudySetting
@@ -209,6 +210,11 @@ def on_disk(folder: Path, space: Space) -> StudyPlan:
     return replace(made, model=str(folder), space=space)
 
 
+def floors(setting: StudySetting, records: list[TrialRecord]) -> list[KvFloor]:
+    floor = kv_floor(setting, records)
+    return [] if floor is None else [floor]
+
+
 def first_start(values: Mapping[str, Value], kv_tokens: int) -> TrialRecord:
     return with_start(started(0, values), facts=StartFacts(kv_tokens=kv_tokens, max_model_len=8192))
 
@@ -219,7 +225,7 @@ def test_bytes_that_hold_less_than_one_request_are_ruled_out_by_the_first_starts
     made = on_disk(tmp_path, Space("bytes", (SPACE.parameters[0], cache), baseline=tuple(baseline.items())))
     assert kv_floor(StudySetting.of(made, DEFAULTS, ()), []) is None
     records = [first_start(baseline, 4 * 8192)]
-    (rule,) = rules(StudySetting.of(made, DEFAULTS), records, kv_floor(StudySetting.of(made, DEFAULTS, ()), records))
+    (rule,) = rules(StudySetting.of(made, DEFAULTS), records, floors(StudySetting.of(made, DEFAULTS, ()), records))
     assert (rule.cause, rule.trial) == (CAPACITY, 0)
     assert rule.rules_out({"max-num-seqs": 8, "kv-cache-memory-bytes": int(0.89 * GIB)})  # 8,192 tokens of 128 KiB
     assert not rule.rules_out({"max-num-seqs": 1024, "kv-cache-memory-bytes": GIB})
@@ -230,7 +236,7 @@ def test_a_share_of_the_memory_is_ruled_out_only_where_as_much_is_eaten_as_by_th
     made = on_disk(tmp_path, replace(SPACE, parameters=(*SPACE.parameters[:2], share)))
     defaults = vllm_defaults("0.32.0", H100)
     records = [first_start({}, int(55 * GIB / 131_072))]
-    (rule,) = rules(StudySetting.of(made, defaults), records, kv_floor(StudySetting.of(made, defaults, H100), records))
+    (rule,) = rules(StudySetting.of(made, defaults), records, floors(StudySetting.of(made, defaults, H100), records))
     values: dict[str, Value] = {"max-num-seqs": 1024, "max-num-batched-tokens": 8192}
     # 0.92 of 79.65 GiB leave 55 GiB: a request of 1 GiB needs a share of (55 - 1) / 79.65 less, 0.24.
     assert rule.rules_out({**values, "gpu-memory-utilization": 0.21})
@@ -242,3 +248,76 @@ def test_a_range_that_lies_above_what_one_request_needs_has_no_floor(tmp_path: P
     made = on_disk(tmp_path, SPACE)
     defaults = vllm_defaults("0.32.0", H100)
     assert kv_floor(StudySetting.of(made, defaults, H100), [first_start({}, int(55 * GIB / 131_072))]) is None
+
+
+# ── several layouts
+
+LAYOUTS = (Layout(8, 1), Layout(4, 2), Layout(4, 1, 2), Layout(2, 2, 2), Layout(1, 8))
+CONTEXT_KINDS = sorted(set(CONTEXTS) - {"too-few-gpus"})
+BOUNDS = st.builds(
+    Bound, st.sampled_from((*AXES, "max-model-len")), st.sampled_from(("<=", ">=")), st.floats(0, 40_000)
+)
+
+
+@pytest.fixture(scope="module")
+def laid_out(tmp_path_factory: pytest.TempPathFactory) -> StudyPlan:
+    return layouts_plan(tmp_path_factory.mktemp("layouts") / "s", LAYOUTS, gpus=8)
+
+
+@given(
+    st.sampled_from(LAYOUTS),
+    st.sampled_from(LAYOUTS),
+    FLAGS,
+    FLAGS,
+    st.sampled_from(CONTEXT_KINDS),
+    st.lists(BOUNDS, max_size=2),
+)
+def test_a_rule_of_one_size_of_server_never_rules_out_another(
+    laid_out: StudyPlan,
+    mine: Layout,
+    other: Layout,
+    taught: dict[str, float],
+    flags: dict[str, float],
+    kind: str,
+    named: list[Bound],
+) -> None:
+    setting = StudySetting.of(laid_out, DEFAULTS)
+    start = refused(0, {**taught, **mine.flags}, cause(kind, *named))
+    values = setting.values(setting.candidate({**flags, **other.flags}))
+    found = known_rules(setting, [start])
+    if (mine.tensor_parallel, mine.pipeline_parallel) != (other.tensor_parallel, other.pipeline_parallel):
+        assert not [rule for rule in found if rule.rules_out(values)]
+
+
+@given(st.sampled_from(LAYOUTS), FLAGS, st.sampled_from(CONTEXT_KINDS))
+def test_the_number_of_servers_is_no_limit_of_a_rule(
+    laid_out: StudyPlan, layout: Layout, taught: dict[str, float], kind: str
+) -> None:
+    found = rules(StudySetting.of(laid_out, DEFAULTS), [refused(0, {**taught, **layout.flags}, cause(kind))])
+    assert not [limit for rule in found for limit in rule.limits if limit.flag == "data-parallel-size"]
+
+
+def test_a_bound_beside_a_servers_size_is_still_one_on_a_flag_alone(laid_out: StudyPlan) -> None:
+    setting = StudySetting.of(laid_out, DEFAULTS)
+    why = cause("memory-wanted", Bound("gpu-memory-utilization", "<=", 0.9))
+    found = rules(setting, [refused(0, {**CORNER, **LAYOUTS[1].flags}, why)])
+    beyond = setting.values(setting.candidate({**CORNER, **LAYOUTS[1].flags}))
+    assert bounds(found, beyond) == [FlagLimit("gpu-memory-utilization", ">", 0.9)]
+    assert bounds(found, setting.values(setting.candidate({**CORNER, **LAYOUTS[0].flags}))) == []
+
+
+def test_the_arithmetic_of_a_layout_comes_from_its_own_starts(tmp_path: Path) -> None:
+    share = Parameter("gpu-memory-utilization", Kind.FLOAT, 0.1, 0.97)
+    plan_of_two = layouts_plan(tmp_path / "study", (Layout(2, 1), Layout(1, 2)), gpus=2)
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_3_8B))
+    space = replace(plan_of_two.space, parameters=(*plan_of_two.space.parameters[:-1], share))
+    setting = StudySetting.of(
+        replace(plan_of_two, model=str(tmp_path), space=space), vllm_defaults("0.32.0", H100), H100
+    )
+    one, two = ({**layout.flags} for layout in (Layout(2, 1), Layout(1, 2)))
+    roomy = with_start(started(0, two), facts=StartFacts(kv_tokens=int(60 * GIB / 65_536), max_model_len=8192))
+    tight = with_start(started(1, one), facts=StartFacts(kv_tokens=int(55 * GIB / 131_072), max_model_len=8192))
+    refusal = refused(2, {**one, "gpu-memory-utilization": 0.15}, cause("kv-too-small"))
+    found = known_rules(setting, [roomy, tight, refusal])
+    assert {rule.trial for rule in found if rule.cause == CAPACITY} == {1}
+    assert all(FlagLimit("tensor-parallel-size", "==", 1) in rule.limits for rule in found)

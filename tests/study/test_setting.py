@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.study.builders import plan
+from tests.study.builders import layouts_plan, plan
 from tuner.candidate import Candidate, Value
 from tuner.flagwords import words_for
 from tuner.launch import launch
+from tuner.layout import Layout
 from tuner.placement import GpuGroup
 from tuner.sim.arguments import parse
 from tuner.study.plan import StudyPlan
@@ -71,3 +73,34 @@ def test_a_length_that_vllm_chooses_bounds_nothing(made: StudyPlan) -> None:
     setting = StudySetting.of(replace(made, base=replace(made.base, extra=("--max-model-len", "-1"))), DEFAULTS)
     threshold = {"long-prefill-token-threshold": 512}
     assert setting.candidate(threshold).as_dict() == threshold
+
+
+def test_a_server_knows_its_size_and_not_how_many_there_are(tmp_path: Path) -> None:
+    made = layouts_plan(tmp_path / "s", (Layout(4, 1), Layout(2, 1, 2), Layout(1, 4)))
+    setting = StudySetting.of(made, DEFAULTS)
+    sizes = {"tensor-parallel-size": 1, "pipeline-parallel-size": 1}
+    values = setting.values(made.default_of(Layout(4, 1)))
+    assert {**values, **sizes} == values
+    assert "data-parallel-size" not in values
+    one = replace(made, layouts=made.layouts[:1], base=replace(made.base, fixed=(("data-parallel-size", 4),)))
+    alone = StudySetting.of(replace(one, space=plan(tmp_path / "t").space), DEFAULTS)
+    assert "data-parallel-size" not in {**alone.values(Candidate()), **alone.constant}
+
+
+@pytest.fixture(scope="module")
+def laid_out(tmp_path_factory: pytest.TempPathFactory) -> StudyPlan:
+    layouts = (Layout(8, 1), Layout(4, 1, 2), Layout(4, 2), Layout(1, 8))
+    return layouts_plan(tmp_path_factory.mktemp("layouts") / "s", layouts, gpus=8)
+
+
+@given(st.sampled_from((1, 2, 8)), st.sampled_from((1, 2, 4)), st.integers(1, 8))
+def test_every_candidate_has_a_planned_layout_of_the_size_that_was_asked_for(
+    laid_out: StudyPlan, tensor: int, pipeline: int, data: int
+) -> None:
+    sizes = {"tensor-parallel-size": tensor, "pipeline-parallel-size": pipeline, "data-parallel-size": data}
+    found = laid_out.layout_of(StudySetting.of(laid_out, DEFAULTS).candidate({"max-num-seqs": 8, **sizes}))
+    planned = [placed.layout for placed in laid_out.layouts]
+    assert found in planned
+    assert found.tensor_parallel == tensor
+    if any(layout.tensor_parallel == tensor and layout.pipeline_parallel == pipeline for layout in planned):
+        assert found.pipeline_parallel == pipeline

@@ -1,4 +1,4 @@
-"""KV cache sizes of a plan, and what fits."""
+"""KV cache sizes of a plan, and what fits. Each layout has its own: a server's GPUs share weights and KV cache."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tuner.capacity import (
     model_memory,
 )
 from tuner.environment import Gpu
+from tuner.layout import Layout
 from tuner.model import UnknownModelError, folder_of
 from tuner.space.parameter import Parameter
 from tuner.study.plan import StudyPlan
@@ -58,17 +59,19 @@ class KvFloor:
     trial: int
 
 
-def kv_table(setting: StudySetting, records: Iterable[TrialRecord] = ()) -> KvTable:
-    """Compute what fits at each searched size. Raises UnknownModelError with the reason if nothing can be said."""
+def kv_table(setting: StudySetting, records: Iterable[TrialRecord] = (), layout: Layout | None = None) -> KvTable:
+    """Compute what fits at each searched size on one server of a layout, None being the default's. Only `records` of
+    such servers are read. Raises UnknownModelError with the reason if nothing can be said."""
     plan = setting.plan
+    layout = layout or plan.own_layout
     folder = folder_of(plan.model)
     if folder is None:
         raise UnknownModelError(f"{plan.model} is not on this disk, so that its config.json cannot be read")
-    usual = setting.values(Candidate.of(dict(plan.space.fixed)))
+    usual = setting.values(Candidate.of({**dict(plan.space.fixed), **setting.on(layout)}))
     memory = model_memory(folder, _flags(setting, usual))
     gpu_bytes = _gpu_bytes(setting.gpus)
     trial = None
-    for record in records:
+    for record in of_servers(setting, records, layout):
         if (first := _first_start(setting, record)) is not None:
             memory, trial = calibrated(memory, first, gpu_bytes), record.trial
             break
@@ -83,14 +86,32 @@ def kv_table(setting: StudySetting, records: Iterable[TrialRecord] = ()) -> KvTa
     return KvTable(flag, rows, memory, trial, why)
 
 
-def default_room(setting: StudySetting) -> tuple[KvRoom, ModelMemory] | None:
+def of_servers(setting: StudySetting, records: Iterable[TrialRecord], layout: Layout) -> list[TrialRecord]:
+    """List the trials whose servers have as many GPUs as a layout's, in the same arrangement."""
+    plan, sizes = setting.plan, (layout.tensor_parallel, layout.pipeline_parallel)
+    laid_out = ((record, plan.layout_of(record.candidate)) for record in records)
+    return [record for record, of in laid_out if (of.tensor_parallel, of.pipeline_parallel) == sizes]
+
+
+def default_room(setting: StudySetting, needed_tokens: int = 0) -> tuple[KvRoom, ModelMemory] | None:
     """Return the default's KV cache before any start.
 
-    Where the space searches the cache's bytes and the default has none, it is the largest that is searched. None if
-    the weights or the GPUs' memory are not known. Raises UnknownModelError with the reason if nothing can be said.
+    Of several layouts it is the smallest that surely holds `needed_tokens`, so that each of them can serve what fits
+    into it; if none surely does, that of the default's own layout. None if the weights or the GPUs' memory are not
+    known. Raises UnknownModelError with the reason if nothing can be said.
     """
-    table = kv_table(setting)
-    values = setting.values(setting.plan.baseline)
+    plan = setting.plan
+    own = _room_on(setting, plan.own_layout)
+    rooms = [room for placed in plan.layouts if (room := _room_on(setting, placed.layout)) is not None]
+    enough = [found for found in rooms if found[0].kv_tokens.low >= needed_tokens]
+    return min(enough, key=lambda found: found[0].kv_tokens.low, default=own)
+
+
+def _room_on(setting: StudySetting, layout: Layout) -> tuple[KvRoom, ModelMemory] | None:
+    """Return the KV cache of one server of a layout with vLLM's defaults. Where the space searches the cache's bytes
+    and the default has none, it is the largest that is searched."""
+    table = kv_table(setting, layout=layout)
+    values = setting.values(setting.plan.default_of(layout))
     if isinstance(kv_bytes := values.get(KV_BYTES), int):
         return at_kv_bytes(table.memory, kv_bytes), table.memory
     gpu_bytes = _gpu_bytes(setting.gpus)
@@ -100,12 +121,12 @@ def default_room(setting: StudySetting) -> tuple[KvRoom, ModelMemory] | None:
     return (table.rows[-1][1], table.memory) if table.flag == KV_BYTES and table.rows else None
 
 
-def kv_floor(setting: StudySetting, records: Iterable[TrialRecord]) -> KvFloor | None:
-    """Return the floor of the searched flag. None before a start's log makes the arithmetic exact, if it does not
-    model everything, or if the whole range of the searched flag lies above."""
+def kv_floor(setting: StudySetting, records: Iterable[TrialRecord], layout: Layout | None = None) -> KvFloor | None:
+    """Return the floor of the searched flag for servers of a layout, None being the default's. None before a start's
+    log makes the arithmetic exact, if it does not model everything, or if the whole range lies above."""
     records = tuple(records)
     try:
-        table = kv_table(setting, records)
+        table = kv_table(setting, records, layout)
     except UnknownModelError:
         return None
     record = next((r for r in records if r.trial == table.calibrated_by), None)
@@ -170,6 +191,7 @@ def _flags(setting: StudySetting, usual: Mapping[str, Value]) -> ServerFlags:
         max_num_seqs=number(knobs.MAX_NUM_SEQS, 256),
         block_tokens=number(knobs.BLOCK_SIZE, 16 if setting.gpus else 128),  # vLLM's defaults on a GPU and on a CPU
         tensor_parallel_size=number(knobs.TENSOR_PARALLEL, 1),
+        pipeline_parallel_size=number(knobs.PIPELINE_PARALLEL, 1),
         dtype=str(usual.get(knobs.DTYPE, "auto")),
         kv_cache_dtype=str(usual.get(knobs.KV_CACHE_DTYPE, "auto")),
         quantization=str(usual[knobs.QUANTIZATION]) if knobs.QUANTIZATION in usual else None,
@@ -184,20 +206,21 @@ def _first_start(setting: StudySetting, record: TrialRecord) -> FirstStart | Non
     values = setting.values(record.candidate)
     kv_bytes = values.get(KV_BYTES)
     explicit = int(kv_bytes) if isinstance(kv_bytes, (int, float)) else None
+    stages = values.get(knobs.PIPELINE_PARALLEL, 1)
     return FirstStart(
         kv_tokens=facts.kv_tokens,
-        kv_gib=facts.kv_memory_gib,
+        kv_gib=facts.kv_memory_gib if stages == 1 else None,  # the least of the stages, whose layers differ
         weights_gib=facts.weights_gib,
         utilization=None if explicit else float(values[UTILIZATION]),
         kv_bytes=explicit,
     )
 
 
-def fullest(setting: StudySetting) -> dict[str, float]:
-    """Return the flags of the largest KV cache that is likely to start, with as many mean requests as it surely
-    holds. Empty if that is not known."""
+def fullest(setting: StudySetting, layout: Layout | None = None) -> dict[str, float]:
+    """Return the flags of the largest KV cache that is likely to start on a layout's server, with as many mean requests
+    as it surely holds. Empty if that is not known."""
     try:
-        table = kv_table(setting)
+        table = kv_table(setting, layout=layout)
     except UnknownModelError:
         return {}
     rows = [row for row in table.rows if table.flag == KV_BYTES or row[0] <= LIKELY_TO_START] or table.rows

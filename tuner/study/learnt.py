@@ -10,6 +10,8 @@ and holds for what asks at least as much as that start did, in the same way:
 - A bound of vLLM's own message: a length that the KV cache cannot hold is one for at most that KV cache. Memory that
   other processes hold is missing whatever else is asked for.
 
+A rule holds for servers with as many GPUs as the refused one. The number of servers on the machine is no limit.
+
 Faults of the machine, time limits, deaths under load (chance has a part in them) and unknown causes give no rule. A
 start that succeeds although a rule forbids it withdraws the rule.
 """
@@ -17,13 +19,13 @@ start that succeeds although a rule forbids it withdraws the rule.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tuner.candidate import Value
-from tuner.study.kv_budget import KvFloor, kv_floor
+from tuner.study.kv_budget import KvFloor, kv_floor, of_servers
 from tuner.study.record import TrialOutcome, TrialRecord
-from tuner.study.setting import StudySetting
+from tuner.study.setting import SERVER_SIZES, StudySetting
 from tuner.vllm import knobs
 from tuner.vllm.cause import Bound, Fault
 from tuner.vllm.refusals import CONTEXTS, TOO_LITTLE_KV, OtherFlags, RefusalContext
@@ -99,30 +101,33 @@ class LearntRule:
 
 
 def bounds(rules: Iterable[LearntRule], values: Mapping[str, Value]) -> list[FlagLimit]:
-    """Return the limits on one flag alone that `values` is beyond."""
-    alone = (rule.limits[0] for rule in rules if rule.withdrawn_by is None and len(rule.limits) == 1)
-    return [limit for limit in alone if limit.relation in ("<", ">") and limit.holds(values.get(limit.flag))]
+    """Return the limits on one flag alone, beside a server's GPUs, that `values` is beyond."""
+    against = (rule for rule in rules if rule.withdrawn_by is None and rule.rules_out(values))
+    own = ([limit for limit in rule.limits if limit.flag not in SERVER_SIZES] for rule in against)
+    return [limits[0] for limits in own if len(limits) == 1 and limits[0].relation in ("<", ">")]
 
 
 def known_rules(setting: StudySetting, records: Iterable[TrialRecord]) -> tuple[LearntRule, ...]:
-    """Return the rules that a study goes by. The KV arithmetic counts once vLLM itself has refused a start for the
-    same reason: one start is its price."""
+    """Return the rules that a study goes by. A layout's KV arithmetic counts once vLLM itself has refused a start of it
+    for the same reason: one start is its price."""
     records = sorted(records, key=lambda r: r.trial)
-    refused = any(r.start.cause is not None and r.start.cause.kind in _REFUSED_FOR_KV for r in records)
-    return rules(setting, records, kv_floor(setting, records) if refused else None)
+    refused = [r for r in records if r.start.cause is not None and r.start.cause.kind in _REFUSED_FOR_KV]
+    layouts = (placed.layout for placed in setting.plan.layouts)
+    floors = (kv_floor(setting, records, of) for of in layouts if of_servers(setting, refused, of))
+    return rules(setting, records, [floor for floor in floors if floor is not None])
 
 
 def rules(
-    setting: StudySetting, records: Iterable[TrialRecord], floor: KvFloor | None = None
+    setting: StudySetting, records: Iterable[TrialRecord], floors: Sequence[KvFloor] = ()
 ) -> tuple[LearntRule, ...]:
-    """Derive rules in the order of their trials, leaving out those that an earlier one implies. `floor` is what the
-    calibrated arithmetic rules out, None if it cannot say."""
+    """Derive rules in the order of their trials, leaving out those that an earlier one implies. `floors` are what the
+    calibrated arithmetic rules out."""
     records = sorted(records, key=lambda r: r.trial)
     started = [(r.trial, values) for r in records if r.levels or r.start.facts is not None
                if setting.is_like_the_others(values := setting.values(r.candidate))]  # fmt: skip
     found: list[LearntRule] = []
     for record in records:
-        for rule in (*_rules_from_refusal(setting, record), *_rule_from_arithmetic(setting, record, floor)):
+        for rule in (*_rules_from_refusal(setting, record), *_rules_from_arithmetic(setting, record, floors)):
             if not any(rule.is_implied_by(known) for known in found if known.withdrawn_by is None):
                 against = next((trial for trial, values in started if rule.rules_out(values)), None)
                 found.append(replace(rule, withdrawn_by=against))
@@ -149,16 +154,19 @@ def _rules_from_refusal(setting: StudySetting, record: TrialRecord) -> Iterator[
             yield rule
 
 
-def _rule_from_arithmetic(setting: StudySetting, record: TrialRecord, floor: KvFloor | None) -> Iterator[LearntRule]:
-    """Yield the floor's rule. It holds for what uses at least as much memory as the start that it was derived from."""
-    if floor is None or floor.trial != record.trial:
-        return
+def _rules_from_arithmetic(
+    setting: StudySetting, record: TrialRecord, floors: Sequence[KvFloor]
+) -> Iterator[LearntRule]:
+    """Yield the floors' rules. They hold for what uses at least as much memory as the start that they come from."""
     given = knobs.KV_CACHE_MEMORY_BYTES in setting.values(record.candidate)
     idle = {knobs.MAX_MODEL_LEN} | (TOO_LITTLE_KV.beside_kv_bytes if given else frozenset())
-    corner = _corner(TOO_LITTLE_KV, setting, setting.values(record.candidate), frozenset(idle))
-    limit = FlagLimit(floor.flag, "<", floor.least)
-    if (rule := _rule(setting, record.trial, CAPACITY, {**corner, floor.flag: limit})) is not None:
-        yield rule
+    for floor in floors:
+        if floor.trial != record.trial:
+            continue
+        corner = _corner(TOO_LITTLE_KV, setting, setting.values(record.candidate), frozenset(idle))
+        limit = FlagLimit(floor.flag, "<", floor.least)
+        if (rule := _rule(setting, record.trial, CAPACITY, {**corner, floor.flag: limit})) is not None:
+            yield rule
 
 
 def _rule(setting: StudySetting, trial: int, cause: str, limits: Mapping[str, FlagLimit | None]) -> LearntRule | None:
@@ -180,7 +188,11 @@ def _corner(
     corner: dict[str, FlagLimit | None] = {}
     for flag in sorted((setting.searched | setting.constant.keys()) - idle):
         relation = context.axes.get(flag)
-        if relation is None and (context.others is OtherFlags.IRRELEVANT or flag in knobs.ONLY_SERVING):
+        if (
+            relation is None
+            and flag not in SERVER_SIZES
+            and (context.others is OtherFlags.IRRELEVANT or flag in knobs.ONLY_SERVING)
+        ):
             continue
         value = values.get(flag)
         corner[flag] = None if value is None else FlagLimit(flag, relation or "==", value)

@@ -81,7 +81,7 @@ def with_length(
     """Return the plan with the longest request chosen, and its space and its servers' flags adapted. Raises
     UsageError if `asked` contradicts the space or the user's own flags."""
     try:
-        found = default_room(StudySetting.of(plan, defaults, gpus))
+        found = default_room(StudySetting.of(plan, defaults, gpus), needed)
     except UnknownModelError:
         found = None
     length = _chosen(plan, asked, needed, model, found)

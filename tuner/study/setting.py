@@ -14,6 +14,10 @@ from tuner.candidate import Candidate, Value
 from tuner.environment import Gpu
 from tuner.layout import FLAGS, Layout
 from tuner.study.plan import StudyPlan
+from tuner.vllm import knobs
+
+SERVER_SIZES = frozenset({knobs.TENSOR_PARALLEL, knobs.PIPELINE_PARALLEL})
+"""Flags for the GPUs of one server. A candidate without one has 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +38,9 @@ class StudySetting:
     @classmethod
     def of(cls, plan: StudyPlan, defaults: Mapping[str, Value], gpus: tuple[Gpu, ...] = ()) -> StudySetting:
         """Combine a plan with vLLM's defaults."""
-        base = {**defaults, **dict(plan.base.fixed)}
         searched = {p.flag for p in plan.parameters}
+        sizes: dict[str, Value] = dict.fromkeys(SERVER_SIZES & searched, 1)
+        base = _of_one_server({**sizes, **defaults, **dict(plan.base.fixed)})
         constant = {f: v for f, v in {**base, **dict(plan.space.fixed), **plan.given}.items() if f not in searched}
         return cls(plan, gpus, base, plan.given, constant)
 
@@ -45,8 +50,8 @@ class StudySetting:
         return frozenset(p.flag for p in self.plan.parameters)
 
     def values(self, candidate: Candidate) -> dict[str, Value]:
-        """Return the known values of a candidate's server."""
-        return {**self.base, **candidate.as_dict(), **self.given}
+        """Return the known values of one of a candidate's servers. Their number is none of them."""
+        return {**self.base, **_of_one_server(candidate.as_dict()), **self.given}
 
     def candidate(self, values: Mapping[str, Value]) -> Candidate:
         """Build a candidate within vLLM's argument rules."""
@@ -61,6 +66,14 @@ class StudySetting:
         layout = min(planned, key=lambda layout: layout.pipeline_parallel != asked.pipeline_parallel)
         return {**{flag: value for flag, value in values.items() if flag not in FLAGS}, **layout.flags}
 
+    def on(self, layout: Layout) -> dict[str, Value]:
+        """Return the flags that a candidate of a layout has. None where all candidates share one."""
+        return layout.flags if self.plan.searches_layouts else {}
+
     def is_like_the_others(self, values: Mapping[str, Value]) -> bool:
         """Return False for a default without the constant flags."""
         return all(values.get(flag) == value for flag, value in self.constant.items())
+
+
+def _of_one_server(values: Mapping[str, Value]) -> dict[str, Value]:
+    return {flag: value for flag, value in values.items() if flag != knobs.DATA_PARALLEL}

@@ -86,7 +86,7 @@ SHORT_OPTIONS: Mapping[str, str] = {
 """Long names of vLLM's short options (`--help=all` of 0.32). `-O3` is --optimization-level 3."""
 
 CHANGE_MEMORY = (
-    PIPELINE_PARALLEL, DATA_PARALLEL, DECODE_CONTEXT_PARALLEL, SPECULATIVE_CONFIG, ENABLE_LORA, CPU_OFFLOAD_GB,
+    DATA_PARALLEL, DECODE_CONTEXT_PARALLEL, SPECULATIVE_CONFIG, ENABLE_LORA, CPU_OFFLOAD_GB,
     KV_OFFLOADING_SIZE, KV_TRANSFER_CONFIG, NUM_GPU_BLOCKS_OVERRIDE,
 )  # fmt: skip
 """Flags that change a server's memory in ways that tuner/capacity.py does not model."""
