@@ -27,7 +27,7 @@ from tuner.load.prompts import Prompts, Request
 from tuner.load.stream import Target
 from tuner.load.workload import workload
 from tuner.telemetry.prometheus import deltas
-from tuner.telemetry.sampler import Sampler
+from tuner.telemetry.sampler import Sampler, Watched
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def by_vllm(target: Target, requests: list[Request], rate: float, program: str) 
             "--ready-check-timeout-sec", "0", "--save-result", "--save-detailed", "--result-dir", name,
             "--result-filename", out.name,
         ]  # fmt: skip
-        recording = Sampler(f"{target.base_url}/metrics").start()
+        recording = Sampler(Watched(f"{target.base_url}/metrics")).start()
         subprocess.run(command, check=True, capture_output=True, timeout=len(requests) / rate + 120)
         telemetry = recording.finish()
         result = json.loads(out.read_text(encoding="utf-8"))
@@ -82,7 +82,7 @@ def by_vllm(target: Target, requests: list[Request], rate: float, program: str) 
 
 def by_us(target: Target, requests: list[Request], due_s: list[float]) -> Seen:
     """Send the same requests at the moments `due_s` (seconds from the first)."""
-    recording = Sampler(f"{target.base_url}/metrics").start()
+    recording = Sampler(Watched(f"{target.base_url}/metrics")).start()
     samples = drive_open(target, requests, due_s, max(due_s) + 0.1)
     telemetry = recording.finish()
     assert [r.failure for r in samples.requests] == [None] * len(requests)

@@ -24,7 +24,7 @@ from tuner.load.endpoint import find_endpoint
 from tuner.load.prompts import Prompts
 from tuner.report.tables import read_study
 from tuner.study.plan import OpenSearch, StudyPlan
-from tuner.telemetry.sampler import Sampler
+from tuner.telemetry.sampler import Sampler, Watched
 
 FRESH_SEED = 1_000_000
 """Offset of the study's seed. Its searches and claims draw from the seed itself."""
@@ -39,7 +39,7 @@ def once(folder: Path, plan: StudyPlan, rate: float, seconds: float, turn: int, 
         endpoint = find_endpoint(f"http://127.0.0.1:{port}", None, None)
         seed = plan.seed + FRESH_SEED * turn
         prompts = Prompts.for_model(plan.workload, plan.model, seed, endpoint.target.base_url)
-        sampler = Sampler(f"{endpoint.target.base_url}/metrics")
+        sampler = Sampler(Watched(f"{endpoint.target.base_url}/metrics"))
         assert isinstance(plan.load, OpenSearch)
         session = LiveSession(
             endpoint.target, prompts, plan.slos, sampler, lambda: False, levels.append, plan.load.warm_up_s, seed,

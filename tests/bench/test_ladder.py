@@ -25,7 +25,7 @@ from tuner.load.stream import Target
 from tuner.load.workload import workload
 from tuner.measurement import Measurement
 from tuner.slo import Slo, parse_slo
-from tuner.telemetry.sampler import Sampler
+from tuner.telemetry.sampler import Sampler, Watched
 from tuner.verdict import Outcome, Reason, ReasonKind, Verdict
 
 SLO = parse_slo("p99 ttft <= 4s")
@@ -79,7 +79,7 @@ class Ladder:
         on_level: Callable[[LevelRun], None] | None = None,
     ) -> Measured:
         prompts = Prompts.for_model(workload("random:10,5"), model, 0, None)
-        sampler = Sampler(metrics_url, interval_s=0.1)
+        sampler = Sampler(Watched(metrics_url), interval_s=0.1)
         session = LiveSession(
             Target(server.url, "m"), prompts, slos, sampler, lambda: self.stop, on_level or self.on_level, 0.3
         )

@@ -22,7 +22,7 @@ from tuner.load.stream import Target
 from tuner.load.workload import workload
 from tuner.measurement import Load, LoadKind
 from tuner.slo import parse_slo
-from tuner.telemetry.sampler import Sampler
+from tuner.telemetry.sampler import Sampler, Watched
 from tuner.verdict import Outcome, Reason, ReasonKind, Verdict
 
 FAST = answer(5, 0.05, 0.005)
@@ -44,7 +44,7 @@ def session_of(
         Target(url, "m"),
         Prompts.for_model(workload(text), model, 0, None),
         (parse_slo(limit),),
-        Sampler(metrics_url, interval_s=0.1),
+        Sampler(Watched(metrics_url), interval_s=0.1),
         should_stop=lambda: stop,
         on_level=runs.append,
         warm_up_s=0.0,

@@ -22,7 +22,7 @@ from tuner.load.prompts import Prompts, Request
 from tuner.load.stream import Target
 from tuner.load.workload import workload
 from tuner.telemetry.prometheus import Deltas, deltas
-from tuner.telemetry.sampler import Sampler
+from tuner.telemetry.sampler import Sampler, Watched
 
 pytestmark = pytest.mark.real_vllm
 
@@ -74,7 +74,7 @@ def requests(tiny_model: str) -> list[Request]:
 
 
 def by_us(server: str, model: str, requests: list[Request]) -> tuple[Samples, Deltas]:
-    recording = Sampler(f"{server}/metrics").start()
+    recording = Sampler(Watched(f"{server}/metrics")).start()
     due_s = [i / RATE for i in range(len(requests))]
     samples = drive_open(Target(server, model), requests, due_s, max(due_s) + 0.1)
     telemetry = recording.finish()

@@ -269,6 +269,7 @@ def test_the_start_limit_learns_from_the_first_start() -> None:
     assert start_limit(None, 600) == 600
     assert start_limit(25.0, 600) == 135
     assert start_limit(580.0, 600) == 1800
+    assert start_limit(25.0, 600, servers=2) == 600
 
 
 def two(*words: str) -> Deployment:

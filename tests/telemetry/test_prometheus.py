@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tuner.telemetry.prometheus import Scrape, deltas, parse, scrape
+from tuner.telemetry.prometheus import Scrape, deltas, engines, parse, scrape, summed, totals
 
 TWO_ENGINES = """
 # HELP vllm:num_requests_running Number of requests in model execution batches.
@@ -39,6 +39,43 @@ def parsed(text: str) -> Scrape:
 def test_engines_are_summed_and_the_fullest_cache_counts() -> None:
     seen = parsed(TWO_ENGINES)
     assert (seen.running, seen.waiting, seen.kv_usage, seen.preemptions) == (7, 1, 0.75, 7)
+
+
+def test_engines_can_be_read_one_by_one() -> None:
+    first, second = engines(TWO_ENGINES, 1)
+    assert (first.running, first.kv_usage, first.preemptions, first.succeeded) == (3, 0.25, 2, 20)
+    assert (second.running, second.kv_usage, second.preemptions, second.succeeded) == (4, 0.75, 5, None)
+    assert len(engines('vllm:num_requests_running{model_name="m"} 1.0\n', 1)) == 1
+    assert engines("", 1) == ()
+
+
+def test_engines_are_in_the_order_of_their_numbers() -> None:
+    lines = (f'vllm:num_requests_running{{engine="{number}"}} {number}.0' for number in (10, 2, 0))
+    assert [one.running for one in engines("\n".join([*lines, ""]), 1)] == [0, 2, 10]
+
+
+def test_servers_are_summed_and_the_fullest_cache_counts() -> None:
+    both = summed(
+        [Scrape(5, running=1, kv_usage=0.2, preemptions=2), Scrape(6, running=3, kv_usage=0.7, preemptions=0)]
+    )
+    assert both == Scrape(6, running=4, kv_usage=0.7, preemptions=2)
+
+
+def test_a_metric_that_one_server_lacks_is_not_observed() -> None:
+    both = summed([Scrape(5, running=1, preemptions=2), Scrape(6, running=3)])
+    assert both is not None and (both.running, both.preemptions) == (4, None)
+
+
+def test_a_server_without_an_answer_leaves_no_sum() -> None:
+    assert summed([Scrape(5, running=1), None]) is None
+    assert summed([]) is None
+
+
+def test_a_counter_that_one_server_shows_later_does_not_lend_it_the_others_past() -> None:
+    before, after = totals(
+        [Scrape(0, succeeded=100), Scrape(0, running=1)], [Scrape(9, succeeded=150), Scrape(9, running=0, succeeded=50)]
+    )
+    assert deltas(before, after).succeeded == 100
 
 
 def test_names_that_only_begin_alike_are_other_metrics() -> None:

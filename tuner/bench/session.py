@@ -66,6 +66,7 @@ class LiveSession:
 
     Attributes:
         should_stop: Asked ten times a second; True cuts the load off.
+        alive: Asked after every load. Behind a door the others may answer although one server is lost.
         on_level: Called with every level before the next one begins.
         clients: Number of clients that fill the server. None: the warm-up finds it.
         must_offer: Whether the first rate that the client cannot offer ends the task. Else it counts as rejected.
@@ -81,6 +82,7 @@ class LiveSession:
     seed: int = 0
     clients: int | None = None
     must_offer: bool = False
+    alive: Callable[[], bool] = lambda: True
     levels: list[Level] = field(default_factory=list, init=False)
     seconds: float = field(default=0.0, init=False)
     _arrivals: Arrivals = field(default_factory=Arrivals, init=False)
@@ -206,7 +208,7 @@ class LiveSession:
         return run
 
     def _check(self, samples: Samples) -> Samples:
-        if samples.server_lost:
+        if samples.server_lost or not self.alive():
             raise LoadCutError(Cut.SERVER_LOST)
         if samples.aborted == INTERRUPTED:
             raise LoadCutError(Cut.INTERRUPTED)

@@ -40,7 +40,7 @@ from tuner.load.prompts import Prompts
 from tuner.load.requests_log import RequestLog
 from tuner.measurement import LoadKind
 from tuner.slo import parse_slo
-from tuner.telemetry.sampler import Sampler, TelemetryLog
+from tuner.telemetry.sampler import Sampler, TelemetryLog, Watched
 from tuner.verdict import Outcome, Verdict
 from tuner.vllm import variables
 
@@ -81,7 +81,7 @@ class _Command:
         source = tokenizer_source(endpoint, options.tokenizer)
         prompts = Prompts.for_model(self._workload, source, options.seed, endpoint.target.base_url)
         check_answer(endpoint.target, prompts.requests("first", 1)[0])
-        sampler = Sampler(f"{endpoint.target.base_url}/metrics")
+        sampler = Sampler(Watched(f"{endpoint.target.base_url}/metrics"))
         if not sampler.wait_until_idle(IDLE_LIMIT_S):
             raise EnvironmentFaultError(
                 "the server is busy with requests of others", hint="keep them away: they would count as its load"

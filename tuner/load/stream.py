@@ -36,11 +36,12 @@ class Failure(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Server under load and the model it serves."""
+    """Server under load and the model it serves. `headers` go with every request."""
 
     base_url: str
     model: str
     api_key: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -97,10 +98,11 @@ def encode(target: Target, request: Request) -> bytes:
     }
     payload = json.dumps(body, ensure_ascii=False).encode()
     host, port = target.address
-    authorization = f"Authorization: Bearer {target.api_key}\r\n" if target.api_key else ""
+    key = (("Authorization", f"Bearer {target.api_key}"),) if target.api_key else ()
+    more = "".join(f"{name}: {value}\r\n" for name, value in (*key, *target.headers))
     head = (
         f"POST {urlsplit(target.base_url).path.rstrip('/')}/v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\n"
-        f"Content-Type: application/json\r\nAccept: text/event-stream\r\n{authorization}"
+        f"Content-Type: application/json\r\nAccept: text/event-stream\r\n{more}"
         f"Content-Length: {len(payload)}\r\n\r\n"
     )
     return head.encode() + payload

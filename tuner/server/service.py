@@ -178,7 +178,11 @@ def _end(parts: Sequence[Start | NginxDoor]) -> list[StopReport]:
         return [ended.result() for ended in [threads.submit(part.end) for part in parts]]
 
 
-def start_limit(first_start_s: float | None, default_s: float) -> float:
+def start_limit(first_start_s: float | None, default_s: float, servers: int = 1) -> float:
     """Return the seconds after which a start is stuck, `default_s` until one has succeeded. Later starts may compile
-    for another shape or capture more graphs: hence three times the first and a minute."""
-    return default_s if first_start_s is None else _START_FACTOR * first_start_s + _START_SLACK_S
+    for another shape or capture more graphs: hence three times the first and a minute. Several servers at once share
+    disk and cores: they get `default_s` at least."""
+    if first_start_s is None:
+        return default_s
+    learnt_s = _START_FACTOR * first_start_s + _START_SLACK_S
+    return max(learnt_s, default_s) if servers > 1 else learnt_s

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,7 +13,7 @@ from tuner.bench.level import Level, LevelRun
 from tuner.bench.measured import Measured
 from tuner.bench.session import LiveSession
 from tuner.clock import Clock
-from tuner.launch import Deployment
+from tuner.launch import Deployment, Door, LaunchSpec
 from tuner.load.drive import drive_closed
 from tuner.load.early_end import INTERRUPTED
 from tuner.load.prompts import Prompts
@@ -26,8 +26,8 @@ from tuner.study.plan import StudyPlan, saturating_clients
 from tuner.study.store import Store
 from tuner.study.trial import ReadyServer, TrialRunner
 from tuner.telemetry.gpu import GpuAdapter
-from tuner.telemetry.sampler import Sampler, TelemetryLog
-from tuner.vllm import variables
+from tuner.telemetry.sampler import Sampler, TelemetryLog, Watched
+from tuner.vllm import knobs, variables
 from tuner.vllm.cause import Cause, Fault
 
 HUNG_S = 30.0
@@ -64,7 +64,7 @@ class LocalServers:
             deployment=servers,
             folder=self.store.trial_folder(assignment.trial),
             model=self.plan.model,
-            start_limit_s=start_limit(self._first_start_s, self.plan.start_limit_s),
+            start_limit_s=start_limit(self._first_start_s, self.plan.start_limit_s, len(assignment.groups)),
             clock=self.clock,
             gpu_memory=self.gpu,
             on_phase=lambda phase: self.emit(PhaseChanged(assignment.trial, assignment.place, phase)),
@@ -75,7 +75,7 @@ class LocalServers:
             with serving(request) as service:
                 self._first_start_s = self._first_start_s or service.start_s
                 session = self._session(assignment, servers, service)
-                fault = partial(self._fault, service, session)
+                fault = partial(self._fault, service, _parts(servers, service, session.target), session)
                 ready = ReadyServer(session, service.start_s, service.facts[0], fault)
                 yield ready
         finally:
@@ -90,13 +90,9 @@ class LocalServers:
             target=Target(service.base_url, service.model_name, os.environ.get(variables.API_KEY)),
             prompts=Prompts.for_model(plan.workload, plan.model, seed, service.base_url),
             slos=plan.slos,
-            sampler=Sampler(
-                f"{service.base_url}/metrics",
-                gpu=self.gpu,
-                gpu_indices=tuple(gpu for spec in servers.specs for gpu in spec.gpus),
-                server_pid=service.pids[0],
-            ),
+            sampler=Sampler(*_watched(servers, service), gpu=self.gpu, leaders=service.pids),
             should_stop=self.stop.is_set,
+            alive=service.alive,
             on_level=self._level_log(assignment),
             warm_up_s=assignment.warm_up_s,
             seed=seed,
@@ -116,28 +112,67 @@ class LocalServers:
 
         return on_level
 
-    def _fault(self, service: Service, session: LiveSession, measured: Measured) -> Cause | None:
+    def _fault(
+        self, service: Service, parts: Sequence[_Part], session: LiveSession, measured: Measured
+    ) -> Cause | None:
         """Explain why load went wrong. An engine that died may leave broken answers behind, not a closed port."""
         died = service.died()
         if died is not None or (measured.levels and not _unanswered(measured.levels[-1])):
             return died
-        return self._hung(session)
+        hung = (part for part in parts if self._hangs(part.target, session.prompts))
+        return next((part.cause() for part in hung), None)
 
-    def _hung(self, session: LiveSession) -> Cause | None:
+    def _hangs(self, target: Target, prompts: Prompts) -> bool:
         """Test for a hung engine. It leaves /health at 200, and its measurements look like a slow candidate's."""
-        request = replace(session.prompts.requests("hung", 1)[0], max_tokens=1)
         samples = drive_closed(
-            session.target,
-            [request],
+            target,
+            [replace(prompts.requests("hung", 1)[0], max_tokens=1)],
             1,
             0.1,
             drain_s=HUNG_S,
             watch=lambda _: INTERRUPTED if self.stop.is_set() else None,
         )
-        if all(sample.failure is not Failure.TIMEOUT for sample in samples.requests):
-            return None
-        words = f"The server answers /health, and no token came within {HUNG_S:.0f} s."
-        return Cause("hung", Fault.UNKNOWN, "", words, "see the end of the log")
+        return any(sample.failure is Failure.TIMEOUT for sample in samples.requests)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Server, engine or door that must answer, with its name for the user."""
+
+    name: str
+    target: Target
+    fault: Fault = Fault.UNKNOWN
+
+    def cause(self) -> Cause:
+        words = f"{self.name} answers /health, and no token came within {HUNG_S:.0f} s."
+        return Cause("hung", self.fault, "", words, "see the end of the log")
+
+
+def _parts(servers: Deployment, service: Service, door: Target) -> list[_Part]:
+    """List what must answer: each server, of a server with several engines each engine, and last the door."""
+    parts = []
+    for number, (spec, server) in enumerate(zip(servers.specs, service.servers, strict=True)):
+        name = "The server" if len(servers.specs) == 1 else f"Server {number + 1} of {len(servers.specs)}"
+        own = replace(door, base_url=server.base_url)
+        count = _engines(spec)
+        for engine in range(count):
+            chosen = ((variables.ENGINE_HEADER, str(engine)),) if count > 1 else ()
+            of_it = f"{name} (engine {engine + 1} of {count})" if count > 1 else name
+            parts.append(_Part(of_it, replace(own, headers=chosen)))
+    if servers.door is Door.NGINX:
+        parts.append(_Part("The door (nginx)", door, Fault.ENVIRONMENT))
+    return parts
+
+
+def _watched(servers: Deployment, service: Service) -> list[Watched]:
+    pairs = zip(servers.specs, service.servers, strict=True)
+    return [Watched(f"{server.base_url}/metrics", spec.gpus, _engines(spec)) for spec, server in pairs]
+
+
+def _engines(spec: LaunchSpec) -> int:
+    """Return the engines of one server. vLLM's data parallelism runs several."""
+    value = spec.value(knobs.DATA_PARALLEL)
+    return value if isinstance(value, int) and value > 1 else 1
 
 
 def _unanswered(level: Level) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -10,7 +11,8 @@ import psutil
 
 @dataclass(frozen=True, slots=True)
 class HostReading:
-    """Figures since the reading before. `*_cores` are CPU seconds per second; None for a server of another user."""
+    """Figures since the reading before. `*_cores` are CPU seconds per second, `server_cores` those of all servers. It
+    is None if one of them is gone or another user's."""
 
     cpu_share: float
     busy_cores: float
@@ -25,10 +27,11 @@ class HostReading:
 
 
 class Host:
-    """Source of differences between two calls of `read`. `server_pid` leads the server's process tree."""
+    """Source of differences between two calls of `read`. `leaders` lead the process trees of the servers."""
 
-    def __init__(self, server_pid: int | None) -> None:
-        self._server = _tree(server_pid)
+    def __init__(self, leaders: Sequence[int] = ()) -> None:
+        trees = [_tree(pid) for pid in leaders]
+        self._server = [process for tree in trees for process in tree] if all(trees) else []
         self._cores = psutil.cpu_count() or 1
         self._last = self._counters()
 
@@ -69,10 +72,8 @@ class _Counters:
     server_s: float
 
 
-def _tree(pid: int | None) -> list[psutil.Process]:
-    """List the server's processes. Once a level is enough: a serving vLLM starts none, and the walk takes 10 ms."""
-    if pid is None:
-        return []
+def _tree(pid: int) -> list[psutil.Process]:
+    """List a server's processes. Once a level is enough: a serving vLLM starts none, and the walk takes 10 ms."""
     try:
         leader = psutil.Process(pid)
         return [leader, *leader.children(recursive=True)]

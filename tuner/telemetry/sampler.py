@@ -1,10 +1,10 @@
-"""Thread that samples server, GPUs and host together."""
+"""Thread that samples servers, GPUs and host together."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from tuner.telemetry.gpu import GpuAdapter, GpuReading, NoGpu
 from tuner.telemetry.host import Host, HostReading
-from tuner.telemetry.prometheus import COUNTERS, Scrape, scrape
+from tuner.telemetry.prometheus import COUNTERS, Page, Scrape, engines, parse, read_page, summed, totals
 
 INTERVAL_S = 0.5
 SETTLE_S = 3.0
@@ -22,13 +22,40 @@ STILL_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
+class Watched:
+    """One server to sample.
+
+    `metrics_url` is its /metrics, `gpu_indices` are NVML's. Its `engines` share the GPUs evenly.
+    """
+
+    metrics_url: str
+    gpu_indices: tuple[int, ...] = ()
+    engines: int = 1
+
+    def gpus_of(self, engine: int) -> tuple[int, ...]:
+        """Return the GPUs of one engine."""
+        each = len(self.gpu_indices) // self.engines
+        return self.gpu_indices[engine * each : (engine + 1) * each]
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One moment of a server, or of one engine of a server with several. `scrape` is None if it was not observed."""
+
+    scrape: Scrape | None
+    gpus: tuple[GpuReading, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One moment. `server` is None if /metrics did not answer; `gpus` is empty without GPUs."""
+    """One moment. `server` sums all servers, None if one's /metrics did not answer. `gpus` is empty without GPUs.
+    `replicas` hold both apart."""
 
     at_ns: int
     server: Scrape | None
     gpus: tuple[GpuReading, ...]
     host: HostReading
+    replicas: tuple[Replica, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,35 +69,42 @@ class Telemetry:
 
 
 class Sampler:
-    """Sampler of one running server. `metrics_url` is its /metrics; `gpu_indices` are NVML's."""
+    """Sampler of running servers that get one load. `leaders` are the first processes of all of them, and of a door
+    in front."""
 
     def __init__(
         self,
-        metrics_url: str,
-        *,
+        *servers: Watched,
         gpu: GpuAdapter | None = None,
-        gpu_indices: Sequence[int] = (),
-        server_pid: int | None = None,
+        leaders: Sequence[int] = (),
         interval_s: float = INTERVAL_S,
     ) -> None:
-        self.metrics_url = metrics_url
+        self.servers = servers
         self.gpu: GpuAdapter = gpu or NoGpu()
-        self.gpu_indices = tuple(gpu_indices)
-        self.server_pid = server_pid
+        self.gpu_indices = tuple(index for server in servers for index in server.gpu_indices)
+        self.leaders = tuple(leaders)
         self.interval_s = interval_s
 
     def start(self) -> Recording:
         return Recording(self)
 
+    def pages(self) -> tuple[Page | None, ...]:
+        """Read /metrics of every server."""
+        return tuple(read_page(server.metrics_url) for server in self.servers)
+
+    def scrapes(self) -> tuple[Scrape | None, ...]:
+        """Scrape every server."""
+        return tuple(map(_parsed, self.pages()))
+
     def wait_until_idle(self, limit_s: float) -> bool:
-        """Wait up to `limit_s` for an idle server. Returns False if time ran out.
+        """Wait up to `limit_s` for idle servers. Returns False if time ran out.
 
         A server without metrics counts as idle. vLLM updates its gauges only in a step: after aborts an idle engine
-        goes on showing what it last ran. So the server also counts as idle if no token was processed for `STILL_S`.
+        goes on showing what it last ran. So all also count as idle if no token was processed for `STILL_S`.
         """
-        deadline, still_since, tokens = time.monotonic() + limit_s, time.monotonic(), (-1.0, -1.0)
-        while (now := scrape(self.metrics_url)) is not None and not now.idle:
-            processed = (now.prompt_tokens or 0.0, now.generation_tokens or 0.0)
+        deadline, still_since, tokens = time.monotonic() + limit_s, time.monotonic(), None
+        while busy := [one for one in self.scrapes() if one is not None and not one.idle]:
+            processed = [(one.prompt_tokens, one.generation_tokens) for one in busy]
             if processed != tokens:
                 still_since, tokens = time.monotonic(), processed
             if time.monotonic() - still_since >= STILL_S:
@@ -86,8 +120,8 @@ class Recording:
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
-        self._host = Host(sampler.server_pid)
-        self._before = scrape(sampler.metrics_url)
+        self._host = Host(sampler.leaders)
+        self._before = self._latest = sampler.scrapes()
         self._rows: list[Row] = []
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
@@ -96,24 +130,29 @@ class Recording:
     @property
     def preemptions(self) -> int | None:
         """Return the preemptions so far. The counter can still rise until the level has drained."""
-        latest = self._rows[-1].server if self._rows else None
-        if latest is None or latest.preemptions is None or self._before is None:
+        before, latest = totals(self._before, self._latest)
+        if not self._rows or before is None or latest is None or latest.preemptions is None:
             return None
-        return round(latest.preemptions - (self._before.preemptions or 0.0))
+        return round(latest.preemptions - (before.preemptions or 0.0))
 
     def finish(self) -> Telemetry:
         """End the recording after the last answer. Waits until the counters stand still, at most `SETTLE_S`."""
         self._stopped.set()
         self._thread.join()
-        return Telemetry(tuple(self._rows), self._before, self._settled(), self._host.server_pids)
+        before, after = totals(self._before, self._settled())
+        return Telemetry(tuple(self._rows), before, after, self._host.server_pids)
 
-    def _settled(self) -> Scrape | None:
+    def _settled(self) -> tuple[Scrape | None, ...]:
         deadline = time.monotonic() + SETTLE_S
-        last = scrape(self._sampler.metrics_url)
-        while last is not None and time.monotonic() < deadline:
+        last = self._sampler.scrapes()
+        while None not in last and time.monotonic() < deadline:
             time.sleep(SETTLE_STEP_S)
-            now = scrape(self._sampler.metrics_url)
-            if now is None or all(getattr(now, name) == getattr(last, name) for name in COUNTERS):
+            now = self._sampler.scrapes()
+            if None in now or all(
+                getattr(one, name) == getattr(earlier, name)
+                for one, earlier in zip(now, last, strict=True)
+                for name in COUNTERS
+            ):
                 return now
             last = now
         return last
@@ -123,13 +162,40 @@ class Recording:
         next_s = time.monotonic() + sampler.interval_s
         while not self._stopped.wait(max(0.0, next_s - time.monotonic())):
             next_s += sampler.interval_s
-            server = scrape(sampler.metrics_url)
+            pages = sampler.pages()
             gpus = sampler.gpu.read(sampler.gpu_indices)
-            self._rows.append(Row(time.monotonic_ns(), server, gpus, self._host.read()))
+            latest = tuple(map(_parsed, pages))
+            replicas = tuple(_replicas(sampler.servers, pages, latest, gpus))
+            self._rows.append(Row(time.monotonic_ns(), summed(latest), gpus, self._host.read(), replicas))
+            self._latest = latest
+
+
+def _parsed(page: Page | None) -> Scrape | None:
+    return None if page is None else parse(page.text, page.at_ns)
+
+
+def _replicas(
+    servers: Sequence[Watched],
+    pages: Sequence[Page | None],
+    scrapes: Sequence[Scrape | None],
+    gpus: Sequence[GpuReading],
+) -> Iterator[Replica]:
+    """Take servers and engines apart, each with its GPUs. Another number of engines than expected is not observed."""
+    for server, page, scrape in zip(servers, pages, scrapes, strict=True):
+        seen: Sequence[Scrape | None] = (scrape,)
+        if server.engines > 1:
+            found = engines(page.text, page.at_ns) if page else ()
+            seen = found if len(found) == server.engines else (None,) * server.engines
+        for engine, one in enumerate(seen):
+            yield Replica(one, tuple(gpu for gpu in gpus if gpu.index in server.gpus_of(engine)))
 
 
 class TelemetryLog:
-    """Writer of telemetry.parquet, a row per moment and GPU. gpu is -1 if there is none."""
+    """Writer of telemetry.parquet, a row per moment, server and GPU.
+
+    `server` numbers the servers, or the engines of a server with several. Columns of /metrics are that server's. `gpu`
+    is -1 if it has none.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -138,20 +204,22 @@ class TelemetryLog:
     def add(self, level: float, telemetry: Telemetry) -> None:
         """Append a level and write the whole file again."""
         for row in telemetry.rows:
-            for gpu in row.gpus or (GpuReading(-1, None, None, None, None, None),):
-                for name, value in _cells(level, row, gpu).items():
-                    self._columns.setdefault(name, []).append(value)
+            for number, replica in enumerate(row.replicas or (Replica(row.server, row.gpus),)):
+                for gpu in replica.gpus or (GpuReading(-1, None, None, None, None, None),):
+                    for name, value in _cells(level, row, number, replica.scrape, gpu).items():
+                        self._columns.setdefault(name, []).append(value)
         if self._columns:
             temporary = self._path.with_name(f".{self._path.name}.tmp")
             pq.write_table(pa.table(self._columns), temporary, compression="zstd")
             temporary.replace(self._path)
 
 
-def _cells(level: float, row: Row, gpu: GpuReading) -> dict[str, object]:
-    server = row.server or Scrape(row.at_ns)
+def _cells(level: float, row: Row, number: int, scrape: Scrape | None, gpu: GpuReading) -> dict[str, object]:
+    server = scrape or Scrape(row.at_ns)
     return {
         "level": float(level),
         "at_ns": row.at_ns,
+        "server": number,
         "running": server.running,
         "waiting": server.waiting,
         "kv_usage": server.kv_usage,

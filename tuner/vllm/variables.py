@@ -1,4 +1,4 @@
-"""Names of vLLM's environment variables."""
+"""Names of vLLM's environment variables and HTTP headers."""
 
 from __future__ import annotations
 
@@ -7,3 +7,6 @@ CACHE_ROOT = "VLLM_CACHE_ROOT"
 CPU_CORES = "VLLM_CPU_OMP_THREADS_BIND"
 RPC_BASE_PATH = "VLLM_RPC_BASE_PATH"
 STARTUP_PLAN = "VLLM_ENABLE_STARTUP_PLAN"
+
+ENGINE_HEADER = "X-data-parallel-rank"
+"""Header that sends a request to one engine of a server with several."""
