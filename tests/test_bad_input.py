@@ -78,7 +78,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 OPTIONS = (
     "--gpus", "--slo", "--workload", "--space", "--trials", "--confirm", "--time-budget", "--study", "--vllm",
     "--tensor-parallel-size", "--workers", "--seed", "--storage", "--levels", "--level-seconds", "--warm-up-seconds",
-    "--start-limit-seconds", "--load", "--probe-seconds", "--burstiness", "--max-model-len", "--no-such-option",
+    "--start-limit-seconds", "--load", "--probe-seconds", "--burstiness", "--max-model-len", "--layouts", "--door",
+    "--no-such-option",
 )  # fmt: skip
 
 
@@ -88,6 +89,12 @@ OPTIONS = (
 @example(option="--space", value="x" * 300)
 @example(option="--storage", value="sqlite:////no/where/study.db")
 @example(option="--levels", value="9" * 5000)
+@example(option="--layouts", value="9" * 5000)
+@example(option="--layouts", value="2x1")
+@example(option="--layouts", value="٢x١")
+@example(option="--door", value="")
+@example(option="--workers", value="999999")
+@example(option="--tensor-parallel-size", value="999999")
 @example(option="--trials", value="nan")
 @example(option="--seed", value="-1")
 @example(option="--gpus", value="0-99999999999999")

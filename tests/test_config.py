@@ -17,9 +17,12 @@ from tuner import jsonfile
 from tuner.bench.capacity_search import SearchSettings
 from tuner.cli.console import plan_lines
 from tuner.config import LADDER, Machine, SearchOptions, parse_duration, plan_study, split_secrets
-from tuner.environment import Environment
+from tuner.environment import Environment, Gpu
 from tuner.errors import TunerError, UsageError
+from tuner.launch import Door
+from tuner.layout import Layout
 from tuner.load.arrivals import Arrivals
+from tuner.placement import GpuGroup
 from tuner.report.conditions import environment_rows, repeat_command
 from tuner.report.tables import StudyFiles
 from tuner.report.translations import Language, Words
@@ -45,10 +48,9 @@ def vllm(tmp_path: Path) -> str:
     return f"{path} serve"
 
 
-def planned(options: SearchOptions, tmp_path: Path) -> tuple[StudyPlan, Environment]:
-    return plan_study(
-        replace(options, studies=tmp_path / "studies"), Machine(), NOW, tmp_path / "cache", lambda _: None
-    )
+def planned(options: SearchOptions, tmp_path: Path, machine: Machine | None = None) -> tuple[StudyPlan, Environment]:
+    options = replace(options, studies=tmp_path / "studies")
+    return plan_study(options, machine or Machine(), NOW, tmp_path / "cache", lambda _: None)
 
 
 def test_everything_but_the_model_has_a_default(model: Path, vllm: str, tmp_path: Path) -> None:
@@ -102,6 +104,18 @@ def test_a_flag_of_the_users_own_is_not_searched(model: Path, vllm: str, tmp_pat
         ({"burstiness": float("inf")}, 2),
         ({"load": "closed", "burstiness": 0.5}, 2),
         ({"tensor_parallel_size": 0}, 2),
+        ({"layouts": "2x1"}, 2),
+        ({"layouts": ""}, 2),
+        ({"layouts": "2x2", "workers": 2}, 2),
+        ({"layouts": "3x1", "workers": 2}, 2),
+        ({"layouts": "2x1", "workers": 2, "tensor_parallel_size": 2}, 2),
+        ({"layouts": "2x1", "workers": 2, "extra": ("-tp", "2")}, 2),
+        ({"extra": ("-dp", "2")}, 2),
+        ({"extra": ("--tensor-parallel", "2")}, 2),
+        ({"door": "both", "workers": 2}, 4),
+        ({"door": "haproxy"}, 2),
+        ({"workers": 0}, 2),
+        ({"workers": 100_000}, 2),
         ({"study": "../escape"}, 2),
         ({"extra": ("--max-model-len", "100")}, 2),
         ({"extra": ("--api-key",)}, 2),
@@ -120,6 +134,97 @@ def test_bad_input_is_one_line_a_hint_and_its_exit_code(
         planned(options, tmp_path)
     assert caught.value.exit_code == code
     assert caught.value.hint and "\n" not in caught.value.message
+
+
+H100 = Machine(tuple(Gpu(i, "NVIDIA H100", 79.6, f"GPU-{i}") for i in range(4)), (0, 0, 1, 1))
+
+
+def with_data_parallel(vllm: str) -> str:
+    """Let the fake vLLM have vLLM's own door too, and a machine without nginx plan several servers."""
+    script = Path(vllm.split()[0])
+    script.write_text(script.read_text().replace("SchedulerConfig:", "  -dp, --data-parallel-size N\n  --port N\n"))
+    return vllm
+
+
+def test_several_layouts_are_choices_of_the_candidates(model: Path, vllm: str, tmp_path: Path) -> None:
+    plan, _ = planned(SearchOptions(model=str(model), vllm=with_data_parallel(vllm)), tmp_path, H100)
+    assert [str(placed.layout) for placed in plan.layouts] == ["4x1", "2x2", "1x4"]
+    assert {p.flag: p.choices for p in plan.parameters}["tensor-parallel-size"] == (1, 2, 4)
+    assert plan.baseline.as_dict() == {"tensor-parallel-size": 4}
+    assert plan.doors[0] is Door.VLLM and not plan.compares_doors
+    assert not {"tensor-parallel-size", "data-parallel-size"} & set(dict(plan.base.fixed))
+    assert [group.name for group in plan.groups] == [
+        "gpu0", "gpu1", "gpu2", "gpu3", "gpu0-1", "gpu2-3", "gpu0-1-2-3",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"layouts": "2x2"}, {"tensor_parallel_size": 2}, {"extra": ("-tp", "2")}],
+)
+def test_one_layout_is_constant_flags_however_it_is_asked_for(
+    change: dict[str, object], model: Path, vllm: str, tmp_path: Path
+) -> None:
+    options = SearchOptions(model=str(model), vllm=with_data_parallel(vllm))
+    plan, _ = planned(replace(options, **change), tmp_path, H100)  # type: ignore[arg-type]
+    assert [placed.layout for placed in plan.layouts] == [Layout(2, 2)] == [plan.own_layout]
+    assert {"tensor-parallel-size": 2, "data-parallel-size": 2}.items() <= dict(plan.base.fixed).items()
+    assert plan.layout_of(plan.baseline) == Layout(2, 2)
+    assert not plan.searches_layouts and plan.base.extra == ()
+
+
+def test_one_server_on_a_machine_needs_no_door(model: Path, vllm: str, tmp_path: Path) -> None:
+    plan, _ = planned(SearchOptions(model=str(model), vllm=vllm, layouts="1x4"), tmp_path, H100)
+    assert plan.doors == ()
+    undivided, _ = planned(SearchOptions(model=str(model), vllm=vllm, tensor_parallel_size=2), tmp_path)
+    assert (undivided.doors, undivided.groups) == ((), (GpuGroup(),))
+    assert undivided.layout_of(undivided.baseline) == Layout(1, 2)
+
+
+def test_workers_are_of_a_cpu(model: Path, vllm: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        planned(SearchOptions(model=str(model), vllm=vllm, workers=2), tmp_path, H100)
+    assert "--gpus" in caught.value.hint
+
+
+@pytest.mark.parametrize("part", ["parameters", "fixed", "baseline", "always"])
+def test_a_space_leaves_the_layout_alone(part: str, model: Path, vllm: str, tmp_path: Path) -> None:
+    space = tmp_path / "own.yaml"
+    text = "tensor-parallel-size: {choice: [1, 2]}" if part == "parameters" else "tensor-parallel-size: 2"
+    begin = "" if part == "parameters" else "parameters:\n  max-num-seqs: {log-int: [8, 64]}\n"
+    space.write_text(f"{begin}{part}:\n  {text}\n")
+    with pytest.raises(UsageError) as caught:
+        planned(SearchOptions(model=str(model), vllm=vllm, space=str(space)), tmp_path, H100)
+    assert "--layouts" in caught.value.hint
+
+
+def test_the_plan_lists_layouts_their_places_and_why_others_are_ruled_out(
+    model: Path, vllm: str, tmp_path: Path
+) -> None:
+    qwen_7b = {
+        "num_hidden_layers": 28, "hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4,
+        "vocab_size": 152_064, "intermediate_size": 18_944,
+    }  # fmt: skip
+    (model / "config.json").write_text(json.dumps(qwen_7b))
+    with (model / "model.safetensors").open("wb") as file:
+        file.truncate(100 * 2**30)
+    machine = replace(H100, gpus=(*H100.gpus, *(Gpu(i, "NVIDIA H100", 79.6, f"GPU-{i}") for i in range(4, 8))))
+    machine = replace(machine, without_p2p=((0, 1),))
+    plan, _ = planned(SearchOptions(model=str(model), vllm=with_data_parallel(vllm)), tmp_path, machine)
+    lines = plan_lines(plan, "0.32.0", "GP").splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("layouts"))
+    assert lines[at : at + 6] == [
+        "layouts   4x2    a server on each of gpu0-1, gpu2-3, gpu4-5, gpu6-7",
+        "                 caution: no P2P within gpu0-1: GPUs there talk through the host's memory",
+        "          2x4    a server on each of gpu0-1-2-3, gpu4-5-6-7 (the default's)",
+        "                 caution: no P2P within gpu0-1-2-3: GPUs there talk through the host's memory",
+        "                 caution: gpu0-1-2-3 on several NUMA nodes",
+        "          4x1x2  a server on each of gpu0-1, gpu2-3, gpu4-5, gpu6-7",
+    ]
+    said = " ".join(lines)
+    assert "8x1    ruled out: weights of 95.0 GiB on a GPU do not fit into 92 % of its 79.6 GiB" in said
+    assert "1x8    ruled out: 28 attention heads do not divide by 8" in said
+    assert "\ndoor      vllm" in "\n".join(lines)
 
 
 def test_secrets_leave_the_words_and_enter_the_environment() -> None:

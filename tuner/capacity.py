@@ -12,6 +12,7 @@ memory outside torch, and the driver's own share.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -266,9 +267,20 @@ def _of_fullest_stage(weights: int, shape: ModelShape, flags: ServerFlags) -> in
 
 
 def _file_bytes(folder: Path) -> int:
-    """Sum the weight files. consolidated.safetensors holds the same weights in another format."""
+    """Sum the weight files, or take the sum that their index states. consolidated.safetensors holds the same weights
+    in another format."""
     files = [p for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated")]
-    return sum(p.stat().st_size for p in files)
+    return _index_bytes(folder) or sum(p.stat().st_size for p in files)
+
+
+def _index_bytes(folder: Path) -> int:
+    """Return the bytes that the index of the weight files states, 0 if there is none."""
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        total = index["metadata"]["total_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return total if isinstance(total, int) and total > 0 else 0
 
 
 def _layers(config: Mapping[str, object], shape: ModelShape, kinds: tuple[str, ...]) -> list[str]:

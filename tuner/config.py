@@ -28,6 +28,7 @@ from tuner.load.workload import Workload, workload
 from tuner.measurement import LoadKind
 from tuner.model import folder_of
 from tuner.placement import core_shares, own_cores, parse_gpus
+from tuner.server.door import nginx_program
 from tuner.slo import parse_slo
 from tuner.space.files import read_space
 from tuner.space.space import Space
@@ -138,7 +139,8 @@ def plan_study(
     choice = chosen_layouts(units, limits, Path(model).name, request.layouts)
     planned = [placed.layout for placed in choice.layouts]
     space = replace(space, parameters=space.parameters + layout_parameters(planned))
-    lacking = lacks(vllm.flags, has_experts=limits.has_experts, in_container=is_container(command))
+    has_nginx = nginx_program() is not None
+    lacking = lacks(vllm.flags, has_experts=limits.has_experts, in_container=is_container(command), has_nginx=has_nginx)
     name = options.study or re.sub(r"[^\w.+-]", "-", f"{Path(model).name}-{load.name}-{now.astimezone():%m%d-%H%M}")
     folder = options.studies.absolute() / checked_study_name(name)
     plan = StudyPlan(

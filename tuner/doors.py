@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Sequence
 from enum import StrEnum
 
@@ -29,7 +28,7 @@ def parse_door(text: str) -> DoorChoice:
         raise UsageError(f"there is no door {text!r}", hint=f"one of {', '.join(DoorChoice)}") from None
 
 
-def lacks(flags: Collection[str], *, has_experts: bool, in_container: bool) -> dict[Door, str]:
+def lacks(flags: Collection[str], *, has_experts: bool, in_container: bool, has_nginx: bool) -> dict[Door, str]:
     """Say of each door that this machine lacks why it does."""
     found = {}
     if knobs.DATA_PARALLEL not in flags:
@@ -38,7 +37,7 @@ def lacks(flags: Collection[str], *, has_experts: bool, in_container: bool) -> d
         found[Door.VLLM] = f"--{knobs.DATA_PARALLEL} shares a model's experts: its replicas are not independent"
     elif in_container:
         found[Door.VLLM] = "servers in containers are independent of each other"
-    if shutil.which("nginx") is None:
+    if not has_nginx:
         found[Door.NGINX] = "nginx is not installed"
     return found
 

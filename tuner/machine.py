@@ -53,6 +53,7 @@ def this_machine() -> Machine:
         gpus=tuple(Gpu(gpu.index, gpu.name, gpu.memory_gib, gpu.uuid) for gpu in installed),
         numa_nodes=tuple(gpu.numa_node for gpu in installed),
         driver=driver,
+        without_p2p=tuple((a, b) for a, b, _ in _without_p2p([gpu.index for gpu in installed]) or ()),
     )
 
 
@@ -189,15 +190,8 @@ def _numa(used: Sequence[Installed]) -> Iterator[Finding]:
 def _peer_to_peer(used: Sequence[Installed]) -> Iterator[Finding]:
     if len(used) < 2 or shutil.which("nvidia-smi") is None:
         return
-    try:
-        answer = subprocess.run(
-            ("nvidia-smi", "topo", "-p2p", "r"), capture_output=True, text=True, errors="replace", timeout=30
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        yield Finding("P2P", Grade.WARNING, f"nvidia-smi gave no answer: {error}", "run: nvidia-smi topo -p2p r")
-        return
-    without = peers_without(answer.stdout, [gpu.index for gpu in used])
-    if answer.returncode != 0 or without is None:
+    without = _without_p2p([gpu.index for gpu in used])
+    if without is None:
         yield Finding("P2P", Grade.WARNING, "nvidia-smi does not say", "run: nvidia-smi topo -p2p r")
     elif without:
         pairs = ", ".join(f"{a}-{b} ({why})" for a, b, why in without)
@@ -205,10 +199,23 @@ def _peer_to_peer(used: Sequence[Installed]) -> Iterator[Finding]:
             "P2P",
             Grade.WARNING,
             f"GPUs cannot read each other: {pairs}",
-            "matters for --tensor-parallel-size > 1 only: NCCL goes through the host's memory",
+            "matters for servers of several GPUs only: NCCL goes through the host's memory",
         )
     else:
         yield Finding("P2P", Grade.OK, "every GPU reads every other")
+
+
+def _without_p2p(gpus: Sequence[int]) -> list[tuple[int, int, str]] | None:
+    """Ask for the pairs of GPUs without P2P, each with the driver's word for it. None if it gives no answer."""
+    if len(gpus) < 2:
+        return []
+    try:
+        answer = subprocess.run(
+            ("nvidia-smi", "topo", "-p2p", "r"), capture_output=True, text=True, errors="replace", timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if answer.returncode != 0 else peers_without(answer.stdout, gpus)
 
 
 def peers_without(matrix: str, gpus: Sequence[int]) -> list[tuple[int, int, str]] | None:

@@ -177,7 +177,7 @@ def plan_lines(plan: StudyPlan, vllm_version: str, sampler: str) -> str:
     lines.append(f"workload  {plan.workload.name}: up to {plan.workload.longest} tokens a request")
     lines += _length_lines(plan)
     lines.append(f"load      {plan.load.kind} loop: {load_words(plan.load)}")
-    lines.append(f"servers   {', '.join(group.name for group in plan.groups)}, one candidate at a time on each")
+    lines += _layout_lines(plan)
     lines.append(f"searched  by {sampler}, space {plan.space.name}")
     width = max(len(p.flag) for p in plan.parameters)
     lines += [f"          {p.flag:<{width}}  {p}" for p in plan.parameters]
@@ -198,6 +198,24 @@ def plan_lines(plan: StudyPlan, vllm_version: str, sampler: str) -> str:
 def _time(plan: StudyPlan) -> str:
     limit = "" if plan.time_budget_s is None else f", ended after {formatting.duration(plan.time_budget_s)}"
     return f"at most about {formatting.duration(left_s(plan, ()))} with {UNKNOWN_START_S:.0f} s a start{limit}"
+
+
+def _layout_lines(plan: StudyPlan) -> list[str]:
+    """List each layout with the places of its servers, what may slow it down, and those that are ruled out."""
+    shape = (plan.own_layout.tensor_parallel, plan.own_layout.pipeline_parallel)
+    rows = []
+    for placed in plan.layouts:
+        layout = placed.layout
+        own = " (the default's)" if (layout.tensor_parallel, layout.pipeline_parallel) == shape else ""
+        rows.append((str(layout), f"a server on each of {', '.join(g.name for g in placed.groups)}{own}"))
+        rows += [("", f"caution: {caution}") for caution in placed.cautions]
+    rows += [(str(out.layout), f"ruled out: {out.why}") for out in plan.ruled_out]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{'' if i else 'layouts':<8}  {name:<{width}}  {says}" for i, (name, says) in enumerate(rows)]
+    if plan.doors:
+        how = "both measured" if plan.compares_doors else "the second where the first costs too much"
+        lines.append(f"door      {' and '.join(plan.doors)}{f', {how}' if len(plan.doors) > 1 else ''}")
+    return lines
 
 
 def _length_lines(plan: StudyPlan) -> list[str]:
