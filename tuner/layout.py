@@ -51,6 +51,12 @@ class Layout:
         return f"{self.replicas}x{self.tensor_parallel}{pipeline}"
 
 
+def split_layout(values: Mapping[str, Value]) -> tuple[Layout | None, dict[str, Value]]:
+    """Split a candidate's values into its layout and the other flags. None if it names no layout."""
+    others = {flag: value for flag, value in values.items() if flag not in FLAGS}
+    return (Layout.of(values) if len(others) < len(values) else None), others
+
+
 @dataclass(frozen=True, slots=True)
 class PlacedLayout:
     """Layout with the places of its servers.

@@ -1,6 +1,7 @@
 """Sample study folders, made up but plausible: a 32B model on one H100 each in two groups, P99 TTFT limit 500 ms.
 
-Deterministic: the same arguments write the same bytes. `python -m tests.report.studies FOLDER` writes one to look at.
+Deterministic: the same arguments write the same bytes. `python -m tests.report.studies FOLDER` writes one to look at,
+and one with layouts of four H100s.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from pathlib import Path
 import pandas as pd
 
 from tests.fakes import ScriptedClock, ScriptedServers, scripted_trial
-from tests.report.surface import GROUPS, PARAMETERS, PLAN, Server, refusal
+from tests.report.surface import LAYOUTS_PLAN, ONE_FOUR, PARAMETERS, PLAN, Server, refusal
 from tests.study.builders import Shown, with_start
 from tuner import jsonfile
 from tuner.bench.level import Level
 from tuner.bench.measured import Remark
+from tuner.bench.task import RunLadder
 from tuner.candidate import Candidate, Value
 from tuner.environment import Environment, Gpu
+from tuner.launch import Door
 from tuner.measurement import Caution, CautionKind
-from tuner.study.assignment import Assignment, search_task
+from tuner.study.assignment import Assignment, confirm_task, search_task
 from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision, Figures, StudyResult
@@ -47,6 +50,9 @@ ENVIRONMENT = Environment(
     cpu_count=128,
     memory_gib=1007.5,
     kernel="6.8.0-60-generic",
+)
+FOUR_GPUS = dataclasses.replace(
+    ENVIRONMENT, gpus=tuple(Gpu(i, "NVIDIA H100 80GB HBM3", 79.6, f"GPU-{i}") for i in range(4))
 )
 
 
@@ -76,17 +82,17 @@ def build_study(
     rng = random.Random(seed)
     folder = studies / plan.study
     folder.mkdir(parents=True)
-    clock = {group.name: START for group in plan.groups}
     records: list[TrialRecord] = []
+    machine = Machine(plan, rng, best_speed)
     fresh = confirm if trials > 4 * confirm else 0
     for number in range(trials - 2 * fresh):
-        candidate = plan.baseline if number == 0 else _candidate(rng)
-        role = Role.DEFAULT if number == 0 else Role.SEARCH
-        records.append(_start(number, role, candidate, plan, clock, rng, best_speed))
+        role = _role(number, plan)
+        records.append(machine.search(number, role, _candidate(number, plan, rng)))
     chosen = _chosen(records)
     for number in range(trials - 2 * fresh, trials):
         candidate = plan.baseline if chosen is None or number % 2 else chosen
-        records.append(_start(number, Role.CONFIRM, candidate, plan, clock, rng, best_speed))
+        found = next(r for r in records if r.candidate == candidate)
+        records.append(machine.confirm(number, found))
     result = _result(plan, tuple(records), chosen, fresh) if records else None
     jsonfile.dump(folder / "plan.json", plan)
     jsonfile.dump(folder / "environment.json", environment)
@@ -104,11 +110,30 @@ def build_study(
     return Study(folder, plan, environment, tuple(records), result)
 
 
+def build_layouts_study(studies: Path, *, trials: int = 61, telemetry: bool = True) -> Study:
+    """A study of three layouts of four GPUs. One of them is dropped early; the winner is confirmed behind nginx."""
+    return build_study(studies, trials=trials, plan=LAYOUTS_PLAN, environment=FOUR_GPUS, telemetry=telemetry)
+
+
 def replace_record(study: Study, record: TrialRecord) -> None:
     jsonfile.dump(study.folder / "trials" / f"{record.trial:04d}" / "record.json", record)
 
 
-def _candidate(rng: random.Random) -> Candidate:
+def _role(number: int, plan: StudyPlan) -> Role:
+    """Every layout's default comes first, then a seed of each."""
+    if number < len(plan.layouts):
+        return Role.DEFAULT
+    return Role.SEED if plan.searches_layouts and number < 2 * len(plan.layouts) else Role.SEARCH
+
+
+def _candidate(number: int, plan: StudyPlan, rng: random.Random) -> Candidate:
+    """The search leaves the slowest layout alone after its seed."""
+    layouts = [plan.own_layout, *(p.layout for p in plan.layouts if p.layout != plan.own_layout)]
+    if number < len(layouts):
+        return plan.default_of(layouts[number])
+    if plan.searches_layouts and number < 2 * len(layouts):
+        seed = {"gpu-memory-utilization": 0.94, "max-num-seqs": 256, "max-num-batched-tokens": 4096}
+        return Candidate.of({**seed, **layouts[number - len(layouts)].flags})
     values: dict[str, Value] = {}
     for parameter in PARAMETERS:
         if parameter.choices:
@@ -121,39 +146,63 @@ def _candidate(rng: random.Random) -> Candidate:
             low, high = parameter.low, parameter.high
             exact = low * (high / low) ** rng.random()
             values[parameter.flag] = max(int(low), round(exact / parameter.multiple_of) * parameter.multiple_of)
+    if plan.searches_layouts:
+        values |= rng.choice([layout for layout in layouts if layout != ONE_FOUR]).flags
     return Candidate.of(values)
 
 
-def _start(
-    number: int,
-    role: Role,
-    candidate: Candidate,
-    plan: StudyPlan,
-    clock: dict[str, datetime],
-    rng: random.Random,
-    best_speed: float,
-) -> TrialRecord:
-    group = min(GROUPS, key=lambda g: clock[g.name])
-    started = clock[group.name] + timedelta(seconds=rng.uniform(1, 6))
-    cause = refusal(candidate)
-    server = Server(candidate, noise=rng.gauss(1, 0.012), speed=best_speed)
-    levels: list[Level] = []
-    assert isinstance(plan.load, Ladder)
-    if cause is None:
-        for concurrency in plan.load.levels:
-            levels.append(server.level(concurrency, plan, rng))
-            if levels[-1].verdict.outcome is Outcome.INFEASIBLE:
-                break
-    start_s, stop_s = (rng.uniform(18, 31), 0.0) if cause else (rng.uniform(62, 95), rng.uniform(6, 12))
-    facts = StartFacts(vllm_version="0.32.0", kv_tokens=server.kv_tokens, weights_gib=61.5, engine_init_s=21.4)
-    scripted = ScriptedClock(started)
-    spent_s = sum(level.measurement.planned_s + 4 for level in levels)
-    shown = cause or Shown(tuple(levels), scripted, plan.load.warm_up_s, spent_s)
-    servers = ScriptedServers(lambda _: shown, scripted, start_s, stop_s, facts)
-    assignment = Assignment(number, role, candidate, (group,), search_task(plan.load, None), plan.load.warm_up_s, None)
-    record = scripted_trial(assignment, plan.base, servers)
-    clock[group.name] = scripted.wall()
-    return record
+class Machine:
+    """GPUs of a plan. Each trial starts where its layout's servers are free first."""
+
+    def __init__(self, plan: StudyPlan, rng: random.Random, speed: float) -> None:
+        self._plan, self._rng, self._speed = plan, rng, speed
+        self._free = {unit: START for group in plan.groups for unit in group.units}
+
+    def search(self, number: int, role: Role, candidate: Candidate) -> TrialRecord:
+        """One server on one place."""
+        placed = self._plan.placed(self._plan.layout_of(candidate))
+        group = min(placed.groups, key=lambda group: max(self._free[unit] for unit in group.units))
+        task = search_task(self._plan.load, None)
+        replicas = placed.layout.replicas
+        assert isinstance(self._plan.load, Ladder)
+        return self._start(
+            Assignment(number, role, candidate, (group,), task, self._plan.load.warm_up_s, None, replicas=replicas),
+            self._plan.load.levels,
+        )
+
+    def confirm(self, number: int, found: TrialRecord) -> TrialRecord:
+        """All servers of the layout. A study of one server a place repeats its search trial instead."""
+        layout = self._plan.layout_of(found.candidate)
+        if not self._plan.searches_layouts or found.best is None:
+            return self.search(number, Role.CONFIRM, found.candidate)
+        groups = self._plan.placed(layout).machine
+        task = confirm_task(self._plan.load, found, [])
+        assert isinstance(task, RunLadder)
+        door = Door.NGINX if layout.replicas > 1 else Door.SERVER
+        warm_up_s = self._plan.load.warm_up_s
+        assignment = Assignment(number, Role.CONFIRM, found.candidate, groups, task, warm_up_s, None, door=door)
+        return self._start(assignment, task.levels)
+
+    def _start(self, assignment: Assignment, clients: tuple[int, ...]) -> TrialRecord:
+        rng, plan, candidate = self._rng, self._plan, assignment.candidate
+        started = max(self._free[unit] for unit in assignment.units) + timedelta(seconds=rng.uniform(1, 6))
+        cause = refusal(candidate)
+        server = Server(candidate, rng.gauss(1, 0.012), self._speed, len(assignment.groups))
+        levels: list[Level] = []
+        if cause is None:
+            for concurrency in clients:
+                levels.append(server.level(concurrency, plan, rng))
+                if levels[-1].verdict.outcome is Outcome.INFEASIBLE:
+                    break
+        start_s, stop_s = (rng.uniform(18, 31), 0.0) if cause else (rng.uniform(62, 95), rng.uniform(6, 12))
+        facts = StartFacts(vllm_version="0.32.0", kv_tokens=server.kv_tokens, weights_gib=61.5, engine_init_s=21.4)
+        scripted = ScriptedClock(started)
+        spent_s = sum(level.measurement.planned_s + 4 for level in levels)
+        shown = cause or Shown(tuple(levels), scripted, plan.load.warm_up_s, spent_s)
+        servers = ScriptedServers(lambda _: shown, scripted, start_s, stop_s, facts)
+        record = scripted_trial(assignment, plan.base, servers)
+        self._free |= dict.fromkeys(assignment.units, scripted.wall())
+        return record
 
 
 def _chosen(records: list[TrialRecord]) -> Candidate | None:
@@ -273,4 +322,6 @@ def hostile(text: str, studies: Path) -> Study:
 
 
 if __name__ == "__main__":
-    build_study(Path(sys.argv[1]), trials=int(sys.argv[2]) if len(sys.argv) > 2 else 61)
+    count = int(sys.argv[2]) if len(sys.argv) > 2 else 61
+    build_study(Path(sys.argv[1]), trials=count)
+    build_layouts_study(Path(sys.argv[1]), trials=count)

@@ -1,15 +1,18 @@
-"""A made-up server: how QPS, P99 TTFT, KV use and refusals follow from the flags. Used only to make sample studies."""
+"""A made-up server: how QPS, P99 TTFT, KV use and refusals follow from the flags. Used only to make sample studies.
+
+`PLAN` is a model on one GPU each in two groups. `LAYOUTS_PLAN` is the same model on four GPUs without NVLink.
+"""
 
 from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tuner.bench.level import Level
 from tuner.candidate import Candidate
-from tuner.launch import LaunchBase
-from tuner.layout import Layout, PlacedLayout
+from tuner.launch import Door, LaunchBase
+from tuner.layout import Layout, PlacedLayout, RuledOut
 from tuner.load.workload import Lengths, Share, Workload
 from tuner.measurement import (
     Caution,
@@ -68,6 +71,20 @@ PLAN = StudyPlan(
     storage="sqlite:///studies/qwen3-32b-h100/study.db",
     created_at="2026-11-20T21:29:41+00:00",
 )
+FOUR_ONE, TWO_TWO, ONE_FOUR = Layout(4, 1), Layout(2, 2), Layout(1, 4)
+LAYOUTS_PLAN = replace(
+    PLAN,
+    study="qwen3-32b-four-h100",
+    space=Space("chat", (Parameter("tensor-parallel-size", Kind.CHOICE, choices=(1, 2, 4)), *PARAMETERS)),
+    layouts=(
+        PlacedLayout(FOUR_ONE, tuple(GpuGroup((gpu,)) for gpu in range(4))),
+        PlacedLayout(TWO_TWO, (GpuGroup((0, 1)), GpuGroup((2, 3)))),
+        PlacedLayout(ONE_FOUR, (GpuGroup((0, 1, 2, 3)),), ("no P2P between GPU 1 and GPU 2",)),
+    ),
+    own_layout=ONE_FOUR,
+    ruled_out=(RuledOut(Layout(1, 3), "64 attention heads do not divide by 3"),),
+    doors=(Door.NGINX,),
+)
 
 
 def refusal(candidate: Candidate) -> Cause | None:
@@ -92,7 +109,7 @@ def refusal(candidate: Candidate) -> Cause | None:
             hint="lower gpu-memory-utilization",
             bounds=(Bound("gpu-memory-utilization", "<=", 0.953),),
         )
-    if kv_tokens(utilization) < 2048:
+    if kv_tokens(utilization, Layout.of(values)) < 2048:
         return Cause(
             kind="kv-too-small",
             fault=Fault.CANDIDATE,
@@ -104,22 +121,29 @@ def refusal(candidate: Candidate) -> Cause | None:
     return None
 
 
-def kv_tokens(utilization: float) -> int:
-    """What is left of an 80 GB card after 61.5 GiB of weights and 2 GiB of work space, at 256 KiB a token."""
-    return int((79.6 * utilization - 63.5) * 2**30 / (256 * 1024))
+def kv_tokens(utilization: float, layout: Layout) -> int:
+    """What is left of 80 GB cards after 61.5 GiB of weights and 2 GiB of work space each, at 256 KiB a token."""
+    free_gib = layout.ranks * (79.6 * utilization - 2) - 61.5
+    return int(free_gib * 2**30 / (256 * 1024))
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One start. `noise` multiplies its speed (starts differ by about 1 %), `speed` scales every figure."""
+    """One start. `noise` multiplies its speed (starts differ by about 1 %), `speed` scales every figure. `servers`
+    share the load behind a door that costs 2 %."""
 
     candidate: Candidate
     noise: float
     speed: float
+    servers: int = 1
+
+    @property
+    def layout(self) -> Layout:
+        return Layout.of(self.candidate.as_dict())
 
     @property
     def kv_tokens(self) -> int:
-        return kv_tokens(float(self.candidate.as_dict().get("gpu-memory-utilization", 0.92)))
+        return kv_tokens(float(self.candidate.as_dict().get("gpu-memory-utilization", 0.92)), self.layout)
 
     def level(self, concurrency: int, plan: StudyPlan, rng: random.Random) -> Level:
         measurement = self._measure(concurrency, plan, rng)
@@ -146,9 +170,13 @@ class Server:
 
     def _measure(self, concurrency: int, plan: StudyPlan, rng: random.Random) -> Measurement:
         values = self.candidate.as_dict()
+        clients, servers = concurrency, self.servers
+        concurrency = concurrency // servers
         seqs = int(values.get("max-num-seqs", 1024))
         batched = int(values.get("max-num-batched-tokens", 8192))
         running = min(concurrency, seqs)
+        # Each doubling of the GPUs of one server makes it 1.25 times as fast: all-reduce over PCIe.
+        speed = self.speed * 1.25 ** math.log2(self.layout.ranks)
         # Decode steps get slower with the batch; big prefill steps delay first tokens, small ones starve prefill.
         step_ms = 21 + running * 0.13
         prefill = 0.8 + 0.2 * math.exp(-(math.log2(batched / 3200) ** 2) / 3)
@@ -157,9 +185,13 @@ class Server:
         kv = running * 560 / self.kv_tokens
         preemptions = int(max(0.0, kv - 1) * 90)
         prefill /= 1 + preemptions / 300
-        qps = 1000 * running / (203 * step_ms) * prefill * self.noise * self.speed * rng.gauss(1, 0.006)
+        step_ms /= speed / self.speed
+        door = 1.0 if servers == 1 else 0.98
+        qps = (
+            servers * door * 1000 * running / (203 * step_ms) * prefill * self.noise * self.speed * rng.gauss(1, 0.006)
+        )
         queued = max(0, concurrency - seqs)
-        p50 = (62 + batched * 0.011 + running * 0.9 + queued * 150 + preemptions * 21) / self.speed
+        p50 = (62 + batched * 0.011 + running * 0.9 + queued * 150 + preemptions * 21) / speed
         p99 = p50 * (1.9 + batched / 12000) * rng.gauss(1, 0.03)
         assert isinstance(plan.load, Ladder)
         level_s = plan.load.level_s
@@ -169,8 +201,8 @@ class Server:
         if sent < 300:
             cautions = (Caution(CautionKind.FEW_REQUESTS, (Observation(Sign.COMPLETED, float(sent)),)),)
         return Measurement(
-            load=Load(LoadKind.CLOSED, concurrency),
-            seed=1000 + concurrency,
+            load=Load(LoadKind.CLOSED, clients),
+            seed=1000 + clients,
             planned_s=level_s,
             window_s=level_s - 6,
             sent=sent,
@@ -188,10 +220,10 @@ class Server:
                 preemptions=preemptions,
                 kv_usage_peak=kv_usage,
                 kv_usage_mean=kv_usage * 0.93,
-                running_peak=float(min(running, int(running / max(kv, 1)))),
-                running_mean=running * 0.97,
-                waiting_peak=float(queued + 2 + int(max(0.0, running - running / max(kv, 1)))),
-                waiting_mean=queued * 0.95 + max(0.0, running - running / max(kv, 1)),
+                running_peak=float(servers * min(running, int(running / max(kv, 1)))),
+                running_mean=servers * running * 0.97,
+                waiting_peak=float(servers * (queued + 2 + int(max(0.0, running - running / max(kv, 1))))),
+                waiting_mean=servers * (queued * 0.95 + max(0.0, running - running / max(kv, 1))),
                 prefix_hit_rate=0.11,
                 queue_ms_mean=queued * 40.0,
                 requests_succeeded=sent,

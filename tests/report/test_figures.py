@@ -16,6 +16,7 @@ from tuner.report.tables import StudyFiles, best_so_far, level_rows, trial_rows
 from tuner.report.translations import Words
 from tuner.slo import Metric
 from tuner.study.record import TrialOutcome
+from tuner.study.units import machine_units
 
 
 def every_figure(files: StudyFiles, words: Words) -> Iterator[tuple[str, go.Figure]]:
@@ -28,22 +29,22 @@ def every_figure(files: StudyFiles, words: Words) -> Iterator[tuple[str, go.Figu
         yield "curve-qps", figures.load_curve(curves, files.plan.slos, words)
         yield "curve-ttft", figures.load_curve(curves, files.plan.slos, words, of=Metric.TTFT)
     yield "weights", figures.weights(parameters.weight_rows(files), words)
-    for parameter in files.plan.parameters:
+    for parameter in parameters.searched(files.plan):
         points = parameters.slice_rows(files)[parameter.flag]
-        value = winner.as_dict().get(parameter.flag) if winner else None
+        value = parameters.values_of(winner).get(parameter.flag) if winner else None
         yield f"slice-{parameter.flag}", figures.slice_of(parameter, points, value, words)
-    yield "timeline", figures.timeline(timeline.phase_rows(files), words)
+    yield "timeline", figures.timeline(timeline.phase_rows(files), machine_units(files.plan), words)
 
 
 def test_every_figure_is_plotlys_own(files: StudyFiles, words: Words) -> None:
     seen = [name for name, made in every_figure(files, words) if isinstance(made, go.Figure) and made.data]
-    assert len(seen) == 6 + len(files.plan.parameters)
+    assert len(seen) == 6 + len(parameters.searched(files.plan))
 
 
 def test_the_page_and_notebooks_get_the_same_figures(files: StudyFiles, words: Words) -> None:
     drawn = {d.name: d.figure for drawings in gallery(files, words).values() for d in drawings}
     assert {"best-so-far", "qps-against-ttft", "curve-qps", "curve-ttft", "weights", "timeline"} <= set(drawn)
-    assert {f"flag-{p.flag}" for p in files.plan.parameters} <= set(drawn)
+    assert {f"flag-{p.flag}" for p in parameters.searched(files.plan)} <= set(drawn)
     assert sum(name.startswith("telemetry-") for name in drawn) >= 8
     assert dict(every_figure(files, words))["timeline"] == drawn["timeline"]
 
@@ -62,7 +63,7 @@ def test_a_short_study_is_drawn_in_minutes_and_a_long_one_in_hours(files: StudyF
     early = [row for row in rows if row.ended_h < 0.5]
     for made, end_h in (
         (figures.best_so_far(rows, best_so_far(rows), None, words), rows[-1].ended_h),
-        (figures.timeline(phases, words), phases[-1].began_h),
+        (figures.timeline(phases, (), words), phases[-1].began_h),
     ):
         assert end_h > 2
         assert made.layout.xaxis.title.text == "hours since the first start"
@@ -110,7 +111,7 @@ def test_a_log_axis_has_round_ticks() -> None:
 
 
 def test_a_figure_without_points_is_still_one(words: Words) -> None:
-    for made in (figures.best_so_far([], [], None, words), figures.weights([], words), figures.timeline([], words)):
+    for made in (figures.best_so_far([], [], None, words), figures.weights([], words), figures.timeline([], (), words)):
         assert not [t for t in made.data if t.x] and made.to_json()
 
 

@@ -26,6 +26,7 @@ from tuner.measurement import CautionKind, LoadKind
 from tuner.report import translations
 from tuner.report.bottleneck import Bottleneck, Reading
 from tuner.report.page import report, write_report
+from tuner.report.parameters import searched
 from tuner.report.phrases import (
     CHINESE_EARLY_ENDS,
     CHINESE_NOTES,
@@ -91,7 +92,7 @@ def test_the_first_screen_says_what_won(files: StudyFiles) -> None:
 def test_every_part_is_there(files: StudyFiles) -> None:
     page = Page(report(files))
     assert {"best-so-far", "qps-against-ttft", "curve-qps", "curve-ttft", "weights", "timeline"} <= set(page.figures)
-    assert sum(name.startswith("flag-") for name in page.figures) == len(files.plan.parameters)
+    assert sum(name.startswith("flag-") for name in page.figures) == len(searched(files.plan))
     assert sum(name.startswith("telemetry-") for name in page.figures) >= 8
     ids = {attributes.get("id") for _, attributes in page.tags}
     assert {"summary", "flags", "why", "refused", "trials", "environment", "launch", "repeat"} <= ids

@@ -8,7 +8,8 @@ import random
 import pytest
 
 from tuner.candidate import Candidate, Value
-from tuner.report.parameters import ENOUGH, slice_rows, weight_rows
+from tuner.layout import FLAGS
+from tuner.report.parameters import ENOUGH, searched, slice_rows, values_of, weight_rows
 from tuner.report.tables import StudyFiles
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 
@@ -33,14 +34,21 @@ def with_trials(files: StudyFiles, trials: list[tuple[dict[str, Value], float]])
 def test_slices_hold_nothing_but_feasible_trials_of_the_search(files: StudyFiles) -> None:
     by_trial = {r.trial: r for r in files.records}
     slices = slice_rows(files)
-    assert list(slices) == [p.flag for p in files.plan.parameters]
+    assert list(slices) == [p.flag for p in searched(files.plan)]
     points = [point for rows in slices.values() for point in rows]
     assert points
     for point in points:
         record = by_trial[point.trial]
         assert record.outcome is TrialOutcome.FEASIBLE and record.role is not Role.CONFIRM
         assert point.qps == record.qps
-        assert record.candidate.as_dict()[point.flag] == point.value
+        assert values_of(record.candidate)[point.flag] == point.value
+
+
+def test_layouts_are_one_parameter_in_place_of_their_flags(layouts: StudyFiles) -> None:
+    slices = slice_rows(layouts)
+    assert not set(slices) & set(FLAGS)
+    assert {point.value for point in slices["layout"]} == {"4x1", "2x2", "1x4"}
+    assert "layout" in {row.flag for row in weight_rows(layouts)}
 
 
 def test_a_flag_that_decides_weighs_most_also_when_its_best_lies_in_the_middle(files: StudyFiles) -> None:

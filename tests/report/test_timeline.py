@@ -10,20 +10,41 @@ import pandas as pd
 import pytest
 
 from tests.study.builders import with_start
+from tuner.layout import Layout, PlacedLayout
+from tuner.placement import GpuGroup
 from tuner.report.tables import StudyFiles
 from tuner.report.timeline import POINTS, TrialPhase, phase_rows, phase_shares, start_times, telemetry
 from tuner.report.translations import Language, Words
 from tuner.study.start_record import Phases
+from tuner.study.units import machine_units
 
 
-def test_phases_of_a_group_follow_each_other_without_overlap(files: StudyFiles) -> None:
+def test_phases_of_a_gpu_follow_each_other_without_overlap(files: StudyFiles) -> None:
     rows = phase_rows(files)
-    for group in files.plan.groups:
-        mine = [row for row in rows if row.group == group.name]
+    for unit in machine_units(files.plan):
+        mine = [row for row in rows if row.unit == unit]
         assert mine
         for before, after in itertools.pairwise(mine):
             assert after.began_h == pytest.approx(before.began_h + before.length_h)
     assert {row.phase for row in rows} == set(TrialPhase)
+
+
+def test_a_trial_over_several_gpus_is_drawn_on_each_of_them(layouts: StudyFiles) -> None:
+    rows = phase_rows(layouts)
+    for record in layouts.records:
+        units = {row.unit for row in rows if row.trial == record.trial}
+        assert units == {f"gpu{gpu}" for gpu in record.start.gpus}
+
+
+def test_a_trial_over_several_workers_of_a_cpu_is_drawn_on_each_of_them(files: StudyFiles) -> None:
+    workers = (GpuGroup(workers=(0,), cores=("0",)), GpuGroup(workers=(1,), cores=("1",)))
+    both = GpuGroup(workers=(0, 1), cores=("0", "1"))
+    placed = (PlacedLayout(Layout(2, 1), workers), PlacedLayout(Layout(1, 2), (both,)))
+    places = ("cpu0", "cpu1", "cpu0-1", "cpu0+cpu1")
+    records = tuple(with_start(files.records[n], group=place) for n, place in enumerate(places))
+    study = replace(files, plan=replace(files.plan, layouts=placed), records=records)
+    drawn = [sorted({row.unit for row in phase_rows(study) if row.trial == n}) for n in range(4)]
+    assert drawn == [["cpu0"], ["cpu1"], ["cpu0", "cpu1"], ["cpu0", "cpu1"]]
 
 
 def test_shares_add_up_to_the_whole_study(files: StudyFiles) -> None:

@@ -10,6 +10,7 @@ from tuner import formatting
 from tuner.bench.level import asked
 from tuner.bench.phrases import note_text
 from tuner.candidate import Candidate
+from tuner.layout import split_layout
 from tuner.measurement import LoadKind, Measurement
 from tuner.study import confirm
 from tuner.study.events import (
@@ -117,8 +118,15 @@ def printable(text: str) -> str:
 
 
 def describe(candidate: Candidate) -> str:
-    """The candidate's flags in one line."""
-    words = (f"{flag}={value:g}" if isinstance(value, float) else f"{flag}={value}" for flag, value in candidate.values)
+    """Write a candidate as its layout, then its flags."""
+    layout, _ = split_layout(candidate.as_dict())
+    return describe_flags(candidate) if layout is None else f"{layout} · {describe_flags(candidate)}"
+
+
+def describe_flags(candidate: Candidate) -> str:
+    """Write a candidate's flags without those of its layout."""
+    _, flags = split_layout(candidate.as_dict())
+    words = (f"{flag}={value:g}" if isinstance(value, float) else f"{flag}={value}" for flag, value in flags.items())
     return " ".join(words) or "vLLM's defaults"
 
 
@@ -147,7 +155,7 @@ def outcome_words(record: TrialRecord) -> str:
         p99 = level.ttft_ms.p99 if level.ttft_ms else None
         held = "held" if record.claim is not None else "estimated"
         qps = formatting.qps(record.qps) + (f" {held}" if level.load.kind is LoadKind.OPEN else "")
-        return f"{qps} at {level.load}, P99 TTFT {formatting.ms(p99)}"
+        return f"{qps} at {record.said_load(level)}, P99 TTFT {formatting.ms(p99)}"
     if record.start.cause is not None:
         return record.start.cause.explanation
     if record.outcome is TrialOutcome.BEHIND:

@@ -117,7 +117,7 @@ def _kv(levels: Levels, words: Words) -> BottleneckRow:
 
 def _sequences(levels: Levels, words: Words) -> BottleneckRow:
     server, load = levels.highest.server, levels.highest.load
-    limit = levels.record.start.launch.max_num_seqs
+    limit, servers = levels.record.start.launch.max_num_seqs, levels.record.start.servers
     if server.running_peak is None:
         return BottleneckRow(Bottleneck.SEQUENCES, Reading.UNKNOWN, words("seen-nothing"))
     running = formatting.count(server.running_peak)
@@ -127,6 +127,7 @@ def _sequences(levels: Levels, words: Words) -> BottleneckRow:
             Reading.UNKNOWN,
             words("seen-sequences-default", running=running, load=words.load(load)),
         )
+    limit *= servers
     waiting = server.waiting_mean or 0.0
     full = server.running_peak >= limit
     near = server.running_peak >= 0.8 * limit

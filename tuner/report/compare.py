@@ -87,4 +87,5 @@ def _curves(studies: tuple[StudyFiles, StudyFiles], names: tuple[str, str], word
         if study.winner is not None
     ]
     slos = dict.fromkeys(slo for study in studies for slo in study.plan.slos)
-    return list(curves_of(curves, list(slos), words))
+    of_machine = any(study.has_replicas for study in studies)
+    return list(curves_of(curves, list(slos), words, of_machine=of_machine))

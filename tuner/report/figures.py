@@ -9,8 +9,9 @@ import plotly.graph_objects as go
 
 from tuner import formatting
 from tuner.candidate import Candidate, Value
+from tuner.layout import split_layout
 from tuner.report.drawing import Axis, Point, Strip, Style, Trace, bars, figure, limit, line, marks, plain, strip_marks
-from tuner.report.parameters import SliceRow, WeightRow
+from tuner.report.parameters import LAYOUT, SliceRow, WeightRow
 from tuner.report.phrases import remark
 from tuner.report.tables import BestRow, LevelRow, TrialRow
 from tuner.report.timeline import PhaseRow, Series, TrialPhase
@@ -42,7 +43,14 @@ PHASES = {
 }
 
 
-def best_so_far(rows: Sequence[TrialRow], best: Sequence[BestRow], winner: Candidate | None, words: Words) -> go.Figure:
+def best_so_far(
+    rows: Sequence[TrialRow],
+    best: Sequence[BestRow],
+    winner: Candidate | None,
+    words: Words,
+    *,
+    of_machine: bool = False,
+) -> go.Figure:
     """Draw every start at the time when its outcome was known, and the best QPS so far as a line."""
     end_h = max((row.ended_h for row in rows), default=0.0)
     axis, scale = _time_axis(end_h, words)
@@ -59,11 +67,11 @@ def best_so_far(rows: Sequence[TrialRow], best: Sequence[BestRow], winner: Candi
         if apart := [Point(row.ended_h * scale, None, _about(row, words)) for row in mine if not row.has_figures]:
             traces.append(strip_marks(apart, name, look, strip))
     traces += _star([Point(r.ended_h * scale, r.qps) for r in rows if r.candidate == winner and r.has_figures], words)
-    return figure(axis, Axis(words("axis-qps")), traces, strip)
+    return figure(axis, qps_axis(words, of_machine=of_machine), traces, strip)
 
 
 def qps_against_ttft(
-    rows: Sequence[TrialRow], slos: Sequence[Slo], winner: Candidate | None, words: Words
+    rows: Sequence[TrialRow], slos: Sequence[Slo], winner: Candidate | None, words: Words, *, of_machine: bool = False
 ) -> go.Figure:
     """Draw one mark per start: QPS and P99 TTFT of the level that stands for it."""
     strip = Strip(words("no-figures"))
@@ -77,7 +85,7 @@ def qps_against_ttft(
             traces.append(strip_marks(apart, name, look, strip))
     traces += _star([Point(r.qps, r.p99_ttft_ms) for r in rows if r.candidate == winner and r.has_figures], words)
     traces += _limits(slos, traces)
-    return figure(Axis(words("axis-qps")), Axis(words("axis-p99"), "log"), traces, strip)
+    return figure(qps_axis(words, of_machine=of_machine), Axis(words("axis-p99"), "log"), traces, strip)
 
 
 class Curve(NamedTuple):
@@ -88,7 +96,14 @@ class Curve(NamedTuple):
     look: Style
 
 
-def load_curve(curves: Sequence[Curve], slos: Sequence[Slo], words: Words, *, of: Metric | None = None) -> go.Figure:
+def load_curve(
+    curves: Sequence[Curve],
+    slos: Sequence[Slo],
+    words: Words,
+    *,
+    of: Metric | None = None,
+    of_machine: bool = False,
+) -> go.Figure:
     """Draw QPS, or P99 TTFT with its 95 % bounds, over the offered load. Each start is a line."""
     latency = of is Metric.TTFT
     traces: list[Trace] = []
@@ -107,23 +122,27 @@ def load_curve(curves: Sequence[Curve], slos: Sequence[Slo], words: Words, *, of
             )
             traces.append(made)
     traces += _limits(slos, traces) if latency else []
-    y = Axis(words("axis-p99"), "log") if latency else Axis(words("axis-qps"))
-    return figure(Axis(words("axis-load")), y, traces)
+    y = Axis(words("axis-p99"), "log") if latency else qps_axis(words, of_machine=of_machine)
+    return figure(Axis(words("axis-load-machine" if of_machine else "axis-load")), y, traces)
 
 
 def weights(rows: Sequence[WeightRow], words: Words) -> go.Figure:
     """Draw a bar per flag: the share of the variance of QPS ranks that it explains."""
     points = []
     for row in reversed(rows):
+        name = plain(_axis_name(row.flag, words))
         trend = "" if row.trend is None else f"<br>{plain(words('trend'))} {row.trend:+.2f}"
-        about = f"{plain(row.flag)}: {formatting.share(row.explained)}, {row.trials} {plain(words('trials'))}{trend}"
-        points.append(Point(row.explained * 100, plain(row.flag), about))
+        about = f"{name}: {formatting.share(row.explained)}, {row.trials} {plain(words('trials'))}{trend}"
+        points.append(Point(row.explained * 100, name, about))
     axis = Axis(words("axis-explained"), high=105)
     return figure(axis, Axis("", "category"), [bars(points, "", WINNER.colour)])
 
 
-def slice_of(parameter: Parameter, rows: Sequence[SliceRow], winner: Value | None, words: Words) -> go.Figure:
+def slice_of(
+    parameter: Parameter, rows: Sequence[SliceRow], winner: Value | None, words: Words, *, of_machine: bool = False
+) -> go.Figure:
     """Draw QPS over the values of one flag, of feasible measured trials only."""
+    axis = _axis_name(parameter.flag, words)
     numeric = parameter.kind in (Kind.LOG_INT, Kind.INT, Kind.FLOAT)
 
     def said(value: Value) -> str:
@@ -134,7 +153,7 @@ def slice_of(parameter: Parameter, rows: Sequence[SliceRow], winner: Value | Non
 
     points = []
     for row in rows:
-        lines = (f"{words('trial')} {row.trial}", f"{row.flag} = {said(row.value)}", formatting.qps(row.qps))
+        lines = (f"{words('trial')} {row.trial}", f"{axis} = {said(row.value)}", formatting.qps(row.qps))
         points.append(Point(place(row.value), row.qps, "<br>".join(map(plain, lines))))
     look = OUTCOMES[TrialOutcome.FEASIBLE]
     traces: list[Trace] = [marks(points, words("outcome-feasible"), look, size=7, legend=False)]
@@ -143,11 +162,16 @@ def slice_of(parameter: Parameter, rows: Sequence[SliceRow], winner: Value | Non
         traces.append(marks([Point(place(winner), best)], words("winner"), STAR, size=15, legend=False))
     kind = "category" if not numeric else "log" if parameter.kind is Kind.LOG_INT else "linear"
     order = () if numeric else tuple(map(said, parameter.choices or (False, True)))
-    return figure(Axis(parameter.flag, kind, from_zero=False, order=order), Axis(words("axis-qps")), traces)
+    x = Axis(axis, kind, from_zero=False, order=order)
+    return figure(x, qps_axis(words, of_machine=of_machine), traces)
 
 
-def timeline(rows: Sequence[PhaseRow], words: Words) -> go.Figure:
-    """Draw a bar for every phase of every start, a row per GPU group. Idle time is the gap between bars."""
+def _axis_name(flag: str, words: Words) -> str:
+    return words("layout") if flag == LAYOUT else flag
+
+
+def timeline(rows: Sequence[PhaseRow], units: Sequence[str], words: Words) -> go.Figure:
+    """Draw a bar for every phase of every start, a row per GPU or worker. Idle time is the gap between bars."""
     axis, scale = _time_axis(max((row.began_h + row.length_h for row in rows), default=0.0), words)
     traces: list[Trace] = []
     for phase, (colour, width) in PHASES.items():
@@ -157,10 +181,10 @@ def timeline(rows: Sequence[PhaseRow], words: Words) -> go.Figure:
             outcome = f"<br>{plain(words(f'outcome-{row.outcome}'))}" if row.outcome else ""
             spent = f"{plain(words(f'phase-{phase}'))}, {formatting.duration(row.length_h * 3600)}"
             about = f"{plain(words('trial'))} {row.trial}: {spent}{outcome}"
-            points.append(Point(row.length_h * scale, plain(row.group), about))
+            points.append(Point(row.length_h * scale, plain(row.unit), about))
         bases = [row.began_h * scale for row in mine]
         traces.append(bars(points, words(f"phase-{phase}"), colour, bases=bases, width=width))
-    return figure(axis, Axis("", "category"), traces)
+    return figure(axis, Axis("", "category", order=tuple(reversed(units))), traces)
 
 
 class Line(NamedTuple):
@@ -178,6 +202,11 @@ def telemetry(lines: Sequence[Line], unit: str, words: Words) -> go.Figure:
         points = [Point(s, v) for s, v in zip(one.series.seconds, one.series.values, strict=True)]
         traces.append(line(points, one.name, one.look, width=1.5))
     return figure(Axis(words("axis-seconds")), Axis(unit), traces)
+
+
+def qps_axis(words: Words, *, of_machine: bool) -> Axis:
+    """Title the QPS axis. It says that figures are the whole machine's where that has several servers."""
+    return Axis(words("axis-qps-machine" if of_machine else "axis-qps"))
 
 
 def _time_axis(end_h: float, words: Words) -> tuple[Axis, float]:
@@ -200,9 +229,12 @@ def _limits(slos: Sequence[Slo], across: Sequence[Trace]) -> list[Trace]:
 def _about(row: TrialRow, words: Words) -> str:
     lines = [f"{words('trial')} {row.trial}: {words(f'outcome-{row.outcome}')}"]
     if row.has_figures:
-        lines.append(f"{formatting.qps(row.qps)} ({words.load(row.load)}), P99 TTFT {formatting.ms(row.p99_ttft_ms)}")
+        load = words.load(row.load, row.record.replicas)
+        lines.append(f"{formatting.qps(row.qps)} ({load}), P99 TTFT {formatting.ms(row.p99_ttft_ms)}")
     lines += [said[:160]] if (said := remark(row, words)) else []
-    lines += [f"{flag} = {value}" for flag, value in row.candidate.values] or [words("vllm-default")]
+    layout, flags = split_layout(row.candidate.as_dict())
+    lines += [f"{words('layout')} {layout}"] if layout is not None else []
+    lines += [f"{flag} = {value}" for flag, value in flags.items()] or [words("vllm-default")]
     return "<br>".join(map(plain, lines))
 
 

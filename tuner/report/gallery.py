@@ -15,6 +15,7 @@ from tuner.report.drawing import Style
 from tuner.report.tables import StudyFiles, best_so_far, level_rows, trial_rows
 from tuner.report.translations import Words
 from tuner.slo import Metric, Slo
+from tuner.study.units import machine_units
 
 
 class Section(StrEnum):
@@ -56,11 +57,13 @@ def gallery(study: StudyFiles, words: Words) -> Mapping[Section, Sequence[Drawin
     return drawn
 
 
-def curves_of(named: Sequence[figures.Curve], slos: Sequence[Slo], words: Words) -> Iterator[Drawing]:
+def curves_of(
+    named: Sequence[figures.Curve], slos: Sequence[Slo], words: Words, *, of_machine: bool = False
+) -> Iterator[Drawing]:
     """Draw QPS and P99 TTFT over the load for the curves that hold levels."""
     curves = [curve for curve in named if curve.rows]
     for name, metric in (("curve-qps", None), ("curve-ttft", Metric.TTFT)) if curves else ():
-        made = figures.load_curve(curves, slos, words, of=metric)
+        made = figures.load_curve(curves, slos, words, of=metric, of_machine=of_machine)
         yield Drawing(name, Section.CURVES, made, words(name), words(name))
 
 
@@ -68,12 +71,12 @@ def _trials(study: StudyFiles, words: Words) -> Iterator[Drawing]:
     rows = trial_rows(study)
     if not rows:
         return
-    winner = study.winner.candidate if study.winner else None
-    best = figures.best_so_far(rows, best_so_far(rows), winner, words)
+    winner, of_machine = study.winner.candidate if study.winner else None, study.has_replicas
+    best = figures.best_so_far(rows, best_so_far(rows), winner, words, of_machine=of_machine)
     yield Drawing("best-so-far", Section.BEST, best, words("best-title"))
-    against = figures.qps_against_ttft(rows, study.plan.slos, winner, words)
+    against = figures.qps_against_ttft(rows, study.plan.slos, winner, words, of_machine=of_machine)
     yield Drawing("qps-against-ttft", Section.AGAINST, against, words("ttft-title"))
-    phases = figures.timeline(timeline.phase_rows(study), words)
+    phases = figures.timeline(timeline.phase_rows(study), machine_units(study.plan), words)
     yield Drawing("timeline", Section.TIMELINE, phases, words("timeline-title"), flat=True)
 
 
@@ -87,7 +90,7 @@ def _candidates(study: StudyFiles, words: Words) -> list[tuple[str, Candidate, S
 
 def _curves(study: StudyFiles, words: Words) -> Iterator[Drawing]:
     named = [figures.Curve(name, level_rows(study, who), look) for name, who, look in _candidates(study, words)]
-    return curves_of(named, study.plan.slos, words)
+    return curves_of(named, study.plan.slos, words, of_machine=study.has_replicas)
 
 
 def _telemetry(study: StudyFiles, words: Words) -> Iterator[Drawing]:
@@ -109,9 +112,10 @@ def _telemetry(study: StudyFiles, words: Words) -> Iterator[Drawing]:
 def _parameters(study: StudyFiles, words: Words) -> Iterator[Drawing]:
     if rows := parameters.weight_rows(study):
         yield Drawing("weights", Section.WEIGHTS, figures.weights(rows, words), words("weights-title"), flat=True)
-    values = study.winner.candidate.as_dict() if study.winner else {}
+    values = parameters.values_of(study.winner.candidate) if study.winner else {}
     slices = parameters.slice_rows(study)
-    for parameter in study.plan.parameters:
+    for parameter in parameters.searched(study.plan):
         if points := slices[parameter.flag]:
-            made = figures.slice_of(parameter, points, values.get(parameter.flag), words)
+            winner = values.get(parameter.flag)
+            made = figures.slice_of(parameter, points, winner, words, of_machine=study.has_replicas)
             yield Drawing(f"flag-{parameter.flag}", Section.SLICES, made, parameter.flag)

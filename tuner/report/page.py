@@ -17,12 +17,13 @@ from tuner.formatting import one_line
 from tuner.jsonfile import write_atomically
 from tuner.report import bottleneck, conditions, parameters, summary, timeline
 from tuner.report.gallery import gallery
-from tuner.report.phrases import remark, sentence
+from tuner.report.phrases import candidate_line, remark, sentence
 from tuner.report.quote import shell_line
 from tuner.report.refusals import refused_rows
 from tuner.report.tables import StudyFiles, read_study, trial_rows
 from tuner.report.translations import Language, Words
 from tuner.study import confirm
+from tuner.study.units import machine_units
 
 
 def write_report(study_folder: Path, *, language: str = "en", gpu_price: float | None = None) -> Path:
@@ -125,6 +126,7 @@ def _body(study: StudyFiles, words: Words) -> dict[str, object]:
     return {
         "rows": trial_rows(study),
         "remark": remark,
+        "candidate_line": candidate_line,
         "drawn": gallery(study, words),
         **_why(study, words),
         "feasible": max((len(points) for points in slices.values()), default=0),
@@ -132,7 +134,7 @@ def _body(study: StudyFiles, words: Words) -> dict[str, object]:
         "refused": refused_rows(study.records),
         "learnt": study.result.learnt if study.result else (),
         "start_times": timeline.start_times(study, words),
-        "flat_rem": 8 + 2 * len(study.plan.groups),
+        "flat_rem": 8 + 2 * len(machine_units(study.plan)),
         "shares": ", ".join(f"{words(f'phase-{p}')} {formatting.share(s)}" for p, s in spent.items()),
     }
 
@@ -146,4 +148,7 @@ def _why(study: StudyFiles, words: Words) -> dict[str, object]:
     headline = words("why-binds", limit=words(f"limit-{binding[0]}")) if binding else words("why-none")
     at = words.load(levels.at.load)
     beyond = words.load(levels.beyond.load) if levels.beyond else words("none")
-    return {"why": rows, "why_headline": headline, "why_levels": words("why-at", at=at, beyond=beyond)}
+    said = words("why-at", at=at, beyond=beyond)
+    if levels.record.replicas > 1:
+        said += words("why-one-server", n=levels.record.replicas)
+    return {"why": rows, "why_headline": headline, "why_levels": said}

@@ -9,13 +9,18 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from tuner.candidate import Value
+from tuner.candidate import Candidate, Value
+from tuner.layout import FLAGS, split_layout
 from tuner.report.tables import StudyFiles
+from tuner.space.parameter import Kind, Parameter
+from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
 
 ENOUGH = 12
 """Feasible trials below which a flag's weight would be noise."""
 BINS = 4
+LAYOUT = "layout"
+"""Name of the parameter that stands for all flags of a layout."""
 
 
 class SliceRow(NamedTuple):
@@ -39,11 +44,25 @@ def _feasible(study: StudyFiles) -> list[tuple[TrialRecord, float]]:
     return [(r, r.qps) for r in study.records if r.role.searches and r.qps is not None]
 
 
+def searched(plan: StudyPlan) -> tuple[Parameter, ...]:
+    """Return the searched parameters. Several layouts are one parameter with values such as `2x2`."""
+    if not plan.searches_layouts:
+        return plan.parameters
+    layouts = Parameter(LAYOUT, Kind.CHOICE, choices=tuple(str(placed.layout) for placed in plan.layouts))
+    return (layouts, *(parameter for parameter in plan.parameters if parameter.flag not in FLAGS))
+
+
+def values_of(candidate: Candidate) -> dict[str, Value]:
+    """Return a candidate's values by the names of `searched`."""
+    layout, flags = split_layout(candidate.as_dict())
+    return flags if layout is None else {LAYOUT: str(layout), **flags}
+
+
 def slice_rows(study: StudyFiles) -> dict[str, list[SliceRow]]:
-    """List value and QPS of every feasible trial by flag, in the space's order."""
-    rows: dict[str, list[SliceRow]] = {parameter.flag: [] for parameter in study.plan.parameters}
+    """List value and QPS of every feasible trial by parameter, in the space's order."""
+    rows: dict[str, list[SliceRow]] = {parameter.flag: [] for parameter in searched(study.plan)}
     for record, qps in _feasible(study):
-        for flag, value in record.candidate.values:
+        for flag, value in values_of(record.candidate).items():
             if flag in rows:
                 rows[flag].append(SliceRow(record.trial, flag, value, qps))
     return rows

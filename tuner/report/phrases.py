@@ -7,6 +7,8 @@ from functools import partial
 from tuner import formatting
 from tuner.bench.measured import Note
 from tuner.bench.phrases import NOTES, NotePhrase, note_text
+from tuner.candidate import Candidate
+from tuner.layout import split_layout
 from tuner.load.early_end import EARLY_ENDS, EarlyEndKind
 from tuner.report.tables import StudyFiles, TrialRow
 from tuner.report.translations import TABLE, Language, Words
@@ -98,6 +100,14 @@ def remark(row: TrialRow, words: Words) -> str:
     if record.best is None and level is not None and record.outcome is not TrialOutcome.BEHIND:
         return reasons(level.verdict, words)
     return "; ".join(note_line(note, words) for note in record.notes)
+
+
+def candidate_line(candidate: Candidate) -> str:
+    """Write a candidate as its layout, then its flags. A dash for vLLM's default."""
+    layout, flags = split_layout(candidate.as_dict())
+    said = " ".join(f"{flag}={value}" for flag, value in flags.items())
+    parts = [str(layout or ""), said]
+    return formatting.one_line(" · ".join(filter(None, parts))) or formatting.NOT_OBSERVED
 
 
 def note_line(note: Note, words: Words) -> str:

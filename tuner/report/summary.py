@@ -20,12 +20,14 @@ from tuner.study.result import Figures, StudyResult
 
 class Side(NamedTuple):
     """A candidate's figures with the measurement of its worst trial, whose P99 is quoted. `saturation` is the QPS of
-    a closed loop that kept its server full. None in a closed-loop study."""
+    a closed loop that kept its server full. None in a closed-loop study. `level` is what one server showed for
+    `replicas` of the machine, `gpus` are those of them all."""
 
     figures: Figures
     level: Measurement | None
     gpus: int
     load: Load | None
+    replicas: int = 1
     saturation: float | None = None
     accepts: int | None = None
 
@@ -41,7 +43,8 @@ def side(study: StudyFiles, figures: Figures | None) -> Side | None:
     quoted = shown_level(record)
     load = quoted.measurement.load if quoted else None
     accepts = accepted_tokens(figures.candidate, study.records)
-    return Side(figures, worst, len(record.start.launch.gpus), load, full, accepts)
+    gpus = record.replicas * len(record.start.gpus)
+    return Side(figures, worst, gpus, load, record.replicas, full, accepts)
 
 
 class SummaryRow(NamedTuple):
@@ -71,9 +74,9 @@ def summary_rows(first: Side, second: Side | None, words: Words, gpu_price: floa
         row("row-p50", lambda s: s.level.ttft_ms.p50 if s.level and s.level.ttft_ms else None, formatting.ms),
         row("row-tpot", lambda s: s.level.tpot_ms.p50 if s.level and s.level.tpot_ms else None, formatting.ms),
         row("row-e2e", lambda s: s.level.e2e_ms.p99 if s.level and s.level.e2e_ms else None, formatting.ms),
-        row("row-tokens", lambda s: s.level.output_tokens_per_s if s.level else None, formatting.significant),
+        row("row-tokens", _output_tokens_per_s, formatting.significant),
         said("row-accepts", lambda s: formatting.count(s.accepts)),
-        said("row-load", lambda s: words.load(s.load)),
+        said("row-load", lambda s: words.load(s.load, s.replicas)),
         said("row-preemptions", lambda s: formatting.count(s.figures.preemptions)),
         said("row-failed", lambda s: formatting.count(s.level.failed_total if s.level else None)),
         said("row-kv-peak", lambda s: formatting.share(s.level.server.kv_usage_peak if s.level else None)),
@@ -99,6 +102,11 @@ def summary_rows(first: Side, second: Side | None, words: Words, gpu_price: floa
         rows.append(row("row-cost-tokens", tokens, formatting.price))
         rows.append(row("row-cost-requests", requests, formatting.price))
     return rows
+
+
+def _output_tokens_per_s(s: Side) -> float | None:
+    tokens_per_s = s.level.output_tokens_per_s if s.level else None
+    return None if tokens_per_s is None else s.replicas * tokens_per_s
 
 
 def _qps_range(s: Side) -> str:
@@ -162,7 +170,9 @@ def caution_rows(study: StudyFiles, words: Words) -> list[CautionRow]:
                 continue
             m = level.measurement
             for caution in m.cautions:
-                where = words("caution-where", who=words(name), trial=record.trial, load=words.load(m.load))
+                where = words(
+                    "caution-where", who=words(name), trial=record.trial, load=words.load(m.load, record.replicas)
+                )
                 key = f"caution-{caution.kind}"
                 made = CautionRow(words(key), caution_detail(caution, words), words(f"{key}-next"), where)
                 rows.setdefault((name, key), made)

@@ -59,6 +59,11 @@ class StudyFiles:
     def default_won(self) -> bool:
         return self.winner is not None and self.winner.candidate == self.plan.baseline
 
+    @property
+    def has_replicas(self) -> bool:
+        """Return True if a layout has several servers, so that figures are the machine's and not one server's."""
+        return any(placed.layout.replicas > 1 for placed in self.plan.layouts)
+
     def starts_of(self, candidate: Candidate) -> tuple[TrialRecord, ...]:
         """Return the trials of a candidate, without those that ran on all GPU groups at once."""
         return tuple(r for r in self.records if r.candidate == candidate and r.role is not Role.CHECK)
@@ -110,7 +115,8 @@ def _read(
 
 class TrialRow(NamedTuple):
     """One trial. Times are hours since the study's first start; its outcome was known at `ended_h`. `load` and
-    `p99_ttft_ms` are those of `level`, which stands for the trial. So is `qps` if the trial has no answer."""
+    `p99_ttft_ms` are those of `level`, which stands for the trial. So is `qps` if the trial has no answer; it is
+    always the whole machine's."""
 
     record: TrialRecord
     level: Level | None
@@ -154,7 +160,7 @@ def trial_rows(study: StudyFiles) -> list[TrialRow]:
                 began_h=begin_h,
                 ended_h=begin_h + record.start.phases.spent_s / 3600,
                 load=measured.load if measured else None,
-                qps=record.qps if record.qps is not None else measured.qps if measured else None,
+                qps=record.qps if record.qps is not None else machine_rate(record, measured),
                 p99_ttft_ms=measured.ttft_ms.p99 if measured and measured.ttft_ms else None,
                 preemptions=_preemptions(record, measured),
             )
@@ -165,6 +171,11 @@ def trial_rows(study: StudyFiles) -> list[TrialRow]:
 def began(record: TrialRecord) -> datetime:
     """Return the time when the trial's server was started."""
     return datetime.fromisoformat(record.start.started_at)
+
+
+def machine_rate(record: TrialRecord, measured: Measurement | None) -> float | None:
+    """Return the whole machine's QPS at a level, None without one."""
+    return record.replicas * measured.qps if measured is not None and measured.qps is not None else None
 
 
 def shown_level(record: TrialRecord) -> Level | None:
@@ -204,7 +215,8 @@ def best_so_far(rows: Iterable[TrialRow]) -> list[BestRow]:
 
 
 class LevelRow(NamedTuple):
-    """One load level of one trial. The P99's 95 % bounds are None if the sample is too small."""
+    """One load level of one trial: load and QPS of the whole machine. The P99's 95 % bounds are None if the sample is
+    too small."""
 
     trial: int
     role: Role
@@ -223,8 +235,8 @@ def level_rows(study: StudyFiles, candidate: Candidate) -> list[LevelRow]:
         LevelRow(
             trial=record.trial,
             role=record.role,
-            level=m.load.level,
-            qps=m.qps,
+            level=record.replicas * m.load.level,
+            qps=machine_rate(record, m),
             p99_ttft_ms=m.ttft_ms.p99 if m.ttft_ms else None,
             p99_low_ms=m.ttft_ms.p99_low if m.ttft_ms else None,
             p99_high_ms=m.ttft_ms.p99_high if m.ttft_ms else None,

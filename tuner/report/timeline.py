@@ -1,9 +1,9 @@
-"""Phases of every trial per GPU group, and the telemetry of a trial."""
+"""Phases of every trial per GPU or worker, and the telemetry of a trial."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,8 @@ from tuner import formatting
 from tuner.report.tables import StudyFiles, began
 from tuner.report.translations import Words
 from tuner.study.compile_cache import Cache, start_times_s
-from tuner.study.record import TrialOutcome
+from tuner.study.record import TrialOutcome, TrialRecord
+from tuner.study.units import units_at
 
 POINTS = 600
 """Points of a telemetry line at most, more than a screen can show. Longer series are thinned to means."""
@@ -29,9 +30,9 @@ class TrialPhase(StrEnum):
 
 
 class PhaseRow(NamedTuple):
-    """One phase of a GPU group, in hours since the study's first start. `trial` is None while idle."""
+    """One phase of a GPU or worker, in hours since the study's first start. `trial` is None while idle."""
 
-    group: str
+    unit: str
     phase: TrialPhase
     trial: int | None
     outcome: TrialOutcome | None
@@ -40,32 +41,38 @@ class PhaseRow(NamedTuple):
 
 
 def phase_rows(study: StudyFiles) -> list[PhaseRow]:
+    """List the phases of all units, a trial over several of them once for each."""
     if not study.records:
         return []
     first = min(began(r) for r in study.records)
     rows: list[PhaseRow] = []
     free: dict[str, float] = {}
     for record in sorted(study.records, key=began):
-        at = (began(record) - first).total_seconds() / 3600
-        idle = at - free.get(record.start.group, 0.0)
-        if idle > 0:
-            rows.append(PhaseRow(record.start.group, TrialPhase.IDLE, None, None, at - idle, idle))
-        phases = record.start.phases
-        for phase, seconds in (
-            (TrialPhase.START, phases.start_s),
-            (TrialPhase.WARM_UP, phases.warm_up_s),
-            (TrialPhase.MEASURE, phases.measure_s),
-            (TrialPhase.STOP, phases.stop_s),
-        ):
-            if seconds is not None:
-                rows.append(PhaseRow(record.start.group, phase, record.trial, record.outcome, at, seconds / 3600))
-                at += seconds / 3600
-        free[record.start.group] = max(at, free.get(record.start.group, 0.0))
+        begin_h = (began(record) - first).total_seconds() / 3600
+        for unit in units_at(study.plan, record.start.group):
+            idle = begin_h - free.get(unit, 0.0)
+            if idle > 0:
+                rows.append(PhaseRow(unit, TrialPhase.IDLE, None, None, begin_h - idle, idle))
+            rows += _phases(record, unit, begin_h)
+            free[unit] = max(begin_h + record.start.phases.spent_s / 3600, free.get(unit, 0.0))
     return rows
 
 
+def _phases(record: TrialRecord, unit: str, at_h: float) -> Iterator[PhaseRow]:
+    phases = record.start.phases
+    for phase, seconds in (
+        (TrialPhase.START, phases.start_s),
+        (TrialPhase.WARM_UP, phases.warm_up_s),
+        (TrialPhase.MEASURE, phases.measure_s),
+        (TrialPhase.STOP, phases.stop_s),
+    ):
+        if seconds is not None:
+            yield PhaseRow(unit, phase, record.trial, record.outcome, at_h, seconds / 3600)
+            at_h += seconds / 3600
+
+
 def phase_shares(rows: Sequence[PhaseRow]) -> dict[TrialPhase, float]:
-    """Compute the share of the time of all groups in each phase."""
+    """Compute the share of the time of all units in each phase."""
     total = sum(row.length_h for row in rows)
     return {p: sum(r.length_h for r in rows if r.phase is p) / total for p in TrialPhase} if total else {}
 

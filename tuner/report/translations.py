@@ -34,12 +34,13 @@ class Words:
         text = TABLE[key][0 if self.language is Language.ENGLISH else 1]
         return text.format_map(_Texts(values)) if values else text
 
-    def load(self, load: Load | None) -> str:
-        """Name a load. A dash if there is none."""
+    def load(self, load: Load | None, servers: int = 1) -> str:
+        """Name a load that each of `servers` gets. A dash if there is none."""
         if load is None:
             return formatting.NOT_OBSERVED
         number = f"{load.level:g}" if load.kind == "closed" else formatting.significant(load.level)
-        return self(f"load-{load.kind}", n=number)
+        each = self(f"load-{load.kind}", n=number)
+        return each if servers == 1 else f"{servers} × {each}"
 
     def arrivals(self, arrivals: Arrivals) -> str:
         """Name an arrival process."""

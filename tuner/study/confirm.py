@@ -145,7 +145,7 @@ def _figures(runs: Sequence[tuple[TrialRecord, Measurement]], candidate: Candida
     return Figures(
         candidate=candidate,
         trials=tuple(r.trial for r, _ in runs),
-        level=str(runs[0][1].load),
+        level=runs[0][0].said_load(runs[0][1]),
         # What a claim held is a promise: of several, the one that every start kept.
         qps=min(qps) if promised else sum(qps) / len(qps),
         qps_low=min(qps),

@@ -105,6 +105,10 @@ class TrialRecord:
         """Return the whole machine's QPS in the saturating closed loop, None without one."""
         return None if self.capacity is None else self._of_the_machine(self.capacity.saturation)
 
+    def said_load(self, level: Measurement) -> str:
+        """Name a level's load: `8 concurrent`, or `4 × 8 concurrent` where its server stands for four."""
+        return str(level.load) if self.replicas == 1 else f"{self.replicas} × {level.load}"
+
     def _of_the_machine(self, qps: float | None) -> float | None:
         return None if qps is None else self.replicas * qps
 

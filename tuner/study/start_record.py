@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tuner.launch import Door, LaunchSpec
+from tuner.vllm import knobs
 from tuner.vllm.cause import Cause
 from tuner.vllm.facts import StartFacts
 
@@ -49,6 +50,11 @@ class StartRecord:
     def launches(self) -> tuple[LaunchSpec, ...]:
         """Return the launches of all servers."""
         return (self.launch, *self.others)
+
+    @property
+    def servers(self) -> int:
+        """Return the number of servers, of which vLLM's own door has several in one launch."""
+        return sum(n if isinstance(n := launch.value(knobs.DATA_PARALLEL), int) else 1 for launch in self.launches)
 
     @property
     def gpus(self) -> tuple[int, ...]:
