@@ -27,6 +27,7 @@ from tuner.environment import Environment, Gpu
 from tuner.launch import Door
 from tuner.measurement import Caution, CautionKind
 from tuner.study.assignment import Assignment, confirm_task, search_task
+from tuner.study.layout_race import standing
 from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision, Figures, StudyResult
@@ -228,6 +229,7 @@ def _result(plan: StudyPlan, records: tuple[TrialRecord, ...], chosen: Candidate
         complete=True,
         sentence=_sentence(winner, default, len(records), refused, fresh),
         updated_at=last.isoformat(),
+        layouts=standing(plan, records) if plan.searches_layouts else (),
     )
 
 

@@ -175,8 +175,8 @@ class Server:
         seqs = int(values.get("max-num-seqs", 1024))
         batched = int(values.get("max-num-batched-tokens", 8192))
         running = min(concurrency, seqs)
-        # Each doubling of the GPUs of one server makes it 1.25 times as fast: all-reduce over PCIe.
-        speed = self.speed * 1.25 ** math.log2(self.layout.ranks)
+        # Each doubling of the GPUs of one server makes it 1.2 times as fast: all-reduce over PCIe.
+        speed = self.speed * 1.2 ** math.log2(self.layout.ranks)
         # Decode steps get slower with the batch; big prefill steps delay first tokens, small ones starve prefill.
         step_ms = 21 + running * 0.13
         prefill = 0.8 + 0.2 * math.exp(-(math.log2(batched / 3200) ** 2) / 3)
