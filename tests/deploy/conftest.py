@@ -10,6 +10,9 @@ import pytest
 
 from tests.report.studies import Study, build_study
 from tuner.deploy.recorded import Recorded
+from tuner.launch import Door, deployment
+from tuner.layout import Layout, PlacedLayout
+from tuner.placement import GpuGroup
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +34,43 @@ def local(recorded: Recorded) -> Recorded:
     env = tuple((n, v) for n, v in recorded.launch.env if n != "CUDA_VISIBLE_DEVICES")
     launch = dataclasses.replace(recorded.launch, prefix=(), secret_env=(), env=env, gpus=())
     return with_launch(recorded, launch=launch)
+
+
+@pytest.fixture
+def several(recorded: Recorded) -> Recorded:
+    """The winner's confirmation on both GPUs, behind nginx."""
+    return on_the_machine(recorded, Door.NGINX)
+
+
+@pytest.fixture
+def engines(recorded: Recorded) -> Recorded:
+    """The same behind vLLM's own door."""
+    return on_the_machine(recorded, Door.VLLM)
+
+
+@pytest.fixture
+def one_of_several(several: Recorded, recorded: Recorded) -> Recorded:
+    """A search trial of one server that stands for two."""
+    record = dataclasses.replace(recorded.record, replicas=2)
+    plan = dataclasses.replace(several.plan, doors=(Door.NGINX, Door.VLLM))
+    return dataclasses.replace(recorded, record=record, plan=plan)
+
+
+def on_the_machine(recorded: Recorded, door: Door, groups: tuple[GpuGroup, ...] = ()) -> Recorded:
+    """Start the recorded candidate on all groups, in a study whose one layout has a server on each."""
+    groups = groups or recorded.plan.groups
+    layout = Layout(len(groups))
+    fixed = (*recorded.plan.base.fixed, *((k, v) for k, v in layout.flags.items() if v != 1))
+    plan = dataclasses.replace(
+        recorded.plan,
+        base=dataclasses.replace(recorded.plan.base, fixed=fixed),
+        layouts=(PlacedLayout(layout, groups),),
+        own_layout=layout,
+        doors=(door,),
+    )
+    launch, *others = deployment(plan.base, recorded.record.candidate, groups, door).specs
+    started = with_launch(recorded, launch=launch, others=tuple(others), door=door)
+    return dataclasses.replace(started, plan=plan)
 
 
 def with_launch(recorded: Recorded, **changes: object) -> Recorded:

@@ -18,26 +18,24 @@ import yaml
 
 from tests.deploy.conftest import with_launch
 from tests.report.studies import Study
-from tuner.deploy.formats import FORMATS, file_name, render, render_study
+from tuner.deploy.formats import FORMATS, file_name, render
 from tuner.deploy.kubernetes import object_name
-from tuner.deploy.recorded import STOP_MARGIN_S, Recorded
+from tuner.deploy.recorded import STOP_MARGIN_S, Recorded, recorded_in
 from tuner.deploy.start import stop_script
 from tuner.errors import UsageError
 from tuner.launch import LaunchSpec
+from tuner.report.tables import read_study
 
 GOLDEN = Path(__file__).with_name("golden")
 NASTY = ("a b", "$HOME $(id) ${X}", "%h", "it's", '"q"', "back\\slash", "*", "", "-1", '{"a": "ü"}', "new\nline", "yes")
 
 
 def text(recorded: Recorded, format: str, **options: float) -> str:
-    price, replicas = options.get("gpu_price"), options.get("replicas")
+    replicas = options.get("replicas")
     return render(
         format,
-        recorded.record,
-        recorded.result,
-        recorded.plan,
-        recorded.environment,
-        gpu_price=price,
+        recorded,
+        gpu_price=options.get("gpu_price"),
         replicas=None if replicas is None else int(replicas),
     )
 
@@ -55,9 +53,19 @@ def nasty(recorded: Recorded) -> Recorded:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_formats_are_as_the_golden_files(recorded: Recorded, format: str) -> None:
-    path = GOLDEN / file_name(format)
+    as_golden(recorded, format, GOLDEN)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_formats_of_several_servers_are_as_the_golden_files(several: Recorded, format: str) -> None:
+    as_golden(several, format, GOLDEN / "several")
+
+
+def as_golden(recorded: Recorded, format: str, folder: Path) -> None:
+    path = folder / file_name(format, recorded)
     made = text(recorded, format, gpu_price=2.5)
     if os.environ.get("TUNER_WRITE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
         path.write_text(made, encoding="utf-8")
     assert made == path.read_text(encoding="utf-8")
 
@@ -229,7 +237,7 @@ def test_json_tells_launch_figures_and_cost(recorded: Recorded) -> None:
     made = json.loads(text(recorded, "json", gpu_price=3.6))
     figures = recorded.figures
     assert figures is not None
-    assert made["launch"]["arguments"] == list(recorded.launch.arguments)
+    assert made["launches"][0]["arguments"] == list(recorded.launch.arguments)
     per_thousand = 3.6 / 3600 / figures.qps * 1000
     assert made["chosen"]["cost_per_thousand_requests"] == pytest.approx(per_thousand)
     assert made["chosen"]["cost_per_million_output_tokens"] == pytest.approx(per_thousand / 203 * 1000)
@@ -238,12 +246,13 @@ def test_json_tells_launch_figures_and_cost(recorded: Recorded) -> None:
 
 
 def test_formats_come_from_the_studys_files(study: Study, recorded: Recorded) -> None:
+    found = recorded_in(read_study(study.folder))
     for format in FORMATS:
-        assert render_study(study.folder, format) == text(recorded, format)
+        assert render(format, found) == text(recorded, format)
     with pytest.raises(UsageError, match="no format 'docker'"):
-        render_study(study.folder, "docker")
+        render("docker", found)
     with pytest.raises(UsageError, match="holds no study"):
-        render_study(study.folder / "nowhere", "sh")
+        read_study(study.folder / "nowhere")
 
 
 def _answers(command: list[str]) -> bool:
@@ -259,9 +268,8 @@ def _answers(command: list[str]) -> bool:
 def test_every_file_waits_for_the_users_shutdown_timeout(recorded: Recorded, words: tuple[str, ...]) -> None:
     arguments = ("m", "--shutdown-timeout", "10", *words)
     chosen = with_launch(recorded, launch=dataclasses.replace(recorded.launch, arguments=arguments, flags=()))
-    values = (chosen.record, chosen.result, chosen.plan, chosen.environment)
     wait_s = 60 + STOP_MARGIN_S
-    assert f"STOP_TIMEOUT:-{wait_s}" in stop_script(*values)
+    assert f"STOP_TIMEOUT:-{wait_s}" in stop_script(chosen)
     assert f"TimeoutStopSec={wait_s}" in text(chosen, "systemd")
     deployment, _ = yaml.safe_load_all(text(chosen, "k8s"))
     assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == wait_s

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.deploy.conftest import with_launch
+from tests.deploy.ports import neighbouring_ports
 from tuner.deploy.nginx import LISTEN, nginx_conf
 from tuner.deploy.recorded import Recorded
 from tuner.deploy.start import write_pair
@@ -52,22 +53,6 @@ class Streamer(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         return
-
-
-def neighbouring_ports(count: int) -> int:
-    """The first of `count` free ports in a row."""
-    for first in range(20_000, 30_000, count):
-        sockets = [socket.socket() for _ in range(count)]
-        try:
-            for i, one in enumerate(sockets):
-                one.bind(("127.0.0.1", first + i))
-        except OSError:
-            continue
-        finally:
-            for one in sockets:
-                one.close()
-        return first
-    raise AssertionError("no free ports")
 
 
 @contextmanager
@@ -151,8 +136,8 @@ def test_streams_pass_unbuffered_and_both_replicas_answer(front: int) -> None:
 
 
 def test_there_is_an_upstream_for_each_gpu_group(recorded: Recorded) -> None:
-    assert nginx_conf(recorded).count("    server 127.0.0.1:") == len(recorded.plan.groups) == 2
-    assert nginx_conf(recorded, replicas=5).count("    server 127.0.0.1:") == 5
+    assert nginx_conf(recorded).count("\n    server 127.0.0.1:") == len(recorded.plan.groups) == 2
+    assert nginx_conf(recorded, replicas=5).count("\n    server 127.0.0.1:") == 5
 
 
 TOKENS = 400

@@ -27,8 +27,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def scripts(recorded: Recorded) -> tuple[str, str]:
-    values = (recorded.record, recorded.result, recorded.plan, recorded.environment)
-    return start_script(*values), stop_script(*values)
+    return start_script(recorded), stop_script(recorded)
 
 
 def free_port() -> int:

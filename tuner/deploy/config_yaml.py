@@ -11,6 +11,7 @@ from tuner.deploy.recorded import Recorded, header
 from tuner.deploy.yaml_text import comment
 from tuner.flagwords import given_flags, words_for
 from tuner.launch import address_words
+from tuner.report.quote import server_ports
 from tuner.vllm import knobs
 
 LONG = {f"-{short}": knobs.SHORT_OPTIONS[short] for short in ("tp", "pp", "dp")}
@@ -33,11 +34,18 @@ def config_yaml(recorded: Recorded) -> str:
             short += flag.words
     environment = [f"export {name}={shlex.quote(value)}" for name, value in recorded.env]
     environment += [f"export {name}=...   # a secret, not recorded" for name in recorded.launch.secret_env]
-    serve = [*words_for(knobs.CONFIG, "vllm.yaml"), *short, *address_words("127.0.0.1", 8000)]
-    command = shlex.join([*recorded.launch.prefix, "vllm", "serve", *serve])
-    usage = ["", *(f"  {line}".replace("\n", " ") for line in [*environment, command])]
+    commands = [_command(recorded, number, short) for number in range(len(recorded.launches))]
+    usage = ["", *(f"  {line}".replace("\n", " ") for line in [*environment, *commands])]
     body = "".join(f"{name}: {value}\n" for name, value in entries.items())
     return comment([*header(recorded, file="vllm.yaml"), *usage]) + body
+
+
+def _command(recorded: Recorded, number: int, short: list[str]) -> str:
+    """Return the shell line that starts one server from the file."""
+    launch, port = recorded.launches[number], server_ports(len(recorded.launches))[number]
+    serve = [*words_for(knobs.CONFIG, "vllm.yaml"), *short, *address_words("127.0.0.1", port)]
+    own = [f"{name}={shlex.quote(value)}" for name, value in recorded.own_env(launch)]
+    return " ".join([*own, shlex.join([*launch.prefix, "vllm", "serve", *serve])])
 
 
 def plain_arguments(recorded: Recorded) -> str:

@@ -7,10 +7,10 @@ from pathlib import PurePosixPath
 
 from tuner.deploy.recorded import Recorded
 from tuner.launch import VISIBLE_GPUS, address_words
+from tuner.report.quote import PORT, production_env
 
 GPU_IMAGE = "vllm/vllm-openai"
 CPU_IMAGE = "public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo"
-PORT = 8000
 SHM_GIB = 16
 """Shared memory of a container. Tensor-parallel workers need more than Docker's 64 MiB (docs/vllm.md)."""
 HEALTH = "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=5)"
@@ -31,14 +31,14 @@ class Container:
     notes: tuple[str, ...]
 
 
-def container(recorded: Recorded) -> Container:
-    launch = recorded.launch
+def container(recorded: Recorded, number: int = 0) -> Container:
+    """Return one server's container. Those of the others differ in GPUs and variables."""
+    launch = recorded.launches[number]
     notes: list[str] = []
     entrypoint: tuple[str, ...] = ()
-    if launch.prefix:
-        notes.append(
-            f"measured under `{' '.join(launch.prefix)}`: pin CPUs and memory to that node for the same figures"
-        )
+    prefixes = dict.fromkeys(f"`{' '.join(one.prefix)}`" for one in recorded.launches if one.prefix)
+    if prefixes:
+        notes.append(f"measured under {', '.join(prefixes)}: pin CPUs and memory to that node for the same figures")
     if launch.in_container:
         # The last word of `docker run … IMAGE` is the image; its options beyond GPUs and variables stay behind.
         image = launch.command[-1]
@@ -53,9 +53,9 @@ def container(recorded: Recorded) -> Container:
         image=image,
         entrypoint=entrypoint,
         arguments=(*launch.arguments, *address_words("0.0.0.0", PORT)),
-        env=tuple((n, v) for n, v in recorded.env if n != VISIBLE_GPUS),
+        env=tuple((n, v) for n, v in production_env(launch) if n != VISIBLE_GPUS),
         secrets=launch.secret_env,
-        gpus=recorded.gpus,
+        gpus=tuple(map(str, launch.gpus)),
         model_folder=model if PurePosixPath(model).is_absolute() else None,
         notes=tuple(notes),
     )

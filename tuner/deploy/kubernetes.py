@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import re
 
-from tuner.deploy.container import PORT, SHM_GIB, container
+from tuner.deploy.container import SHM_GIB, container
 from tuner.deploy.recorded import Recorded, header
 from tuner.deploy.yaml_text import Node, comment, document
+from tuner.launch import Door
+from tuner.report.quote import PORT
 
 PROBE_S = 10
 
 
-def kubernetes_yaml(recorded: Recorded, replicas: int = 1) -> str:
+def kubernetes_yaml(recorded: Recorded, replicas: int | None = None) -> str:
+    """Render a Deployment of one pod per server. `replicas` None is as many as the recorded deployment has."""
     name = object_name(recorded.plan.study)
     labels: dict[str, Node] = {"app.kubernetes.io/name": "vllm", "app.kubernetes.io/instance": name}
     deployment: dict[str, Node] = {
@@ -20,7 +23,7 @@ def kubernetes_yaml(recorded: Recorded, replicas: int = 1) -> str:
         "kind": "Deployment",
         "metadata": {"name": name, "labels": labels},
         "spec": {
-            "replicas": replicas,
+            "replicas": replicas or len(recorded.launches),
             # The old server holds the GPU until it has ended: a rolling update would wait for a second one.
             "strategy": {"type": "Recreate"},
             "selector": {"matchLabels": labels},
@@ -39,6 +42,10 @@ def kubernetes_yaml(recorded: Recorded, replicas: int = 1) -> str:
     }
     notes = [f"note      {note}" for note in container(recorded).notes]
     notes += ["note      a persistent volume claim as `cache` saves the download and the compilation at every start"]
+    if recorded.door is Door.NGINX:
+        notes += [
+            "note      measured behind nginx (least_conn); a Service spreads connections, not requests, by chance"
+        ]
     if recorded.launch.secret_env:
         keys = " ".join(f"--from-literal={secret}=..." for secret in recorded.launch.secret_env)
         notes += ["", f"  kubectl create secret generic {name} {keys}"]

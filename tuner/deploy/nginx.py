@@ -1,54 +1,54 @@
-"""Writer of nginx.conf for several replicas: the least busy gets the next request, streams pass unbuffered."""
+"""Writer of nginx.conf for several servers: the door that was measured, and one that routes by prefix."""
 
 from __future__ import annotations
 
 from tuner.deploy.recorded import Recorded, header
 from tuner.deploy.yaml_text import comment
+from tuner.launch import Door
+from tuner.load.workload import Workload
+from tuner.report.quote import PORT, server_ports
+from tuner.server.nginx_conf import PREFIX_HEADER, Routing, site_conf
 
 LISTEN = "127.0.0.1:8080"
+"""Address before servers that were recorded one by one."""
+
+AFFINITY_MATTERS = 0.25
+"""Share of a prompt that its prefix has. A server without the prefix in its cache then computes a third more."""
 
 
-def nginx_conf(recorded: Recorded, replicas: int | None = None, first_port: int = 8000) -> str:
-    """Render a file for conf.d with `replicas` servers from `first_port` on; None is one for each GPU group."""
-    count = replicas or max(1, len(recorded.plan.groups))
-    servers = "\n".join(f"    server 127.0.0.1:{first_port + i} max_fails=1 fail_timeout=10s;" for i in range(count))
-    last = first_port + count - 1
-    usage = [
-        "",
-        f"  the replicas: PORT={first_port} to {last}, each with ./start.sh, GPUS=... for other GPUs than the measured",
-    ]
-    return f"""{comment([*header(recorded, file="nginx.conf"), *usage])}
-upstream vllm {{
-    least_conn;
-{servers}
-    keepalive {32 * count};
-}}
+def nginx_conf(recorded: Recorded, replicas: int | None = None, first_port: int | None = None) -> str:
+    """Render a file for conf.d. None is the deployment's own servers and ports."""
+    is_several = recorded.door is Door.NGINX
+    count = replicas or (len(recorded.launches) if is_several else _places(recorded))
+    first = first_port or (server_ports(count)[0] if is_several else PORT)
+    last = first + count - 1
+    servers = [f"127.0.0.1:{port}" for port in range(first, last + 1)]
+    listen = f"127.0.0.1:{PORT}" if is_several else LISTEN
+    usage = f"  the replicas: PORT={first} to {last}, each with ./start.sh, GPUS=... for other GPUs than the measured"
+    if is_several:
+        usage = (
+            f"  for the conf.d of your own nginx, before servers on ports {first} to {last}; start.sh starts its own"
+        )
+    top = [*header(recorded, file="nginx.conf"), *prefix_notes(recorded.plan.workload), "", usage]
+    by_prefix = site_conf(servers, listen, Routing.BY_PREFIX).partition("\nserver {")[0]
+    alternative = ["The other way to route, in place of the upstream above:", "", *by_prefix.splitlines()]
+    return f"{comment(top)}\n{site_conf(servers, listen)}\n{comment(alternative)}"
 
-server {{
-    listen {LISTEN};
-    client_max_body_size 64m;
 
-    location / {{
-        proxy_pass http://vllm;
-        proxy_http_version 1.1;
-        proxy_set_header Host $host;
-        proxy_set_header Connection "";
-        proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+def prefix_notes(workload: Workload) -> tuple[str, ...]:
+    """Return header lines on routing by prefix. Empty if prefixes hardly matter in the measured traffic."""
+    prefixes = sum(share.weight * share.shared_prefix for share in workload.shares)
+    tokens = sum(share.weight * (share.shared_prefix + share.prompt.mean) for share in workload.shares)
+    if not prefixes or prefixes < AFFINITY_MATTERS * tokens:
+        return ()
+    return (
+        f"prefixes  {prefixes / tokens:.0%} of a prompt is a prefix that requests share. If your traffic has more",
+        f"          prefixes than one server's cache holds, send {PREFIX_HEADER} and route by it: see the end",
+    )
 
-        # A token that waits in a buffer is a late token.
-        proxy_buffering off;
-        proxy_request_buffering off;
-        proxy_cache off;
-        gzip off;
 
-        # The first token of a long queue, and the pause between two tokens, can take this long.
-        proxy_connect_timeout 5s;
-        proxy_read_timeout 1h;
-        proxy_send_timeout 1h;
-
-        # A request that a server has begun to answer is not sent to another one.
-        proxy_next_upstream error timeout;
-        proxy_next_upstream_tries {min(count, 2)};
-    }}
-}}
-"""
+def _places(recorded: Recorded) -> int:
+    """Return the deployments that the machine has room for. vLLM's own door takes all of it."""
+    if recorded.door is Door.VLLM:
+        return 1
+    return max(1, len(recorded.plan.placed(recorded.plan.layout_of(recorded.record.candidate)).groups))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tuner import formatting
 from tuner.environment import Environment
 from tuner.errors import UsageError
 from tuner.formatting import one_line
-from tuner.launch import LaunchSpec
-from tuner.report.quote import production_env
+from tuner.launch import Deployment, Door, LaunchSpec
+from tuner.layout import Layout
+from tuner.report.quote import production, production_env
 from tuner.report.tables import StudyFiles
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord, accepted_tokens
@@ -31,23 +32,55 @@ class Recorded:
     environment: Environment
 
     def __post_init__(self) -> None:
-        for name in (*dict(self.launch.env), *self.launch.secret_env):
-            if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
-                raise UsageError(
-                    f"{name!r} is not a variable's name", hint="correct the study's env, then search again"
-                )
+        for launch in self.launches:
+            for name in (*dict(launch.env), *launch.secret_env):
+                if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+                    raise UsageError(
+                        f"{name!r} is not a variable's name", hint="correct the study's env, then search again"
+                    )
+
+    @property
+    def deployment(self) -> Deployment:
+        """Return all servers of the machine and their door."""
+        return production(self.record, self.plan)
+
+    @property
+    def launches(self) -> tuple[LaunchSpec, ...]:
+        return self.deployment.specs
 
     @property
     def launch(self) -> LaunchSpec:
-        return self.record.start.launch
+        """Return the first server's launch. The others differ in their place only."""
+        return self.launches[0]
+
+    @property
+    def door(self) -> Door:
+        return self.deployment.door
+
+    @property
+    def layout(self) -> Layout:
+        one = Layout.of(dict(self.launch.flags))
+        return replace(one, replicas=len(self.launches) * one.replicas)
+
+    @property
+    def was_whole(self) -> bool:
+        """Return True if all of its servers were measured at once."""
+        return self.record.replicas == 1
 
     @property
     def env(self) -> tuple[tuple[str, str], ...]:
-        return production_env(self.launch)
+        """Return the variables that all servers share."""
+        others = [production_env(launch) for launch in self.launches[1:]]
+        return tuple(pair for pair in production_env(self.launch) if all(pair in other for other in others))
+
+    def own_env(self, launch: LaunchSpec) -> tuple[tuple[str, str], ...]:
+        """Return the variables that tell a server from the others."""
+        return tuple(pair for pair in production_env(launch) if pair not in self.env)
 
     @property
     def gpus(self) -> tuple[str, ...]:
-        return tuple(map(str, self.launch.gpus))
+        """Return the GPUs of all servers."""
+        return tuple(str(gpu) for launch in self.launches for gpu in launch.gpus)
 
     @property
     def stop_s(self) -> int:
@@ -86,6 +119,7 @@ def header(recorded: Recorded, *, file: str) -> tuple[str, ...]:
     plan, environment = recorded.plan, recorded.environment
     rows = [
         ("what", _role(recorded)),
+        *([("layout", layout_text(recorded))] if recorded.layout.gpus > 1 else []),
         ("measured", _measured(recorded)),
         ("accepts", _accepts(recorded)),
         ("limits", ", ".join(map(str, plan.slos)) or "none"),
@@ -100,6 +134,22 @@ def header(recorded: Recorded, *, file: str) -> tuple[str, ...]:
     # Text from outside must not break out of the comment.
     lines = [f"{label:<9} {one_line(text)}" for label, text in rows]
     return (f"{file}: written by tuner {one_line(environment.tuner_version)}.", "", *lines)
+
+
+def layout_text(recorded: Recorded) -> str:
+    """Describe servers, GPUs and door: `2x2: 2 servers of 2 GPUs each behind nginx`."""
+    layout = recorded.layout
+    unit = "GPU" if recorded.gpus else "worker"
+    size = f"{layout.ranks} {unit}{'s' if layout.ranks > 1 else ''}"
+    if layout.pipeline_parallel > 1:
+        size += f" ({layout.tensor_parallel} tensor-parallel × {layout.pipeline_parallel} pipeline-parallel)"
+    match recorded.door:
+        case Door.SERVER:
+            return f"{layout}: one server of {size}"
+        case Door.VLLM:
+            return f"{layout}: {layout.replicas} engines of {size} each behind vLLM's own data-parallel door"
+        case Door.NGINX:
+            return f"{layout}: {layout.replicas} servers of {size} each behind nginx"
 
 
 def _accepts(recorded: Recorded) -> str:
@@ -120,6 +170,11 @@ def _role(recorded: Recorded) -> str:
 
 
 def _measured(recorded: Recorded) -> str:
+    whole = f"; {recorded.record.replicas} times one server's figure, not measured as a whole yet"
+    return _figures(recorded) + ("" if recorded.was_whole else whole)
+
+
+def _figures(recorded: Recorded) -> str:
     figures = recorded.figures
     if figures is not None:
         starts = len(figures.trials)

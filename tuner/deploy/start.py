@@ -1,22 +1,20 @@
-"""start.sh and stop.sh: the recorded launch, and the end of exactly that server."""
+"""start.sh and stop.sh: the recorded servers with their door, and the end of exactly those."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import jinja2
 
 from tuner.deploy.recorded import Recorded, header, recorded_in
-from tuner.environment import Environment
 from tuner.flagwords import given_flags
 from tuner.formatting import one_line
 from tuner.jsonfile import write_atomically
-from tuner.launch import VISIBLE_GPUS
-from tuner.report.quote import cache_env, shell_word
+from tuner.launch import VISIBLE_GPUS, Door
+from tuner.report.quote import PORT, cache_env, shell_word
 from tuner.report.tables import read_study
-from tuner.study.plan import StudyPlan
-from tuner.study.record import TrialRecord
-from tuner.study.result import StudyResult
+from tuner.server.nginx_conf import site_conf, whole_conf
 from tuner.vllm import knobs
 
 _TEMPLATES = jinja2.Environment(
@@ -30,41 +28,72 @@ _TEMPLATES = jinja2.Environment(
 _TEMPLATES.filters["quote"] = shell_word
 
 
-def start_script(record: TrialRecord, result: StudyResult, plan: StudyPlan, environment: Environment) -> str:
-    """Render bash that starts the recorded launch in its own session and waits until it is ready.
+def start_script(recorded: Recorded) -> str:
+    """Render bash that starts all recorded servers in sessions of their own, and waits until they are ready.
 
     Host and port come from HOST and PORT (127.0.0.1:8000 otherwise). The values of `secret_env` are asked for, not
-    written. Ends with 1 and the log's last lines when the server dies or is not ready in the study's start limit.
+    written. Ends with 1 and the log's last lines when a server dies or is not ready in the study's start limit. Then
+    nothing is left of the others.
     """
-    recorded = Recorded(record, result, plan, environment)
     launch = recorded.launch
+    shared: dict[str, object] = {
+        "header": header(recorded, file="start.sh"),
+        "caches": cache_env(launch),
+        "secrets": launch.secret_env,
+        "container": launch.in_container,
+        "arguments": argument_lines(launch.arguments),
+        "start_s": round(recorded.plan.start_limit_s),
+        "stop_s": recorded.stop_s,
+    }
+    if recorded.door is Door.NGINX:
+        return _TEMPLATES.get_template("start_all.sh.j2").render(
+            **shared,
+            env=recorded.env,
+            servers=[_server(recorded, number) for number in range(len(recorded.launches))],
+            programs=dict.fromkeys(word for one in recorded.launches for word in (*one.prefix[:1], one.command[0])),
+            door=_door(len(recorded.launches)),
+            port=PORT,
+        )
     return _TEMPLATES.get_template("start.sh.j2").render(
-        header=header(recorded, file="start.sh"),
+        **shared,
         env=[(n, v) for n, v in recorded.env if not (recorded.gpus and n == VISIBLE_GPUS)],
-        caches=cache_env(launch),
-        secrets=launch.secret_env,
         # A container gets its variables with -e, in the recorded command itself.
         gpus=() if launch.in_container else recorded.gpus,
         prefix=launch.prefix,
         command=launch.command,
-        container=launch.in_container,
-        arguments=argument_lines(launch.arguments),
-        start_s=round(plan.start_limit_s),
-        stop_s=recorded.stop_s,
     )
 
 
-def stop_script(record: TrialRecord, result: StudyResult, plan: StudyPlan, environment: Environment) -> str:
-    """Render bash that ends the server of start.sh's pid file; exit code 1 if anything is left."""
-    recorded = Recorded(record, result, plan, environment)
-    return _TEMPLATES.get_template("stop.sh.j2").render(
-        version=one_line(environment.tuner_version),
-        study=one_line(plan.study),
+def stop_script(recorded: Recorded) -> str:
+    """Render bash that ends what start.sh noted; exit code 1 if anything is left."""
+    name = "stop_all.sh.j2" if recorded.door is Door.NGINX else "stop.sh.j2"
+    return _TEMPLATES.get_template(name).render(
+        version=one_line(recorded.environment.tuner_version),
+        study=one_line(recorded.plan.study),
         gpus=recorded.gpus,
-        command=recorded.launch.command,
+        program=recorded.launch.command[0],
         container=recorded.launch.in_container,
         stop_s=recorded.stop_s,
+        port=PORT,
     )
+
+
+def _server(recorded: Recorded, number: int) -> str:
+    """Return the shell words of one server before its arguments."""
+    launch = recorded.launches[number]
+    if launch.in_container:
+        # `docker run` gets the variables with -e, in the recorded command itself.
+        engine, run, *options = map(shell_word, launch.command)
+        return " ".join([engine, run, "--cidfile", f'"$RUN_DIR/server-{number + 1}.container"', *options])
+    own = [f"{name}={value}" for name, value in recorded.own_env(launch)]
+    return " ".join(map(shell_word, [*(["env", *own] if own else []), *launch.prefix, *launch.command]))
+
+
+def _door(servers: int) -> str:
+    """Return nginx.conf for a here-document of bash, which fills in the address and the ports."""
+    text = whole_conf(site_conf([f"127.0.0.1:@{number}@" for number in range(servers)], "@LISTEN@")).rstrip("\n")
+    text = re.sub(r"([\\$`])", r"\\\1", text)
+    return re.sub(r"@(\d+)@", r"$((BASE_PORT + \1))", text).replace("@LISTEN@", "$listen")
 
 
 def write_scripts(study_folder: Path, trial: int | None = None) -> Path:
@@ -75,9 +104,8 @@ def write_scripts(study_folder: Path, trial: int | None = None) -> Path:
 
 def write_pair(folder: Path, recorded: Recorded) -> tuple[Path, Path]:
     """Write start.sh and stop.sh, whole and executable."""
-    values = (recorded.record, recorded.result, recorded.plan, recorded.environment)
     start, stop = folder / "start.sh", folder / "stop.sh"
-    for path, text in ((start, start_script(*values)), (stop, stop_script(*values))):
+    for path, text in ((start, start_script(recorded)), (stop, stop_script(recorded))):
         write_atomically(path, text.encode())
         mode = path.stat().st_mode
         path.chmod(mode | (mode & 0o444) >> 2)

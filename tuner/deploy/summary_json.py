@@ -8,10 +8,10 @@ from tuner import jsonfile
 from tuner.candidate import Value
 from tuner.deploy.recorded import Recorded
 from tuner.environment import Environment
-from tuner.launch import LaunchSpec
+from tuner.launch import Door, LaunchSpec
 from tuner.measurement import Measurement
 from tuner.report.cost import cost
-from tuner.report.quote import shell_line
+from tuner.report.quote import shell_lines
 from tuner.study.result import Figures
 
 
@@ -26,11 +26,17 @@ class Priced:
 
 @dataclass(frozen=True, slots=True)
 class Best:
+    """Deployment with its figures. `commands` start the servers, on the ports that its door expects. `gpus` are those
+    of all servers, and each of them is paid for."""
+
     study: str
     trial: int
     flags: dict[str, Value]
-    command: str
-    launch: LaunchSpec
+    layout: str
+    door: Door
+    commands: tuple[str, ...]
+    launches: tuple[LaunchSpec, ...]
+    measured_as_a_whole: bool
     chosen: Priced
     default: Priced | None
     gpu_price_per_hour: float | None
@@ -38,22 +44,27 @@ class Best:
     environment: Environment
     sentence: str
     complete: bool
-    schema: int = 1
+    schema: int = 2
 
 
 def best_json(recorded: Recorded, gpu_price: float | None = None) -> str:
     record, result = recorded.record, recorded.result
-    gpus = len(record.start.launch.gpus)
-    default = result.default
+    gpus, default = len(recorded.gpus), result.default
+    default_gpus = gpus
+    if default and gpus and recorded.plan.searches_layouts:
+        default_gpus = recorded.plan.layout_of(default.candidate).gpus
     return jsonfile.dumps(
         Best(
             study=result.study,
             trial=record.trial,
             flags=record.candidate.as_dict(),
-            command=shell_line(record.start.launch),
-            launch=record.start.launch,
+            layout=str(recorded.layout),
+            door=recorded.door,
+            commands=shell_lines(recorded.launches),
+            launches=recorded.launches,
+            measured_as_a_whole=recorded.was_whole,
             chosen=_priced(recorded.figures, record.best_level, gpus, gpu_price),
-            default=_priced(default, record.best_level, gpus, gpu_price) if default else None,
+            default=_priced(default, record.best_level, default_gpus, gpu_price) if default else None,
             gpu_price_per_hour=gpu_price,
             gpus=gpus,
             environment=recorded.environment,

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
-from tuner.launch import LaunchSpec
+from tuner.launch import Deployment, Door, LaunchSpec, deployment
+from tuner.study.plan import StudyPlan
+from tuner.study.record import TrialRecord
 from tuner.vllm import variables
+
+PORT = 8000
+"""Port of the deployment: of its only server, or of its door."""
 
 CACHES = (variables.CACHE_ROOT, "TORCHINDUCTOR_CACHE_DIR")
 """Variables that point into the study's folder. They make a start quicker and are never needed."""
 TRIAL_ONLY = (variables.RPC_BASE_PATH,)
 """Variables that point into one trial's folder and mean nothing afterwards."""
+
+
+def production(record: TrialRecord, plan: StudyPlan) -> Deployment:
+    """Return the servers of the whole machine and their door. A trial of one server stands for all of its layout."""
+    if record.replicas == 1:
+        return Deployment(record.start.launches, record.start.door)
+    layout = plan.layout_of(record.candidate)
+    groups = plan.placed(layout).groups[: layout.replicas]
+    return deployment(plan.base, record.candidate, groups, plan.doors[0] if plan.doors else Door.NGINX)
+
+
+def server_ports(servers: int, door_port: int = PORT) -> tuple[int, ...]:
+    """Return the servers' ports. A single server has the door's own, several have those after it."""
+    return (door_port,) if servers == 1 else tuple(range(door_port + 1, door_port + 1 + servers))
 
 
 def production_env(launch: LaunchSpec) -> tuple[tuple[str, str], ...]:
@@ -37,7 +57,13 @@ def _escape(character: str) -> str:
     return names.get(character) or "".join(f"\\x{byte:02x}" for byte in character.encode())
 
 
-def shell_line(launch: LaunchSpec, host: str = "127.0.0.1", port: int = 8000) -> str:
+def shell_line(launch: LaunchSpec, host: str = "127.0.0.1", port: int = PORT) -> str:
     """Return the launch as one line for a shell."""
     words = [f"{name}={shell_word(value)}" for name, value in production_env(launch)]
     return " ".join([*words, *map(shell_word, launch.argv(host, port))])
+
+
+def shell_lines(launches: Sequence[LaunchSpec]) -> tuple[str, ...]:
+    """Return each server's launch as one line for a shell, with the port that the deployment's door expects."""
+    ports = server_ports(len(launches))
+    return tuple(shell_line(launch, port=port) for launch, port in zip(launches, ports, strict=True))

@@ -1,0 +1,21 @@
+"""Free ports for servers that are started with neighbouring ones."""
+
+from __future__ import annotations
+
+import socket
+
+
+def neighbouring_ports(count: int) -> int:
+    """Return the first of `count` free ports in a row."""
+    for first in range(20_000, 30_000, count):
+        sockets = [socket.socket() for _ in range(count)]
+        try:
+            for i, one in enumerate(sockets):
+                one.bind(("127.0.0.1", first + i))
+        except OSError:
+            continue
+        finally:
+            for one in sockets:
+                one.close()
+        return first
+    raise AssertionError("no free ports")
