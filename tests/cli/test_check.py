@@ -59,6 +59,21 @@ def test_the_peer_matrix_names_pairs_that_cannot_read_each_other() -> None:
     assert peers_without("NVIDIA-SMI has failed", (0, 1)) is None
 
 
+@pytest.mark.parametrize(
+    ("answer", "code", "pairs"),
+    [(MATRIX, 0, [(0, 2, "CNS")]), (MATRIX, 1, None), ("no devices were found", 0, None)],
+)
+def test_the_driver_is_asked_for_pairs_without_p2p(
+    answer: str, code: int, pairs: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n[ \"$*\" = 'topo -p2p r' ] || exit 9\ncat <<'E'\n{answer}E\nexit {code}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert machine._without_p2p((0, 1, 2)) == pairs
+    assert machine._without_p2p((0,)) == []
+
+
 @pytest.mark.parametrize(("held_gib", "grade"), [(0.4, Grade.OK), (3.0, Grade.WARNING), (20.0, Grade.ERROR)])
 def test_gpu_memory_in_others_hands_is_graded_by_its_share(
     held_gib: float, grade: Grade, monkeypatch: pytest.MonkeyPatch

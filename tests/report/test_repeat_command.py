@@ -16,10 +16,12 @@ import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.study.builders import plan
 from tuner.cli.options import with_search_options
 from tuner.config import Machine, SearchOptions, plan_study
 from tuner.environment import Gpu
-from tuner.layout import Layout, parse_layouts
+from tuner.layout import Layout, PlacedLayout, parse_layouts
+from tuner.placement import GpuGroup
 from tuner.report.conditions import repeat_command
 from tuner.report.tables import StudyFiles
 from tuner.study.plan import StudyPlan
@@ -80,7 +82,7 @@ def plan_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[SearchOptions
     vllm.write_text(f"#!/bin/sh\ncase \"$*\" in *--version*) echo 0.32.0;; *) cat <<'E'\n{lines}\nE\n;; esac\n")
     vllm.chmod(vllm.stat().st_mode | stat.S_IXUSR)
 
-    def plan(options: SearchOptions) -> StudyPlan:
+    def plan_options(options: SearchOptions) -> StudyPlan:
         options = replace(options, studies=folder / "studies", model=options.model or str(folder))
         if options.vllm == "vllm serve":
             options = replace(options, vllm=shlex.join([str(vllm), "serve"]))
@@ -88,7 +90,7 @@ def plan_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[SearchOptions
             options = replace(options, space=str(space))
         return plan_study(options, MACHINES[4 if options.gpus else 0], NOW, folder / "cache", lambda _: None)[0]
 
-    return plan
+    return plan_options
 
 
 def parsed(command: str) -> SearchOptions:
@@ -140,13 +142,22 @@ def test_the_command_on_the_page_plans_the_same_study(
         possible |= {"load": "closed", "burstiness": None}
     if shutil.which("nginx") is None:
         possible["door"] = "auto"
-    plan = plan_of(SearchOptions(model="", study="first", **possible))  # type: ignore[arg-type]
-    again = plan_of(parsed(repeat_command(StudyFiles(Path(), plan, None, None, ()))))
+    made = plan_of(SearchOptions(model="", study="first", **possible))  # type: ignore[arg-type]
+    again = plan_of(parsed(repeat_command(StudyFiles(Path(), made, None, None, ()))))
     assert again.study == "first-again"
-    assert comparable(again) == comparable(plan)
-    assert again.space.file == plan.space.file
+    assert comparable(again) == comparable(made)
+    assert again.space.file == made.space.file
 
 
 def test_every_option_that_a_plan_records_is_tried() -> None:
     apart = {"model", "vllm", "study", "studies", "changed_environment"}
     assert set(OPTIONS) == set(SearchOptions.__dataclass_fields__) - apart
+
+
+def test_a_plan_of_before_layouts_is_repeated_with_its_one_size(tmp_path: Path) -> None:
+    groups = (GpuGroup((0, 1)), GpuGroup((2, 3)))
+    old = replace(plan(tmp_path), layouts=(PlacedLayout(Layout(1, 2), groups),), own_layout=Layout(1, 2))
+    words = repeat_command(StudyFiles(tmp_path, old, None, None, ())).split()
+    assert words[words.index("--gpus") + 1] == "0,1,2,3"
+    assert words[words.index("--tensor-parallel-size") + 1] == "2"
+    assert not {"--layouts", "--workers"} & set(words)

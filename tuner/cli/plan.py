@@ -48,7 +48,7 @@ def _first_starts(setting: StudySetting) -> list[str]:
     """List the default and the seeds, which start first. The rest depends on their results."""
     plan = setting.plan
     lines = [f"{'seeds' if i == 0 else '':<8}  {describe(c)}" for i, c in enumerate(seeds(setting))]
-    first = launch(plan.base, plan.baseline, plan.groups[0])
+    first = launch(plan.base, plan.baseline, plan.placed(plan.own_layout).groups[0])
     return [*lines, f"first     {one_line(shell_line(first))}"]
 
 

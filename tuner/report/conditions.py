@@ -115,14 +115,16 @@ def repeat_command(study: StudyFiles) -> str:
 
 def _machine_options(plan: StudyPlan) -> list[tuple[str, str | float | None]]:
     has_gpus = any(group.gpus for group in plan.groups)
-    units = plan.units or tuple(sorted(unit for group in plan.groups for unit in group.gpus))
-    layouts = ",".join(map(str, plan.asked_layouts)) if plan.units else ""
+    units = plan.units or tuple(sorted({unit for group in plan.groups for unit in group.gpus or group.workers}))
+    # A plan of before layouts does not name its units. Its servers had one size.
+    size = len(plan.groups[0].gpus) if has_gpus and not plan.units else None
     # One door is named even if it was the only one of that machine: here, there may be others.
     door = "both" if plan.compares_doors else plan.doors[0] if len(plan.doors) == 1 else None
     return [
         ("gpus", ",".join(map(str, units)) if has_gpus else None),
-        ("workers", len(plan.units) if plan.units and not has_gpus else None),
-        ("layouts", layouts or None),
+        ("workers", len(units) if units and not has_gpus else None),
+        ("layouts", ",".join(map(str, plan.asked_layouts)) or None if plan.units else None),
+        (knobs.TENSOR_PARALLEL, size),
         ("door", door),
     ]
 
