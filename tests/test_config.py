@@ -215,14 +215,14 @@ def test_the_plan_lists_layouts_their_places_and_why_others_are_ruled_out(
     at = next(i for i, line in enumerate(lines) if line.startswith("layouts"))
     assert lines[at : at + 6] == [
         "layouts   4x2    a server on each of gpu0-1, gpu2-3, gpu4-5, gpu6-7",
-        "                 caution: no P2P within gpu0-1: GPUs there talk through the host's memory",
+        "                 caution: no P2P between the GPUs of gpu0-1: they talk through the host's memory",
         "          2x4    a server on each of gpu0-1-2-3, gpu4-5-6-7 (the default's)",
-        "                 caution: no P2P within gpu0-1-2-3: GPUs there talk through the host's memory",
-        "                 caution: gpu0-1-2-3 on several NUMA nodes",
+        "                 caution: no P2P between the GPUs of gpu0-1-2-3: they talk through the host's memory",
+        "                 caution: GPUs of gpu0-1-2-3 on several NUMA nodes",
         "          4x1x2  a server on each of gpu0-1, gpu2-3, gpu4-5, gpu6-7",
     ]
     said = " ".join(lines)
-    assert "8x1    ruled out: weights of 95.0 GiB on a GPU do not fit into 92 % of its 79.6 GiB" in said
+    assert "8x1    ruled out: weights of 100 GiB on a GPU do not fit into 92 % of its 79.6 GiB" in said
     assert "1x8    ruled out: 28 attention heads do not divide by 8" in said
     assert "\ndoor      vllm" in "\n".join(lines)
 

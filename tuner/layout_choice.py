@@ -164,15 +164,20 @@ def _placed(units: Units, layouts: Collection[Layout]) -> tuple[PlacedLayout, ..
 def _cautions(units: Units, layout: Layout, places: Sequence[GpuGroup]) -> tuple[str, ...]:
     """Say what of the machine may slow a layout down."""
     found = []
-    parted = [place.name for place in places if any(a in place.gpus and b in place.gpus for a, b in units.without_p2p)]
-    if parted:
-        found.append(f"no P2P within {', '.join(parted)}: GPUs there talk through the host's memory")
-    nodes = [(place.name, {units.numa_node_of.get(gpu) for gpu in place.gpus} - {None}) for place in places]
-    if split := [name for name, found_nodes in nodes if len(found_nodes) > 1]:
-        found.append(f"{', '.join(split)} on several NUMA nodes")
+    without = [p for p in places if any(a in p.gpus and b in p.gpus for a, b in units.without_p2p)]
+    if without:
+        found.append(f"no P2P between the GPUs{_within(without, places)}: they talk through the host's memory")
+    nodes = {place: {units.numa_node_of.get(gpu) for gpu in place.gpus} - {None} for place in places}
+    if split := [place for place in places if len(nodes[place]) > 1]:
+        found.append(f"GPUs{_within(split, places)} on several NUMA nodes")
     if units.indices and (idle := units.count - len(places) * layout.ranks):
         found.append(f"{idle} of {units.count} {units.noun} idle")
     return tuple(found)
+
+
+def _within(some: Sequence[GpuGroup], places: Sequence[GpuGroup]) -> str:
+    """Name the places, if they are not all."""
+    return "" if len(some) == len(places) else f" of {', '.join(place.name for place in some)}"
 
 
 def _check_filling(units: Units, layout: Layout, words: str) -> None:

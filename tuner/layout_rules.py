@@ -42,7 +42,7 @@ class ModelLimits:
 
     Attributes:
         shape: Its sizes. None if config.json is not here or not understood: then no size is ruled out.
-        weights_bytes: Bytes of weights that its servers surely hold. None if no file tells: then all layouts fit.
+        weights_bytes: Bytes of its weights. None if no file tells: then all layouts fit.
         per_gpu_bytes: Least bytes of a GPU beside weights and KV cache.
         whole_experts: True if a GPU holds whole experts instead of a part of each.
     """
@@ -110,7 +110,7 @@ class ModelLimits:
         return None
 
     def _fits(self, weights_bytes: float, ranks: int, memory: Memory) -> bool:
-        return weights_bytes / ranks + self.per_gpu_bytes < memory.gpu_bytes * memory.utilization
+        return SURELY_LOADED * weights_bytes / ranks + self.per_gpu_bytes < memory.gpu_bytes * memory.utilization
 
 
 def limits_of(folder: Path | None, values: Mapping[str, Value], mentioned: Collection[str]) -> ModelLimits:
@@ -141,5 +141,4 @@ def _with_weights(
         return limits
     if quantization is not None and not as_stored and quantization not in QUANTISED_ON_LOAD:
         return limits
-    surely = int(SURELY_LOADED * memory.weights_bytes)
-    return replace(limits, weights_bytes=surely, per_gpu_bytes=memory.overhead_bytes.low)
+    return replace(limits, weights_bytes=memory.weights_bytes, per_gpu_bytes=memory.overhead_bytes.low)
