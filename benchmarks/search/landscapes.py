@@ -43,6 +43,7 @@ class Landscape:
     max_model_len: int | None = 4096
     tensor_parallel: int = 1
     held_gib: float = 0.5
+    pipeline_parallel: int = 1
 
     @property
     def hardware(self) -> Hardware:
@@ -67,7 +68,7 @@ class Landscape:
 
     def plan(self, folder: Path, starts: int, confirm_starts: int, seed: int) -> StudyPlan:
         """Plan the study as `tuner search` would. `folder` gets the model's config.json, which the seeds read."""
-        (folder / "config.json").write_text(json.dumps(_config(self.shape)))
+        (folder / "config.json").write_text(json.dumps(config_of(self.shape)))
         own = {} if self.max_model_len is None else {"max-model-len": self.max_model_len}
         whole = read_space("default").fixing("max-model-len", self.workload.longest + TEMPLATE_TOKENS)
         flags = [f for f in whole.flags if "partial-prefills" not in f]
@@ -97,9 +98,21 @@ def _words(own: dict[str, int]) -> tuple[str, ...]:
     return tuple(word for flag, value in own.items() for word in (f"--{flag}", str(value)))
 
 
-def _config(shape: ModelShape) -> dict[str, object]:
-    """Build the config.json of a dense model."""
+def config_of(shape: ModelShape) -> dict[str, object]:
+    """Build the config.json of a dense or hybrid model."""
+    hybrid: dict[str, object] = {}
+    if shape.attention_layers < shape.layers:
+        period = shape.layers // shape.attention_layers
+        kinds = ["linear_attention"] * (period - 1) + ["full_attention"]
+        hybrid = {
+            "layer_types": kinds * shape.attention_layers,
+            "linear_num_key_heads": 16, "linear_key_head_dim": 128,
+            "linear_num_value_heads": 48, "linear_value_head_dim": 128,
+        }  # fmt: skip
+    quantised = {"quantization_config": {"quant_method": "compressed-tensors", "bits": int(8 * shape.weight_bytes)}}
     return {
+        **hybrid,
+        **(quantised if shape.weight_bytes < 2 else {}),
         "num_hidden_layers": shape.layers,
         "hidden_size": shape.hidden,
         "intermediate_size": shape.intermediate,

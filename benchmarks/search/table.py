@@ -29,8 +29,26 @@ from tuner.study.plan import MOST_CLIENTS, StudyPlan
 from .landscapes import TEMPLATE_TOKENS, Landscape
 
 TABLES = Path(__file__).with_name("tables")
-CLOSED_S = 150.0
-"""Seconds of the closed loop. The first third is left out: answers take up to a minute."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Nodes on each axis, and how long each is loaded.
+
+    The closed loop lasts `closed_s`, of which the first third is left out: answers take up to a minute. An open loop
+    lasts as long as `requests` take, between the two ends of `open_s`.
+    """
+
+    sequences: int = 9
+    budgets: int = 6
+    kv: int = 4
+    caps: int = 3
+    closed_s: float = 150.0
+    requests: int = 1000
+    open_s: tuple[float, float] = (40.0, 150.0)
+
+
+FINE = Grid()
 
 STEP, PRECISION = 1.06, 1.02
 """Widths of the final bracket. The narrower one holds if preemption or a backlog fails. The surface between the
@@ -104,6 +122,8 @@ def start(landscape: Landscape, flags: dict[str, Value], compiled: set[str] | No
     if landscape.max_model_len is not None:
         values["max_model_len"] = landscape.max_model_len
     values["tensor_parallel_size"] = landscape.tensor_parallel
+    values["pipeline_parallel_size"] = landscape.pipeline_parallel
+    values.pop("data_parallel_size", None)
     arguments = replace(EngineArguments(), **values)  # type: ignore[arg-type]
     found = startup(
         arguments, landscape.hardware, landscape.shape, held_bytes=landscape.held_bytes, compiled=compiled or ()
@@ -117,8 +137,8 @@ def longest_prompt(landscape: Landscape) -> int:
     return max(share.prompt.high for share in landscape.shares)
 
 
-def tabulate(landscape: Landscape, plan: StudyPlan) -> Table:
-    axes = _axes(landscape, plan)
+def tabulate(landscape: Landscape, plan: StudyPlan, grid: Grid = FINE) -> Table:
+    axes = _axes(landscape, plan, grid)
     sequences, budgets, kv, caps = axes
     cells = np.zeros((*map(len, axes), 4))
     share = 0.9
@@ -129,9 +149,9 @@ def tabulate(landscape: Landscape, plan: StudyPlan) -> Table:
                 continue
             for s, seqs in enumerate(sequences):
                 for k, tokens in enumerate(kv):
-                    cell = _Cell(landscape, int(seqs), int(max(budget, seqs)), int(tokens), int(cap))
+                    cell = _Cell(landscape, grid, int(seqs), int(max(budget, seqs)), int(tokens), int(cap))
                     cells[s, b, k, t] = cell.point(share)
-                    share = max(0.3, cells[s, b, k, t, 0] / cells[s, b, k, t, 1])
+                    share = max(0.3, cells[s, b, k, t, 0] / max(cells[s, b, k, t, 1], 1e-6))
                     if cell.fullest < 0.97:  # more KV memory changes nothing
                         cells[s, b, k:, t] = cells[s, b, k, t]
                         break
@@ -142,15 +162,15 @@ def tabulate(landscape: Landscape, plan: StudyPlan) -> Table:
     return with_optimum(table, landscape, plan)
 
 
-def _axes(landscape: Landscape, plan: StudyPlan) -> Axes:
+def _axes(landscape: Landscape, plan: StudyPlan, grid: Grid) -> Axes:
     ranges = {p.flag: p.axis for p in plan.parameters}
     kv = [found.kv_tokens for flags in _sample(plan, 2000) if isinstance(found := start(landscape, flags), Started)]
     longest = longest_prompt(landscape)
-    caps = [float(longest)] if longest <= 1500 else np.geomspace(256, longest, 3).round().tolist()
+    caps = [float(longest)] if longest <= 1500 else np.geomspace(256, longest, grid.caps).round().tolist()
     return (
-        np.geomspace(*ranges["max-num-seqs"], 9).round().tolist(),
-        np.geomspace(*ranges["max-num-batched-tokens"], 6).round(-1).tolist(),
-        np.geomspace(min(kv), max(kv), 4).round().tolist(),
+        np.geomspace(*ranges["max-num-seqs"], grid.sequences).round().tolist(),
+        np.geomspace(*ranges["max-num-batched-tokens"], grid.budgets).round(-1).tolist(),
+        np.geomspace(min(kv), max(kv), grid.kv).round().tolist(),
         caps,
     )
 
@@ -180,15 +200,17 @@ class Probe:
 class _Cell:
     """One node on the virtual stand-in. The traffic is the same at all nodes and all rates."""
 
-    def __init__(self, landscape: Landscape, seqs: int, budget: int, kv_tokens: int, cap: int) -> None:
+    def __init__(self, landscape: Landscape, grid: Grid, seqs: int, budget: int, kv_tokens: int, cap: int) -> None:
         self._landscape = landscape
+        self._grid = grid
         self._hardware = replace(landscape.hardware, memory_bytes=2**44)
         self._clients = min(int(1.25 * seqs), MOST_CLIENTS)
         length = max(share.prompt.high + share.output.high for share in landscape.shares) + TEMPLATE_TOKENS
         arguments = EngineArguments(
             max_num_seqs=seqs, max_num_batched_tokens=budget, max_model_len=length,
             long_prefill_token_threshold=0 if cap >= longest_prompt(landscape) else cap,
-            tensor_parallel_size=landscape.tensor_parallel, enable_prefix_caching=False,
+            tensor_parallel_size=landscape.tensor_parallel, pipeline_parallel_size=landscape.pipeline_parallel,
+            enable_prefix_caching=False,
             num_gpu_blocks_override=max(kv_tokens, length + 16) // 16 + 1,
         )  # fmt: skip
         found = startup(arguments, self._hardware, landscape.shape)
@@ -198,7 +220,8 @@ class _Cell:
 
     def point(self, share: float) -> tuple[float, float, float, float]:
         """Measure the numbers of a Point. The search starts at `share` of the saturation."""
-        closed = ClosedLoop(_shapes(self._landscape, 3000), self._clients, CLOSED_S, CLOSED_S / 3)
+        closed_s = self._grid.closed_s
+        closed = ClosedLoop(_shapes(self._landscape, 3000), self._clients, closed_s, closed_s / 3)
         level = simulate(self._started, self._hardware, self._landscape.shape, closed)
         self.fullest = level.peak_kv_usage
         answered = level.done_s > 0
@@ -230,7 +253,8 @@ class _Cell:
 
     def _keeps(self, rate: float) -> tuple[bool, float, float]:
         """Return (all limits kept, ln(P99 / limit), peak of the KV cache's usage) at a rate."""
-        seconds = min(max(40.0, 1000 / rate), 150.0)
+        shortest_s, longest_s = self._grid.open_s
+        seconds = min(max(shortest_s, self._grid.requests / rate), longest_s)
         due = schedule(rate, seconds, seed=0, trace="truth")
         load = OpenLoop(_shapes(self._landscape, len(due)), due)
         level = simulate(self._started, self._hardware, self._landscape.shape, load)

@@ -86,8 +86,8 @@ class Server:
         found: dict[int, str] = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                fields = (folder / "stat").read_text().rsplit(") ", 1)[1].split()
-                title = (folder / "cmdline").read_text().replace("\0", " ").strip()
+                fields = (folder / "stat").read_text(errors="replace").rsplit(") ", 1)[1].split()
+                title = (folder / "cmdline").read_text(errors="replace").replace("\0", " ").strip()
                 if int(fields[3]) == self.process.pid and fields[0] not in "ZX" and title.startswith("VLLM::"):
                     found[int(folder.name)] = title
         return found

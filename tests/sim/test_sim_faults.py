@@ -32,13 +32,15 @@ def load(server: Server, requests: int = 3) -> list[tuple[int, str]]:
         ("stall:0.5", Fault("stall", "0.5", None)),
         ("die-under-load@2", Fault("die-under-load", "20", 2)),
         ("die-under-load:5@3", Fault("die-under-load", "5", 3)),
+        ("die-under-load:5@3%gpu2", Fault("die-under-load", "5", 3, "gpu2")),
+        ("stall%engine1", Fault("stall", "3", None, "engine1")),
     ],
 )
 def test_a_fault_is_read_as_written(text: str, fault: Fault) -> None:
     assert parse_fault(text) == fault
 
 
-@pytest.mark.parametrize("text", ["nothing", "stall:x", "stall@x", "metrics-old:3"])
+@pytest.mark.parametrize("text", ["nothing", "stall:x", "stall@x", "metrics-old:3", "stall%card1", "stall%gpu"])
 def test_a_fault_that_does_not_exist_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="fault"):
         parse_fault(text)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from tuner.sim.arguments import VERSION
-from tuner.sim.engine_loop import EngineDeadError, EngineLoop, Stream
+from tuner.sim.engine_loop import EngineDeadError, Stream
+from tuner.sim.engine_pool import EnginePool
 from tuner.sim.faults import ActiveFaults
-from tuner.sim.metrics import Metrics
+from tuner.sim.metrics import MetricsPage
 from tuner.sim.tokens import TextEncoder, block_keys, chat_text, word
 
 NATURAL_ANSWER_TOKENS = 180
@@ -59,9 +60,9 @@ class Api:
 
     def __init__(
         self,
-        engine: EngineLoop,
+        engines: EnginePool,
         encoder: TextEncoder,
-        metrics: Metrics,
+        metrics: MetricsPage,
         faults: ActiveFaults,
         served_names: Sequence[str],
         *,
@@ -70,7 +71,7 @@ class Api:
         developer_mode: bool,
         strike: Callable[[], None],
     ) -> None:
-        self._engine = engine
+        self._engines = engines
         self._encoder = encoder
         self._metrics = metrics
         self._faults = faults
@@ -79,7 +80,7 @@ class Api:
         self._log_stats = log_stats
         self._developer_mode = developer_mode
         self._strike = strike
-        self._config = engine.started.config
+        self._config = engines.started.config
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._errors], client_max_size=1 << 28)
@@ -113,7 +114,7 @@ class Api:
     # ---------------------------------------------------------------- small endpoints
 
     async def _health(self, request: web.Request) -> web.Response:
-        return web.Response(status=503 if self._engine.dead else 200)
+        return web.Response(status=503 if self._engines.dead else 200)
 
     async def _version(self, request: web.Request) -> web.Response:
         return web.json_response({"version": VERSION})
@@ -146,12 +147,7 @@ class Api:
         return web.json_response(answer)
 
     async def _reset_prefix_cache(self, request: web.Request) -> web.Response:
-        """Drop the cached content if no request holds blocks."""
-        scheduler = self._engine.scheduler
-        if scheduler.running:
-            return web.json_response({"success": False})
-        scheduler.pool.forget()
-        return web.json_response({"success": True})
+        return web.json_response({"success": self._engines.forget_prefixes()})
 
     # ---------------------------------------------------------------- what is asked for
 
@@ -225,7 +221,7 @@ class Api:
         if leak is not None:
             await asyncio.sleep(leak.number / 1000 * self._faults.requests)
         keys = block_keys(wish.ids, self._config.block_size, wish.salt) if self._config.enable_prefix_caching else ()
-        stream = self._engine.submit(len(wish.ids), wish.output_tokens, keys, sent_s, wish.reason)
+        stream = await self._engines.submit(len(wish.ids), wish.output_tokens, keys, sent_s, wish.reason)
         try:
             if wish.streaming:
                 return await self._stream(request, form, wish, stream)
@@ -235,7 +231,7 @@ class Api:
             return web.json_response(form.whole(wish, stream))
         finally:
             if not stream.finished:
-                self._engine.abort(stream)
+                self._engines.abort(stream)
 
     # ---------------------------------------------------------------- streams
 

@@ -26,7 +26,8 @@ DESCRIPTION = "Launch a local OpenAI-compatible API server to serve LLM completi
 @dataclass(frozen=True, slots=True)
 class SimOptions:
     """Options of the stand-in alone. `startup_s` is the wall time of a whole start; None derives it from hardware
-    and model."""
+    and model. `disturbance` is the share of speed that each other engine of the machine costs; None is the profile's.
+    """
 
     hardware: Hardware
     speed: float
@@ -36,6 +37,7 @@ class SimOptions:
     state_dir: Path | None
     gpu_dir: Path | None
     startup_s: float | None
+    disturbance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +156,16 @@ def _add_sim_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--sim-noise", help="standard deviation of speed: RUN,STEP or one for both (TUNER_SIM_NOISE)")
     group.add_argument("--sim-seed", type=int, help="seed of the noise (TUNER_SIM_SEED; default: 0)")
     group.add_argument("--sim-state", help="folder that counts starts (TUNER_SIM_STATE)")
+    group.add_argument(
+        "--sim-disturbance",
+        type=float,
+        help="share of speed that each other engine of the machine costs (TUNER_SIM_DISTURBANCE; default: by profile)",
+    )
     group.add_argument("--sim-gpu-dir", help="folder that says who holds GPU memory (TUNER_SIM_GPU_DIR)")
     names = ", ".join(FAULTS)
-    group.add_argument("--fault", action="append", help=f"NAME[:ARG][@START] (TUNER_SIM_FAULTS); one of {names}")
+    group.add_argument(
+        "--fault", action="append", help=f"NAME[:ARG][@START][%%WHERE] (TUNER_SIM_FAULTS); one of {names}"
+    )
 
 
 def wants_help(argv: Sequence[str]) -> bool:
@@ -237,4 +246,5 @@ def _sim_options(values: Mapping[str, object], environment: Mapping[str, str]) -
         state_dir=Path(option("state")) if option("state") else None,
         gpu_dir=Path(option("gpu_dir")) if option("gpu_dir") else None,
         startup_s=float(startup) if startup else None,
+        disturbance=float(option("disturbance")) if option("disturbance") else None,
     )

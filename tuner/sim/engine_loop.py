@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from tuner.model import ModelShape
 from tuner.sim.faults import ActiveFaults
+from tuner.sim.frontend import Frontend
 from tuner.sim.hardware import Hardware
 from tuner.sim.metrics import Metrics
 from tuner.sim.scheduler import Completed, Request, Scheduler, Step
@@ -30,15 +31,18 @@ class Stream:
     """Tokens of one request as they come. A slow consumer finds several at once, as in vLLM."""
 
     __slots__ = (
-        "_dead", "_news", "_taken", "finished", "first_s", "generated", "reason", "request", "scheduled_s", "sent_s",
+        "_dead", "_news", "_taken", "counted", "finished", "first_s", "frontend", "generated", "reason", "request",
+        "scheduled_s", "sent_s",
     )  # fmt: skip
 
-    def __init__(self, request: Request, sent_s: float, reason: str) -> None:
+    def __init__(self, request: Request, sent_s: float, reason: str, frontend: Frontend | None = None) -> None:
         self.request = request
+        self.frontend = frontend
         self.reason = reason
         self.sent_s = sent_s
         self.scheduled_s = 0.0
         self.first_s = 0.0
+        self.counted = 0  # tokens that the engine has generated; `generated` are those that the API server has written
         self.generated = 0
         self.finished = False
         self._taken = 0
@@ -80,7 +84,9 @@ class EngineLoop:
         speed: float,
         noise: Noise,
         seed: int,
+        slowed: Callable[[], float] = lambda: 1.0,
     ) -> None:
+        """Create an engine. `slowed` is the factor on a step's duration by what else the machine does."""
         self.started = started
         self.scheduler = Scheduler(started.config, started.usable_blocks)
         self.dead = False
@@ -89,6 +95,7 @@ class EngineLoop:
         self._faults = faults
         self._speed = speed
         self._jitter = Jitter(noise, seed)
+        self._slowed = slowed
         self._streams: dict[Request, Stream] = {}
         self._aborted: list[Request] = []
         self._names = itertools.count()
@@ -96,15 +103,33 @@ class EngineLoop:
         self._preempted: dict[Request, int] = {}
         self._cached = 0, 0
 
+    @property
+    def load(self) -> tuple[int, int, float]:
+        """Return its waiting and running requests, and the held share of its KV cache."""
+        scheduler = self.scheduler
+        return len(scheduler.waiting), len(scheduler.running), scheduler.pool.usage
+
+    @property
+    def tokens_seen(self) -> tuple[float, float]:
+        """Return the prompt and output tokens that it has processed."""
+        return self._metrics.prompt_tokens._value.get(), self._metrics.generation_tokens._value.get()
+
     def submit(
-        self, prompt_tokens: int, output_tokens: int, keys: Sequence[Hashable], sent_s: float, reason: str = "length"
+        self,
+        prompt_tokens: int,
+        output_tokens: int,
+        keys: Sequence[Hashable],
+        sent_s: float,
+        reason: str = "length",
+        frontend: Frontend | None = None,
     ) -> Stream:
         """Queue a request that fits max_model_len. `sent_s` is the loop's time at its arrival. `reason` says why the
-        request ends after `output_tokens`: it may have no more ("length") or wants no more ("stop")."""
+        request ends after `output_tokens`: it may have no more ("length") or wants no more ("stop"). Its tokens take
+        the time of `frontend`, if one is given."""
         if self.dead:
             raise EngineDeadError
         request = Request(next(self._names), prompt_tokens, output_tokens, keys, sent_s)
-        stream = Stream(request, sent_s, reason)
+        stream = Stream(request, sent_s, reason, frontend)
         self._streams[request] = stream
         self.scheduler.add(request)
         self._wake.set()
@@ -139,7 +164,7 @@ class EngineLoop:
                 deadline_s = loop.time()
                 continue
             begun_s = deadline_s = max(deadline_s, loop.time() - MAX_CATCH_UP_S)
-            deadline_s += self._cost.seconds(step.work) * self._jitter.factor() / self._speed
+            deadline_s += self._cost.seconds(step.work) * self._jitter.factor() * self._slowed() / self._speed
             await asyncio.sleep(max(0.0, deadline_s - loop.time()))
             if not self.dead:
                 self._publish(step, self.scheduler.complete(step), begun_s, loop.time())
@@ -158,10 +183,11 @@ class EngineLoop:
                 metrics.queue_s.observe(max(0.0, begun_s - stream.sent_s))
         new_tokens = 0
         itl_s = now_s - begun_s
+        written: dict[Frontend, list[Stream]] = {}
         for request in itertools.chain(scheduler.running, completed.finished):
             stream = self._streams.get(request)
             generated = scheduler.generated(request)
-            if stream is None or generated == stream.generated:
+            if stream is None or generated == stream.counted:
                 continue
             new_tokens += 1
             if not stream.first_s:
@@ -169,7 +195,12 @@ class EngineLoop:
             else:
                 metrics.itl_s.observe(itl_s)
             self._report_preemptions(request)
-            stream.tell(generated, finished=generated >= request.output_tokens)
+            stream.counted = generated
+            if stream.frontend is None:
+                stream.tell(generated, finished=generated >= request.output_tokens)
+            else:
+                written.setdefault(stream.frontend, []).append(stream)
+        _write(written, now_s)
         for request in completed.finished:
             finished = self._streams.pop(request, None)
             if finished is not None:
@@ -209,3 +240,16 @@ class EngineLoop:
         metrics.request_preemptions.observe(request.preemptions)
         metrics.request_prompt_tokens.observe(request.prompt_tokens)
         metrics.request_generation_tokens.observe(request.output_tokens)
+
+
+def _write(streams: Mapping[Frontend, Sequence[Stream]], now_s: float) -> None:
+    """Let each API server write a token of its streams once it has the time."""
+    loop = asyncio.get_running_loop()
+    for frontend, mine in streams.items():
+        at_s = frontend.write(now_s, len(mine))
+        for stream in mine:
+            loop.call_at(at_s, _tell_at, stream, stream.counted)
+
+
+def _tell_at(stream: Stream, generated: int) -> None:
+    stream.tell(generated, finished=generated >= stream.request.output_tokens)

@@ -1,4 +1,4 @@
-"""Child processes `VLLM::EngineCore` and `VLLM::Worker_TP0…`.
+"""Child processes `VLLM::EngineCore` and `VLLM::Worker_TP0…`, with data parallelism `VLLM::EngineCore_DP0…`.
 
 It checks and holds memory, prints the engine's log lines and takes the time of a start. Then it reports on a pipe
 that it is ready, and waits. Like the real engine, it does not notice the death of its parent: after SIGKILL of the
@@ -25,7 +25,7 @@ from pathlib import Path
 from setproctitle import setproctitle
 
 from tuner.model import ModelShape
-from tuner.sim.configuration import EngineArguments, Refused
+from tuner.sim.configuration import Cause, EngineArguments, EngineConfig, Origin, Refused
 from tuner.sim.faults import ActiveFaults
 from tuner.sim.gpu_memory import held_bytes, hold
 from tuner.sim.hardware import GIB, Device, Hardware
@@ -35,7 +35,8 @@ from tuner.sim.startup import Started, compiles, gib, out_of_memory, startup
 
 @dataclass(frozen=True, slots=True)
 class EngineTask:
-    """Task that the parent hands over. `scale` is wall seconds per simulated second of the start."""
+    """Task that the parent hands over. `scale` is wall seconds per simulated second of the start. `rank` numbers the
+    engine among several; None if it is the only one. `gpus` are its own."""
 
     arguments: EngineArguments
     hardware: Hardware
@@ -47,8 +48,15 @@ class EngineTask:
     faults: ActiveFaults
     scale: float
     startup_s: float | None
-    ready_fd: int
+    ready_fd: int = -1
     segment: Path | None = None
+    rank: int | None = None
+    cores_bound: bool = True
+
+    @property
+    def name(self) -> str:
+        """Return vLLM's name for the process."""
+        return "EngineCore" if self.rank is None else f"EngineCore_DP{self.rank}"
 
 
 class EngineCore:
@@ -56,13 +64,13 @@ class EngineCore:
 
     def __init__(self, task: EngineTask) -> None:
         self._task = task
-        self._log = Log("EngineCore")
+        self._log = Log(task.name)
         self._workers: dict[int, str] = {}
         self._ledger: Path | None = None
         self._scale = task.scale
 
     def run(self) -> int:
-        setproctitle("VLLM::EngineCore")
+        setproctitle(f"VLLM::{self._task.name}")
         if self._task.segment is not None:
             with self._task.segment.open("r+b") as file:
                 self._mapped = mmap.mmap(file.fileno(), 0)  # shared with the API server, as vLLM's queues are
@@ -85,8 +93,7 @@ class EngineCore:
         task = self._task
         held = _host_bytes_in_use(task.hardware) if task.hardware.device is Device.CPU else 0
         if task.gpu_dir is not None:
-            used = task.gpus[: task.arguments.tensor_parallel_size]
-            held += max((held_bytes(task.gpu_dir, index) for index in used), default=0)
+            held += max((held_bytes(task.gpu_dir, index) for index in task.gpus), default=0)
         refuse = task.faults.get("refuse-memory-held")
         if refuse is not None:
             held = min(task.hardware.memory_bytes - (GIB >> 2), held + int(refuse.number * GIB))
@@ -99,6 +106,8 @@ class EngineCore:
             compiled=cached,
             environment_key=task.environment_key,
         )
+        if isinstance(outcome, Started) and (unbound := _unbound(outcome, task)) is not None:
+            return unbound
         if isinstance(outcome, Started) and task.startup_s is not None:
             # The parent has spent its share (import_s) of the whole by the same scale.
             self._scale = task.startup_s / outcome.start_s
@@ -177,7 +186,7 @@ class EngineCore:
 
     def _hold(self, started: Started) -> None:
         """Occupy memory, in the workers if vLLM has any."""
-        task, ranks = self._task, started.config.tensor_parallel_size
+        task, ranks = self._task, started.config.ranks
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD, signal.SIGINT})
         if ranks == 1 and task.hardware.device is Device.GPU:
             if task.gpu_dir is not None:
@@ -185,7 +194,7 @@ class EngineCore:
             return
         alive, self._alive = os.pipe()
         for rank in range(ranks):
-            name = "VLLM::Worker" if ranks == 1 else f"VLLM::Worker_TP{rank}"
+            name = worker_name(started.config, task.rank, rank)
             pid = os.fork()
             if not pid:
                 os.close(self._alive)
@@ -253,6 +262,30 @@ class EngineCore:
         if self._ledger is not None:
             self._ledger.unlink(missing_ok=True)
         return code
+
+
+def _unbound(started: Started, task: EngineTask) -> Refused | None:
+    """Refuse several CPU workers without a binding on fewer NUMA nodes (vllm/utils/ompmultiprocessing.py)."""
+    nodes = [int(path.name[4:]) for path in Path("/sys/devices/system/node").glob("node[0-9]*")] or [0]
+    ranks = started.config.ranks
+    if task.hardware.device is not Device.CPU or task.cores_bound or ranks <= len(nodes):
+        return None
+    message = (
+        f"Not enough allowed NUMA nodes to bind threads of {ranks} local CPUWorkers. Allowed NUMA nodes are "
+        f"{sorted(nodes)}. Please try to bind threads manually or decrease DP/TP/PP."
+    )
+    after_s = task.hardware.start.import_s + task.hardware.start.engine_s
+    return Refused(Cause.ARGUMENTS, "AssertionError", message, Origin.ENGINE_CORE, after_s)
+
+
+def worker_name(config: EngineConfig, engine: int | None, rank: int) -> str:
+    """Return the title of a worker (v1/executor/multiproc_executor.py)."""
+    stage, tensor = divmod(rank, config.tensor_parallel_size)
+    parts = ["VLLM::Worker"]
+    parts += [f"DP{engine}"] if engine is not None else []
+    parts += [f"PP{stage}"] if config.pipeline_parallel_size > 1 else []
+    parts += [f"TP{tensor}"] if config.tensor_parallel_size > 1 else []
+    return "_".join(parts)
 
 
 def _host_bytes_in_use(hardware: Hardware) -> int:

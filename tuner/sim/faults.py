@@ -1,13 +1,23 @@
 """Failures of a real server, on demand and by name.
 
-Written NAME, NAME:ARGUMENT, NAME@START or NAME:ARGUMENT@START. START 2 means only the second start that uses the
-same TUNER_SIM_STATE folder. Given as `--fault`, or comma-separated in TUNER_SIM_FAULTS.
+Written NAME[:ARGUMENT][@START][%WHERE]. START 2 means only the second start that uses the same TUNER_SIM_STATE folder.
+WHERE strikes one of several servers or engines, and START then counts its starts alone. Given as `--fault`, or
+comma-separated in TUNER_SIM_FAULTS.
+
+| WHERE | strikes |
+|---|---|
+| port8001 | the server on this port |
+| gpu2 | the server, and of several engines the one, that uses this GPU |
+| core1 | the server whose VLLM_CPU_OMP_THREADS_BIND names this core |
+| engine1 | this engine of a server with data parallelism |
+| index1 | the server whose TUNER_SIM_INDEX is this |
 """
 
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,12 +52,38 @@ FAULTS: Mapping[str, tuple[str, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """One engine and its server, for WHERE. `cores` are those that its workers are bound to."""
+
+    port: int
+    gpus: tuple[int, ...] = ()
+    cores: tuple[int, ...] = ()
+    engine: int = 0
+    index: int | None = None
+
+    def is_at(self, where: str) -> bool:
+        """Return True if a fault's WHERE means this engine."""
+        match = re.fullmatch(r"(port|gpu|core|engine|index)(\d+)", where)
+        assert match is not None, where
+        number = int(match[2])
+        numbers = {"port": (self.port,), "gpu": self.gpus, "core": self.cores, "engine": (self.engine,)}
+        return number in numbers.get(match[1], (self.index,))
+
+
+def bound_cores(words: str) -> tuple[int, ...]:
+    """Parse VLLM_CPU_OMP_THREADS_BIND, such as `0-3|4,5`. Empty if it binds nothing."""
+    ends = re.findall(r"(\d+)(?:-(\d+))?", words)
+    return tuple(core for first, last in ends for core in range(int(first), int(last or first) + 1))
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault. A `start` of None means every start."""
+    """One fault. A `start` of None means every start, a `where` of None every server."""
 
     name: str
     argument: str
     start: int | None
+    where: str | None = None
 
     @property
     def number(self) -> float:
@@ -56,16 +92,19 @@ class Fault:
 
 def parse_fault(text: str) -> Fault:
     """Parse one fault. Raises ValueError with the known names, or with what a number must be."""
-    rest, _, start = text.strip().partition("@")
+    rest, _, where = text.strip().partition("%")
+    rest, _, start = rest.partition("@")
     name, _, argument = rest.partition(":")
     if name not in FAULTS:
         raise ValueError(f"unknown fault {name!r}; there are {', '.join(FAULTS)}")
     default, _ = FAULTS[name]
     if start and not start.isdigit():
         raise ValueError(f"fault {text!r}: the start after @ should be a whole number")
+    if where and not re.fullmatch(r"(port|gpu|core|engine|index)\d+", where):
+        raise ValueError(f"fault {text!r}: {where!r} should be port, gpu, core, engine or index with its number")
     if argument and not default:
         raise ValueError(f"fault {name} takes no argument")
-    fault = Fault(name, argument or default, int(start) if start else None)
+    fault = Fault(name, argument or default, int(start) if start else None, where or None)
     if fault.argument:
         try:
             fault.number  # noqa: B018 - raises for a bad number
@@ -74,12 +113,12 @@ def parse_fault(text: str) -> Fault:
     return fault
 
 
-def count_start(state_dir: Path | None) -> int:
-    """Count this start, from 1, in a shared file. Always 1 without a folder."""
+def count_start(state_dir: Path | None, where: str | None = None) -> int:
+    """Count this start, from 1, in a shared file: of all servers, or of those at `where`. Always 1 without a folder."""
     if state_dir is None:
         return 1
     state_dir.mkdir(parents=True, exist_ok=True)
-    with (state_dir / "starts").open("a+") as counter:
+    with (state_dir / ("starts" if where is None else f"starts-{where}")).open("a+") as counter:
         fcntl.flock(counter, fcntl.LOCK_EX)
         counter.seek(0)
         start = int(counter.read() or 0) + 1
@@ -89,11 +128,22 @@ def count_start(state_dir: Path | None) -> int:
     return start
 
 
-class ActiveFaults:
-    """Faults of this start and the state that triggers them."""
+def faults_of_start(
+    faults: Iterable[Fault], places: Sequence[Place], state_dir: Path | None, start: int
+) -> list[Fault]:
+    """Return the faults of a server's start, the `start`-th of all, whose engines are at `places`."""
+    here = [fault for fault in faults if fault.where is None or any(place.is_at(fault.where) for place in places)]
+    counted = {fault.where for fault in here if fault.where is not None and fault.start is not None}
+    starts: dict[str | None, int] = {where: count_start(state_dir, where) for where in sorted(counted)}
+    starts[None] = start
+    return [fault for fault in here if fault.start in (None, starts.get(fault.where))]
 
-    def __init__(self, faults: Iterable[Fault], start: int) -> None:
-        self._faults = {fault.name: fault for fault in faults if fault.start in (None, start)}
+
+class ActiveFaults:
+    """Faults of one start and the state that triggers them."""
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self._faults = {fault.name: fault for fault in faults}
         self.requests = 0
         self.signalled = False
 

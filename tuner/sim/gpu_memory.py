@@ -15,7 +15,7 @@ from pathlib import Path
 def start_ticks(pid: int) -> int | None:
     """Return the start of a process in clock ticks. None if it does not exist or is a zombie."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rsplit(") ", 1)[1].split()
     except OSError:
         return None
     return None if fields[0] in "ZX" else int(fields[19])
@@ -40,6 +40,12 @@ def _is_alive(holder: Path) -> bool:
         return True
     pid, _, ticks = holder.name.partition("-")
     return pid.isdigit() and ticks.isdigit() and start_ticks(int(pid)) == int(ticks)
+
+
+def holding_pids(gpu_dir: Path) -> list[int]:
+    """List the living processes that hold memory on any GPU."""
+    alive = (path for path in gpu_dir.glob("*-*") if not path.suffix and _is_alive(path))
+    return [int(path.name.partition("-")[0]) for path in alive]
 
 
 def holders(gpu_dir: Path, gpu_index: int) -> dict[int, int]:

@@ -203,11 +203,16 @@ class StepCost:
         self._launch_s = hardware.launch_s_per_layer * model.layers
 
     def linear_s(self, tokens: float, sampled: float) -> float:
-        """Time the matrices by the slower of reads and multiplications."""
-        hardware = self._hardware
-        read_s = self._model.weights_read_bytes(tokens) / (hardware.bandwidth_bytes_per_s * hardware.bandwidth_share)
-        multiply_s = self._model.flops(tokens, sampled) / (hardware.flops_per_s * hardware.flops_share)
-        return max(read_s, multiply_s) / self._ranks
+        """Time the matrices by the slower of reads and multiplications.
+
+        The last stage alone has the output matrix, and all stages wait for the slowest.
+        """
+        hardware, model = self._hardware, self._model
+        again = (self._stages - 1) * model.head_parameters
+        read_bytes = model.weights_read_bytes(tokens) + again * model.activation_bytes
+        flops = model.flops(tokens, sampled) + 2.0 * again * sampled
+        read_s = read_bytes / (hardware.bandwidth_bytes_per_s * hardware.bandwidth_share)
+        return max(read_s, flops / (hardware.flops_per_s * hardware.flops_share)) / self._ranks
 
     def all_reduce_s(self, tokens: float) -> float:
         """Time two all-reduces a layer over the step's activations."""

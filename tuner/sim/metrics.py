@@ -29,12 +29,57 @@ OLDER_NAMES = (
 NEWER_THAN_0_10 = ("vllm:request_num_preemptions", "vllm:num_requests_waiting_by_reason")
 
 
-class Metrics:
-    """Counters of one engine. Attributes are ready children: `metrics.preemptions.inc()`."""
+ENGINE_LABELS = ("model_name", "engine")
+
+
+class MetricsPage:
+    """Page of one server, with the metrics of all its engines."""
 
     def __init__(self, model_name: str) -> None:
         self.registry = CollectorRegistry()
-        self._labels = (model_name, "0")
+        self.model_name = model_name
+        self._gauges: dict[str, Gauge] = {}
+        self._counters: dict[str, Counter] = {}
+        self._histograms: dict[str, Histogram] = {}
+
+    def gauge(self, name: str, text: str, labels: tuple[str, ...] = ENGINE_LABELS) -> Gauge:
+        """Return the gauge of a name, made at its first use."""
+        if name not in self._gauges:
+            self._gauges[name] = Gauge(f"vllm:{name}", text, labels, registry=self.registry)
+        return self._gauges[name]
+
+    def counter(self, name: str, text: str, labels: tuple[str, ...] = ENGINE_LABELS) -> Counter:
+        """Return the counter of a name, made at its first use."""
+        if name not in self._counters:
+            self._counters[name] = Counter(f"vllm:{name}", text, labels, registry=self.registry)
+        return self._counters[name]
+
+    def histogram(self, name: str, buckets: tuple[float, ...]) -> Histogram:
+        """Return the histogram of a name, made at its first use."""
+        if name not in self._histograms:
+            text = f"Histogram of {name}."
+            self._histograms[name] = Histogram(
+                f"vllm:{name}", text, ENGINE_LABELS, buckets=buckets, registry=self.registry
+            )
+        return self._histograms[name]
+
+    def text(self) -> str:
+        return generate_latest(self.registry).decode()
+
+    def older_text(self) -> str:
+        """Render the page with the names of vLLM 0.10."""
+        text = self.text()
+        for name, older in OLDER_NAMES:
+            text = text.replace(name, older)
+        return "".join(line + "\n" for line in text.splitlines() if not any(new in line for new in NEWER_THAN_0_10))
+
+
+class Metrics:
+    """Counters of one engine. Attributes are ready children: `metrics.preemptions.inc()`."""
+
+    def __init__(self, page: MetricsPage, engine: int = 0) -> None:
+        self._page = page
+        self._labels = (page.model_name, str(engine))
         self.running = self._gauge("num_requests_running", "Number of requests in model execution batches.")
         self.waiting = self._gauge("num_requests_waiting", "Number of requests waiting to be processed.")
         self.kv_usage = self._gauge("kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.")
@@ -44,9 +89,9 @@ class Metrics:
         self.generation_tokens = self._counter("generation_tokens", "Number of generation tokens processed.")
         self.prefix_queries = self._counter("prefix_cache_queries", "Prefix cache queries, in tokens.")
         self.prefix_hits = self._counter("prefix_cache_hits", "Prefix cache hits, in tokens.")
-        success = Counter(
-            "vllm:request_success", "Count of successfully processed requests.",
-            ("model_name", "engine", "finished_reason"), registry=self.registry,
+        success = page.counter(
+            "request_success", "Count of successfully processed requests.",
+            ("model_name", "engine", "finished_reason"),
         )  # fmt: skip
         self.success = {reason: success.labels(*self._labels, reason) for reason in FINISHED}
         self.ttft_s = self._histogram("time_to_first_token_seconds", TTFT_BUCKETS)
@@ -62,32 +107,16 @@ class Metrics:
         self.request_generation_tokens = self._histogram("request_generation_tokens", LENGTH_BUCKETS)
 
     def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"vllm:{name}", text, ("model_name", "engine"), registry=self.registry).labels(*self._labels)
+        return self._page.gauge(name, text).labels(*self._labels)
 
     def _counter(self, name: str, text: str) -> Counter:
-        return Counter(f"vllm:{name}", text, ("model_name", "engine"), registry=self.registry).labels(*self._labels)
+        return self._page.counter(name, text).labels(*self._labels)
 
     def _histogram(self, name: str, buckets: tuple[float, ...]) -> Histogram:
-        text = f"Histogram of {name}."
-        histogram = Histogram(
-            f"vllm:{name}", text, ("model_name", "engine"), buckets=buckets, registry=self.registry
-        )  # fmt: skip
-        return histogram.labels(*self._labels)
+        return self._page.histogram(name, buckets).labels(*self._labels)
 
     def set_cache_config(self, values: dict[str, str]) -> None:
         """Set vllm:cache_config_info, whose labels are the configuration."""
-        labels = {**values, "engine": "0"}
-        gauge = Gauge(
-            "vllm:cache_config_info", "Information of the LLMEngine CacheConfig", tuple(labels), registry=self.registry
-        )
-        gauge.labels(**labels).set(1)
-
-    def text(self) -> str:
-        return generate_latest(self.registry).decode()
-
-    def older_text(self) -> str:
-        """Render the page with the names of vLLM 0.10."""
-        text = self.text()
-        for name, older in OLDER_NAMES:
-            text = text.replace(name, older)
-        return "".join(line + "\n" for line in text.splitlines() if not any(new in line for new in NEWER_THAN_0_10))
+        labels = {**values, "engine": self._labels[1]}
+        text = "Information of the LLMEngine CacheConfig"
+        self._page.gauge("cache_config_info", text, tuple(labels)).labels(**labels).set(1)

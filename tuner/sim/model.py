@@ -23,6 +23,10 @@ PRESETS: Mapping[str, ModelShape] = {
         ModelShape("meta-llama/Llama-3.1-8B-Instruct", 32, 32, 4096, 14336, 32, 8, 128, 128256, 131072),
         ModelShape("meta-llama/Llama-3.3-70B-Instruct", 80, 80, 8192, 28672, 64, 8, 128, 128256, 131072),
         ModelShape(
+            "RedHatAI/Llama-3.3-70B-Instruct-FP8-dynamic", 80, 80, 8192, 28672, 64, 8, 128, 128256, 131072,
+            weight_bytes=1.0,
+        ),
+        ModelShape(
             "Qwen/Qwen3-30B-A3B", 48, 48, 2048, 6144, 32, 4, 128, 151936, 40960,
             experts=128, experts_per_token=8, expert_parameters=3 * 2048 * 768,
         ),

@@ -1,25 +1,21 @@
 """Parent process of `vllm serve`, from arguments to exit code.
 
 Exit codes are vLLM's. 2: argparse. 1: refused start. 0: SIGTERM or SIGINT while serving, and death of the engine
-core (the watchdog lets the server return normally). Killed by SIGINT: SIGTERM while starting.
+core (the watchdog lets the server return normally). Killed by SIGINT: SIGTERM while starting. With several API servers
+the death of an engine core, of the coordinator or of an API server is exit code 1 (vllm/v1/utils.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import mmap
 import os
-import pickle
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
-import uuid
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,20 +24,29 @@ from aiohttp import web
 from tuner.model import ModelShape, UnknownModelError
 from tuner.sim import arguments as cli
 from tuner.sim.api import Api
-from tuner.sim.configuration import Origin, Refused, resolve
+from tuner.sim.children import EngineChild, FailedStartError, Helper, wait_until_started
+from tuner.sim.configuration import EngineConfig, Origin, Refused, resolve
 from tuner.sim.engine_loop import EngineLoop
+from tuner.sim.engine_pool import EnginePool
 from tuner.sim.engine_process import EngineTask
-from tuner.sim.faults import ActiveFaults, count_start
+from tuner.sim.faults import ActiveFaults, Place, bound_cores, count_start, faults_of_start
+from tuner.sim.frontend import Frontend
 from tuner.sim.gpu_memory import visible_gpus
 from tuner.sim.hardware import Device, Hardware
 from tuner.sim.log import Log
-from tuner.sim.metrics import Metrics
+from tuner.sim.metrics import Metrics, MetricsPage
 from tuner.sim.model import load_model
+from tuner.sim.neighbours import Neighbours
+from tuner.sim.remains import Remains
+from tuner.sim.reports import describe_cache, report
 from tuner.sim.startup import Started
 from tuner.sim.tokens import TextEncoder
 
 WATCHDOG_S = 5.0
 """Seconds between two checks of the engine (vLLM, launcher.py)."""
+
+CPU_CORES = "VLLM_CPU_OMP_THREADS_BIND"
+"""Variable with the cores of each worker on a CPU, such as `0-3|4-7`."""
 
 # Environment that vLLM leaves out of the key of its compile cache (envs.py, compile_factors).
 NOT_COMPILED_IN = frozenset(
@@ -60,32 +65,6 @@ NOT_COMPILED_IN = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Remains:
-    """Shared memory segment and ZMQ socket. A clean exit removes them and SIGKILL leaves them behind, as with vLLM."""
-
-    segment: Path
-    mapped: mmap.mmap
-    path: Path
-    listener: socket.socket
-
-    @classmethod
-    def create(cls) -> Remains:
-        segment = Path("/dev/shm") / f"psm_{uuid.uuid4().hex[:8]}"
-        segment.write_bytes(bytes(4096))
-        with segment.open("r+b") as file:
-            mapped = mmap.mmap(file.fileno(), 0)  # in use as vLLM's is: the mapping attributes it after a crash
-        path = Path(os.environ.get("VLLM_RPC_BASE_PATH") or tempfile.gettempdir()) / str(uuid.uuid4())
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(path))
-        return cls(segment, mapped, path, listener)
-
-    def remove(self) -> None:
-        self.listener.close()
-        self.path.unlink(missing_ok=True)
-        self.segment.unlink(missing_ok=True)
-
-
 class Server:
     """One `vllm serve` from arguments to exit code."""
 
@@ -93,18 +72,27 @@ class Server:
         self._serve = serve
         self._log = Log("APIServer")
         self._start = count_start(serve.sim.state_dir)
-        self._faults = ActiveFaults(serve.sim.faults, self._start)
-        self._engine_process: subprocess.Popen[bytes] | None = None
+        self._hardware, gpus = _visible(serve.sim.hardware)
+        self._places = _places(serve, gpus)
+        faults = faults_of_start(serve.sim.faults, self._places, serve.sim.state_dir, self._start)
+        self._faults = ActiveFaults(faults)
+        self._engine_faults = [
+            ActiveFaults(fault for fault in faults if fault.where is None or place.is_at(fault.where))
+            for place in self._places
+        ]
+        self._engines: list[EngineChild] = []
+        self._helpers: list[Helper] = []
         self._remains: Remains | None = None
         self._stopping = asyncio.Event()
-        self._metrics = Metrics(serve.served_names[0])
+        self._page = MetricsPage(serve.served_names[0])
+        self._exit_code = 0
 
     def run(self) -> int:
         signal.signal(signal.SIGTERM, _interrupt)
         try:
             return self._run()
         except KeyboardInterrupt:
-            self._end_engine()
+            self._end_children()
             self._clean()
             _die_by_interrupt()
         finally:
@@ -126,8 +114,7 @@ class Server:
         except UnknownModelError as error:
             self._log.traceback("transformers/utils/hub.py:543", "OSError", str(error))
             return 1
-        hardware, gpus = _visible(sim.hardware)
-        refusal = resolve(serve.engine, hardware, model)
+        refusal = resolve(serve.engine, self._hardware, model)
         if isinstance(refusal, Refused) and refusal.origin is Origin.API_SERVER:
             time.sleep(max(0.0, refusal.after_s - sim.hardware.start.import_s) * scale)
             self._log.traceback("engine/arg_utils.py:2100", refusal.error, refusal.message)
@@ -138,85 +125,66 @@ class Server:
             self._log.traceback("entrypoints/launchers/launcher.py:348", "OSError", str(error))
             return 1
         self._remains = Remains.create()
-        started = self._start_engine(model, hardware, gpus, scale)
-        if started is None:
+        try:
+            started = self._start_engines(model, scale)
+        except FailedStartError as error:
+            self._log.traceback("v1/engine/utils.py:1431", "RuntimeError", str(error))
+            self._end_children(0.2)
             return 1
+        self._start_helpers(started[0].config)
         return asyncio.run(self._serve_until_stopped(listener, started, model))
 
-    # ---------------------------------------------------------------- the engine core
+    # ---------------------------------------------------------------- child processes
 
-    def _start_engine(
-        self, model: ModelShape, hardware: Hardware, gpus: tuple[int, ...], scale: float
-    ) -> Started | None:
-        """Spawn the engine and wait until it is ready. None, with vLLM's last words in the log, if it ended instead."""
-        sim = self._serve.sim
-        ready, ready_of_child = os.pipe()
-        task = EngineTask(
-            arguments=self._serve.engine,
-            hardware=hardware,
-            model=model,
-            gpus=gpus,
-            gpu_dir=sim.gpu_dir,
-            compile_dir=_cache_root() / "torch_compile_cache",
-            environment_key=_environment_key(),
-            faults=self._faults,
-            scale=scale,
-            startup_s=sim.startup_s,
-            ready_fd=ready_of_child,
-            segment=self._remains.segment if self._remains is not None else None,
-        )
-        command = [sys.executable, "-m", "tuner.sim.engine_process"]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[ready_of_child])
-        self._engine_process = process
-        os.close(ready_of_child)
-        assert process.stdin is not None
-        with suppress(BrokenPipeError):
-            process.stdin.write(pickle.dumps(task))
-            process.stdin.flush()
-        with os.fdopen(ready, "rb") as pipe:
-            answer = pipe.read()
-        if answer:
-            started = pickle.loads(answer)
-            if isinstance(started, Started):
-                return started
-        code = process.wait()
-        message = "Engine core initialization failed. See root cause above. Failed core proc(s): "
-        self._log.traceback("v1/engine/utils.py:1431", "RuntimeError", message + f"{{'EngineCore': {code}}}")
-        return None
+    def _start_engines(self, model: ModelShape, scale: float) -> list[Started]:
+        """Spawn all engines and wait until they are ready. Raises FailedStartError if one ended instead."""
+        sim, several = self._serve.sim, len(self._places) > 1
+        for rank, place in enumerate(self._places):
+            task = EngineTask(
+                arguments=self._serve.engine,
+                hardware=self._hardware,
+                model=model,
+                gpus=place.gpus,
+                gpu_dir=sim.gpu_dir,
+                compile_dir=_cache_root() / "torch_compile_cache",
+                environment_key=_environment_key(),
+                faults=self._engine_faults[rank],
+                scale=scale,
+                startup_s=sim.startup_s,
+                segment=self._remains.segment if self._remains is not None else None,
+                rank=rank if several else None,
+                cores_bound=os.environ.get(CPU_CORES, "auto") != "auto",
+            )
+            self._engines.append(EngineChild.spawn(task))
+        return wait_until_started(self._engines)
 
-    def _order(self, word: bytes) -> None:
-        """Order the engine core to fail (a fault)."""
-        process = self._engine_process
-        if process is not None and process.stdin is not None:
-            with suppress(BrokenPipeError):
-                process.stdin.write(word + b"\n")
-                process.stdin.flush()
-
-    def _end_engine(self, patience_s: float = 2.0) -> None:
-        process = self._engine_process
-        if process is None:
+    def _start_helpers(self, config: EngineConfig) -> None:
+        """Start what vLLM starts beside several engines. A single API server is the parent itself."""
+        if config.data_parallel_size == 1:
             return
-        process.terminate()
-        try:
-            process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        count = config.api_server_count if config.api_server_count > 1 else 0
+        self._helpers = [Helper.fork(name) for name in ("DPCoordinator", *(f"APIServer_{i}" for i in range(count)))]
+        if count:
+            self._log.info("utils.py:260", f"Started {count} API server processes")
+
+    def _end_children(self, patience_s: float = 2.0) -> None:
+        for helper in self._helpers:
+            helper.end()
+        for engine in self._engines:
+            engine.process.terminate()
+        for engine in self._engines:
+            engine.end(patience_s)
 
     # ---------------------------------------------------------------- serving
 
-    async def _serve_until_stopped(self, listener: socket.socket, started: Started, model: ModelShape) -> int:
-        serve, sim = self._serve, self._serve.sim
-        seed = int.from_bytes(hashlib.sha256(f"{sim.seed} {serve.engine} {self._start}".encode()).digest()[:4], "big")
-        engine = EngineLoop(
-            started, sim.hardware, model, self._metrics, self._faults, speed=sim.speed, noise=sim.noise, seed=seed
-        )
-        self._describe_cache(started)
+    async def _serve_until_stopped(self, listener: socket.socket, started: list[Started], model: ModelShape) -> int:
+        serve = self._serve
+        pool = self._pool(started, model)
         api_key = serve.given.get("api_key")
         api = Api(
-            engine,
+            pool,
             TextEncoder(serve.model, model.vocab),
-            self._metrics,
+            self._page,
             self._faults,
             serve.served_names,
             api_key=str(api_key[0]) if isinstance(api_key, list) and api_key else os.environ.get("VLLM_API_KEY"),
@@ -233,21 +201,42 @@ class Server:
             address = f"('{serve.host or '0.0.0.0'}', {serve.port})"
             text = f"[Errno 98] error while attempting to bind on address {address}: address already in use"
             self._log.raw(f"ERROR:    {text}" if error.errno == 98 else f"ERROR:    {error}")
-            self._end_engine()
+            self._end_children()
             return 1
-        stepping = asyncio.create_task(engine.run(lambda: self._faults.after_requests("hung-engine")))
-        reporting = asyncio.create_task(self._report(engine))
-        watching = asyncio.create_task(self._watch(engine))
+        stepping = asyncio.create_task(pool.run(lambda rank: self._is_due("hung-engine", rank)))
+        reporting = asyncio.create_task(report(pool, self._log, serve.sim.hardware.device.name))
+        watching = asyncio.create_task(self._watch(pool))
         await self._stopping.wait()
-        engine.die()
+        pool.die()
         for task in (stepping, reporting, watching):
             task.cancel()
         self._log.info("launcher.py:270", "[shutdown] API server: stopping engine client mode=abort timeout=0s")
-        await asyncio.to_thread(self._end_engine, serve.shutdown_timeout_s + 2.0)
+        await asyncio.to_thread(self._end_children, serve.shutdown_timeout_s + 2.0)
         self._log.info("launcher.py:296", "[shutdown] API server: shutting down FastAPI HTTP server")
         await runner.cleanup()
         self._log.raw("INFO:     Application shutdown complete.")
-        return 0
+        return self._exit_code
+
+    def _pool(self, started: list[Started], model: ModelShape) -> EnginePool:
+        serve, sim, config = self._serve, self._serve.sim, started[0].config
+        several = len(started) > 1
+        share = sim.hardware.disturbance if sim.disturbance is None else sim.disturbance
+        now_s = asyncio.get_running_loop().time
+        engines = []
+        for rank, one in enumerate(started):
+            metrics = Metrics(self._page, rank)
+            describe_cache(metrics, one)
+            key = f"{sim.seed} {serve.engine} {self._start}" + (f" {rank}" if several else "")
+            seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
+            slowed = Neighbours(sim.gpu_dir, share, len(started) - 1, now_s).factor
+            engines.append(
+                EngineLoop(
+                    one, sim.hardware, model, metrics, self._faults,
+                    speed=sim.speed, noise=sim.noise, seed=seed, slowed=slowed,
+                )
+            )  # fmt: skip
+        frontends = [Frontend(sim.hardware, sim.speed) for _ in range(config.api_server_count)] if several else []
+        return EnginePool(engines, frontends)
 
     async def _listen(self, runner: web.AppRunner, listener: socket.socket) -> None:
         serve = self._serve
@@ -259,23 +248,9 @@ class Server:
         self._log.info("entry.py:140", f"Starting vLLM server on http://{serve.host or '0.0.0.0'}:{serve.port}")
         self._log.raw(f"INFO:     Started server process [{os.getpid()}]")
         await web.SockSite(runner, listener, backlog=2048).start()
-        self._log.raw("INFO:     Application startup complete.")
-
-    def _describe_cache(self, started: Started) -> None:
-        config = started.config
-        self._metrics.set_cache_config(
-            {
-                "block_size": str(config.block_size),
-                "cache_dtype": config.kv_cache_dtype,
-                "enable_prefix_caching": str(config.enable_prefix_caching),
-                "gpu_memory_utilization": str(config.gpu_memory_utilization),
-                "kv_cache_memory_bytes": str(config.kv_cache_memory_bytes),
-                "kv_cache_max_concurrency": str(started.max_concurrency),
-                "kv_cache_size_tokens": str(started.kv_tokens),
-                "num_gpu_blocks": str(started.kv_blocks),
-                "num_gpu_blocks_override": str(config.num_gpu_blocks_override),
-            }
-        )
+        servers = [Log(helper.name.replace("API", "Api")) for helper in self._helpers[1:]] or [self._log]
+        for log in servers:
+            log.raw("INFO:     Application startup complete.")
 
     def _take_signals(self) -> None:
         def stop() -> None:
@@ -292,56 +267,57 @@ class Server:
         if self._faults.get("metrics-gone"):
             loop.add_signal_handler(signal.SIGUSR1, setattr, self._faults, "signalled", True)
 
+    def _is_due(self, fault: str, rank: int) -> bool:
+        """Return True if a fault under load is due at an engine."""
+        return self._engine_faults[rank].get(fault) is not None and self._faults.after_requests(fault)
+
     def _strike(self) -> None:
         """Carry out the faults that end a process."""
         faults = self._faults
         if faults.after_requests("die-under-load"):
-            self._end_engine(0.2)
+            self._end_children(0.2)
             os._exit(1)
         if faults.after_requests("exit-zero-under-load"):
-            self._end_engine(0.2)
+            self._end_children(0.2)
             os._exit(0)
         if faults.after_requests("orphan-engine"):
             os.kill(os.getpid(), signal.SIGKILL)
-        if faults.after_requests("engine-dies-under-load"):
-            self._order(b"die")
-        if faults.after_requests("oom-under-load"):
-            self._order(b"oom")
+        for rank, engine in enumerate(self._engines):
+            if self._is_due("engine-dies-under-load", rank):
+                engine.order(b"die")
+            if self._is_due("oom-under-load", rank):
+                engine.order(b"oom")
 
-    async def _watch(self, engine: EngineLoop) -> None:
-        """Stop the server when the engine core dies."""
-        process = self._engine_process
-        while process is not None and process.poll() is None:
+    async def _watch(self, pool: EnginePool) -> None:
+        """Stop the server when one of its processes dies."""
+        dead: str | None = None
+        while dead is None:
             await asyncio.sleep(0.02)
+            dead = next((engine.name for engine in self._engines if engine.process.poll() is not None), None)
+            ended = next(((helper, code) for helper in self._helpers if (code := helper.exit_code()) is not None), None)
+            if ended is not None:
+                helper, code = ended
+                self._fail_whole(f"Process {helper.name} (PID: {helper.pid}) died with exit code {code}")
+                return
         text = "EngineCore encountered an issue. See stack trace (above) for the root cause."
         error = "vllm.v1.engine.exceptions.EngineDeadError"
         self._log.exception("async_llm.py:906", "AsyncLLM output_handler failed.", error, text)
         exited = "[shutdown] MPClient: engine core exited unexpectedly; starting cleanup"
         self._log.warning("core_client.py:818", exited)
-        engine.die()
+        pool.die()
+        if len(self._helpers) > 1:
+            self._fail_whole(f"Engine core process {dead} died unexpectedly.")
+            return
         await asyncio.sleep(WATCHDOG_S / self._serve.sim.speed)
         self._stopping.set()
 
-    async def _report(self, engine: EngineLoop) -> None:
-        """Log the throughput every VLLM_LOG_STATS_INTERVAL seconds."""
-        interval_s = float(os.environ.get("VLLM_LOG_STATS_INTERVAL") or 10.0)
-        device = "CPU" if self._serve.sim.hardware.device is Device.CPU else "GPU"
-        before = (0.0, 0.0)
-        while True:
-            await asyncio.sleep(interval_s)
-            scheduler = engine.scheduler
-            counters = (self._metrics.prompt_tokens, self._metrics.generation_tokens)
-            now = (counters[0]._value.get(), counters[1]._value.get())
-            preempted = f"Preemptions: {scheduler.preemptions}, " if scheduler.preemptions else ""
-            hit_rate = 100.0 * scheduler.prefix_hits / max(1, scheduler.prefix_queries)
-            self._log.info(
-                "loggers.py:282",
-                f"Engine 000: Avg prompt throughput: {(now[0] - before[0]) / interval_s:.1f} tokens/s, "
-                f"Avg generation throughput: {(now[1] - before[1]) / interval_s:.1f} tokens/s, "
-                f"Running: {len(scheduler.running)} reqs, Waiting: {len(scheduler.waiting)} reqs, {preempted}"
-                f"{device} KV cache usage: {100 * scheduler.pool.usage:.1f}%, Prefix cache hit rate: {hit_rate:.1f}%",
-            )
-            before = now
+    def _fail_whole(self, text: str) -> None:
+        """End the launcher of several API servers (vllm/v1/utils.py wait_for_completion_or_failure)."""
+        headline = f"Exception occurred while running API servers: {text}"
+        self._log.exception("utils.py:470", headline, "RuntimeError", text)
+        self._log.traceback("cli/serve.py:420", "RuntimeError", text)
+        self._exit_code = 1
+        self._stopping.set()
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
@@ -373,6 +349,24 @@ def _visible(hardware: Hardware) -> tuple[Hardware, tuple[int, ...]]:
     count = int(os.environ.get("TUNER_SIM_GPUS") or hardware.devices)
     gpus = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), count)
     return replace(hardware, devices=len(gpus)), gpus
+
+
+def _places(serve: cli.ServeArguments, gpus: tuple[int, ...]) -> list[Place]:
+    """Return where each engine runs. vLLM gives each the next GPUs."""
+    arguments = serve.engine
+    ranks = max(1, arguments.tensor_parallel_size * arguments.pipeline_parallel_size)
+    index = os.environ.get("TUNER_SIM_INDEX", "")
+    cores = bound_cores(os.environ.get(CPU_CORES, ""))
+    return [
+        Place(
+            port=serve.port,
+            gpus=gpus[rank * ranks : (rank + 1) * ranks] if serve.sim.hardware.device is Device.GPU else gpus,
+            cores=cores,
+            engine=rank,
+            index=int(index) if index.isdigit() else None,
+        )
+        for rank in range(max(1, arguments.data_parallel_size))
+    ]
 
 
 def _cache_root() -> Path:

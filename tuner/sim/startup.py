@@ -157,8 +157,8 @@ def compile_key(config: EngineConfig, model: ModelShape, environment_key: str = 
         config.max_model_len, config.block_size, config.kv_cache_dtype, config.tensor_parallel_size,
         config.optimization_level, list(config.capture_sizes), environment_key,
     ]  # fmt: skip
-    if config.pipeline_parallel_size > 1:
-        factors.append(config.pipeline_parallel_size)
+    if config.pipeline_parallel_size * config.data_parallel_size > 1:
+        factors += [config.pipeline_parallel_size, config.data_parallel_size]
     return hashlib.sha256(json.dumps(factors).encode()).hexdigest()[:10]
 
 
