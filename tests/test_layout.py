@@ -14,9 +14,9 @@ from tuner.doors import DoorChoice, chosen_doors, lacks, parse_door
 from tuner.errors import EnvironmentFaultError, TunerError, UsageError
 from tuner.launch import Door
 from tuner.layout import Layout, parse_layouts
-from tuner.layout_choice import LayoutChoice, Units, chosen_layouts, layout_parameters
-from tuner.layout_request import layout_request
-from tuner.layout_rules import Memory, ModelLimits, limits_of
+from tuner.layout.choice import LayoutChoice, Units, chosen_layouts, layout_parameters
+from tuner.layout.request import layout_request
+from tuner.layout.rules import Memory, ModelLimits, limits_of
 from tuner.model import ModelShape
 
 QWEN_27B = ModelShape("27B", 64, 64, 5120, 17408, 24, 4, 256, 248_320, 262_144)

@@ -20,9 +20,9 @@ from tuner.errors import UsageError
 from tuner.flagwords import flag_names, flag_values, given_flags, number
 from tuner.launch import LaunchBase, is_container
 from tuner.layout import AUTO, FLAGS
-from tuner.layout_choice import Units, chosen_layouts, layout_parameters
-from tuner.layout_request import layout_request
-from tuner.layout_rules import Memory, limits_of
+from tuner.layout.choice import Units, chosen_layouts, layout_parameters
+from tuner.layout.request import layout_request
+from tuner.layout.rules import Memory, limits_of
 from tuner.load.arrivals import chosen_arrivals
 from tuner.load.workload import Workload, workload
 from tuner.measurement import LoadKind

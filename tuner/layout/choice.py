@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from tuner.errors import EnvironmentFaultError, UsageError
 from tuner.flagwords import Value
-from tuner.layout import Layout, PlacedLayout, RuledOut
-from tuner.layout_rules import Memory, ModelLimits
+from tuner.layout.layout import Layout, PlacedLayout, RuledOut
+from tuner.layout.rules import Memory, ModelLimits
 from tuner.placement import GpuGroup, gpu_places, worker_places
 from tuner.space.parameter import Kind, Parameter
 from tuner.vllm import knobs

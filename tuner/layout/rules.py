@@ -9,7 +9,7 @@ from pathlib import Path
 from tuner.capacity import GIB, QUANTISED_ON_LOAD, ServerFlags, WeightsFrom, model_memory
 from tuner.flagwords import Value
 from tuner.formatting import gib, share
-from tuner.layout import AUTO, Layout
+from tuner.layout.layout import AUTO, Layout
 from tuner.model import ModelShape, UnknownModelError, read_config, shape_from_config
 from tuner.vllm import knobs
 

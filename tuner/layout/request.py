@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from tuner.errors import UsageError
 from tuner.flagwords import GivenFlag, given_flags
-from tuner.layout import FLAGS, Layout, parse_layouts
-from tuner.layout_choice import Units
+from tuner.layout.choice import Units
+from tuner.layout.layout import FLAGS, Layout, parse_layouts
 from tuner.vllm import knobs
 
 
