@@ -92,8 +92,11 @@ def test_a_dropped_layout_comes_back_when_the_leader_is_refuted(made: StudyPlan)
     ]
     assert of(made, records, ONE).is_dropped
     refuting = [
-        replace(trial(made, 4 + i, FOUR, 1.0, p99_ms=900), role=Role.CONFIRM, candidate=records[2 + i].candidate)
-        for i in range(2)
+        replace(
+            with_start(trial(made, 4 + i, FOUR, 1.0, p99_ms=900), door=door), role=Role.CONFIRM, candidate=r.candidate
+        )
+        for i, r in enumerate(records[2:])
+        for door in made.doors
     ]
     assert not of(made, [*records, *refuting], ONE).is_dropped
 

@@ -23,7 +23,7 @@ OTHER = Candidate.of({"max-num-seqs": 64})
 def concluded(made: StudyPlan, default: TrialOutcome, found: Level) -> Conclusion:
     """A study of two starts: a default that came to `default`, and a candidate that showed `found`."""
     records = [record(0, made.baseline, role=Role.DEFAULT, outcome=default), record(1, OTHER, (found,))]
-    winner, beside = confirm.compared(records, made.baseline, made.load.kind)
+    winner, beside = confirm.compared(made, records)
     result = StudyResult(
         study=made.study,
         decision=confirm.decide(winner, beside),

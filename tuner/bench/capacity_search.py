@@ -286,12 +286,13 @@ class Steps:
 @dataclass(frozen=True, slots=True)
 class Claim:
     """Result of a claim. `rate` is promised, None if no attempt held; `loaded` requests/s held on every fresh trace.
-    `seconds` of load were spent."""
+    `seconds` of load were spent. `saturation` is the QPS of the full servers, None if they were not filled."""
 
     rate: float | None
     probes: tuple[ProbeResult, ...]
     seconds: float
     loaded: float | None = None
+    saturation: float | None = None
 
 
 def claim(probe: Probe, estimate: float, rules: SearchSettings | None = None, queue_s: float = 0.0) -> Claim:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -27,6 +27,10 @@ from tuner.verdict import Evidence, Outcome, Reason, Verdict, kept_limits
 
 RISE = 1.02
 """Factor by which a level must raise QPS, or the ladder ends."""
+
+
+HEADROOM = 1.05
+"""Factor for the spread of two closed loops that are compared."""
 
 
 class LoadOutcome(StrEnum):
@@ -177,7 +181,9 @@ def measure_task(task: Task, loads: Loads, queue_s: float = 0.0) -> Measured:
             case SearchCapacity():
                 capacity = search_capacity(offered, loads.saturate, task.incumbent, task.settings, queue_s)
             case ClaimRate():
-                claimed = claim(offered, task.estimate, task.settings, queue_s)
+                full = None if task.saturate_s is None else loads.saturate(task.saturate_s).rate
+                claimed = claim(offered, _lowered(task, full), task.settings, queue_s)
+                claimed = replace(claimed, saturation=full)
     except LoadCutError as error:
         cut = error.cut
     levels = tuple(loads.levels[first:])
@@ -188,6 +194,14 @@ def measure_task(task: Task, loads: Loads, queue_s: float = 0.0) -> Measured:
     elif outcome is LoadOutcome.BEHIND and isinstance(task, SearchCapacity) and task.incumbent and capacity:
         notes.append(FellBehind(capacity, task.incumbent))
     return Measured(levels, outcome, best, loads.seconds - before_s, capacity, claimed, tuple(notes), cut)
+
+
+def _lowered(task: ClaimRate, full: float | None) -> float:
+    """Return the rate at which a claim begins. It may be `HEADROOM` higher than the full servers' loss would have it,
+    since a claim only goes down."""
+    if not full or not task.saturation:
+        return task.estimate
+    return task.estimate * min(1.0, HEADROOM * full / task.saturation)
 
 
 def _climb(task: RunLadder, loads: Loads) -> None:

@@ -36,11 +36,17 @@ class SearchCapacity:
 
 @dataclass(frozen=True, slots=True)
 class ClaimRate:
-    """Proof of a rate on several traces, from `estimate` downwards."""
+    """Proof of a rate on several traces, from `estimate` downwards.
+
+    Several servers behind a door are filled first, for `saturate_s` seconds. Alone they came to `saturation`
+    requests/s in all. What is lost of that lowers the estimate. None: the servers are not filled.
+    """
 
     estimate: float
     settings: SearchSettings = field(default_factory=SearchSettings)
     arrivals: Arrivals = field(default_factory=Arrivals)
+    saturate_s: float | None = None
+    saturation: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

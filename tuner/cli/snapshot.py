@@ -70,8 +70,8 @@ class Picture:
         may be the default itself."""
         if self.state is State.COMPLETE and self.result is not None:
             return self.result.winner
-        ranked = confirm.finalists(self.records)
-        return confirm.figures(self.records, ranked[0].candidate) if ranked else None
+        ranked = confirm.finalists(self.plan, self.records)
+        return confirm.figures(self.plan, self.records, ranked[0].candidate) if ranked else None
 
     @property
     def default(self) -> Figures | None:
@@ -89,7 +89,7 @@ class Picture:
 
     @property
     def _kept_default(self) -> Figures | None:
-        return confirm.figures(self.records, self.plan.baseline)
+        return confirm.figures(self.plan, self.records, self.plan.baseline)
 
     @property
     def last(self) -> tuple[TrialRecord, ...]:

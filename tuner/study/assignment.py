@@ -75,9 +75,14 @@ def check_task(load: LoadPolicy, alone: Measurement) -> Task:
 
 def confirm_task(load: LoadPolicy, found: TrialRecord, confirmed: Sequence[TrialRecord]) -> Task:
     """Return the task of a confirmation run. A ladder repeats the winning level for twice the time; an open loop
-    claims. `found` is the trial of the search. No claim starts above what an earlier one of `confirmed` held."""
+    claims. `found` is the trial of the search. No claim starts above what an earlier one of `confirmed` held. Several
+    servers are filled first: it shows what their door costs."""
     assert found.best_level is not None and found.qps is not None
     if isinstance(load, Ladder):
         return RunLadder((int(found.best_level.load.level) * found.replicas,), 2 * load.level_s)
     held = [r.qps for r in confirmed if r.qps is not None]
-    return ClaimRate(min([found.qps, *held]), load.settings, load.arrivals)
+    if found.replicas == 1 or found.capacity is None:
+        return ClaimRate(min([found.qps, *held]), load.settings, load.arrivals)
+    saturate_s = load.settings.saturate_seconds(found.capacity.answer_s)
+    saturation = None if held else found.saturation  # an earlier run has shown the loss
+    return ClaimRate(min([found.qps, *held]), load.settings, load.arrivals, saturate_s, saturation)

@@ -9,6 +9,7 @@ from enum import StrEnum
 from tuner.load.arrivals import Arrivals
 from tuner.slo import Slo
 from tuner.study import confirm
+from tuner.study.accuracy import accuracy
 from tuner.study.plan import OpenSearch, StudyPlan
 from tuner.study.record import TrialRecord
 from tuner.study.result import Decision, Lack, StudyResult
@@ -72,7 +73,7 @@ def conclude(plan: StudyPlan, result: StudyResult, records: Sequence[TrialRecord
         default_qps=result.default.qps if result.default else None,
         p99_ttft_ms=shown.p99_ttft_ms,
         confirmed=len(shown.trials) if shown.fresh else 0,
-        accuracy=confirm.accuracy(shown.qps, search) if search is not None and shown.fresh else None,
+        accuracy=accuracy(shown.qps, search) if search is not None and shown.fresh else None,
         arrivals=search.arrivals if search is not None else None,
         lack=confirm.lack(records, plan.baseline) or Lack.NOT_MEASURED,
         complete=result.complete,

@@ -6,81 +6,108 @@ had no part in choosing.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from tuner.bench.capacity_search import Incumbent
 from tuner.bench.level import lowest
 from tuner.candidate import Candidate
+from tuner.launch import Door
+from tuner.layout import Layout
 from tuner.measurement import LoadKind, Measurement
-from tuner.study.plan import OpenSearch, StudyPlan
+from tuner.study.disturbance import undisturbed_share
+from tuner.study.doors import confirming_runs, door_beside, has_held, is_extra, is_refuted, next_door, quoted_door
+from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision, Figures, Lack
 
-CLAIM_SPREAD = 1.5
-"""Standard deviation of a claimed rate, as a share of it, times √n for a trace of n requests (docs/measuring.md)."""
 
-BEST_ACCURACY = 0.03
-"""Smallest error of a claim, as a share of its rate: the spread at the usual 2,500 requests and more."""
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """Next confirmation run: the trial of the search that it confirms, and its door."""
 
-_REFUTED = (TrialOutcome.INFEASIBLE, TrialOutcome.REFUSED, TrialOutcome.DIED)
-"""Outcomes of a confirmation run that refute a candidate. Invalid and undecided runs say nothing and are retried."""
-
-
-def accuracy(rate: float, search: OpenSearch) -> float:
-    """Return how far a claim of `rate` requests/s may be off, as a share of it. Short traces say less."""
-    return max(BEST_ACCURACY, CLAIM_SPREAD / math.sqrt(rate * search.settings.claim_seconds_at(rate)))
+    found: TrialRecord
+    door: Door
 
 
-def finalists(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """List the feasible trials of the search, best first, without candidates that a confirmation run refuted."""
-    refuted = {r.candidate.id for r in records if r.role is Role.CONFIRM and r.outcome in _REFUTED}
+def finalists(plan: StudyPlan, records: Sequence[TrialRecord], broken: Collection[Layout] = ()) -> list[TrialRecord]:
+    """List the feasible trials of the search, best first. Candidates that confirmation runs refuted are left out,
+    and those of `broken` layouts, which cannot be confirmed."""
+    confirmed = dict.fromkeys(r.candidate for r in records if r.role is Role.CONFIRM)
+    refuted = {candidate.id for candidate in confirmed if is_refuted(plan, records, candidate)}
     feasible = [r for r in records if r.role.searches and r.qps is not None]
-    return sorted((r for r in feasible if r.candidate.id not in refuted), key=lambda r: -(r.qps or 0.0))
+    ranked = sorted(feasible, key=lambda r: -_worth(plan, records, r))
+    return [r for r in ranked if r.candidate.id not in refuted and plan.layout_of(r.candidate) not in broken]
 
 
-def incumbent(records: Sequence[TrialRecord]) -> Incumbent | None:
+def _worth(plan: StudyPlan, records: Sequence[TrialRecord], record: TrialRecord) -> float:
+    """Return what a trial of the search promises for the whole machine."""
+    return (record.qps or 0.0) * undisturbed_share(plan, records, record)
+
+
+def incumbent(plan: StudyPlan, records: Sequence[TrialRecord]) -> Incumbent | None:
     """Find the whole machine's best capacity of the search so far; None before anything was feasible."""
-    found = [r for r in records if r.role.searches]
-    known = [Incumbent(r.qps, r.saturation, r.capacity.answer_s) for r in found
-             if r.capacity is not None and r.qps is not None and r.saturation is not None]  # fmt: skip
-    return max(known, key=lambda best: best.rate, default=None)
+    known = [r for r in records if r.role.searches and r.capacity is not None and r.qps is not None]
+    best = max(known, key=lambda r: _worth(plan, records, r), default=None)
+    if best is None or best.capacity is None or best.saturation is None:
+        return None
+    share = undisturbed_share(plan, records, best)
+    return Incumbent(_worth(plan, records, best), best.saturation * share, best.capacity.answer_s)
 
 
-def fresh_runs(records: Sequence[TrialRecord], candidate: Candidate) -> list[TrialRecord]:
-    """List a candidate's confirmation runs that decided, one way or the other."""
-    decided = (TrialOutcome.FEASIBLE, *_REFUTED)
-    return [r for r in records if r.role is Role.CONFIRM and r.candidate == candidate and r.outcome in decided]
+def fresh_runs(plan: StudyPlan, records: Sequence[TrialRecord], candidate: Candidate) -> list[TrialRecord]:
+    """List the confirmation runs that a candidate's figures come from: those through its quoted door that decided."""
+    door = quoted_door(plan, records, candidate)
+    return [r for r in confirming_runs(records, candidate) if r.start.door is door]
 
 
-def next_to_confirm(plan: StudyPlan, records: Sequence[TrialRecord]) -> TrialRecord | None:
-    """Choose the trial of the search that is confirmed next; None if nothing is left to confirm.
+def next_to_confirm(
+    plan: StudyPlan, records: Sequence[TrialRecord], broken: Collection[Layout] = ()
+) -> Confirmation | None:
+    """Choose what is confirmed next; None if nothing is left to confirm.
 
     Winner and default come in turn, W D D W, so that a drift of the machine falls on both. A default that kept no
-    limit is not confirmed. A default that nothing beat is, alone: its figure is quoted too.
+    limit is not confirmed. A default that nothing beat is, alone: its figure is quoted too. A second door of the
+    winner follows the first at once, in a run beyond those planned.
     """
-    confirmed = sum(r.role is Role.CONFIRM and r.counts for r in records)
-    ranked = finalists(records)
-    if confirmed >= plan.confirm_starts or not ranked:
+    ranked = finalists(plan, records, broken)
+    if not ranked or plan.confirm_starts == 0:
+        return None
+    winner = ranked[0]
+    door, quoted = (choose(plan, records, winner.candidate) for choose in (next_door, quoted_door))
+    if door is not quoted:
+        return Confirmation(winner, door)
+    if (
+        sum(r.role is Role.CONFIRM and r.counts and not is_extra(plan, records, r) for r in records)
+        >= plan.confirm_starts
+    ):
         return None
     wanted = max(1, plan.confirm_starts // 2)
-    winner = ranked[0]
-    winner_runs = len(fresh_runs(records, winner.candidate))
+    winner_runs = len(fresh_runs(plan, records, winner.candidate))
     if winner.candidate == plan.baseline:
-        return winner if winner_runs < wanted else None
-    searched = (r for r in records if r.role.searches and r.candidate == plan.baseline)
-    default = next((r for r in searched if r.qps is not None), None)
-    default_runs = len(fresh_runs(records, plan.baseline))
+        return Confirmation(winner, door) if winner_runs < wanted else None
+    default = _confirmable_default(plan, records, broken)
+    default_runs = len(fresh_runs(plan, records, plan.baseline))
     default_wanted = 0 if default is None else wanted
     if winner_runs < wanted and (winner_runs <= default_runs // 2 or default_runs >= default_wanted):
-        return winner
-    return default if default_runs < default_wanted else None
+        return Confirmation(winner, door)
+    if default is None or default_runs >= default_wanted:
+        return None
+    return Confirmation(default, door_beside(plan, records, plan.baseline, door))
 
 
-def figures(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | None:
+def _confirmable_default(
+    plan: StudyPlan, records: Sequence[TrialRecord], broken: Collection[Layout]
+) -> TrialRecord | None:
+    if plan.layout_of(plan.baseline) in broken:
+        return None
+    return next((r for r in records if r.role.searches and r.candidate == plan.baseline and r.qps is not None), None)
+
+
+def figures(plan: StudyPlan, records: Sequence[TrialRecord], candidate: Candidate) -> Figures | None:
     """Return a candidate's figures from its confirmation runs, or without any from the trial that found it. None if
     one of them failed, or if nothing counts."""
-    fresh = fresh_runs(records, candidate)
+    fresh = fresh_runs(plan, records, candidate)
     if fresh and any(r.qps is None for r in fresh):
         return None
     return _counted(fresh, candidate, fresh=True) if fresh else searched(records, candidate)
@@ -95,7 +122,10 @@ def searched(records: Sequence[TrialRecord], candidate: Candidate) -> Figures | 
 def lack(records: Sequence[TrialRecord], candidate: Candidate) -> Lack | None:
     """Return why `figures` has none of a candidate. None if it has, or if no start of it is over yet."""
     found = [r for r in records if r.candidate == candidate and r.role.searches]
-    runs = fresh_runs(records, candidate) or ([] if any(r.qps is not None for r in found) else found)
+    confirmed = confirming_runs(records, candidate)
+    if has_held(confirmed):
+        return None
+    runs = confirmed or ([] if any(r.qps is not None for r in found) else found)
     match next((r.outcome for r in reversed(runs) if r.qps is None), None):
         case None:
             return None
@@ -110,15 +140,15 @@ def lack(records: Sequence[TrialRecord], candidate: Candidate) -> Lack | None:
 
 
 def compared(
-    records: Sequence[TrialRecord], baseline: Candidate, load: LoadKind
+    plan: StudyPlan, records: Sequence[TrialRecord], broken: Collection[Layout] = ()
 ) -> tuple[Figures | None, Figures | None]:
     """Return the figures of the best finalist and of the default, both of one kind. None if no start counts. An
     estimate reads higher than a claim: until both are claimed, the two estimates are compared."""
-    ranked = finalists(records)
-    default = figures(records, baseline)
-    winner = figures(records, ranked[0].candidate) if ranked else None
-    if load is LoadKind.OPEN and winner and default and winner.fresh is not default.fresh:
-        return searched(records, winner.candidate), searched(records, baseline)
+    ranked = finalists(plan, records, broken)
+    default = figures(plan, records, plan.baseline)
+    winner = figures(plan, records, ranked[0].candidate) if ranked else None
+    if plan.load.kind is LoadKind.OPEN and winner and default and winner.fresh is not default.fresh:
+        return searched(records, winner.candidate), searched(records, plan.baseline)
     return winner, default
 
 

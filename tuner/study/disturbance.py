@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tuner.candidate import Candidate
 from tuner.layout import Layout
 from tuner.measurement import LoadKind, Measurement
 from tuner.study.plan import StudyPlan
@@ -30,9 +31,16 @@ def in_closed_loop(record: TrialRecord) -> Measurement | None:
     return record.best_level if record.best_level in closed else next(iter(closed), None)
 
 
+def runs_alone(plan: StudyPlan, role: Role, candidate: Candidate) -> bool:
+    """Return True if nothing runs beside a trial of the search: the study's first, and what a check is compared
+    with."""
+    several = plan.layout_of(candidate).replicas > 1
+    return role is Role.DEFAULT and (several or candidate == plan.baseline)
+
+
 def undisturbed_share(plan: StudyPlan, records: Iterable[TrialRecord], record: TrialRecord) -> float:
     """Return the share of a trial's figures that the whole machine would keep. 1 if it ran beside other servers:
     then they hold the disturbance already."""
-    layout = plan.layout_of(record.candidate)
-    alone = record.role is Role.DEFAULT and layout.replicas > 1
-    return (kept(plan, records, layout) or 1.0) if alone else 1.0
+    if not runs_alone(plan, record.role, record.candidate):
+        return 1.0
+    return kept(plan, records, plan.layout_of(record.candidate)) or 1.0

@@ -61,7 +61,7 @@ class _Shown:
         cls, plan: StudyPlan, records: Sequence[TrialRecord], layout: Layout, trials: Sequence[TrialRecord]
     ) -> _Shown:
         share = kept(plan, records, layout)
-        finalist_ids = {r.trial for r in finalists(records)}
+        finalist_ids = {r.trial for r in finalists(plan, records)}
         figures = {r.trial: qps for r in trials if (qps := _qps(r, share, finalist_ids)) is not None}
         best = max(figures, key=lambda trial: figures[trial], default=None)
         found = LayoutStanding(

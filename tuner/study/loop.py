@@ -17,7 +17,9 @@ from tuner.placement import GpuGroup
 from tuner.study import confirm, forecast
 from tuner.study.assignment import Assignment, check_task, confirm_task, search_task
 from tuner.study.conclusion import conclude
-from tuner.study.disturbance import in_closed_loop
+from tuner.study.confirm import Confirmation
+from tuner.study.disturbance import in_closed_loop, runs_alone
+from tuner.study.doors import confirming_runs, doors
 from tuner.study.events import (
     Event,
     GroupQuarantined,
@@ -133,7 +135,7 @@ class Loop:
 
     def _group_for(self, proposal: Proposal) -> GpuGroup | None:
         """Find a free group of a proposal's layout. None if it has to wait."""
-        if self._running and self._is_alone(proposal.role, proposal.candidate):
+        if self._running and runs_alone(self.plan, proposal.role, proposal.candidate):
             return None
         groups = self.plan.placed(self.plan.layout_of(proposal.candidate)).groups
         return next(iter(self._free(groups)), None)
@@ -141,20 +143,15 @@ class Loop:
     def _free(self, groups: Iterable[GpuGroup]) -> list[GpuGroup]:
         """List the groups that a trial of the search may use now."""
         running = self._running.values()
-        if any(self._is_alone(assignment.role, assignment.candidate) for assignment in running):
+        if any(runs_alone(self.plan, assignment.role, assignment.candidate) for assignment in running):
             return []
         busy = {unit for assignment in running for unit in assignment.units}
         return [group for group in self._healthy(groups) if not group.units & busy]
 
-    def _is_alone(self, role: Role, candidate: Candidate) -> bool:
-        """Return True if nothing else may run beside a trial: the study's first, and what a check is compared with."""
-        several = self.plan.layout_of(candidate).replicas > 1
-        return role is Role.DEFAULT and (several or candidate == self.plan.baseline)
-
     def _assignment(self, proposal: Proposal, group: GpuGroup) -> Assignment:
         self._attempts[proposal.candidate.id] += 1
         # A default never races: a gain over it needs its own figure, also if its first start was interrupted.
-        best = None if proposal.role is Role.DEFAULT else confirm.incumbent(self._records)
+        best = None if proposal.role is Role.DEFAULT else confirm.incumbent(self.plan, self._records)
         replicas = self.plan.layout_of(proposal.candidate).replicas
         return Assignment(
             trial=self.store.new_trial(),
@@ -184,7 +181,8 @@ class Loop:
             return
         task = check_task(self.plan.load, alone)
         for group in groups:
-            self._submit(self._fresh(Role.CHECK, default, (group,), task))
+            check = self._fresh(Role.CHECK, default, (group,), task)
+            self._submit(replace(check, replicas=placed.layout.replicas))
         self._finish_running()
         together = [r for r in self._records if r.role is Role.CHECK and r.candidate == default]
         figures = [r.levels[0].measurement.qps for r in together if r.levels]
@@ -196,17 +194,22 @@ class Loop:
     def _confirm(self) -> None:
         """Make the confirmation runs, one after the other and alone on the machine."""
         while not self.fleet.stopped:
-            found = confirm.next_to_confirm(self.plan, self._records)
-            if found is None or not self._in_time_to_confirm(found):
+            due = confirm.next_to_confirm(self.plan, self._records, self._broken_layouts)
+            if due is None or not self._in_time_to_confirm(due.found):
                 return
-            groups = self._machine(self.plan.placed(self.plan.layout_of(found.candidate)))
-            assert groups is not None
-            runs = confirm.fresh_runs(self._records, found.candidate)
-            # Claims of winner and default share their traffic: the first of each has one, the second another.
-            traffic = 1 if isinstance(self.plan.load, Ladder) else 1 + len(runs)
-            task = confirm_task(self.plan.load, found, runs)
-            self._submit(self._fresh(Role.CONFIRM, found.candidate, groups, task, traffic))
+            self._submit(self._confirming(due))
             self._finish_running()
+
+    def _confirming(self, due: Confirmation) -> Assignment:
+        """Return the assignment of a confirmation run: all servers of the layout, behind the door."""
+        candidate = due.found.candidate
+        groups = self._machine(self.plan.placed(self.plan.layout_of(candidate)))
+        assert groups is not None
+        runs = [r for r in confirming_runs(self._records, candidate) if r.start.door is due.door]
+        # Claims of winner and default share their traffic: the first of each has one, the second another. So do doors.
+        traffic = 1 if isinstance(self.plan.load, Ladder) else 1 + len(runs)
+        task = confirm_task(self.plan.load, due.found, runs)
+        return replace(self._fresh(Role.CONFIRM, candidate, groups, task), traffic=traffic, door=due.door)
 
     def _in_time_to_confirm(self, found: TrialRecord) -> bool:
         """Return True if time is left for a run. The first run of each candidate is made even without."""
@@ -235,9 +238,7 @@ class Loop:
     def _elapsed_s(self) -> float:
         return self._spent_before_s + (self.clock.now_ns() - self._began_ns) / 1e9
 
-    def _fresh(
-        self, role: Role, candidate: Candidate, groups: tuple[GpuGroup, ...], task: Task, traffic: int = 1
-    ) -> Assignment:
+    def _fresh(self, role: Role, candidate: Candidate, groups: tuple[GpuGroup, ...], task: Task) -> Assignment:
         """Return an assignment that answers no proposal, on traffic that the search has not seen."""
         return Assignment(
             trial=self.store.new_trial(),
@@ -247,14 +248,13 @@ class Loop:
             task=task,
             warm_up_s=self.plan.load.warm_up_s,
             search_trial=None,
-            traffic=traffic,
-            replicas=self.plan.layout_of(candidate).replicas // len(groups) if role is Role.CHECK else 1,
+            traffic=1,
         )
 
     def _submit(self, assignment: Assignment) -> None:
         counted = sum(r.counts and r.role is not Role.CHECK for r in self._records) + len(self._running)
         number = 1 if assignment.role is Role.CHECK else counted + 1
-        planned = self.plan.starts + self.plan.confirm_starts
+        planned = max(number, self.plan.starts + self.plan.confirm_starts)
         place = assignment.place
         self.emit(TrialStarted(assignment.trial, assignment.role, assignment.candidate, place, number, planned))
         self._running[self.fleet.submit(assignment)] = assignment
@@ -270,14 +270,18 @@ class Loop:
             self._take_in(assignment, future.result())
 
     def _take_in(self, assignment: Assignment, record: TrialRecord) -> None:
-        best = max((r.qps for r in self._records if r.qps is not None), default=0.0)
+        best = max((r.qps for r in self._records if r.qps is not None and r.role is not Role.CHECK), default=0.0)
         self._records.append(record)
         if record.search_trial is not None:
             if record.counts or record.attempt >= ATTEMPTS:
                 self.search.tell(record)
             else:
                 self.search.requeue(record.search_trial)
-        self.emit(TrialFinished(record, is_best=record.qps is not None and record.qps > best))
+        self.emit(
+            TrialFinished(
+                record, is_best=record.role is not Role.CHECK and record.qps is not None and record.qps > best
+            )
+        )
         self._save(self._result(complete=False))
         self._quarantine(assignment, record)
         self._raise_if_the_machine_is_broken(record)
@@ -313,12 +317,13 @@ class Loop:
 
     def _result(self, *, complete: bool) -> StudyResult:
         records = self._records
-        winner, default = confirm.compared(records, self.plan.baseline, self.plan.load.kind)
+        winner, default = confirm.compared(self.plan, records, self._broken_layouts)
         decision = confirm.decide(winner, default)
+        shown = default if decision is Decision.KEEP_DEFAULT else winner
         result = StudyResult(
             study=self.plan.study,
             decision=decision,
-            winner=default if decision is Decision.KEEP_DEFAULT else winner,
+            winner=shown,
             default=default,
             default_seen=confirm.seen(records, self.plan.baseline),
             starts=len(records),
@@ -328,6 +333,7 @@ class Loop:
             sentence="",
             updated_at=self.clock.wall().isoformat(timespec="seconds"),
             learnt=self.search.learnt,
+            doors=doors(self.plan, records, shown.candidate) if shown is not None else (),
         )
         return replace(result, sentence=sentence(conclude(self.plan, result, records)))
 

@@ -103,7 +103,8 @@ class TrialRecord:
     @property
     def saturation(self) -> float | None:
         """Return the whole machine's QPS in the saturating closed loop, None without one."""
-        return None if self.capacity is None else self._of_the_machine(self.capacity.saturation)
+        found = self.claim or self.capacity
+        return None if found is None else self._of_the_machine(found.saturation)
 
     def said_load(self, level: Measurement) -> str:
         """Name a level's load: `8 concurrent`, or `4 × 8 concurrent` where its server stands for four."""

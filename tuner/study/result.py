@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tuner.candidate import Candidate
+from tuner.launch import Door
 from tuner.layout import Layout
 from tuner.study.learnt import LearntRule
 
@@ -39,6 +40,26 @@ class Figures:
     p99_ttft_ms: float | None
     preemptions: int | None
     fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DoorFigures:
+    """What confirmation runs of all servers showed through a door.
+
+    Attributes:
+        trials: Runs that decided.
+        rate: QPS, as in `Figures`. None if one of the runs failed.
+        saturation: QPS of the full machine. None in a closed loop.
+        cost: Share of the servers' throughput that is lost behind it. None if one of both is unknown.
+        is_quoted: True for the door whose figures are those of the candidate.
+    """
+
+    door: Door
+    trials: tuple[int, ...]
+    rate: float | None
+    saturation: float | None
+    cost: float | None
+    is_quoted: bool
 
 
 class WhyDropped(StrEnum):
@@ -96,7 +117,7 @@ class StudyResult:
 
     `default_seen` then shows the default's best level. `complete` is False while trials are to come. `learnt` are
     the rules of the search, withdrawn ones included; nothing that they exclude was measured. `layouts` are empty in
-    older results.
+    older results. `doors` are those of the winner, or of the default that is kept; empty if it is one server.
     """
 
     study: str
@@ -112,3 +133,4 @@ class StudyResult:
     updated_at: str
     learnt: tuple[LearntRule, ...] = ()
     layouts: tuple[LayoutStanding, ...] = ()
+    doors: tuple[DoorFigures, ...] = ()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from tuner.bench.measured import Cut, LostForAMoment, Measured, Session
 from tuner.clock import Clock
 from tuner.errors import InterruptedSearchError
-from tuner.launch import Deployment, LaunchBase, deployment
+from tuner.launch import Deployment, Door, LaunchBase, deployment
 from tuner.server.service import ServerDidNotStart
 from tuner.server.shutdown import StopReport
 from tuner.study.assignment import Assignment
@@ -129,7 +129,7 @@ def _record(
     assignment: Assignment, start: StartRecord, found: Refused | Served | None, *, interrupted: bool
 ) -> TrialRecord:
     measured = found.measured if isinstance(found, Served) else None
-    outcome = TrialOutcome.INTERRUPTED if interrupted else _outcome(assignment.role, start, measured)
+    outcome = TrialOutcome.INTERRUPTED if interrupted else _outcome(assignment, start, measured)
     notes = measured.notes if measured else ()
     if measured and measured.cut in (Cut.SERVER_LOST, Cut.NOT_IDLE) and start.cause is None:
         notes = (LostForAMoment(), *notes)
@@ -151,12 +151,15 @@ def _record(
     )
 
 
-def _outcome(role: Role, start: StartRecord, measured: Measured | None) -> TrialOutcome:
+def _outcome(assignment: Assignment, start: StartRecord, measured: Measured | None) -> TrialOutcome:
     if start.cause is not None:
-        # A refusal on a machine that our own leftovers occupy says nothing of the candidate; nor does one of a
-        # candidate that has started before: since then it is the machine that changed.
-        changed = measured is None and not role.searches
-        if start.cause.fault is not Fault.CANDIDATE or start.dirty or changed:
+        refused = measured is None
+        several = refused and assignment.role is Role.CONFIRM and assignment.door is not Door.SERVER
+        # A refusal on a machine that our own leftovers occupy says nothing of the candidate. Nor does one of a server
+        # that has started before: since then it is the machine that changed. Several behind a door have not.
+        changed = refused and not assignment.role.searches and not several
+        own = start.cause.fault is Fault.CANDIDATE or (several and start.cause.fault is Fault.UNKNOWN)
+        if not own or start.dirty or changed:
             return TrialOutcome.INFRASTRUCTURE
         return TrialOutcome.REFUSED if measured is None else TrialOutcome.DIED
     if measured is None or not measured.levels or measured.outcome is None:
