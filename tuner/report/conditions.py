@@ -79,7 +79,7 @@ def _shares(study: StudyFiles, words: Words) -> list[str]:
         words(
             "env-share",
             weight=formatting.share(share.weight / total),
-            prompt=formatting.span(share.prompt.low + share.shared_prefix, share.prompt.high + share.shared_prefix),
+            prompt=formatting.span(share.prompt.low, share.prompt.high),
             output=formatting.span(share.output.low, share.output.high),
         )
         for share in shares
