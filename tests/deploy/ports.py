@@ -1,8 +1,14 @@
-"""Free ports for servers that are started with neighbouring ones."""
+"""Free ports."""
 
 from __future__ import annotations
 
 import socket
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def neighbouring_ports(count: int) -> int:

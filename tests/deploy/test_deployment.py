@@ -354,7 +354,7 @@ def test_a_door_that_does_not_open_ends_the_servers(scripts: Scripts) -> None:
 def test_without_nginx_nothing_starts(scripts: Scripts, tmp_path: Path, vllm_on_path: Path) -> None:
     programs = tmp_path / "programs"
     programs.mkdir()
-    for name in ("bash", "env", "dirname", "mkdir"):
+    for name in ("bash", "env", "dirname", "mkdir", "setsid", "flock"):
         found = shutil.which(name)
         assert found is not None
         (programs / name).symlink_to(found)

@@ -167,21 +167,21 @@ def test_a_python_command_runs_in_the_image_too(local: Recorded) -> None:
     assert service["entrypoint"] == ["python3", "-m", "vllm.entrypoints.openai.api_server"]
 
 
-def test_compose_accepts_it(recorded: Recorded, nasty: Recorded, tmp_path: Path) -> None:
+def test_compose_accepts_it(recorded: Recorded, nasty: Recorded, several: Recorded, tmp_path: Path) -> None:
     programs = (["docker", "compose"], ["docker-compose"])
     program = next((p for p in programs if _answers([*p, "version"])), None)
     if program is None:
         pytest.skip("no docker compose here")
-    for chosen in (recorded, nasty):
+    for chosen in (recorded, nasty, several):
         (tmp_path / "compose.yaml").write_text(text(chosen, "compose"))
         command = [*program, "-f", "compose.yaml", "config", "--quiet"]
         checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
         assert checked.returncode == 0, checked.stderr
 
 
-def test_kubernetes_objects_fit_their_schema(recorded: Recorded, nasty: Recorded) -> None:
+def test_kubernetes_objects_fit_their_schema(recorded: Recorded, nasty: Recorded, several: Recorded) -> None:
     validate = pytest.importorskip("kubernetes_validate")
-    for chosen in (recorded, nasty):
+    for chosen in (recorded, nasty, several):
         objects = list(yaml.safe_load_all(text(chosen, "k8s", replicas=2)))
         assert [o["kind"] for o in objects] == ["Deployment", "Service"]
         for one in objects:
@@ -211,16 +211,16 @@ def test_a_studys_name_becomes_a_name_that_kubernetes_takes(study: str, name: st
     assert object_name(study) == name
 
 
-def test_systemd_accepts_the_unit(recorded: Recorded, nasty: Recorded, tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(recorded: Recorded, nasty: Recorded, several: Recorded, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze here")
-    for chosen in (recorded, nasty):
-        unit = tmp_path / "vllm.service"
+    for chosen in (recorded, nasty, several):
+        unit = tmp_path / file_name("systemd", chosen)
         unit.write_text(text(chosen, "systemd"))
         checked = subprocess.run(
             ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, timeout=60
         )
-        complaints = [line for line in checked.stderr.splitlines() if "vllm.service" in line]
+        complaints = [line for line in checked.stderr.splitlines() if "vllm" in line]
         assert (checked.returncode, complaints) == (0, [])
 
 

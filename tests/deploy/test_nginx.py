@@ -20,12 +20,14 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.deploy.conftest import with_launch
+from tests.deploy.conftest import on_the_machine, with_launch
 from tests.deploy.ports import neighbouring_ports
-from tuner.deploy.nginx import LISTEN, nginx_conf
+from tuner.deploy.nginx import nginx_conf
 from tuner.deploy.recorded import Recorded
 from tuner.deploy.start import write_pair
-from tuner.launch import LaunchSpec
+from tuner.launch import Door, LaunchSpec
+from tuner.placement import GpuGroup
+from tuner.server.nginx_conf import PREFIX_HEADER, whole_conf
 from tuner.telemetry.prometheus import scrape
 
 CHUNKS = 5
@@ -56,43 +58,47 @@ class Streamer(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def nginx_before(recorded: Recorded, first: int, folder: Path) -> Iterator[int]:
-    """An nginx with our configuration before two servers on the ports from `first` on; yields its port, the third."""
-    ours = nginx_conf(recorded, replicas=2, first_port=first).replace(LISTEN, f"127.0.0.1:{first + 2}")
-    (folder / "vllm.conf").write_text(ours)
-    temporary = "\n".join(
-        f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    whole = folder / "nginx.conf"
-    whole.write_text(
-        f"daemon off; pid {folder}/pid; error_log {folder}/error.log;\nevents {{}}\n"
-        f"http {{ access_log off; {temporary}\n include {folder}/vllm.conf; }}\n"
-    )
+def nginx_with(conf: str, port: int, folder: Path) -> Iterator[int]:
+    """An nginx with this file for conf.d; yields its port."""
+    (folder / "nginx.conf").write_text(whole_conf(conf))
     program = shutil.which("nginx") or "/usr/sbin/nginx"
-    subprocess.run([program, "-t", "-q", "-c", str(whole), "-e", str(folder / "error.log")], check=True)
-    with subprocess.Popen([program, "-c", str(whole), "-e", str(folder / "error.log")]) as nginx:
+    command = [program, "-p", str(folder), "-c", "nginx.conf"]
+    subprocess.run([*command, "-t", "-q"], check=True)
+    with subprocess.Popen([*command, "-g", "daemon off;"]) as nginx:
         try:
-            _wait_for(first + 2)
-            yield first + 2
+            _wait_for(port)
+            yield port
         finally:
             nginx.terminate()
             nginx.wait(timeout=10)
 
 
 @pytest.fixture
-def front(recorded: Recorded, tmp_path: Path) -> Iterator[int]:
-    """The port of an nginx with our configuration before two streaming servers."""
+def streamers() -> Iterator[int]:
+    """The first of three ports: two streaming servers, and one that is free."""
     first = neighbouring_ports(3)
     servers = [ThreadingHTTPServer(("127.0.0.1", first + i), Streamer) for i in range(2)]
     for server in servers:
         threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        with nginx_before(recorded, first, tmp_path) as port:
-            yield port
+        yield first
     finally:
         for server in servers:
             server.shutdown()
             server.server_close()
+
+
+@pytest.fixture
+def conf(several: Recorded, streamers: int) -> str:
+    """Our file before the streaming servers."""
+    return nginx_conf(several, first_port=streamers).replace("127.0.0.1:8000", f"127.0.0.1:{streamers + 2}")
+
+
+@pytest.fixture
+def front(conf: str, streamers: int, tmp_path: Path) -> Iterator[int]:
+    """The port of an nginx with our configuration before two streaming servers."""
+    with nginx_with(conf, streamers + 2, tmp_path) as port:
+        yield port
 
 
 def _wait_for(port: int) -> None:
@@ -114,10 +120,11 @@ class Answer(NamedTuple):
     last_s: float
 
 
-def ask(port: int, path: str = "/v1/chat/completions", body: bytes = b"{}") -> Answer:
+def ask(port: int, path: str = "/v1/chat/completions", body: bytes = b"{}", prefix: str = "") -> Answer:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     began = time.monotonic()
-    connection.request("POST", path, body=body, headers={"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json", **({PREFIX_HEADER: prefix} if prefix else {})}
+    connection.request("POST", path, body=body, headers=headers)
     response = connection.getresponse()
     first_line = response.readline()
     first_s = time.monotonic() - began
@@ -133,6 +140,18 @@ def test_streams_pass_unbuffered_and_both_replicas_answer(front: int) -> None:
     assert all(len(answer.data) == CHUNKS for answer in answers)
     assert sorted(Counter(answer.data[0].split()[1] for answer in answers).values()) == [4, 4]
     assert all(answer.last_s - answer.first_s > PAUSE_S * (CHUNKS - 2) for answer in answers)
+
+
+def test_by_prefix_requests_of_one_prefix_reach_one_server(conf: str, streamers: int, tmp_path: Path) -> None:
+    measured, _, other = conf.partition("\n# The other way to route, in place of the upstream above:\n#\n")
+    upstream = "".join(f"{line.removeprefix('#').removeprefix(' ')}\n" for line in other.splitlines())
+    server = measured[measured.index("\nserver {") :]
+    with nginx_with(upstream + server, streamers + 2, tmp_path) as port, ThreadPoolExecutor(12) as pool:
+        of_a = [answer.data[0].split()[1] for answer in pool.map(lambda _: ask(port, prefix="a"), range(12))]
+        prefixes = list(pool.map(lambda i: ask(port, prefix=f"prefix {i}").data[0].split()[1], range(24)))
+        without = [answer.data[0].split()[1] for answer in pool.map(ask, [port] * 24)]
+    assert len(set(of_a)) == 1
+    assert len(set(prefixes)) == len(set(without)) == 2
 
 
 def test_there_is_an_upstream_for_each_gpu_group(recorded: Recorded) -> None:
@@ -153,37 +172,32 @@ REPLICA_ENV = (
 )
 
 
-@pytest.fixture
-def replicas(local: Recorded, vllm_command: tuple[str, ...], tiny_model: str, tmp_path: Path) -> Iterator[int]:
-    """The first of two neighbouring ports on which our start.sh has started a real vLLM; the third is free."""
-    first = neighbouring_ports(3)
-    launch = LaunchSpec((), vllm_command, (tiny_model, *REPLICA), REPLICA_ENV)
-    start, stop = write_pair(tmp_path, with_launch(local, launch=launch))
-    environments = [{**os.environ, "PORT": str(first + i), "START_TIMEOUT": "400"} for i in range(2)]
-    try:
-        with ThreadPoolExecutor(2) as pool:
-            starts = list(pool.map(lambda env: run_script(start, env), environments))
-        assert [one.returncode for one in starts] == [0, 0], [one.stderr for one in starts]
-        yield first
-    finally:
-        stops = [run_script(stop, env) for env in environments]
-        assert [one.returncode for one in stops] == [0, 0], [one.stdout for one in stops]
-
-
-def run_script(script: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([script], env=env, capture_output=True, text=True)
-
-
 @pytest.mark.real_vllm
-def test_two_real_replicas_share_streams_that_pass_unbuffered(
-    replicas: int, local: Recorded, tiny_model: str, tmp_path: Path
+def test_two_real_servers_behind_their_door_share_streams_that_pass_unbuffered(
+    recorded: Recorded, vllm_command: tuple[str, ...], tiny_model: str, tmp_path: Path
 ) -> None:
+    groups = (GpuGroup(workers=(0,), cores=("0",)), GpuGroup(workers=(1,), cores=("1",)))
+    launches = [
+        LaunchSpec((), vllm_command, (tiny_model, *REPLICA), (*REPLICA_ENV, ("VLLM_CPU_OMP_THREADS_BIND", cores)))
+        for group in groups
+        for cores in group.cores
+    ]
+    started = on_the_machine(recorded, Door.NGINX, groups)
+    start, stop = write_pair(tmp_path, with_launch(started, launch=launches[0], others=tuple(launches[1:])))
+    port = neighbouring_ports(3)
+    env = {**os.environ, "PORT": str(port), "START_TIMEOUT": "400"}
     asked = {"model": tiny_model, "prompt": "hello", "max_tokens": TOKENS, "ignore_eos": True, "stream": True}
-    with nginx_before(local, replicas, tmp_path) as port, ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda _: ask(port, "/v1/completions", json.dumps(asked).encode()), range(4)))
+    try:
+        begun = subprocess.run([start], env=env, capture_output=True, text=True)
+        assert begun.returncode == 0, begun.stderr
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda _: ask(port, "/v1/completions", json.dumps(asked).encode()), range(4)))
+        seen = [scrape(f"http://127.0.0.1:{port + number}/metrics") for number in (1, 2)]
+    finally:
+        ended = subprocess.run([stop], env=env, capture_output=True, text=True)
+    assert (ended.returncode, "processes: none left; ports: free" in ended.stdout) == (0, True), ended.stdout
     for answer in answers:
         assert answer.data[-1] == b"data: [DONE]"
         # A buffered stream comes in one piece at its end, some seconds later.
         assert answer.first_s < answer.last_s / 2
-    seen = [scrape(f"http://127.0.0.1:{replicas + i}/metrics") for i in range(2)]
     assert [one.generation_tokens for one in seen if one is not None] == [2 * TOKENS, 2 * TOKENS]

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from tests.deploy.conftest import with_launch
+from tests.deploy.ports import free_port
 from tests.report.studies import Study
 from tuner.deploy.recorded import Recorded
 from tuner.deploy.start import argument_lines, start_script, stop_script, write_pair, write_scripts
@@ -28,12 +29,6 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 def scripts(recorded: Recorded) -> tuple[str, str]:
     return start_script(recorded), stop_script(recorded)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -236,7 +236,7 @@ def best(
     trial: Annotated[int | None, typer.Option(help="Number of the trial. Default: the winner's.")] = None,
     replicas: Annotated[
         int | None,
-        typer.Option(help="Servers behind nginx (default: one per GPU group) or in Kubernetes (default: 1)."),
+        typer.Option(help="Servers behind nginx or in Kubernetes (default: those of the layout)."),
     ] = None,
     gpu_price: GpuPrice = None,
 ) -> None:

@@ -38,7 +38,7 @@ def nginx_conf(recorded: Recorded, replicas: int | None = None, first_port: int 
 def prefix_notes(workload: Workload) -> tuple[str, ...]:
     """Return header lines on routing by prefix. Empty if prefixes hardly matter in the measured traffic."""
     prefixes = sum(share.weight * share.shared_prefix for share in workload.shares)
-    tokens = sum(share.weight * (share.shared_prefix + share.prompt.mean) for share in workload.shares)
+    tokens = sum(share.weight * share.prompt.mean for share in workload.shares)
     if not prefixes or prefixes < AFFINITY_MATTERS * tokens:
         return ()
     return (

@@ -144,9 +144,9 @@ def layout_text(recorded: Recorded) -> str:
     if layout.pipeline_parallel > 1:
         size += f" ({layout.tensor_parallel} tensor-parallel × {layout.pipeline_parallel} pipeline-parallel)"
     match recorded.door:
-        case Door.SERVER:
+        case Door.SERVER if layout.replicas == 1:
             return f"{layout}: one server of {size}"
-        case Door.VLLM:
+        case Door.SERVER | Door.VLLM:
             return f"{layout}: {layout.replicas} engines of {size} each behind vLLM's own data-parallel door"
         case Door.NGINX:
             return f"{layout}: {layout.replicas} servers of {size} each behind nginx"
@@ -204,7 +204,7 @@ def _figures_line(speed: str, p99_ttft_ms: float | None, level: str, preemptions
 
 def _workload(plan: StudyPlan) -> str:
     shares = [
-        f"prompt {formatting.span(s.prompt.low + s.shared_prefix, s.prompt.high + s.shared_prefix)} tokens, "
+        f"prompt {formatting.span(s.prompt.low, s.prompt.high)} tokens, "
         f"output {formatting.span(s.output.low, s.output.high)} tokens"
         for s in plan.workload.shares
     ]

@@ -5,7 +5,7 @@
 # measured  10.9 req/s (10.9 to 11.0 req/s over 3 starts) at 64 concurrent, P99 TTFT 343 ms, 0 preemptions
 # accepts   requests of up to 2,048 tokens (prompt + answer)
 # limits    p99 ttft <= 500ms
-# workload  chat: prompt 184-964 tokens, output 150-256 tokens
+# workload  chat: prompt 120-900 tokens, output 150-256 tokens
 # model     Qwen/Qwen3-32B
 # on        1 × NVIDIA H100 80GB HBM3, host gpu-host-3
 # versions  vLLM 0.32.0, driver 570.124.06

@@ -6,7 +6,7 @@
 # measured  10.9 req/s (10.9 to 11.0 req/s over 3 starts) at 64 concurrent, P99 TTFT 343 ms, 0 preemptions
 # accepts   requests of up to 2,048 tokens (prompt + answer)
 # limits    p99 ttft <= 500ms
-# workload  chat: prompt 184-964 tokens, output 150-256 tokens
+# workload  chat: prompt 120-900 tokens, output 150-256 tokens
 # model     Qwen/Qwen3-32B
 # on        2 × NVIDIA H100 80GB HBM3, host gpu-host-3
 # versions  vLLM 0.32.0, driver 570.124.06
@@ -198,7 +198,7 @@ case "${1:-}" in '' | --foreground) ;; *) fail "unknown argument: $1" "./start.s
 BASE_PORT=${BASE_PORT:-$((PORT + 1))}
 [[ $BASE_PORT =~ ^[0-9]+$ ]] || fail "BASE_PORT=$BASE_PORT is not a port number"
 for name in "${secrets[@]}"; do [ -n "${!name:-}" ] || fail "$name is not set" "export $name: this launch needs it"; done
-for program in numactl vllm; do
+for program in setsid flock numactl vllm; do
   command -v "$program" >/dev/null || fail "$program is not on PATH" "install it, or activate the environment it is in"
 done
 nginx=$(PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin command -v nginx) ||
@@ -230,6 +230,12 @@ launch() {
   setsid "${@:4}" >"$log" 2>&1 </dev/null 9>&- &
   pid=$!
   printf '%s\n' "$pid" "$(started "$pid")" "$(boot_id)" "$2" "$3" >"$RUN_DIR/$1.pid"
+}
+
+# launch_server NUMBER COMMAND...
+launch_server() {
+  local port=$((BASE_PORT + $1 - 1))
+  launch "server-$1" 127.0.0.1 "$port" "${@:2}" "${arguments[@]}" --host 127.0.0.1 --port "$port"
 }
 
 # pause SECONDS: `wait` is interrupted by a signal at once, `sleep` is not.
@@ -267,11 +273,8 @@ until_ready() {
 
 interrupted='' began=$SECONDS
 trap 'interrupted=yes' INT TERM HUP
-for number in {1..2}; do
-  declare -n server=server_$number
-  port=$((BASE_PORT + number - 1))
-  launch "server-$number" 127.0.0.1 "$port" "${server[@]}" "${arguments[@]}" --host 127.0.0.1 --port "$port"
-done
+launch_server 1 "${server_1[@]}"
+launch_server 2 "${server_2[@]}"
 echo "starting 2 servers; to follow them: tail -f $RUN_DIR/server-*.log" >&2
 for number in {1..2}; do
   until_ready "server-$number" 127.0.0.1 $((BASE_PORT + number - 1))
