@@ -18,7 +18,7 @@ from tuner.bench.capacity_search import SearchSettings
 from tuner.cli.console import plan_lines
 from tuner.config import LADDER, Machine, SearchOptions, parse_duration, plan_study, split_secrets
 from tuner.environment import Environment, Gpu
-from tuner.errors import TunerError, UsageError
+from tuner.errors import EnvironmentFaultError, TunerError, UsageError
 from tuner.launch import Door
 from tuner.layout import Layout
 from tuner.load.arrivals import Arrivals
@@ -225,6 +225,30 @@ def test_the_plan_lists_layouts_their_places_and_why_others_are_ruled_out(
     assert "8x1    ruled out: weights of 100 GiB on a GPU do not fit into 92 % of its 79.6 GiB" in said
     assert "1x8    ruled out: 28 attention heads do not divide by 8" in said
     assert "\ndoor      vllm" in "\n".join(lines)
+
+
+def test_of_different_gpus_the_smallest_decides_and_nothing_is_started_where_it_cannot_fit(
+    model: Path, vllm: str, tmp_path: Path
+) -> None:
+    llama_8b = {
+        "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "vocab_size": 128_256, "intermediate_size": 14_336,
+    }  # fmt: skip
+    (model / "config.json").write_text(json.dumps(llama_8b))
+    with (model / "model.safetensors").open("wb") as file:
+        file.truncate(16 * 2**30)
+    cards = (Gpu(0, "NVIDIA H100", 79.6, "GPU-0"), Gpu(1, "NVIDIA RTX A4000", 15.6, "GPU-1"))
+    options = SearchOptions(model=str(model), vllm=with_data_parallel(vllm))
+    both, _ = planned(options, tmp_path, Machine(cards, (None, None)))
+    assert [str(placed.layout) for placed in both.layouts] == ["1x2"]
+    with pytest.raises(
+        EnvironmentFaultError, match=r"tiny does not fit on 1 GPU: .* into 92 % of its 15.6 GiB"
+    ) as caught:
+        planned(replace(options, gpus="1"), tmp_path, Machine(cards, (None, None)))
+    assert caught.value.exit_code == 4 and caught.value.hint.startswith("at least 2 GPUs of this kind")
+    shared = ("--gpu-memory-utilization", "1", "--cpu-offload-gb", "8")
+    offloaded, _ = planned(replace(options, gpus="1", extra=shared), tmp_path, Machine(cards, (None, None)))
+    assert [str(placed.layout) for placed in offloaded.layouts] == ["1x1"]
 
 
 def test_secrets_leave_the_words_and_enter_the_environment() -> None:

@@ -13,6 +13,7 @@ from tuner.cli.tables import Form
 from tuner.clock import RealClock
 from tuner.config import SearchOptions, plan_study
 from tuner.machine import cache_folder, this_machine
+from tuner.placement import own_cores
 from tuner.study.record import TrialOutcome
 from tuner.study.store import Store
 
@@ -26,6 +27,19 @@ def test_plan_shows_everything_and_leaves_nothing(tiny_model: str, tmp_path: Pat
     assert "patience  the search ends after 30 starts without 1 % more QPS" in ended.stdout
     assert "asking" in ended.stderr
     assert not (tmp_path / "studies").exists()
+
+
+@pytest.mark.skipif(len(own_cores()) < 2, reason="two workers need two cores")
+def test_plan_shows_the_layouts_of_workers_and_how_the_defaults_server_starts(tiny_model: str, tmp_path: Path) -> None:
+    ended = tuner("plan", *short_search(tiny_model, tmp_path, "planned"), "--workers", "2", "--door", "vllm")
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("layouts"))
+    assert lines[at].split()[:2] == ["layouts", "2x1"] and "cpu0, cpu1" in lines[at]
+    assert lines[at + 1].split()[0] == "1x2" and lines[at + 1].endswith("cpu0-1 (the default's)")
+    assert lines[at + 2] == "door      vllm"
+    (first,) = (line for line in lines if line.startswith("first"))
+    assert "VLLM_CPU_OMP_THREADS_BIND='" in first and "|" in first and "--tensor-parallel-size 2" in first
 
 
 def test_plan_as_json_is_the_plan_that_would_be_saved(tiny_model: str, tmp_path: Path) -> None:
