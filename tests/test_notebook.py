@@ -56,6 +56,8 @@ def test_trials_hold_what_was_recorded(study: tuner.Study) -> None:
         assert (row["role"], row["outcome"]) == (record.role, record.outcome)
         if record.best is not None:
             assert row["qps"] == record.qps
+        assert row["layout"] == str(study.files.plan.layout_of(record.candidate))
+        assert row["door"] == record.start.door
         assert row["start_s"] == record.start.phases.start_s
         assert (row["cause"] == record.start.cause.kind) if record.start.cause else record.start.facts is not None
     assert {p.flag for p in study.files.plan.parameters} <= set(trials.columns)

@@ -17,6 +17,7 @@ from tuner.report.gallery import gallery
 from tuner.report.quote import shell_line
 from tuner.report.tables import StudyFiles, read_study, shown_level, trial_rows
 from tuner.report.translations import Language, Words
+from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
 from tuner.study.result import Figures
 from tuner.vllm.facts import StartFacts
@@ -62,7 +63,12 @@ class Study:
         are those of the level that stands for the trial. Each flag of the search space has a column."""
         rows = trial_rows(self.files)
         cells = [
-            {**_trial_cells(record), "qps": row.qps, "preemptions": row.preemptions, **_flag_cells(self.files, record)}
+            {
+                **_trial_cells(self.files.plan, record),
+                "qps": row.qps,
+                "preemptions": row.preemptions,
+                **_flag_cells(self.files, record),
+            }
             for row, record in zip(rows, self.files.records, strict=True)
         ]
         return pd.DataFrame(cells).set_index("trial") if cells else pd.DataFrame()
@@ -111,7 +117,7 @@ class Study:
             raise UsageError(f"{path} {why}", hint=hint) from error
 
 
-def _trial_cells(record: TrialRecord) -> Cells:
+def _trial_cells(plan: StudyPlan, record: TrialRecord) -> Cells:
     level = shown_level(record)
     measured = level.measurement if level else None
     ttft = measured.ttft_ms if measured else None
@@ -121,6 +127,8 @@ def _trial_cells(record: TrialRecord) -> Cells:
         "outcome": record.outcome.value,
         "cause": record.start.cause.kind if record.start.cause else None,
         "gpu_group": record.start.group,
+        "layout": str(plan.layout_of(record.candidate)),
+        "door": record.start.door.value,
         "attempt": record.attempt,
         "started_at": pd.Timestamp(record.start.started_at),
         "start_s": record.start.phases.start_s,

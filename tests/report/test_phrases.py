@@ -5,12 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.report.every_value import EVERY_CAUTION, EVERY_NOTE, EVERY_REASON
-from tuner.report.phrases import caution_detail, note_line, reasons
+from tuner.launch import Door
+from tuner.layout import Layout
+from tuner.load.arrivals import Arrivals
+from tuner.report.phrases import caution_detail, chinese_conclusion, note_line, reasons
 from tuner.report.translations import Language, Words
+from tuner.slo import parse_slo
+from tuner.study.conclusion import Conclusion, ConclusionKey, Servers
+from tuner.study.result import Lack
+from tuner.study.sentence import sentence
 from tuner.verdict import Outcome, Verdict
 
 GOLDEN = Path(__file__).parent / "golden" / "phrases.txt"
 """`python -m tests.report.test_phrases` writes it again."""
+
+
+CONCLUSIONS = [
+    Conclusion(key, (parse_slo("p99 ttft <= 500ms"),), 16, 3, 3600.0, 12.0, 10.0, 300.0, 2, 0.03, Arrivals(),
+               Lack.DOES_NOT_START, servers=servers)
+    for key in ConclusionKey
+    for servers in (None, Servers(Layout(4), has_gpus=True, door=Door.NGINX),
+                    Servers(Layout(2), has_gpus=False, door=Door.VLLM), Servers(Layout(1, 4), has_gpus=True))
+]  # fmt: skip
 
 
 def said() -> str:
@@ -22,6 +38,8 @@ def said() -> str:
             lines.append(f"{words(key)}: {caution_detail(caution, words)} → {words(f'{key}-next')}")
         lines += [reasons(Verdict(Outcome.INFEASIBLE, (reason,)), words) for reason in EVERY_REASON]
         lines += [note_line(note, words) for note in EVERY_NOTE]
+    for conclusion in CONCLUSIONS:
+        lines += [sentence(conclusion), chinese_conclusion(conclusion, Words(Language.CHINESE))]
     return "\n".join(lines) + "\n"
 
 

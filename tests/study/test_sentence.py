@@ -1,19 +1,25 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.study.builders import level, plan, record
+from tests.study.builders import layouts_plan, level, plan, record, with_start
 from tests.study.open_server import open_level, open_plan
 from tuner.bench.level import Level
 from tuner.candidate import Candidate
+from tuner.launch import Door
+from tuner.layout import Layout, PlacedLayout
 from tuner.load.arrivals import Arrivals
+from tuner.placement import GpuGroup
 from tuner.slo import parse_slo
 from tuner.study import confirm
-from tuner.study.conclusion import Conclusion, ConclusionKey, conclude
+from tuner.study.conclusion import Conclusion, ConclusionKey, Servers, conclude
+from tuner.study.doors import doors
 from tuner.study.plan import StudyPlan
-from tuner.study.record import Role, TrialOutcome
+from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Lack, StudyResult
 from tuner.study.sentence import sentence
 
@@ -23,6 +29,10 @@ OTHER = Candidate.of({"max-num-seqs": 64})
 def concluded(made: StudyPlan, default: TrialOutcome, found: Level) -> Conclusion:
     """A study of two starts: a default that came to `default`, and a candidate that showed `found`."""
     records = [record(0, made.baseline, role=Role.DEFAULT, outcome=default), record(1, OTHER, (found,))]
+    return concluded_of(made, records)
+
+
+def concluded_of(made: StudyPlan, records: Sequence[TrialRecord]) -> Conclusion:
     winner, beside = confirm.compared(made, records)
     result = StudyResult(
         study=made.study,
@@ -36,6 +46,7 @@ def concluded(made: StudyPlan, default: TrialOutcome, found: Level) -> Conclusio
         complete=True,
         sentence="",
         updated_at="2026-11-21T00:00:00+00:00",
+        doors=doors(made, records, winner.candidate) if winner else (),
     )
     return conclude(made, result, records)
 
@@ -95,6 +106,46 @@ LIMITS = (parse_slo("p99 ttft <= 500ms"),)
 def test_each_conclusion_has_its_english_sentence(key: ConclusionKey, said: str) -> None:
     made = Conclusion(key, LIMITS, 16, 3, 3600.0, 12.0, 10.0, 300.0, 2, 0.03, Arrivals(), Lack.DOES_NOT_START)
     assert sentence(made) == f"{said}; 16 starts, 1 h, 3 refused."
+
+
+ON_FOUR = "on 4 GPUs as 4x1 through nginx"
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        (ConclusionKey.KEEP_DEFAULT, f"Keep the default: nothing beat its 12.0 req/s {ON_FOUR}, confirmed"),
+        (ConclusionKey.GAINS, f"+20 % QPS over the default {ON_FOUR} at P99 TTFT 300 ms"),
+        (ConclusionKey.ONLY_WINNER, f"12.0 req/s {ON_FOUR} where the default does not start"),
+        (ConclusionKey.SUSTAINS, f"Sustains 12.0 QPS {ON_FOUR}, ± 3 % (Poisson), +20 % over the default at"),
+        (
+            ConclusionKey.SUSTAINS_ONLY,
+            f"Sustains 12.0 QPS {ON_FOUR}, ± 3 % (Poisson), where the default does not start",
+        ),
+    ],
+)
+def test_the_figure_of_several_gpus_says_layout_and_door(key: ConclusionKey, said: str) -> None:
+    servers = Servers(Layout(4), has_gpus=True, door=Door.NGINX)
+    made = Conclusion(key, LIMITS, 16, 3, 3600.0, 12.0, 10.0, 300.0, 2, 0.03, Arrivals(), Lack.DOES_NOT_START,
+                      servers=servers)  # fmt: skip
+    assert sentence(made).startswith(said)
+
+
+def test_a_study_of_several_gpus_concludes_with_layout_and_the_door_that_confirmed_it(tmp_path: Path) -> None:
+    made = layouts_plan(tmp_path / "s", (Layout(2), Layout(1, 2)), gpus=2)
+    winner = Candidate.of({**Layout(2).flags, "max-num-seqs": 64})
+    found = [record(0, made.baseline, (level(10.0),), role=Role.DEFAULT), record(1, winner, (level(9.0),), replicas=2)]
+    run = with_start(record(2, winner, (level(17.0),), role=Role.CONFIRM), door=Door.VLLM)
+    assert concluded_of(made, found).servers == Servers(Layout(2), has_gpus=True)
+    said = sentence(concluded_of(made, [*found, run]))
+    assert "on 2 GPUs as 2x1 through vLLM's data parallelism" in said
+    workers = replace(made, layouts=(PlacedLayout(Layout(2), (GpuGroup(workers=(0,)), GpuGroup(workers=(1,)))),))
+    assert "on 2 CPU workers as 2x1" in sentence(concluded_of(workers, found))
+
+
+def test_a_study_of_one_gpu_says_nothing_of_layouts(tmp_path: Path) -> None:
+    made = plan(tmp_path / "s")
+    assert concluded_of(made, [record(0, made.baseline, (level(10.0),), role=Role.DEFAULT)]).servers is None
 
 
 def test_an_unfinished_study_does_not_speak_of_an_end() -> None:

@@ -8,11 +8,12 @@ from tuner import formatting
 from tuner.bench.measured import Note
 from tuner.bench.phrases import NOTES, NotePhrase, note_text
 from tuner.candidate import Candidate
+from tuner.launch import Door
 from tuner.layout import split_layout
 from tuner.load.early_end import EARLY_ENDS, EarlyEndKind
 from tuner.report.tables import StudyFiles, TrialRow
 from tuner.report.translations import TABLE, Language, Words
-from tuner.study.conclusion import Conclusion, ConclusionKey, conclude
+from tuner.study.conclusion import Conclusion, ConclusionKey, Servers, conclude
 from tuner.study.record import TrialOutcome
 from tuner.telemetry.cautions import FEW_REQUESTS, Caution, Observation, Sign
 from tuner.verdict import REASONS, Reason, ReasonKind, Verdict
@@ -20,13 +21,15 @@ from tuner.verdict import REASONS, Reason, ReasonKind, Verdict
 _AT = "P99 TTFT {ttft}（{limits}），无抢占，{sure}；{tail}。"
 CONCLUSIONS = {
     ConclusionKey.NOTHING_FEASIBLE: "{so_far}没有候选配置在无抢占的情况下满足 {limits}；{tail}。",
-    ConclusionKey.KEEP_DEFAULT: "{so_far}保留默认配置：没有候选配置显著超过它的 {qps}（{sure}）；{tail}。",
-    ConclusionKey.GAINS: "QPS 比默认配置 {gain}，" + _AT,
-    ConclusionKey.ONLY_WINNER: "{qps}（默认配置{lack}），" + _AT,
-    ConclusionKey.SUSTAINS: "可持续 {rate} QPS{accuracy}（{arrivals}），比默认配置 {gain}，" + _AT,
-    ConclusionKey.SUSTAINS_ONLY: "可持续 {rate} QPS{accuracy}（{arrivals}；默认配置{lack}），" + _AT,
+    ConclusionKey.KEEP_DEFAULT: "{so_far}保留默认配置：没有候选配置显著超过它的 {qps}{servers}（{sure}）；{tail}。",
+    ConclusionKey.GAINS: "QPS 比默认配置 {gain}{servers}，" + _AT,
+    ConclusionKey.ONLY_WINNER: "{qps}{servers}（默认配置{lack}），" + _AT,
+    ConclusionKey.SUSTAINS: "可持续 {rate} QPS{servers}{accuracy}（{arrivals}），比默认配置 {gain}，" + _AT,
+    ConclusionKey.SUSTAINS_ONLY: "可持续 {rate} QPS{servers}{accuracy}（{arrivals}；默认配置{lack}），" + _AT,
 }
 """Chinese template of each conclusion. The English sentence is recorded (study/sentence.py)."""
+
+_CHINESE_DOORS = {Door.VLLM: "vLLM 自带数据并行", Door.NGINX: "nginx"}
 
 CHINESE_REASONS = {
     ReasonKind.CLIENT_BUSY: "压测端占用其 CPU 核的 {value:.0%}，是瓶颈",
@@ -72,12 +75,13 @@ def sentence(study: StudyFiles, words: Words) -> str:
         return words("no-result")
     if words.language is Language.ENGLISH:
         return formatting.one_line(study.result.sentence)
-    return _chinese(conclude(study.plan, study.result, study.records), words)
+    return chinese_conclusion(conclude(study.plan, study.result, study.records), words)
 
 
-def _chinese(said: Conclusion, words: Words) -> str:
+def chinese_conclusion(said: Conclusion, words: Words) -> str:
+    """Say a study's conclusion in one Chinese sentence."""
     time = formatting.duration(said.elapsed_s)
-    return CONCLUSIONS[said.key].format(
+    text = CONCLUSIONS[said.key].format(
         so_far="" if said.complete else "目前",
         limits=", ".join(map(str, said.limits)),
         tail=f"共启动 {said.starts} 次，用时 {time}，其中 {said.refused} 次被拒绝",
@@ -89,7 +93,17 @@ def _chinese(said: Conclusion, words: Words) -> str:
         accuracy="" if said.accuracy is None else f", ± {formatting.share(said.accuracy)}",
         arrivals="" if said.arrivals is None else words.arrivals(said.arrivals),
         lack=words(f"lack-{said.lack}"),
+        servers=_chinese_servers(said.servers),
     )
+    return text.replace("）（", "；")  # one pair of parentheses for both remarks
+
+
+def _chinese_servers(servers: Servers | None) -> str:
+    if servers is None:
+        return ""
+    units = f"{servers.layout.gpus} 张 GPU" if servers.has_gpus else f"{servers.layout.gpus} 个 CPU worker"
+    door = f"，经 {_CHINESE_DOORS[servers.door]}" if servers.door in _CHINESE_DOORS else ""
+    return f"（{units}，{servers.layout}{door}）"
 
 
 def remark(row: TrialRow, words: Words) -> str:

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from tuner.launch import Door
+from tuner.layout import Layout
 from tuner.load.arrivals import Arrivals
 from tuner.slo import Slo
 from tuner.study import confirm
 from tuner.study.accuracy import accuracy
 from tuner.study.plan import OpenSearch, StudyPlan
 from tuner.study.record import TrialRecord
-from tuner.study.result import Decision, Lack, StudyResult
+from tuner.study.result import Decision, Figures, Lack, StudyResult
 
 
 class ConclusionKey(StrEnum):
@@ -28,6 +30,15 @@ class ConclusionKey(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Servers:
+    """Servers behind a figure, on GPUs or on shares of a CPU. `door` is None for one, and before a confirmation run."""
+
+    layout: Layout
+    has_gpus: bool
+    door: Door | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Conclusion:
     """Key of a study's final sentence, and the figures that the sentence quotes.
 
@@ -39,6 +50,7 @@ class Conclusion:
         accuracy: Share by which the rate may be off. None before a confirmation run, and in a closed loop.
         arrivals: Arrival process of an open-loop study. None in a closed loop.
         complete: False while trials are to come.
+        servers: Those behind `qps`. None if it is one server on one GPU.
     """
 
     key: ConclusionKey
@@ -54,6 +66,7 @@ class Conclusion:
     arrivals: Arrivals | None = None
     lack: Lack = Lack.NOT_MEASURED
     complete: bool = True
+    servers: Servers | None = None
 
 
 def conclude(plan: StudyPlan, result: StudyResult, records: Sequence[TrialRecord]) -> Conclusion:
@@ -77,7 +90,16 @@ def conclude(plan: StudyPlan, result: StudyResult, records: Sequence[TrialRecord
         arrivals=search.arrivals if search is not None else None,
         lack=confirm.lack(records, plan.baseline) or Lack.NOT_MEASURED,
         complete=result.complete,
+        servers=_servers(plan, result, shown),
     )
+
+
+def _servers(plan: StudyPlan, result: StudyResult, shown: Figures) -> Servers | None:
+    layout = plan.layout_of(shown.candidate)
+    if layout.gpus == 1:
+        return None
+    door = next((d.door for d in result.doors if d.is_quoted and shown.fresh), None)
+    return Servers(layout, any(group.gpus for group in plan.groups), door)
 
 
 def _key(result: StudyResult, *, is_open: bool) -> ConclusionKey:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tuner import formatting
-from tuner.study.conclusion import Conclusion, ConclusionKey
+from tuner.launch import Door
+from tuner.study.conclusion import Conclusion, ConclusionKey, Servers
 from tuner.study.result import Lack
 
 LACKS = {
@@ -15,11 +16,15 @@ LACKS = {
 """Words for each reason why a candidate has no figures."""
 
 
+DOORS = {Door.VLLM: "vLLM's data parallelism", Door.NGINX: "nginx"}
+"""Words for the doors of several servers."""
+
+
 def sentence(said: Conclusion) -> str:
     """Say a study's conclusion in one English sentence."""
     limits = ", ".join(map(str, said.limits))
     tail = f"{said.starts} starts, {formatting.duration(said.elapsed_s)}, {said.refused} refused"
-    qps = formatting.qps(said.qps)
+    qps = f"{formatting.qps(said.qps)}{_servers(said.servers)}"
     match said.key:
         case ConclusionKey.NOTHING_FEASIBLE:
             return f"No candidate {'kept' if said.complete else 'has yet kept'} {limits} without preemption; {tail}."
@@ -28,7 +33,7 @@ def sentence(said: Conclusion) -> str:
             keep = "Keep the default" if said.complete else "The default leads so far"
             return f"{keep}: nothing beat its {qps}{sure} by more than the noise; {tail}."
         case ConclusionKey.GAINS:
-            gain = f"{formatting.change(said.qps, said.default_qps)} QPS over the default"
+            gain = f"{formatting.change(said.qps, said.default_qps)} QPS over the default{_servers(said.servers)}"
         case ConclusionKey.ONLY_WINNER:
             gain = f"{qps} where the default {LACKS[said.lack]}"
         case ConclusionKey.SUSTAINS:
@@ -45,4 +50,13 @@ def _runs(said: Conclusion) -> str:
 
 def _sustains(said: Conclusion) -> str:
     sure = "" if said.accuracy is None else f", ± {formatting.share(said.accuracy)}"
-    return f"Sustains {formatting.significant(said.qps)} QPS{sure} ({said.arrivals})"
+    return f"Sustains {formatting.significant(said.qps)} QPS{_servers(said.servers)}{sure} ({said.arrivals})"
+
+
+def _servers(servers: Servers | None) -> str:
+    """Say on how many GPUs, in which layout and behind which door. Empty for one server on one GPU."""
+    if servers is None:
+        return ""
+    units = "GPUs" if servers.has_gpus else "CPU workers"
+    door = f" through {DOORS[servers.door]}" if servers.door in DOORS else ""
+    return f" on {servers.layout.gpus} {units} as {servers.layout}{door}"
