@@ -21,32 +21,50 @@ Act = Callable[[Path], Undo | None]
 HOG_BYTES = 20 * 2**30
 
 
-def leader(folder: Path) -> int:
-    return running_file.read(folder / running_file.FILE_NAME).pid
+REPLICA = 1
+"""Number of the replica that is struck, of several. Its GPU has the same number."""
+
+
+def leader(folder: Path, replica: int = 0) -> int:
+    return running_file.read(running_file.path_of(folder, replica)).pid
 
 
 def session(pid: int) -> list[int]:
     return [p.pid for p in proctable.table().values() if p.session == pid and not p.is_zombie]
 
 
-def _signal_server(number: signal.Signals) -> Act:
+def _signal_server(number: signal.Signals, replica: int = 0) -> Act:
     def act(folder: Path) -> None:
-        os.kill(leader(folder), number)
+        os.kill(leader(folder, replica), number)
 
     return act
 
 
-def _kill_engine(folder: Path) -> None:
-    pid = leader(folder)
-    assert eventually(lambda: len(session(pid)) > 1), "the engine has not started"
-    for member in session(pid):
-        if member != pid:
-            os.kill(member, signal.SIGKILL)
+def _kill_engine(replica: int = 0) -> Act:
+    def act(folder: Path) -> None:
+        pid = leader(folder, replica)
+        assert eventually(lambda: len(session(pid)) > 1), "the engine has not started"
+        for member in session(pid):
+            if member != pid:
+                os.kill(member, signal.SIGKILL)
+
+    return act
 
 
-def _hold_memory(folder: Path) -> Undo:
+def _signal_door(number: signal.Signals) -> Act:
+    """Send a signal to nginx: the last process of the service. Only its main process can be asked to end."""
+
+    def act(folder: Path) -> None:
+        pid = leader(folder, len(running_file.found_below(folder)) - 1)
+        for member in session(pid) if number is signal.SIGSTOP else [pid]:
+            os.kill(member, number)
+
+    return act
+
+
+def _hold_memory(gpu: int) -> Act:
     """Hold memory in this very process, which plays the other one."""
-    return hold(folder.parents[1] / "gpu", [0], HOG_BYTES).unlink
+    return lambda folder: hold(folder.parents[1] / "gpu", [gpu], HOG_BYTES).unlink
 
 
 def _lock_database(folder: Path) -> Undo:
@@ -61,21 +79,30 @@ ACTS: Mapping[str, Act] = {
     "kill -9 server": _signal_server(signal.SIGKILL),
     "SIGTERM server": _signal_server(signal.SIGTERM),
     "freeze server": _signal_server(signal.SIGSTOP),
-    "kill -9 engine": _kill_engine,
+    "kill -9 engine": _kill_engine(),
     "metrics gone": _signal_server(signal.SIGUSR1),
-    "memory held by others": _hold_memory,
+    "memory held by others": _hold_memory(0),
+    "kill -9 replica": _signal_server(signal.SIGKILL, REPLICA),
+    "SIGTERM replica": _signal_server(signal.SIGTERM, REPLICA),
+    "freeze replica": _signal_server(signal.SIGSTOP, REPLICA),
+    "kill -9 engine of a replica": _kill_engine(REPLICA),
+    "memory of one GPU held by others": _hold_memory(REPLICA),
+    "kill -9 door": _signal_door(signal.SIGKILL),
+    "SIGTERM door": _signal_door(signal.SIGTERM),
+    "freeze door": _signal_door(signal.SIGSTOP),
     "SQLite locked for a moment": _lock_database,
 }
 
 WORKS_WITH: Mapping[str, str] = {"metrics gone": "metrics-gone"}
 """Fault that the stand-in needs at its start, so that an act can work on it later."""
 
-BEFORE_START = ("memory held by others",)
+BEFORE_START = ("memory held by others", "memory of one GPU held by others")
 """Acts on a machine whose server is yet to start."""
 
 ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "KV cache too small": ("--kv-cache-memory-bytes", "20000000"),
     "unknown flag": ("--no-such-flag", "1"),
+    "another model's name": ("--served-model-name", "another"),
 }
 """Additional words of one start: a candidate that vLLM refuses."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,15 @@ from tuner.study.store import Store
 from tuner.telemetry import prometheus, sampler
 
 ENGINE_IS_THERE = b"Initializing a V1 LLM engine"
+IS_READY = b"Application startup complete"
+LOG_BYTES = 20_000
+"""Beginning of a log in which these lines stand, unless the log is flooded."""
 
 
 class Moment(StrEnum):
     BEFORE_START = "before the start"
     STARTING = "starting"
+    ONE_IS_READY = "the last one starts"
     WARMING_UP = "warming up"
     MEASURING = "measuring"
     DRAINING = "draining"
@@ -57,36 +62,46 @@ OPEN_RULES = SearchSettings(
 DRAIN_S = 3.5
 
 
+class _Here(threading.local):
+    """Trial of the thread that asks: several trials may run at once, each in its own thread."""
+
+    folder: Path = Path()
+    loading: Moment = Moment.WARMING_UP
+
+
 @dataclass
 class Hooks:
     """Hooks that call `strike(moment, trial's folder)` at each moment. `CONFIRMING` is measuring in a confirmation
-    run.
-
-    One server at a time: with several the folder would be a guess.
-    """
+    run."""
 
     strike: Callable[[Moment, Path], None]
     store_folder: Path
-    folder: Path = Path()
-    role: Role = Role.SEARCH
-    loading: Moment = Moment.WARMING_UP
+    _roles: dict[Path, Role] = field(default_factory=dict, init=False)
+    _here: _Here = field(default_factory=_Here, init=False)
+
+    def role(self, folder: Path) -> Role:
+        """Return the role of the trial in a folder."""
+        return self._roles[folder]
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         save = Store.save_record
 
         def save_record(store: Store, record: TrialRecord) -> None:
-            self.strike(Moment.WRITING, self.folder)
+            self.strike(Moment.WRITING, store.trial_folder(record.trial))
             save(store, record)
 
         serve = service.serving
 
         def serving(request: ServiceRequest) -> AbstractContextManager[Service]:
-            log, should_stop = request.folder / "server.log", request.should_stop
+            self._here.folder, should_stop = request.folder, request.should_stop
 
             def look() -> bool:
-                """Asked at every look of the wait, before the one that may find the server ready."""
-                if ENGINE_IS_THERE in log.read_bytes()[:20_000]:
-                    self.strike(Moment.STARTING, self.folder)
+                """Asked at every look of the wait, before the one that may find the servers ready."""
+                logs = [log.read_bytes()[:LOG_BYTES] for log in request.folder.glob("server*.log")]
+                if all(ENGINE_IS_THERE in log for log in logs):
+                    self.strike(Moment.STARTING, request.folder)
+                if 0 < sum(IS_READY in log for log in logs) < len(logs):
+                    self.strike(Moment.ONE_IS_READY, request.folder)
                 return bool(should_stop())
 
             return serve(replace(request, should_stop=look))
@@ -104,32 +119,33 @@ class Hooks:
         )
 
         def warming(made: LiveSession, task: Task) -> None:
-            self.loading = Moment.WARMING_UP
+            self._here.loading = Moment.WARMING_UP
             warm_up(made, task)
 
         def level(made: LiveSession, concurrency: int, seconds: float) -> Level:
-            self.loading = Moment.CONFIRMING if self.role is Role.CONFIRM else Moment.MEASURING
+            confirms = self.role(self._here.folder) is Role.CONFIRM
+            self._here.loading = Moment.CONFIRMING if confirms else Moment.MEASURING
             return closed(made, concurrency, seconds)
 
         def probe(made: LiveSession, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
-            searching = Moment.RACING if self.loading is Moment.SATURATING else Moment.STEPPING
-            self.loading = searching if trace == SEARCH_TRACE else Moment.CLAIMING
+            searching = Moment.RACING if self._here.loading is Moment.SATURATING else Moment.STEPPING
+            self._here.loading = searching if trace == SEARCH_TRACE else Moment.CLAIMING
             return at_rate(made, rate, seconds, trace, stop)
 
         def saturate(made: LiveSession, seconds: float) -> Saturation:
-            self.loading = Moment.SATURATING
+            self._here.loading = Moment.SATURATING
             return fill(made, seconds)
 
         def watched(drive_load: Callable[..., drive.Samples]) -> Callable[..., drive.Samples]:
             def driven(*args: Any, watch: drive.Watch, **options: Any) -> drive.Samples:
-                seconds = float(args[3])
+                seconds, loading, folder = float(args[3]), self._here.loading, self._here.folder
 
                 def look(progress: drive.LevelProgress) -> EarlyEnd | None:
-                    drains = progress.elapsed_s >= seconds and self.loading in (Moment.MEASURING, Moment.CONFIRMING)
+                    drains = progress.elapsed_s >= seconds and loading in (Moment.MEASURING, Moment.CONFIRMING)
                     if not drains:
-                        self.strike(self.loading, self.folder)
+                        self.strike(loading, folder)
                     elif progress.in_flight:
-                        self.strike(Moment.DRAINING, self.folder)
+                        self.strike(Moment.DRAINING, folder)
                     return watch(progress)
 
                 return drive_load(*args, **{"drain_s": DRAIN_S, **options, "watch": look})
@@ -143,13 +159,17 @@ class Hooks:
 
     def see(self, event: Event) -> None:
         match event:
-            case TrialStarted():
-                self.folder, self.role = self.store_folder / "trials" / f"{event.trial:04d}", event.role
-                self.strike(Moment.BEFORE_START, self.folder)
-            case PhaseChanged(phase="stopping"):
-                self.strike(Moment.STOPPING, self.folder)
+            case TrialStarted(trial=trial, role=role):
+                folder = self._folder(trial)
+                self._roles[folder] = role
+                self.strike(Moment.BEFORE_START, folder)
+            case PhaseChanged(trial=trial, phase="stopping"):
+                self.strike(Moment.STOPPING, self._folder(trial))
             case _:
                 pass
+
+    def _folder(self, trial: int) -> Path:
+        return self.store_folder / "trials" / f"{trial:04d}"
 
 
 def short_limits(patch: pytest.MonkeyPatch) -> None:

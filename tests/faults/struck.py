@@ -17,8 +17,9 @@ import optuna
 from optuna.trial import TrialState
 
 from tests.faults.study_run import COMMAND, left_of, records_of
-from tests.faults.table import Ends, TunerRow
+from tests.faults.table import Ends, Servers, TunerRow
 from tests.server.support import bystander, runs
+from tuner.server import running_file
 from tuner.study.result import StudyResult
 from tuner.study.store import Store
 
@@ -39,9 +40,11 @@ class Words(NamedTuple):
 
     sequences: tuple[int, int]
     load: tuple[str, ...]
+    machine: tuple[str, ...] = ()
 
 
 CLOSED_LOOP = Words((4, 64), ("--slo", "p99 ttft <= 10s", "--levels", "4", "--level-seconds", "1"))
+SEVERAL = CLOSED_LOOP._replace(machine=("--workers", "2", "--layouts", "2x1", "--door", "nginx"))
 OPEN_LOOP = Words((2, 4), ("--slo", "p99 ttft <= 60s"))
 
 
@@ -78,7 +81,7 @@ class StruckStudy:
         self._files()
         self._words = [
             "search", "--model", self.model, "--vllm", " ".join(COMMAND), "--space", str(self.folder / "space.yaml"),
-            "--workload", "random:8,6", *self.words.load, "--warm-up-seconds", "0.3",
+            "--workload", "random:8,6", *self.words.load, *self.words.machine, "--warm-up-seconds", "0.3",
             "--trials", str(self.starts), "--confirm", "2", "--study", NAME,
             "--studies", str(self.folder), "--", "--max-model-len", "2048",
         ]  # fmt: skip
@@ -93,9 +96,9 @@ class StruckStudy:
         env = {
             **os.environ,
             "TUNER_NOTE": str(self.folder / "note"),
-            "TUNER_SIM_FAULTS": "stall:2" if strike.endswith("draining") else "",
+            "TUNER_SIM_FAULTS": "stall:2" if "draining" in strike else "",
             "TUNER_SIM_PROFILE": "rtx4090",
-            "TUNER_SIM_GPUS": "1",
+            "TUNER_SIM_GPUS": "2" if self.words.machine else "1",
             "TUNER_SIM_SPEED": "4",
             "TUNER_SIM_STARTUP_S": "0.6",
         }
@@ -110,7 +113,7 @@ class StruckStudy:
             struck: tuple[TunerRow, subprocess.CompletedProcess[str], dict[str, bytes], list[str]] | None = None
             for row in [*rows, None]:
                 before = records_of(self.study)
-                ended = self.tuner(f"{row.fault}@{row.moment}" if row else "none@")
+                ended = self.tuner(strike_of(row) if row else "none@")
                 if struck is not None:
                     self._look(*struck, before, other)
                 struck = (row, ended, before, self._noted()) if row else None
@@ -133,7 +136,7 @@ class StruckStudy:
         with bystander(*COMMAND[1:], self.model, "--max-model-len", "2048") as other, mounted(self.folder):
             self._files()
             before = records_of(self.study)
-            ended = self.tuner(f"{row.fault}@{row.moment}")
+            ended = self.tuner(strike_of(row))
             noted = self._noted()
             (self.study / "filler").unlink(missing_ok=True)
             for read_only in (self.study / "trials").glob("[0-9]*"):
@@ -180,7 +183,7 @@ class StruckStudy:
         left = [str(path) for path in map(Path, words) if path.is_absolute() and path.exists()]
         done = [f for f in folders if f != folders[-1]]
         left += [x for f in done for x in left_of(f)]
-        left += [str(f / "running.json") for f in done if (f / "running.json").exists()]
+        left += [str(path) for f in done for path in running_file.found_below(f)]
         self.seen[row] = Struck(
             code=ended.returncode,
             said=ended.stderr,
@@ -199,6 +202,11 @@ class StruckStudy:
             not any(t.number > one.number and t.system_attrs.get("fixed_params") == one.params for t in trials)
             for one in failed
         )
+
+
+def strike_of(row: TunerRow) -> str:
+    """Write what tuner_to_strike.py reads."""
+    return f"{row.fault}@{row.moment}{'' if row.servers is Servers.ONE else '@confirm'}"
 
 
 @contextmanager

@@ -17,36 +17,39 @@ from optuna.trial import TrialState
 
 from tests.faults import acts
 from tests.faults.moments import OPEN_LOOP, OPEN_RULES, Hooks, Moment, short_limits
-from tests.faults.table import Learnt, Row
+from tests.faults.table import Learnt, Row, Servers
 from tests.server.support import bystander, listens, runs
 from tuner import launch as launching
 from tuner.candidate import Candidate
 from tuner.clock import RealClock
 from tuner.environment import describe
-from tuner.launch import LaunchBase, LaunchSpec, launch
+from tuner.launch import Door, LaunchBase, LaunchSpec, launch
 from tuner.layout import Layout, PlacedLayout
 from tuner.load.workload import workload
 from tuner.placement import GpuGroup
-from tuner.server import proctable, running_file, start
+from tuner.server import door, proctable, running_file, start
 from tuner.server.ports import fresh_port
 from tuner.sim import held_bytes
 from tuner.slo import parse_slo
 from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Space
-from tuner.study.events import Event, TrialFinished
+from tuner.study.doors import REFUTED
+from tuner.study.events import Event, TrialFinished, TrialStarted
 from tuner.study.fleet import LocalFleet
 from tuner.study.local_servers import local_trials
 from tuner.study.loop import Loop
 from tuner.study.plan import Ladder, OpenSearch, StudyPlan
-from tuner.study.record import TrialOutcome, TrialRecord
+from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import StudyResult
 from tuner.study.search import Search
 from tuner.study.setting import StudySetting
 from tuner.study.store import Store
 from tuner.telemetry.gpu import GpuReading
+from tuner.vllm import knobs
 from tuner.vllm.defaults import vllm_defaults
 
 COMMAND = (sys.executable, "-m", "tuner.sim", "serve")
+TWO_GPUS = (GpuGroup((0,)), GpuGroup((1,)))
 ROOM = {Moment.STARTING: ("slow-start:2",), Moment.DRAINING: ("stall:3",)}
 """Faults that make a moment last for an act. Requests that stall are in flight when the level's time is over."""
 
@@ -125,6 +128,22 @@ def open_plan(folder: Path, model: str, *, starts: int, confirm_starts: int) -> 
     )
 
 
+def several_plan(
+    folder: Path, model: str, *, starts: int, confirm_starts: int, made_by: Door = Door.NGINX
+) -> StudyPlan:
+    """Plan a study of one layout, two servers on a GPU each. They are confirmed behind their door."""
+    plan = make_plan(folder, model, starts=starts, confirm_starts=confirm_starts)
+    layout = Layout(2)
+    base = replace(
+        plan.base,
+        flags=(*plan.base.flags, knobs.DATA_PARALLEL),
+        fixed=((knobs.DATA_PARALLEL, 2),),
+        env=(*plan.base.env, ("TUNER_SIM_GPUS", "2")),
+    )
+    layouts = (PlacedLayout(layout, TWO_GPUS),)
+    return replace(plan, base=base, layouts=layouts, own_layout=layout, doors=(made_by,), start_limit_s=12)
+
+
 def order_of(rows: Sequence[Row]) -> list[Row | None]:
     """Order the faults by start, None for a healthy one.
 
@@ -155,22 +174,27 @@ class StudyRun:
     ended_by: BaseException | None = None
 
     def __post_init__(self) -> None:
-        self._order: list[Row | None] = order_of(self.rows)
-        first: list[Row | None] = [None, None] if self.confirming else [None]
-        self._order = first + self._order
-        self._start = -1
-        self._struck = False
+        self._checks = [row for row in self.rows if row.servers is Servers.SIDE_BY_SIDE]
+        self._order = order_of([row for row in self.rows if row not in self._checks])
+        self._several = self.rows[0].servers is not Servers.ONE
+        if not self._several:
+            first: list[Row | None] = [None, None] if self.confirming else [None]
+            self._order = first + self._order
+        self._next = iter(self._order)
+        self._row: Row | None = None
+        self._trial = -1
+        self._row_of: dict[int, Row] = {}
+        self._struck: set[int] = set()
+        self._running = 0
         self._undo: list[acts.Undo] = []
         self._bytes: dict[str, bytes] = {}
         self._shared_memory: set[Path] = set()
         self._scratch: set[Path] = set()
+        self._ports: set[int] = set()
         self._bystander = 0
 
     def run(self) -> None:
-        failed = sum(row is not None and row.learnt is Learnt.AGAIN for row in self._order)
-        starts = 2 if self.confirming else len(self._order) - failed
-        make = open_plan if self.rows[0].moment in OPEN_LOOP else make_plan
-        plan = make(self.folder, self.model, starts=starts, confirm_starts=2 if self.confirming else 0)
+        plan = self._plan()
         self.store = Store(self.folder)
         self.store.create()
         self.store.save_plan(plan, describe("0.32.0", plan.model, (), None))
@@ -181,9 +205,23 @@ class StudyRun:
             self._hooks.install(patch)
             patch.setattr(launching, "launch", self._launch)
             fresh = fresh_port
-            patch.setattr(start, "fresh_port", lambda host: self._port() or fresh(host))
+            patch.setattr(start, "fresh_port", lambda host: self._port("foreign listener") or fresh(host))
+            patch.setattr(door, "fresh_port", lambda host: self._port("door's port taken") or fresh(host))
             with bystander(*COMMAND[1:], self.model, "--max-model-len", "2048") as self._bystander:
                 self._run(plan)
+
+    def _plan(self) -> StudyPlan:
+        if self._several:
+            # Each candidate that a fault refutes takes one of the search's with it.
+            refuted = sum(row is not None and row.learnt is Learnt.REFUTED for row in self._order)
+            healthy = sum(row is None or row.learnt is Learnt.UNAFFECTED for row in self._order)
+            made_by = Door.VLLM if self.rows[0].servers is Servers.ENGINES else Door.NGINX
+            runs = 2 * -(-max(2, healthy) // 2) + refuted
+            return several_plan(self.folder, self.model, starts=2 + refuted, confirm_starts=runs, made_by=made_by)
+        failed = sum(row is not None and row.learnt is Learnt.AGAIN for row in self._order)
+        starts = 2 if self.confirming else len(self._order) - failed
+        make = open_plan if self.rows[0].moment in OPEN_LOOP else make_plan
+        return make(self.folder, self.model, starts=starts, confirm_starts=2 if self.confirming else 0)
 
     def _run(self, plan: StudyPlan) -> None:
         stop, clock = threading.Event(), RealClock()
@@ -198,61 +236,72 @@ class StudyRun:
 
     # ── what happens at a start
 
-    @property
-    def _row(self) -> Row | None:
-        return self._order[self._start] if self._start < len(self._order) else None
+    def _row_for(self, event: TrialStarted) -> Row | None:
+        """Choose the fault of a start. Of several servers only those that run at once are struck."""
+        if not self._several or event.role is Role.CONFIRM:
+            return next(self._next, None)
+        return self._checks.pop() if event.role is Role.CHECK and event.group == "gpu1" and self._checks else None
 
     def _launch(self, base: LaunchBase, candidate: Candidate, group: GpuGroup, replicas: int = 1) -> LaunchSpec:
         """Launch at the very beginning of a trial, after TrialStarted."""
         spec, row = launch(base, candidate, group, replicas), self._row
         if row is None:
             return spec
+        is_struck = not self._several or acts.REPLICA in group.gpus
+        if not is_struck:
+            # The other one is still starting when the struck one is ready.
+            faults = ["slow-start:3"] if row.moment is Moment.ONE_IS_READY else []
+            return replace(spec, env=(*spec.env, ("TUNER_SIM_FAULTS", ",".join(faults))))
         if row.fault == "command is gone":
-            self._struck = True
+            self._struck.add(self._trial)
             return replace(spec, command=("/nowhere/vllm", "serve"))
         if row.fault in acts.ARGUMENTS:
-            self._struck = True
+            self._struck.add(self._trial)
             return replace(spec, arguments=(*spec.arguments, *acts.ARGUMENTS[row.fault]), flags=())
         faults = list(ROOM.get(row.moment, ())) if row.fault in acts.ACTS else []
         if row.fault in acts.WORKS_WITH:
             faults.append(acts.WORKS_WITH[row.fault])
         if row.fault not in acts.ACTS and re.fullmatch(r"[a-z-]+(:[\d.]+)?", row.fault):
-            self._struck = True
+            self._struck.add(self._trial)
             faults.append(row.fault)
         return replace(spec, env=(*spec.env, ("TUNER_SIM_FAULTS", ",".join(faults))))
 
-    def _port(self) -> int | None:
-        if self._row is None or self._row.fault != "foreign listener":
+    def _port(self, fault: str) -> int | None:
+        if self._row is None or self._row.fault != fault or self._trial in self._struck:
             return None
         port, taken = acts.listener()
-        self._struck = True
+        self._struck.add(self._trial)
         self._undo.append(taken.close)
         return port
 
     def _strike(self, moment: Moment, folder: Path) -> None:
-        row = self._row
-        if (folder / running_file.FILE_NAME).exists():
-            self._remember(running_file.read(folder / running_file.FILE_NAME))
-        if row is None or self._struck or row.fault not in acts.ACTS:
+        row, trial = self._row_of.get(int(folder.name)), int(folder.name)
+        for path in running_file.found_below(folder):
+            self._remember(running_file.read(path))
+        if row is None or trial in self._struck or row.fault not in acts.ACTS:
             return
         if moment is (Moment.BEFORE_START if row.fault in acts.BEFORE_START else row.moment):
-            self._struck = True
+            self._struck.add(trial)
             if (undo := acts.ACTS[row.fault](folder)) is not None:
                 self._undo.append(undo)
 
     def _remember(self, record: running_file.Marker) -> None:
         """Note what must be gone later. Once its owner is dead, its ownership cannot be proved."""
         self._scratch.add(Path(record.scratch))
+        self._ports.add(record.port)
         for pid in acts.session(record.pid):
             self._shared_memory |= proctable.shared_memory_files(pid)
 
     def _emit(self, event: Event) -> None:
         if isinstance(event, TrialFinished):
+            self._running -= 1
             self._look(event.record)
             return
-        if type(event).__name__ == "TrialStarted":
-            self._start += 1
-            self._struck = False
+        if isinstance(event, TrialStarted):
+            self._running += 1
+            self._trial, self._row = event.trial, self._row_for(event)
+            if self._row is not None:
+                self._row_of[event.trial] = self._row
         self._hooks.see(event)
 
     # ── what is seen after it
@@ -262,19 +311,22 @@ class StudyRun:
             self._undo.pop()()
         folder = self.folder / "trials" / f"{record.trial:04d}"
         changed = self._changed()
+        alone = self._running == 0
         seen = Seen(
             record,
             self._told(record),
-            self._struck,
+            record.trial in self._struck,
             changed,
-            (*self._left(folder), *left_of(folder)),
+            (*left_of(folder), *(self._left(folder) if alone else ())),
             runs(self._bystander),
         )
         self.every.append(seen)
-        if self._row is not None:
-            self.seen[self._row] = seen
-        self._shared_memory.clear()
-        self._scratch.clear()
+        if (row := self._row_of.get(record.trial)) is not None:
+            self.seen[row] = seen
+        if alone:
+            self._shared_memory.clear()
+            self._scratch.clear()
+            self._ports.clear()
 
     def _changed(self) -> tuple[str, ...]:
         """List finished records that have changed, and take note of the new one."""
@@ -284,13 +336,18 @@ class StudyRun:
         return changed
 
     def _left(self, folder: Path) -> list[str]:
-        files = [*self._shared_memory, *self._scratch, folder / running_file.FILE_NAME]
+        files = [*self._shared_memory, *self._scratch, *running_file.found_below(folder)]
         mine = [p for p in proctable.table().values() if p.ppid == os.getpid() and p.pid != self._bystander]
-        return [str(f) for f in files if f.exists()] + [str(p) for p in mine if p.name.startswith(("VLLM", "python"))]
+        processes = [str(p) for p in mine if p.name.startswith(("VLLM", "python", "nginx"))]
+        ports = [f"port {port}" for port in self._ports if listens(port)]
+        memory = [f"memory of GPU {gpu}" for gpu in (0, 1) if held_bytes(self.folder / "gpu", gpu)]
+        return [*(str(f) for f in files if f.exists()), *processes, *ports, *memory]
 
     def _told(self, record: TrialRecord) -> str:
         if record.search_trial is None:
-            return Learnt.NOTHING if record.outcome is TrialOutcome.INFRASTRUCTURE else Learnt.UNAFFECTED
+            if record.outcome is TrialOutcome.INFRASTRUCTURE:
+                return Learnt.NOT_AGAIN if record.role is Role.CHECK else Learnt.NOTHING
+            return Learnt.REFUTED if record.outcome in REFUTED else Learnt.UNAFFECTED
         return learnt_of(self.plan.storage, self.plan.study, record)
 
 
@@ -319,11 +376,11 @@ def records_of(folder: Path) -> dict[str, bytes]:
 
 
 def left_of(folder: Path) -> list[str]:
-    """Processes that write to the trial's log, and its port if somebody still listens there."""
-    log = folder / "server.log"
-    if not log.exists():
-        return []
-    identity = proctable.file_id(log)
-    writers = [str(p) for p in proctable.table().values() if proctable.writes_to(p.pid, identity) and runs(p.pid)]
-    ports = {int(port) for port in re.findall(r"'port': (\d+)", log.read_text(errors="replace")[:20_000])}
-    return writers + [f"port {port}" for port in sorted(ports) if listens(port)]
+    """Processes that write to one of the trial's logs, and its ports if somebody still listens there."""
+    left: list[str] = []
+    for log in folder.glob("*.log"):
+        identity = proctable.file_id(log)
+        writers = [p for p in proctable.table().values() if proctable.writes_to(p.pid, identity) and runs(p.pid)]
+        ports = {int(port) for port in re.findall(r"'port': (\d+)", log.read_text(errors="replace")[:20_000])}
+        left += [str(p) for p in writers] + [f"port {port}" for port in sorted(ports) if listens(port)]
+    return left

@@ -16,6 +16,17 @@ class Learnt(StrEnum):
     MEASURED = "measured, not feasible"
     UNAFFECTED = "unaffected"
     NOTHING = "nothing, done again"  # a confirmation is no trial of the search
+    REFUTED = "refutes the candidate"  # of a confirmation
+    NOT_AGAIN = "nothing, the other one counts"  # a check of all places is made once
+
+
+class Servers(StrEnum):
+    """Servers that run at once when the fault strikes. Of several, one is struck or their door."""
+
+    ONE = "1"
+    SIDE_BY_SIDE = "2 side by side"
+    NGINX = "2 behind nginx"
+    ENGINES = "1 with 2 engines"
 
 
 class Row(NamedTuple):
@@ -26,26 +37,35 @@ class Row(NamedTuple):
     moment: Moment
     learnt: Learnt
     cause: str = ""
+    servers: Servers = Servers.ONE
 
     @property
     def name(self) -> str:
-        return name_of(self.fault, self.moment)
+        return name_of(self.fault, self.moment, self.servers)
 
     @property
     def run(self) -> str:
         """Name the study in which this fault strikes one start."""
+        if self.servers is Servers.ENGINES:
+            return "several engines"
+        if self.servers is not Servers.ONE:
+            if self.learnt is Learnt.REFUTED:
+                return "several servers, refuting"
+            return f"several servers, {'starting' if self.moment in BEFORE_LOAD else 'loaded'}"
         if self.moment in OPEN_LOOP:
             return f"servers in an open loop, {'confirming' if self.moment is Moment.CLAIMING else 'searching'}"
         return f"servers, {self.moment}"
 
 
-def name_of(fault: str, moment: Moment) -> str:
-    return f"{fault} {moment}".replace(" ", "-")
+def name_of(fault: str, moment: Moment, servers: Servers = Servers.ONE) -> str:
+    several = "" if servers is Servers.ONE else f" {servers}"
+    return f"{fault} {moment}{several}".replace(" ", "-")
 
 
 _S, _W, _M, _D = Moment.STARTING, Moment.WARMING_UP, Moment.MEASURING, Moment.DRAINING
 _STOP, _C, _WRITE = Moment.STOPPING, Moment.CONFIRMING, Moment.WRITING
 _SATURATING, _RACING, _STEPPING, _CLAIMING = OPEN_LOOP
+BEFORE_LOAD = (Moment.BEFORE_START, Moment.STARTING, Moment.ONE_IS_READY)
 _AGAIN, _VIOLATED, _MEASURED, _UNAFFECTED, _NOTHING = (
     Learnt.AGAIN, Learnt.VIOLATED, Learnt.MEASURED, Learnt.UNAFFECTED, Learnt.NOTHING,
 )  # fmt: skip
@@ -120,6 +140,49 @@ SERVER_ROWS: tuple[Row, ...] = (
 )
 
 
+_FIRST = Moment.ONE_IS_READY
+_NGINX, _CHECK, _REFUTED = Servers.NGINX, Servers.SIDE_BY_SIDE, Learnt.REFUTED
+
+SEVERAL_ROWS: tuple[Row, ...] = (
+    # ── the check: the default on all places at once ────────────────────────────────────────────────────────────────
+    Row("kill -9 server", _S, Learnt.NOT_AGAIN, "killed", _CHECK),
+    Row("kill -9 server", _M, Learnt.NOT_AGAIN, "killed", _CHECK),
+    # ── a confirmation of the whole machine, starting ───────────────────────────────────────────────────────────────
+    Row("kill -9 replica", _S, _NOTHING, "killed", _NGINX),
+    Row("freeze replica", _S, _REFUTED, "start-limit", _NGINX),
+    Row("SIGTERM replica", _S, _NOTHING, "terminated", _NGINX),
+    Row("port-taken", _S, _NOTHING, "port-in-use", _NGINX),
+    Row("foreign listener", _S, _NOTHING, "foreign-listener", _NGINX),
+    Row("memory of one GPU held by others", _S, _NOTHING, "memory-wanted", _NGINX),
+    Row("KV cache too small", _S, _REFUTED, "kv-too-small", _NGINX),
+    Row("unknown flag", _S, _REFUTED, "unknown-flag", _NGINX),
+    Row("slow-start:1", _S, _UNAFFECTED, "", _NGINX),
+    Row("kill -9 door", _S, _NOTHING, "door-refused", _NGINX),
+    Row("freeze door", _S, _NOTHING, "door-closed", _NGINX),
+    Row("door's port taken", _S, _NOTHING, "door-refused", _NGINX),
+    Row("kill -9 replica", _FIRST, _NOTHING, "killed", _NGINX),
+    # ── under load ──────────────────────────────────────────────────────────────────────────────────────────────────
+    Row("kill -9 replica", _W, _NOTHING, "killed", _NGINX),
+    Row("freeze replica", _W, _NOTHING, "hung", _NGINX),
+    Row("kill -9 door", _W, _NOTHING, "door-died", _NGINX),
+    Row("kill -9 replica", _C, _NOTHING, "killed", _NGINX),
+    Row("kill -9 engine of a replica", _C, _NOTHING, "engine-died", _NGINX),
+    Row("freeze replica", _C, _NOTHING, "hung", _NGINX),
+    Row("kill -9 door", _C, _NOTHING, "door-died", _NGINX),
+    Row("freeze door", _C, _NOTHING, "hung", _NGINX),
+    Row("kill -9 replica", _D, _NOTHING, "killed", _NGINX),
+    Row("error-chunk:5", _C, _REFUTED, "", _NGINX),
+    Row("another model's name", _C, _REFUTED, "", _NGINX),
+    Row("oom-under-load:3", _C, _REFUTED, "oom-under-load", _NGINX),
+    # ── stopping ────────────────────────────────────────────────────────────────────────────────────────────────────
+    Row("kill -9 replica", _STOP, _UNAFFECTED, "", _NGINX),
+    Row("freeze replica", _STOP, _UNAFFECTED, "", _NGINX),
+    Row("orphan-on-stop", _STOP, _UNAFFECTED, "", _NGINX),
+    Row("kill -9 door", _STOP, _UNAFFECTED, "", _NGINX),
+    Row("freeze door", _STOP, _UNAFFECTED, "", _NGINX),
+)
+
+
 class Ends(StrEnum):
     """End of the tuner that the fault struck. The next one then completes the study."""
 
@@ -131,19 +194,24 @@ class Ends(StrEnum):
 
 
 class TunerRow(NamedTuple):
-    """Fault of the tuner's own process or of its files. `words` must be in what it prints."""
+    """Fault of the tuner's own process or of its files. `words` must be in what it prints. With several servers it
+    strikes in a confirmation of the whole machine."""
 
     fault: str
     moment: Moment
     ends: Ends
     words: str = ""
+    servers: Servers = Servers.ONE
 
     @property
     def name(self) -> str:
-        return name_of(self.fault, self.moment)
+        return name_of(self.fault, self.moment, self.servers)
 
     @property
     def run(self) -> str:
+        if self.servers is not Servers.ONE:
+            alone = self.fault in ("kill -9 tuner", "disk full")
+            return f"{self.fault if alone else 'tuner'}, several servers"
         if self.fault.startswith(("torn", "garbled")):
             return "damaged files"
         if self.moment in OPEN_LOOP:
@@ -159,6 +227,18 @@ TUNER_ROWS: tuple[TunerRow, ...] = (
     *(TunerRow("SIGINT tuner", moment, Ends.RESUMABLE, "tuner resume") for moment in _LOADED),
     TunerRow("SIGINT tuner", _CLAIMING, Ends.RESUMABLE, "tuner resume"),
     TunerRow("kill -9 tuner", _CLAIMING, Ends.KILLED),
+)
+
+_UP = (_S, _C, _STOP)
+"""Moments at which all servers and their door run."""
+
+SEVERAL_TUNER_ROWS: tuple[TunerRow, ...] = (
+    *(TunerRow("kill -9 tuner", moment, Ends.KILLED, "", _NGINX) for moment in _UP),
+    *(TunerRow("SIGTERM tuner", moment, Ends.RESUMABLE, "tuner resume", _NGINX) for moment in _UP),
+    *(TunerRow("SIGINT tuner", moment, Ends.RESUMABLE, "tuner resume", _NGINX) for moment in _UP),
+    TunerRow("kill -9 tuner", _WRITE, Ends.KILLED, "", _NGINX),
+    TunerRow("disk full", _C, Ends.ENVIRONMENT, "No space left", _NGINX),
+    TunerRow("nginx is gone", Moment.BEFORE_START, Ends.ENVIRONMENT, "nginx", _NGINX),
 )
 
 FILE_ROWS: tuple[TunerRow, ...] = (
@@ -177,4 +257,7 @@ FILE_ROWS: tuple[TunerRow, ...] = (
 MEMORY_ROWS: tuple[TunerRow, ...] = (
     TunerRow("GPU memory stays in use, one group", _STOP, Ends.ENVIRONMENT, "no GPU group is usable"),
     TunerRow("GPU memory stays in use, two groups", _STOP, Ends.COMPLETE),
+    TunerRow(
+        "GPU memory stays in use, layout 2x1 on two GPUs", _STOP, Ends.ENVIRONMENT, "no GPU group is usable", _NGINX
+    ),
 )

@@ -11,14 +11,14 @@ import pytest
 from tests.faults.all_runs import RunSeen, StudySeen
 from tests.faults.moments import OPEN_LOOP
 from tests.faults.struck import code_of, well_said
-from tests.faults.table import FILE_ROWS, SERVER_ROWS, TUNER_ROWS, Ends, Row, TunerRow
+from tests.faults.table import FILE_ROWS, SERVER_ROWS, SEVERAL_ROWS, SEVERAL_TUNER_ROWS, TUNER_ROWS, Ends, Row, TunerRow
 from tuner.study.record import TrialOutcome
 
 Runs = Mapping[str, Future[RunSeen | StudySeen]]
 NEED_ROOT = ("disk full", "disk nearly full", "trial folder read-only")
 
 
-@pytest.mark.parametrize("row", SERVER_ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", (*SERVER_ROWS, *SEVERAL_ROWS), ids=lambda row: row.name)
 def test_a_fault_of_one_start_costs_that_start_alone(row: Row, runs: Runs) -> None:
     run = runs[row.run].result()
     assert isinstance(run, RunSeen)
@@ -38,7 +38,7 @@ def test_a_fault_of_one_start_costs_that_start_alone(row: Row, runs: Runs) -> No
     assert row.moment in OPEN_LOOP or all(s.record.outcome is TrialOutcome.FEASIBLE for s in run.others)
 
 
-@pytest.mark.parametrize("row", (*TUNER_ROWS, *FILE_ROWS), ids=lambda row: row.name)
+@pytest.mark.parametrize("row", (*TUNER_ROWS, *SEVERAL_TUNER_ROWS, *FILE_ROWS), ids=lambda row: row.name)
 def test_the_next_tuner_completes_what_one_left(row: TunerRow, runs: Runs) -> None:
     if row.fault in NEED_ROOT and os.geteuid() != 0:
         pytest.skip("only root may mount a disk")

@@ -1,5 +1,7 @@
 """`tuner` with a fault of its own: `tuner_to_strike.py FAULT@MOMENT tuner's words…`. FAULT may be `none`.
 
+FAULT@MOMENT@confirm strikes in a confirmation only.
+
 The real command line runs in its own process, with the short limits of tests/faults/moments.py. A note of what
 happened is written to TUNER_NOTE.
 """
@@ -15,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults.moments import OPEN_RULES, Hooks, Moment, short_limits
+from tuner import layout
 from tuner.cli import app, console, search
 from tuner.report import page
-from tuner.server import proctable, running_file
+from tuner.server import door, proctable, running_file
 from tuner.study import store
 from tuner.study.events import Event
 from tuner.vllm.flags import InstalledVllm
@@ -30,12 +33,18 @@ SIGNALS = {
 
 
 def main() -> None:
-    fault, _, moment = sys.argv.pop(1).partition("@")
+    fault, moment, *roles = sys.argv.pop(1).split("@")
     studies = Path(sys.argv[sys.argv.index("--studies") + 1])
     study = sys.argv[sys.argv.index("--study") + 1] if "--study" in sys.argv else sys.argv[2]
     patch = pytest.MonkeyPatch()
     short_limits(patch)
-    hooks = Hooks(lambda now, folder: strike(fault, moment, now, folder), studies / study)
+
+    def look(now: Moment, folder: Path) -> None:
+        remember(folder)
+        if not roles or hooks.role(folder) in roles:
+            strike(fault, moment, now, folder)
+
+    hooks = Hooks(look, studies / study)
     hooks.install(patch)
     show = console.Console.show
 
@@ -66,7 +75,8 @@ def main() -> None:
 
 
 def installed() -> InstalledVllm:
-    return InstalledVllm("0.32.0+sim", ("max-model-len", "max-num-seqs", "shutdown-timeout"))
+    flags = ("max-model-len", "max-num-seqs", "shutdown-timeout", *layout.FLAGS)
+    return InstalledVllm("0.32.0+sim", flags)
 
 
 def note(text: str) -> None:
@@ -78,8 +88,6 @@ _struck: list[Moment] = []
 
 
 def strike(fault: str, wanted: str, now: Moment, folder: Path) -> None:
-    if (folder / running_file.FILE_NAME).exists():
-        remember(running_file.read(folder / running_file.FILE_NAME))
     if now != wanted or _struck or fault == "none":
         return
     _struck.append(now)
@@ -93,15 +101,20 @@ def strike(fault: str, wanted: str, now: Moment, folder: Path) -> None:
         note("struck\n")
         subprocess.run(["mount", "--bind", folder, folder], check=True)
         subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+    elif fault == "nginx is gone":
+        note("struck\n")
+        os.environ["PATH"] = str(Path(sys.executable).parent)
+        pytest.MonkeyPatch().setattr(door, "_USUAL_FOLDERS", ())
 
 
-def remember(record: running_file.Marker) -> None:
-    """Note the files that must be gone when the server has ended."""
-    note(f"{record.scratch}\n")
-    for process in proctable.table().values():
-        if process.session == record.pid:
-            for file in proctable.shared_memory_files(process.pid):
-                note(f"{file}\n")
+def remember(folder: Path) -> None:
+    """Note the files that must be gone when the servers have ended."""
+    for record in map(running_file.read, running_file.found_below(folder)):
+        note(f"{record.scratch}\n")
+        for process in proctable.table().values():
+            if process.session == record.pid:
+                for file in proctable.shared_memory_files(process.pid):
+                    note(f"{file}\n")
 
 
 def fill(folder: Path) -> None:

@@ -9,7 +9,6 @@ import subprocess
 import pytest
 
 from tuner.launch import LaunchSpec
-from tuner.layout import Layout, RuledOut
 from tuner.report.conditions import environment_rows, repeat_command
 from tuner.report.cost import cost
 from tuner.report.quote import production_env, shell_line, shell_word
@@ -40,14 +39,6 @@ def test_the_environment_is_shown_in_full(files: StudyFiles, words: Words) -> No
     gpus = files.environment.gpus if files.environment else ()
     assert rows["GPUs"].count("NVIDIA H100 80GB HBM3, 79.6 GiB") == len(gpus) > 1
     assert rows["not searched"].startswith("max-num-partial-prefills: ")
-    placed = files.plan.layouts[0]
-    assert rows["places of servers"].startswith(f"{placed.layout}: {placed.groups[0].name}")
-    assert [row.text.partition("prompt ")[2][:7] for row in environment_rows(files, words) if "prompt" in row.text] == [
-        "120-900"
-    ]
-    out = dataclasses.replace(files.plan, ruled_out=(RuledOut(Layout(8, 1), "28 heads"),))
-    rows = {r.label: r.text for r in environment_rows(dataclasses.replace(files, plan=out), words)}
-    assert rows["layouts ruled out"] == "8x1: 28 heads"
     without = {row.label for row in environment_rows(dataclasses.replace(files, environment=None), words)}
     assert "vLLM" not in without and "workload" in without
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from tuner import formatting
 from tuner.flagwords import words_for
-from tuner.layout import PlacedLayout
 from tuner.report.quote import shell_word
 from tuner.report.tables import StudyFiles
 from tuner.report.translations import Words
@@ -49,17 +48,12 @@ def environment_rows(study: StudyFiles, words: Words) -> list[FactRow]:
         ("env-levels", _load(plan.load, words)),
         ("env-space", plan.space.name),
         ("env-seed", str(plan.seed)),
-        ("env-groups", "; ".join(_places(placed) for placed in plan.layouts)),
-        ("env-ruled-out", "; ".join(f"{out.layout}: {out.why}" for out in plan.ruled_out) or words("none")),
+        ("env-groups", ", ".join(group.name for group in plan.groups)),
         ("env-dropped", "; ".join(f"{d.flag}: {d.why}" for d in plan.dropped) or words("none")),
         ("env-created", plan.created_at),
         ("env-finished", study.result.updated_at if study.result else formatting.NOT_OBSERVED),
     ]
     return [FactRow(key, words(key) if key else "", formatting.one_line(text)) for key, text in facts]
-
-
-def _places(placed: PlacedLayout) -> str:
-    return f"{placed.layout}: {', '.join(group.name for group in placed.groups)}"
 
 
 def _load(load: LoadPolicy, words: Words) -> str:
@@ -85,7 +79,7 @@ def _shares(study: StudyFiles, words: Words) -> list[str]:
         words(
             "env-share",
             weight=formatting.share(share.weight / total),
-            prompt=formatting.span(share.prompt.low, share.prompt.high),
+            prompt=formatting.span(share.prompt.low + share.shared_prefix, share.prompt.high + share.shared_prefix),
             output=formatting.span(share.output.low, share.output.high),
         )
         for share in shares
