@@ -208,7 +208,7 @@ def test_a_door_whose_port_another_process_took_is_not_opened(tmp_path: Path, mo
 
 
 def test_an_nginx_that_refuses_its_configuration_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "whole_conf", lambda site: site + "no_such_directive;")
+    monkeypatch.setattr(door, "whole_conf", lambda site, open_files: f"{site}no_such_directive;")
     with pytest.raises(ServerDidNotStart) as refused, fake_serving(tmp_path, behind_nginx((), ("--fault", "hang"))):
         pytest.fail("was never ready")
     assert (refused.value.cause.kind, refused.value.cause.fault) == ("door-refused", Fault.ENVIRONMENT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pwd
+import resource
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from tuner.errors import EnvironmentFaultError
 from tuner.server import leftovers, logtext
 from tuner.server.child import Child, ChildSpec, address, reachable
 from tuner.server.diagnosis import foreign_listener, over_limit, signal_name
-from tuner.server.nginx_conf import site_conf, whole_conf
+from tuner.server.nginx_conf import OPEN_FILES, site_conf, whole_conf
 from tuner.server.ports import fresh_port
 from tuner.server.readiness import Endpoint, NotReady, Ready, Watch
 from tuner.server.request import ServiceRequest
@@ -52,6 +53,8 @@ class NginxDoor:
         port = fresh_port(reachable(request.host))
         listen = address(request.host, port)
         scratch = leftovers.new_scratch()
+        _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        open_files = OPEN_FILES if most_files == resource.RLIM_INFINITY else min(OPEN_FILES, most_files)
         site = site_conf([address(request.host, server.port) for server in servers], listen)
         spec = ChildSpec(
             argv=_argv(program, str(scratch)),
@@ -59,7 +62,7 @@ class NginxDoor:
             log_name=LOG_NAME,
             port=port,
             scratch=scratch,
-            files=(("nginx.conf", whole_conf(site)),),
+            files=(("nginx.conf", whole_conf(site, open_files)),),
         )
         self.endpoint = Endpoint(f"http://{listen}", port, request.model, servers[0].api_key)
         self._clock = request.clock

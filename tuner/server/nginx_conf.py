@@ -15,6 +15,9 @@ WORKERS = 4
 WORKER_CONNECTIONS = 8192
 """Connections of one worker. A stream has two, and nginx does not spread them evenly: this is 2,000 and a reserve."""
 
+OPEN_FILES = 2 * WORKER_CONNECTIONS
+"""Open files that a worker asks for. Without root it gets the hard limit at most."""
+
 
 class Routing(StrEnum):
     """Choice of the server for a request."""
@@ -66,13 +69,13 @@ server {{
 """
 
 
-def whole_conf(site: str) -> str:
+def whole_conf(site: str, open_files: int = OPEN_FILES) -> str:
     """Write an nginx.conf around a `site_conf`, for `nginx -p FOLDER -c nginx.conf`. All its files are in FOLDER."""
     temporary = "\n".join(
         f"    {name}_temp_path {name}_temp;" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     return f"""worker_processes {WORKERS};
-worker_rlimit_nofile {2 * WORKER_CONNECTIONS};
+worker_rlimit_nofile {open_files};
 pid nginx.pid;
 error_log stderr warn;
 

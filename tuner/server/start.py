@@ -58,7 +58,7 @@ class Start:
         )
         self._child = Child(request, number, child)
         self.process, self.log_path = self._child.process, self._child.log_path
-        self._at_ready: tuple[ProcessEntry, ...] = ()
+        self._engines: tuple[ProcessEntry, ...] = ()
         self._watch = Watch(
             self.process, self.endpoint, self.log_path, request.on_phase, in_container=spec.in_container
         )
@@ -70,7 +70,8 @@ class Start:
         outcome = self._watch.look()
         if outcome is not None:
             self._child.note_shared_memory()
-            self._at_ready = self.process.family.living()
+            # Engines and further API servers. Processes below these, such as torch's compilers, come and go.
+            self._engines = tuple(p for p in self.process.family.living() if p.ppid == self.process.pid)
         return outcome
 
     def seconds(self) -> float:
@@ -98,7 +99,7 @@ class Start:
         merely does not answer in time counts as alive.
         """
         self.process.observe()
-        lost_one = not all(map(proctable.is_alive, self._at_ready))
+        lost_one = not all(map(proctable.is_alive, self._engines))
         deadline_ns = self._clock.now_ns() + round(DEATH_LIMIT_S * 1e9)
         while self.process.exit_code() is None:
             is_up = health(self.endpoint) in (Health.GOOD, Health.SILENT)
