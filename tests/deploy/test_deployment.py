@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -31,6 +32,7 @@ needs_nginx = pytest.mark.skipif(
 )
 CORES = (GpuGroup(workers=(0,), cores=("0",)), GpuGroup(workers=(1,), cores=("1",)))
 
+SIM = (sys.executable, "-m", "tuner.sim", "serve")
 GPUS = (GpuGroup((0,)), GpuGroup((1,)))
 
 
@@ -97,11 +99,13 @@ def lives(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-def machine_of(recorded: Recorded, command: tuple[str, ...], groups: tuple[GpuGroup, ...]) -> Recorded:
+def machine_of(
+    recorded: Recorded, command: tuple[str, ...], groups: tuple[GpuGroup, ...], door: Door = Door.NGINX
+) -> Recorded:
     """Two servers on this machine."""
     base = dataclasses.replace(recorded.plan.base, command=command, secret_env=(), env=(), extra=())
     plan = dataclasses.replace(recorded.plan, base=base)
-    return on_the_machine(dataclasses.replace(recorded, plan=plan), Door.NGINX, groups)
+    return on_the_machine(dataclasses.replace(recorded, plan=plan), door, groups)
 
 
 @pytest.fixture
@@ -125,17 +129,32 @@ def scripts(recorded: Recorded, folder: Path, vllm_on_path: Path) -> Iterator[Sc
 @pytest.fixture
 def simulated(recorded: Recorded, folder: Path, tmp_path: Path) -> Iterator[Scripts]:
     """Two servers of tuner.sim. Each takes most of its GPU's memory, so that both do not start on one."""
-    write_pair(folder, machine_of(recorded, (sys.executable, "-m", "tuner.sim", "serve"), GPUS))
+    write_pair(folder, machine_of(recorded, SIM, GPUS))
+    made = with_two_gpus(folder, tmp_path)
+    yield made
+    made.run("stop.sh", STOP_TIMEOUT="1")
+
+
+@pytest.fixture
+def engines_of_one_vllm(recorded: Recorded, folder: Path, tmp_path: Path) -> Iterator[Scripts]:
+    """One tuner.sim with an engine on each GPU, behind its own door."""
+    write_pair(folder, machine_of(recorded, SIM, GPUS, Door.VLLM))
+    made = with_two_gpus(folder, tmp_path)
+    yield made
+    made.run("stop.sh", STOP_TIMEOUT="1")
+
+
+def with_two_gpus(folder: Path, tmp_path: Path) -> Scripts:
+    """The scripts of a stand-in that has two GPUs and is quick."""
     port = neighbouring_ports(3)
     env = {
         "PORT": str(port),
         "TUNER_SIM_SPEED": "1000",
         "TUNER_SIM_GPUS": "2",
         "TUNER_SIM_GPU_DIR": str(tmp_path / "gpu"),
+        "VLLM_CACHE_ROOT": str(tmp_path / "cache"),
     }
-    made = Scripts(folder, port, {**os.environ, **env, "VLLM_CACHE_ROOT": str(tmp_path / "cache")})
-    yield made
-    made.run("stop.sh", STOP_TIMEOUT="1")
+    return Scripts(folder, port, {**os.environ, **env})
 
 
 def chat(port: int, tokens: int) -> list[str]:
@@ -175,6 +194,20 @@ def test_two_servers_answer_through_the_door_and_stop_leaves_nothing(simulated: 
     assert "processes: none left; ports: free" in stopped.stdout
     assert not any(map(lives, family))
     assert simulated.nothing_is_left()
+
+
+def test_vllms_own_door_starts_answers_and_leaves_nothing(engines_of_one_vllm: Scripts) -> None:
+    scripts = engines_of_one_vllm
+    started = scripts.run("start.sh")
+    assert started.returncode == 0, started.stderr
+    assert all(chat(scripts.port, 8)[-1] == "data: [DONE]" for _ in range(6))
+    metrics = httpx.get(f"http://127.0.0.1:{scripts.port}/metrics").text
+    answered = r'vllm:request_success_total{{engine="{}",finished_reason="length".*}} ([1-9])'
+    assert all(re.search(answered.format(engine), metrics) for engine in (0, 1))
+    stopped = scripts.run("stop.sh")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert "processes: none left" in stopped.stdout
+    assert scripts.nothing_is_left()
 
 
 @needs_nginx
@@ -379,15 +412,21 @@ def test_the_door_is_at_the_address_that_was_asked_for(scripts: Scripts) -> None
     assert not answers(base) and not answers(base + 1)
 
 
+@needs_nginx
 def test_an_open_request_is_answered_to_its_end_while_all_is_stopped(simulated: Scripts) -> None:
-    assert simulated.run("start.sh", TUNER_SIM_SPEED="10").returncode == 0
-    body = {"model": "Qwen/Qwen3-32B", "prompt": "a", "max_tokens": 200, "ignore_eos": True, "stream": True}
+    assert simulated.run("start.sh", TUNER_SIM_SPEED="30").returncode == 0
+    body = {"model": "Qwen/Qwen3-32B", "prompt": "a", "max_tokens": 1500, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"http://127.0.0.1:{simulated.port}/v1/completions", json=body, timeout=30) as answer:
         lines = answer.iter_lines()
         first = next(lines)
         stop = simulated.begin("stop.sh")
-        rest = [line for line in lines if line]
+        rest, closed_at = [], None
+        for number, line in enumerate(filter(None, lines)):
+            rest.append(line)
+            if number % 50 == 0 and closed_at is None and not answers(simulated.port):
+                closed_at = number
     assert json.loads(first.removeprefix("data: "))["object"] == "text_completion"
     assert rest[-1] == "data: [DONE]"
+    assert closed_at is not None and closed_at < len(rest) - 50, "the door closed too late to tell"
     said = stop.communicate(timeout=60)[0]
     assert (stop.returncode, "processes: none left; ports: free" in said) == (0, True)

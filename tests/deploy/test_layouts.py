@@ -17,12 +17,13 @@ import yaml
 from tests.deploy.conftest import on_the_machine, with_launch
 from tests.deploy.ports import free_port
 from tuner.deploy.formats import FORMATS, file_name, render
-from tuner.deploy.nginx import nginx_conf, prefix_notes
-from tuner.deploy.recorded import Recorded, header
+from tuner.deploy.nginx import nginx_conf
+from tuner.deploy.recorded import Recorded, header, prefixes_text
 from tuner.deploy.start import start_script, write_pair
 from tuner.launch import Door
 from tuner.load.workload import workload
 from tuner.placement import GpuGroup
+from tuner.study.result import DoorFigures
 
 
 def started_words(script: str, number: int, env: dict[str, str]) -> list[str]:
@@ -218,13 +219,27 @@ def test_what_was_measured_as_a_whole_is_not_doubted(several: Recorded, engines:
 
 
 def test_prefix_routing_is_named_only_where_prefixes_matter(several: Recorded) -> None:
-    assert prefix_notes(workload("chat")) == ()
-    assert prefix_notes(workload("prefix:100,1000,50")) == ()
-    (first, *_) = prefix_notes(workload("prefix:3000,1000,50"))
-    assert "75% of a prompt is a prefix" in first
+    assert [prefixes_text(workload(text)) for text in ("chat", "prefix:100,1000,50")] == ["", ""]
+    assert prefixes_text(workload("prefix:3000,1000,50")).startswith("75 % of a prompt is a prefix")
     plan = dataclasses.replace(several.plan, workload=workload("prefix:3000,1000,50"))
-    assert "send X-Prefix-Key" in nginx_conf(dataclasses.replace(several, plan=plan))
-    assert "send X-Prefix-Key" not in nginx_conf(several)
+    shared = dataclasses.replace(several, plan=plan)
+    for format in ("sh", "nginx", "compose"):
+        assert "send X-Prefix-Key" in render(format, shared)
+        assert "send X-Prefix-Key" not in render(format, several)
+
+
+def test_the_header_says_what_each_door_costs(several: Recorded) -> None:
+    doors = (
+        DoorFigures(Door.VLLM, (1, 2), 9.4, 12.0, 0.118, is_quoted=False),
+        DoorFigures(Door.NGINX, (3, 4), 10.9, 13.6, -0.002, is_quoted=True),
+    )
+    result = dataclasses.replace(several.result, doors=doors)
+    lines = header(dataclasses.replace(several, result=result), file="x")
+    said = "vLLM's own 9.40 req/s, costs 12 % of the throughput; nginx 10.9 req/s, costs 0 % of the throughput"
+    assert f"doors     {said}" in lines
+    other = dataclasses.replace(several.record, candidate=several.plan.baseline)
+    of_other = header(dataclasses.replace(several, result=result, record=other), file="x")
+    assert not [line for line in of_other if "costs" in line]
 
 
 def test_arguments_are_one_servers(several: Recorded) -> None:

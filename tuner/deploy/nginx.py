@@ -5,15 +5,11 @@ from __future__ import annotations
 from tuner.deploy.recorded import Recorded, header
 from tuner.deploy.yaml_text import comment
 from tuner.launch import Door
-from tuner.load.workload import Workload
 from tuner.report.quote import PORT, server_ports
-from tuner.server.nginx_conf import PREFIX_HEADER, Routing, site_conf
+from tuner.server.nginx_conf import Routing, site_conf
 
 LISTEN = "127.0.0.1:8080"
 """Address before servers that were recorded one by one."""
-
-AFFINITY_MATTERS = 0.25
-"""Share of a prompt that its prefix has. A server without the prefix in its cache then computes a third more."""
 
 
 def nginx_conf(recorded: Recorded, replicas: int | None = None, first_port: int | None = None) -> str:
@@ -29,22 +25,10 @@ def nginx_conf(recorded: Recorded, replicas: int | None = None, first_port: int 
         usage = (
             f"  for the conf.d of your own nginx, before servers on ports {first} to {last}; start.sh starts its own"
         )
-    top = [*header(recorded, file="nginx.conf"), *prefix_notes(recorded.plan.workload), "", usage]
+    top = [*header(recorded, file="nginx.conf"), "", usage]
     by_prefix = site_conf(servers, listen, Routing.BY_PREFIX).partition("\nserver {")[0]
     alternative = ["The other way to route, in place of the upstream above:", "", *by_prefix.splitlines()]
     return f"{comment(top)}\n{site_conf(servers, listen)}\n{comment(alternative)}"
-
-
-def prefix_notes(workload: Workload) -> tuple[str, ...]:
-    """Return header lines on routing by prefix. Empty if prefixes hardly matter in the measured traffic."""
-    prefixes = sum(share.weight * share.shared_prefix for share in workload.shares)
-    tokens = sum(share.weight * share.prompt.mean for share in workload.shares)
-    if not prefixes or prefixes < AFFINITY_MATTERS * tokens:
-        return ()
-    return (
-        f"prefixes  {prefixes / tokens:.0%} of a prompt is a prefix that requests share. If your traffic has more",
-        f"          prefixes than one server's cache holds, send {PREFIX_HEADER} and route by it: see the end",
-    )
 
 
 def _places(recorded: Recorded) -> int:

@@ -11,12 +11,17 @@ from tuner.errors import UsageError
 from tuner.formatting import one_line
 from tuner.launch import Deployment, Door, LaunchSpec
 from tuner.layout import Layout
+from tuner.load.workload import Workload
 from tuner.report.quote import production, production_env
 from tuner.report.tables import StudyFiles
+from tuner.server.nginx_conf import PREFIX_HEADER
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord, accepted_tokens
 from tuner.study.request_length import up_to
-from tuner.study.result import Decision, Figures, StudyResult
+from tuner.study.result import Decision, DoorFigures, Figures, StudyResult
+
+AFFINITY_MATTERS = 0.25
+"""Share of a prompt that its prefix has. A server without the prefix in its cache then computes a third more."""
 
 STOP_MARGIN_S = 15
 """Seconds that vLLM's processes get beyond the server's own shutdown timeout before they are killed."""
@@ -117,13 +122,17 @@ def recorded_in(study: StudyFiles, trial: int | None = None) -> Recorded:
 def header(recorded: Recorded, *, file: str) -> tuple[str, ...]:
     """Return comment lines without the comment sign: what this starts, what was measured, how far to trust it."""
     plan, environment = recorded.plan, recorded.environment
+    is_routed = file == "nginx.conf" or recorded.door is Door.NGINX
+    prefixes = prefixes_text(plan.workload) if is_routed else ""
     rows = [
         ("what", _role(recorded)),
         *([("layout", layout_text(recorded))] if recorded.layout.gpus > 1 else []),
         ("measured", _measured(recorded)),
+        *([("doors", doors)] if (doors := _doors(recorded)) else []),
         ("accepts", _accepts(recorded)),
         ("limits", ", ".join(map(str, plan.slos)) or "none"),
         ("workload", _workload(plan)),
+        *([("prefixes", prefixes)] if prefixes else []),
         ("model", plan.model),
         ("on", _hardware(recorded)),
         ("versions", f"vLLM {environment.vllm_version}, driver {environment.driver or 'none'}"),
@@ -150,6 +159,33 @@ def layout_text(recorded: Recorded) -> str:
             return f"{layout}: {layout.replicas} engines of {size} each behind vLLM's own data-parallel door"
         case Door.NGINX:
             return f"{layout}: {layout.replicas} servers of {size} each behind nginx"
+
+
+def _doors(recorded: Recorded) -> str:
+    """Return what the doors showed in front of the winner. Empty for other candidates, and for a single server."""
+    winner = recorded.result.winner
+    if winner is None or winner.candidate != recorded.record.candidate:
+        return ""
+    return "; ".join(map(_door, recorded.result.doors))
+
+
+def _door(figures: DoorFigures) -> str:
+    name = {Door.VLLM: "vLLM's own", Door.NGINX: "nginx"}.get(figures.door, "none")
+    shown = "a run failed" if figures.rate is None else formatting.qps(figures.rate)
+    cost = "" if figures.cost is None else f", costs {formatting.share(max(0.0, figures.cost))} of the throughput"
+    return f"{name} {shown}{cost}"
+
+
+def prefixes_text(workload: Workload) -> str:
+    """Describe routing by prefix. Empty if prefixes hardly matter in the measured traffic."""
+    shared = sum(share.weight * share.shared_prefix for share in workload.shares)
+    tokens = sum(share.weight * share.prompt.mean for share in workload.shares)
+    if not shared or shared < AFFINITY_MATTERS * tokens:
+        return ""
+    return (
+        f"{formatting.share(shared / tokens)} of a prompt is a prefix that requests share; with more prefixes than one "
+        f"server's cache holds, send {PREFIX_HEADER} and route by it: the end of nginx.conf (tuner best --format nginx)"
+    )
 
 
 def _accepts(recorded: Recorded) -> str:
