@@ -25,6 +25,7 @@ from tuner.bench.measured import (
 from tuner.bench.phrases import note_text
 from tuner.bench.task import ClaimRate, RunLadder, Saturate, SearchCapacity, Task
 from tuner.load.stream import Failure
+from tuner.measurement import LoadKind
 from tuner.verdict import Outcome, Reason, ReasonKind, Verdict
 
 
@@ -50,6 +51,23 @@ def test_a_claim_that_never_holds_is_infeasible_though_traces_of_it_passed() -> 
     claim = OpenServer(10.0).run(ClaimRate(30.0)).claim
     assert claim is not None and claim.rate is None
     assert outcome_of(ClaimRate(30.0), [open_level(28.5)], None, claim, ()) is LoadOutcome.INFEASIBLE
+
+
+@pytest.mark.parametrize(("alone", "begins"), [(12.5, 10.0), (16.0, 10.0 * 1.05 * 12.5 / 16.0), (10.0, 10.0)])
+def test_a_claim_of_several_servers_fills_them_first_and_begins_lower_by_what_they_lost(
+    alone: float, begins: float
+) -> None:
+    """The servers saturate at 12.5 behind their door, and at `alone` without it."""
+    found = OpenServer(10.0).run(ClaimRate(10.0, saturate_s=15.0, saturation=alone))
+    assert [measured.measurement.load.kind for measured in found.levels[:2]] == [LoadKind.CLOSED, LoadKind.OPEN]
+    assert found.claim is not None and found.claim.saturation == 12.5
+    assert found.claim.probes[0].rate == pytest.approx(begins)
+    assert found.best is not None and found.levels[found.best].measurement.load.kind is LoadKind.OPEN
+
+
+def test_a_claim_that_fills_servers_without_an_answer_begins_where_it_would_without() -> None:
+    found = Silent(10.0).run(ClaimRate(10.0, saturate_s=15.0, saturation=12.5))
+    assert found.claim is not None and (found.claim.saturation, found.claim.probes[0].rate) == (0.0, 10.0)
 
 
 @pytest.mark.parametrize(("capacity", "says"), [(7.0, "a closed loop gives 8.75 req/s at most"),

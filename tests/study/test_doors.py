@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.study.builders import layouts_plan, level, record, with_start
+from tests.study.builders import REFUSAL, layouts_plan, level, record, trial_of, with_start
 from tests.study.open_server import open_level
 from tuner.bench.capacity_search import Capacity, Claim, Ended
+from tuner.bench.task import ClaimRate
 from tuner.candidate import Candidate
 from tuner.launch import Door
 from tuner.layout import Layout
+from tuner.server.diagnosis import Fault
 from tuner.study import confirm
+from tuner.study.assignment import Assignment
 from tuner.study.doors import doors
 from tuner.study.plan import OpenSearch, StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
@@ -131,6 +134,23 @@ def test_a_door_whose_run_fails_is_left_for_the_other_and_refutes_nobody(
     figures = confirm.figures(made, records, WINNER)
     assert figures is not None and figures.qps == 38.0
     assert confirm.lack(records, WINNER) is None
+
+
+@pytest.mark.parametrize(
+    ("door", "fault", "outcome"),
+    [
+        (VLLM, Fault.CANDIDATE, TrialOutcome.REFUSED),
+        (NGINX, Fault.UNKNOWN, TrialOutcome.REFUSED),
+        (NGINX, Fault.ENVIRONMENT, TrialOutcome.INFRASTRUCTURE),
+        (SERVER, Fault.CANDIDATE, TrialOutcome.INFRASTRUCTURE),
+    ],
+)
+def test_servers_that_start_alone_and_not_behind_a_door_are_refused_by_the_door(
+    made: StudyPlan, door: Door, fault: Fault, outcome: TrialOutcome
+) -> None:
+    groups = made.placed(FOUR).machine
+    assignment = Assignment(0, Role.CONFIRM, WINNER, groups, ClaimRate(39.0), 0.0, None, door=door)
+    assert trial_of(assignment, replace(REFUSAL, fault=fault)).outcome is outcome
 
 
 def test_a_candidate_without_a_door_that_works_is_refuted(made: StudyPlan) -> None:
