@@ -31,6 +31,7 @@ class Api(BaseHTTPRequestHandler):
     model = ""
     begun = 0
     lost = 0
+    silent = False
 
     def do_POST(self) -> None:
         Api.begun += 1
@@ -50,6 +51,8 @@ class Api(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def do_GET(self) -> None:
+        if Api.silent:
+            time.sleep(FOREVER_S)
         if self.path == "/streams":
             self._answer(json.dumps([Api.begun, Api.lost]).encode())
             return
@@ -113,6 +116,7 @@ def _child(*, session: str = "same", deaf: bool = False) -> list[str]:
             os.setsid()
         time.sleep(FOREVER_S)
         os._exit(0)
+    CHILDREN.append(pid)
     return [str(pid)]
 
 
@@ -149,6 +153,28 @@ def lose_engine() -> None:
     os._exit(0)
 
 
+def lose_child() -> None:
+    """Go on as before without the first child."""
+    child = CHILDREN[0]
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    say("One is gone.")
+
+
+def lose_child_silently() -> None:
+    """Stay as vLLM 0.32 does with several API servers, whose engine died: the port is open, and nobody answers."""
+    Api.silent = True
+    lose_child()
+    say("RuntimeError: Engine core process EngineCore_DP1 died unexpectedly.")
+
+
+def go_silent() -> None:
+    """Answer nothing, as under heavy load."""
+    Api.silent = True
+    say("Busy.")
+
+
+CHILDREN: list[int] = []
 KEPT: list[shared_memory.SharedMemory] = []
 FAULTS: dict[str, Callable[[], list[str]]] = {
     "ignore-term": ignore_term,
@@ -162,11 +188,17 @@ FAULTS: dict[str, Callable[[], list[str]]] = {
     "kill-self-late": list,
     "exit-0-late": list,
     "lose-engine-late": list,
+    "lose-child-late": _child,
+    "lose-child-silently-late": _child,
+    "go-silent-late": _child,
 }
 LATE_FAULTS: dict[str, Callable[[], None]] = {
     "kill-self-late": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "exit-0-late": lambda: os._exit(0),
     "lose-engine-late": lose_engine,
+    "lose-child-late": lose_child,
+    "lose-child-silently-late": lose_child_silently,
+    "go-silent-late": go_silent,
 }
 
 if __name__ == "__main__":

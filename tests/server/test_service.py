@@ -185,6 +185,25 @@ def test_a_lost_engine_is_a_death_although_the_api_still_answers(tmp_path: Path)
         assert not server.alive()
 
 
+@pytest.mark.parametrize(
+    ("fault", "said", "kind"),
+    [
+        ("lose-child-silently-late", "died unexpectedly", "engine-died"),
+        ("lose-child-late", "is gone", None),  # a helper that had done its work
+        ("go-silent-late", "Busy", None),
+    ],
+)
+def test_a_server_that_lost_a_child_and_falls_silent_has_died(
+    tmp_path: Path, fault: str, said: str, kind: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "DEATH_LIMIT_S", 1.0)
+    with fake_running(tmp_path, "--fault", fault) as server:
+        assert eventually(lambda: said in server.log_path.read_text())
+        assert server.alive()
+        cause = server.died()
+    assert (cause.kind if cause else None) == kind
+
+
 def test_an_error_inside_the_block_ends_the_server_and_goes_on(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), fake_running(tmp_path) as server:
         _ = 1 // 0

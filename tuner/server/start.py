@@ -95,14 +95,15 @@ class Start:
         """Explain why requests were lost; None if server and engine live.
 
         A server whose engine died answers 503, closes its port and leaves some seconds later with exit code 0. This
-        waits for that. Of several engines the others are ended first, and meanwhile it answers 200. A server that
-        merely does not answer in time counts as alive.
+        waits for that. Of several engines the others are ended first, and meanwhile it answers 200; with several API
+        servers it may then stay, silent. A server that merely does not answer in time counts as alive.
         """
         self.process.observe()
         lost_one = not all(map(proctable.is_alive, self._engines))
         deadline_ns = self._clock.now_ns() + round(DEATH_LIMIT_S * 1e9)
         while self.process.exit_code() is None:
-            is_up = health(self.endpoint) in (Health.GOOD, Health.SILENT)
+            seen = health(self.endpoint)
+            is_up = seen is Health.GOOD or (seen is Health.SILENT and not lost_one)
             too_late = self._clock.now_ns() >= deadline_ns
             if is_up and (too_late or not lost_one):
                 return None

@@ -30,4 +30,7 @@ EXCEPTION = re.compile(
     r"(?P<line>(?:\w+\.)*\w*(?:Error|Exception)(?:: [^\n]*)?)$",
     re.MULTILINE,
 )
-CONSEQUENCE = re.compile(r"Engine core initialization failed|EngineDeadError|EngineGenerateError|WorkerProc initial")
+CONSEQUENCE = re.compile(
+    r"Engine core initialization failed|EngineDeadError|EngineGenerateError|WorkerProc initial"
+    r"|Engine core process \S+ died unexpectedly|Process \S+ \(PID: \d+\) died with exit code"
+)

@@ -289,7 +289,9 @@ BROAD: tuple[Pattern, ...] = (
         "vLLM's {config} refuses a value: {line} {why}", "correct the space or the words after --",
     ),
     Pattern(
-        "terminated", _E, _R(r"KeyboardInterrupt: terminated|\[shutdown\] API server: shutdown triggered"),
+        # Of several API servers each says so when the main process ends it.
+        "terminated", _E,
+        _R(r"KeyboardInterrupt: terminated|(?m:^(?!\(ApiServer_)[^\n]*)\[shutdown\] API server: shutdown triggered"),
         "Somebody else sent the server a signal to end.", "see who ends processes on this machine",
     ),
 )  # fmt: skip
