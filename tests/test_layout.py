@@ -127,6 +127,13 @@ def test_stages_are_tried_where_gpus_lack_p2p_and_more_than_one_is_needed() -> N
     assert names(chosen_layouts(units(4, p2p=False), limits(QWEN_27B, None), "27B")) == ["4x1", "2x2", "1x4"]
 
 
+def test_stages_are_the_last_resort_where_the_heads_do_not_divide_far_enough() -> None:
+    choice = chosen_layouts(units(8), limits(QWEN_7B, 200), "7B")
+    assert names(choice) == ["1x4x2"] and choice.own == Layout(1, 4, 2)
+    assert {str(out.layout) for out in choice.ruled_out} == {"8x1", "4x2", "2x4", "1x8"}
+    assert names(chosen_layouts(units(3), limits(QWEN_7B, 80), "7B")) == ["1x1x3"]
+
+
 def test_a_model_that_is_not_on_disk_rules_nothing_out() -> None:
     choice = chosen_layouts(units(8), ModelLimits(), "org/unknown")
     assert names(choice) == ["8x1", "4x2", "2x4", "1x8"] and choice.ruled_out == ()
@@ -168,7 +175,7 @@ def test_layouts_are_disjoint_places_on_the_given_gpus_and_the_default_is_one_of
     try:
         choice = chosen_layouts(units(gpus), model, "any")
     except EnvironmentFaultError:
-        assert all(model.too_large(n, CARD) for n in range(1, gpus + 1) if not model.indivisible(Layout(1, n)))
+        assert all(model.too_large(n, CARD) for n in range(1, gpus + 1))
         return
     for placed in choice.layouts:
         taken = [gpu for group in placed.machine for gpu in group.gpus]
@@ -194,7 +201,7 @@ def test_the_machine_s_facts_are_cautions_of_a_layout() -> None:
     [
         (1, 50.4, "27B does not fit on 1 GPU: ", "at least 2 GPUs of this kind; or a checkpoint of 8 bits"),
         (2, 110, "27B does not fit on 2 GPUs: ", "at least 4 GPUs of this kind; or a checkpoint of 8 bits"),
-        (1, 85, "27B does not fit on 1 GPU: ", "at least 4 GPUs of this kind; or a checkpoint of 4 bits"),
+        (1, 85, "27B does not fit on 1 GPU: ", "at least 3 GPUs of this kind; or a checkpoint of 4 bits"),
         (1, 600, "27B does not fit on 1 GPU: ", "at least 19 GPUs of this kind"),
     ],
 )

@@ -92,10 +92,10 @@ def _all(units: Units, limits: ModelLimits, model: str) -> LayoutChoice:
     layouts = [units.filled(size) for size in _tensor_parallel_sizes(units, limits)]
     if (staged := _pipeline(units, limits)) is not None:
         layouts.append(staged)
-    reasons = {layout: limits.indivisible(layout) or limits.too_large(layout.ranks, units.memory) for layout in layouts}
+    reasons = {layout: limits.refusal(layout, units.memory) for layout in layouts}
     possible = [layout for layout, why in reasons.items() if why is None]
     if not possible:
-        raise _nothing_fits(units, limits, model)
+        possible = [_only_in_stages(units, limits, model)]
     ruled_out = tuple(RuledOut(layout, why) for layout, why in reasons.items() if why is not None)
     own = max(possible, key=lambda layout: (layout.pipeline_parallel == 1, layout.ranks))
     if len(possible) > 1:
@@ -194,16 +194,19 @@ def _check_filling(units: Units, layout: Layout, words: str) -> None:
         raise UsageError(f"{words} leaves room for more servers on {count}", hint=f"write {fitting}{fewer}")
 
 
-def _nothing_fits(units: Units, limits: ModelLimits, model: str) -> EnvironmentFaultError:
-    """Say how many GPUs of this kind, or which bits a weight, a model needs."""
-    memory = units.memory
-    sizes = [n for n in range(1, units.count + 1) if not limits.indivisible(Layout(1, n))]
-    why = limits.too_large(sizes[-1], memory)
-    assert memory is not None and why is not None
-    least, bits = limits.least_gpus(memory), limits.bits_that_fit(sizes[-1], memory)
+def _only_in_stages(units: Units, limits: ModelLimits, model: str) -> Layout:
+    """Return the layout of a model that tensor-parallel alone cannot place. Raises EnvironmentFaultError with how
+    many GPUs of this kind, or which bits a weight, it needs."""
+    memory, count = units.memory, units.count
+    assert memory is not None  # on a machine without GPUs, one worker can have any model
+    staged = (units.filled(size, n) for size in range(count, 0, -1) for n in range(2, count // size + 1))
+    if (found := next((each for each in staged if limits.refusal(each, memory) is None), None)) is not None:
+        return found
+    least, bits = limits.least_gpus(memory), limits.bits_that_fit(count, memory)
     ways = [f"at least {least} GPUs of this kind"] if least is not None else []
     ways += [f"a checkpoint of {bits} bits a weight may fit on these"] if bits is not None else []
-    here = f"{units.count} GPU{'s' if units.count > 1 else ''}"
-    return EnvironmentFaultError(
-        f"{model} does not fit on {here}: {why}", hint="; or ".join(ways) or "choose a smaller model"
+    why = limits.refusal(Layout(1, 1, count), memory)
+    raise EnvironmentFaultError(
+        f"{model} does not fit on {count} GPU{'s' if count > 1 else ''}: {why}",
+        hint="; or ".join(ways) or "choose a smaller model",
     )

@@ -91,12 +91,14 @@ class ModelLimits:
         weights, room = gib(self.weights_bytes / ranks / GIB), gib(memory.gpu_bytes / GIB)
         return f"weights of {weights} on a GPU do not fit into {share(memory.utilization)} of its {room}"
 
+    def refusal(self, layout: Layout, memory: Memory | None) -> str | None:
+        """Say why a server of a layout cannot be, None if it may."""
+        return self.indivisible(layout) or self.too_large(layout.ranks, memory)
+
     def least_gpus(self, memory: Memory) -> int | None:
-        """Return the fewest GPUs on which one server of it may fit, in stages if tensor-parallel cannot do it. None
-        if no number of them does."""
-        enough = [n for n in range(1, MOST_GPUS + 1) if self.too_large(n, memory) is None]
-        shapes = [Layout(1, n) for n in enough]
-        shapes += [Layout(1, size, n // size) for n in enough for size in range(n, 0, -1) if n % size == 0]
+        """Return the fewest GPUs on which one server of it may fit, if need be in stages. None if no number does."""
+        enough = (n for n in range(1, MOST_GPUS + 1) if self.too_large(n, memory) is None)
+        shapes = (Layout(1, size, n // size) for n in enough for size in range(n, 0, -1) if n % size == 0)
         return next((layout.ranks for layout in shapes if self.indivisible(layout) is None), None)
 
     def bits_that_fit(self, ranks: int, memory: Memory) -> int | None:
