@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuner.environment import Gpu
+from tuner.flagwords import Value
 from tuner.launch import LaunchBase
 from tuner.layout import Layout, PlacedLayout
 from tuner.load.workload import Lengths, Share, Workload
@@ -19,6 +20,7 @@ from tuner.sim import Hardware, ModelShape, hardware_profile, load_model
 from tuner.sim.hardware import GIB
 from tuner.slo import parse_slo
 from tuner.space.files import read_space
+from tuner.space.space import Dropped, Space
 from tuner.study.plan import OpenSearch, StudyPlan
 
 VLLM = "0.32.0"
@@ -63,17 +65,34 @@ class Landscape:
 
     @property
     def gpus(self) -> tuple[Gpu, ...]:
+        ranks = self.tensor_parallel * self.pipeline_parallel
         memory_gib = self.hardware.memory_bytes / GIB
-        return tuple(Gpu(i, self.gpu, memory_gib, f"GPU-{i}") for i in range(self.tensor_parallel))
+        return tuple(Gpu(i, self.gpu, memory_gib, f"GPU-{i}") for i in range(ranks))
+
+    @property
+    def own_flags(self) -> dict[str, int]:
+        """Return the user's own words."""
+        return {} if self.max_model_len is None else {"max-model-len": self.max_model_len}
+
+    def space(self, folder: Path) -> tuple[Space, tuple[Dropped, ...]]:
+        """Return the searched space. `folder` gets the model's config.json, which the seeds read."""
+        (folder / "config.json").write_text(json.dumps(config_of(self.shape)))
+        return self._whole_space.on(self._vllm_flags, VLLM, list(self.own_flags))
+
+    @property
+    def _whole_space(self) -> Space:
+        return read_space("default").fixing("max-model-len", self.workload.longest + TEMPLATE_TOKENS)
+
+    @property
+    def _vllm_flags(self) -> tuple[str, ...]:
+        return tuple(flag for flag in self._whole_space.flags if "partial-prefills" not in flag)
 
     def plan(self, folder: Path, starts: int, confirm_starts: int, seed: int) -> StudyPlan:
-        """Plan the study as `tuner search` would. `folder` gets the model's config.json, which the seeds read."""
-        (folder / "config.json").write_text(json.dumps(config_of(self.shape)))
-        own = {} if self.max_model_len is None else {"max-model-len": self.max_model_len}
-        whole = read_space("default").fixing("max-model-len", self.workload.longest + TEMPLATE_TOKENS)
-        flags = [f for f in whole.flags if "partial-prefills" not in f]
-        space, dropped = whole.on(flags, VLLM, list(own))
-        fixed = () if self.tensor_parallel == 1 else (("tensor-parallel-size", self.tensor_parallel),)
+        """Plan the study as `tuner search` would, on the GPUs of one server."""
+        layout = Layout(1, self.tensor_parallel, self.pipeline_parallel)
+        placed = PlacedLayout(layout, (GpuGroup(tuple(range(layout.ranks))),))
+        space, dropped = self.space(folder)
+        fixed = tuple((flag, size) for flag, size in layout.flags.items() if size != 1)
         return StudyPlan(
             study=folder.name,
             model=str(folder),
@@ -81,8 +100,9 @@ class Landscape:
             workload=self.workload,
             space=space,
             dropped=dropped,
-            base=LaunchBase(("vllm", "serve"), str(folder), tuple(flags), fixed, _words(own), ()),
-            layouts=(PlacedLayout(Layout(1, self.tensor_parallel), (GpuGroup(tuple(range(self.tensor_parallel))),)),),
+            base=self.base(folder, fixed),
+            layouts=(placed,),
+            own_layout=layout,
             load=OpenSearch(WARM_UP_S),
             starts=starts,
             confirm_starts=confirm_starts,
@@ -92,6 +112,10 @@ class Landscape:
             storage=f"sqlite:///{folder / 'study.db'}",
             created_at="2026-11-25T00:00:00+00:00",
         )
+
+    def base(self, folder: Path, fixed: tuple[tuple[str, Value], ...]) -> LaunchBase:
+        """Return what all servers share. `fixed` are the flags of the only layout."""
+        return LaunchBase(("vllm", "serve"), str(folder), self._vllm_flags, fixed, _words(self.own_flags), ())
 
 
 def _words(own: dict[str, int]) -> tuple[str, ...]:
@@ -125,7 +149,7 @@ def config_of(shape: ModelShape) -> dict[str, object]:
     }
 
 
-def _one(prompt: tuple[int, int], output: tuple[int, int]) -> tuple[Share, ...]:
+def one(prompt: tuple[int, int], output: tuple[int, int]) -> tuple[Share, ...]:
     return (Share(1.0, Lengths(*prompt), Lengths(*output)),)
 
 
@@ -135,17 +159,17 @@ LANDSCAPES = {
         Landscape(
             "kv-tight",
             "Qwen3-8B on an RTX 4090: the KV cache holds some 25 requests, and more preempt",
-            "rtx4090", "Qwen/Qwen3-8B", _one((400, 1200), (200, 400)), 2000,
+            "rtx4090", "Qwen/Qwen3-8B", one((400, 1200), (200, 400)), 2000,
         ),
         Landscape(
             "ttft-bound",
             "Llama-3.1-8B on an L40S, prompts of 500 to 1,500 tokens under a tight P99 TTFT",
-            "l40s", "meta-llama/Llama-3.1-8B-Instruct", _one((500, 1500), (50, 150)), 400,
+            "l40s", "meta-llama/Llama-3.1-8B-Instruct", one((500, 1500), (50, 150)), 400,
         ),
         Landscape(
             "default-is-right",
             "Qwen3-8B on an H100, chat: vLLM's default has sequences, budget and memory to spare",
-            "h100", "Qwen/Qwen3-8B", _one((60, 260), (150, 256)), 1000,
+            "h100", "Qwen/Qwen3-8B", one((60, 260), (150, 256)), 1000,
         ),
         Landscape(
             "long-and-short",
@@ -167,17 +191,17 @@ LANDSCAPES = {
         Landscape(
             "tp4-pcie",
             "Qwen3-32B on four RTX 5090 over PCIe without peer-to-peer: every token of a step is reduced over the bus",
-            "rtx5090", "Qwen/Qwen3-32B", _one((200, 1000), (100, 300)), 1500, tensor_parallel=4,
+            "rtx5090", "Qwen/Qwen3-32B", one((200, 1000), (100, 300)), 1500, tensor_parallel=4,
         ),
         Landscape(
             "32b-on-h100",
             "Qwen3-32B on an H100: the weights leave a sixth of the memory",
-            "h100", "Qwen/Qwen3-32B", _one((300, 900), (100, 300)), 1000,
+            "h100", "Qwen/Qwen3-32B", one((300, 900), (100, 300)), 1000,
         ),
         Landscape(
             "rag-on-a100",
             "Llama-3.1-8B on an A100: prompts of 3,000 to 8,000 tokens, short answers",
-            "a100-80g", "meta-llama/Llama-3.1-8B-Instruct", _one((3000, 8000), (80, 200)), 3000, max_model_len=9216,
+            "a100-80g", "meta-llama/Llama-3.1-8B-Instruct", one((3000, 8000), (80, 200)), 3000, max_model_len=9216,
         ),
     )
 }  # fmt: skip

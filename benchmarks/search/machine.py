@@ -13,7 +13,7 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.fakes import ScriptedClock
 from tuner.bench.capacity_search import ProbeResult, Saturation, Stop
@@ -95,10 +95,19 @@ class Machine:
     _compiled: set[str] = field(default_factory=set)
     _starts: int = 0
 
+    def server_of(self, candidate: Candidate) -> tuple[Landscape, Table]:
+        """Return the landscape and the table of one of a candidate's servers."""
+        return self.landscape, self.table
+
+    def share_of(self, assignment: Assignment) -> float:
+        """Return what an assignment's servers do together, as a multiple of one undisturbed server."""
+        return 1.0
+
     def truth(self, candidate: Candidate) -> float:
-        """Return the true requests/s. 0 if nothing starts or nothing keeps the limits."""
-        found = start(self.landscape, candidate.as_dict())
-        return self.table.at(found, longest_prompt(self.landscape)).rate if isinstance(found, Started) else 0.0
+        """Return the true requests/s of one server. 0 if nothing starts or nothing keeps the limits."""
+        landscape, table = self.server_of(candidate)
+        found = start(landscape, candidate.as_dict())
+        return table.at(found, longest_prompt(landscape)).rate if isinstance(found, Started) else 0.0
 
     def measure(self, candidate: Candidate) -> Seen:
         """Start a candidate for a method that knows no incumbent, and search it cold."""
@@ -106,7 +115,7 @@ class Machine:
         if isinstance(found, Refused):
             return Seen(None, None)
         self.clock.sleep(found.start_s)
-        server = self._server(found, traffic=0)
+        server = self._server(found, candidate, traffic=0)
         capacity = server.run(SearchCapacity()).capacity
         self.clock.sleep(STOP_S)
         rate = capacity.rate if capacity else None
@@ -127,23 +136,27 @@ class Machine:
             cause = diagnose(log, exit_code=1, phase=ServerPhase.STARTING, held_by_others_gib=None)
             raise ServerDidNotStart(cause, found.after_s, StopReport(STOP_S))
         self.clock.sleep(found.start_s)
-        ready = ReadyServer(self._server(found, assignment.traffic), found.start_s, _facts(found))
+        server = self._server(found, assignment.candidate, assignment.traffic, self.share_of(assignment))
+        ready = ReadyServer(server, found.start_s, _facts(found))
         yield ready
         self.clock.sleep(STOP_S)
         ready.stopped = StopReport(STOP_S)
 
     def _start(self, candidate: Candidate) -> Started | Refused:
         self._starts += 1
-        found = start(self.landscape, candidate.as_dict(), self._compiled)
+        landscape, _ = self.server_of(candidate)
+        found = start(landscape, candidate.as_dict(), self._compiled)
         if isinstance(found, Refused):
             self.clock.sleep(found.after_s + STOP_S)
             self.refused_s += found.after_s + STOP_S
         return found
 
-    def _server(self, found: Started, traffic: int) -> _Server:
-        point = self.table.at(found, longest_prompt(self.landscape))
+    def _server(self, found: Started, candidate: Candidate, traffic: int, share: float = 1.0) -> _Server:
+        landscape, table = self.server_of(candidate)
+        one = table.at(found, longest_prompt(landscape))
+        point = replace(one, rate=share * one.rate, saturation=share * one.saturation)
         wait_s = longest_wait_s(self.plan.slos)
-        return _Server(point, wait_s, f"{self.landscape.name}/{self.seed}", self._starts, traffic, self.clock)
+        return _Server(point, wait_s, f"{landscape.name}/{self.seed}", self._starts, traffic, self.clock)
 
 
 class _Server:
