@@ -35,7 +35,7 @@ from tuner.vllm.defaults import vllm_defaults
 from .landscapes import VLLM
 from .machines import COARSE, MACHINES, MachineLandscape
 from .run import CONFIRM_STARTS
-from .table import TABLES, Table, tabulate
+from .table import Table, is_tabulated, share_refused, tabulate
 from .whole_machine import VirtualFleet, VirtualLoop, WholeMachine
 
 
@@ -90,8 +90,8 @@ def truths(whole: MachineLandscape) -> list[Truth]:
 
 def _machine(whole: MachineLandscape, folder: Path, seed: int, starts: int) -> WholeMachine:
     plan = whole.plan(folder, starts, CONFIRM_STARTS, seed)
-    server = whole.server(plan.layouts[0].layout)
-    return WholeMachine(server, Table.read(server.name), plan, seed, whole=whole)
+    tables = [name for placed in plan.layouts if is_tabulated(name := whole.server(placed.layout).name)]
+    return WholeMachine(whole.one_gpu, Table.read(tables[0]), plan, seed, whole=whole)
 
 
 def _searched(machine: WholeMachine, folder: Path) -> Found:
@@ -177,13 +177,14 @@ def truth_table(machines: Iterable[MachineLandscape]) -> Iterable[str]:
 
 
 def _tabulate(machines: Iterable[MachineLandscape]) -> None:
-    """Tabulate the layouts that have no table yet."""
+    """Tabulate the layouts that have no table yet. One that never starts gets none."""
     for whole in machines:
         folder = Path(tempfile.mkdtemp(prefix="layouts-"))
         for placed in whole.choice(folder).layouts:
             server = whole.server(placed.layout)
-            if not (TABLES / f"{server.name}.json").is_file():
-                tabulate(server, server.plan(folder, 1, 0, 0), COARSE).write(server.name)
+            plan = server.plan(folder, 1, 0, 0)
+            if not is_tabulated(server.name) and share_refused(server, plan) < 1:
+                tabulate(server, plan, COARSE).write(server.name)
         shutil.rmtree(folder)
 
 

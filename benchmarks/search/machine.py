@@ -95,9 +95,13 @@ class Machine:
     _compiled: set[str] = field(default_factory=set)
     _starts: int = 0
 
-    def server_of(self, candidate: Candidate) -> tuple[Landscape, Table]:
-        """Return the landscape and the table of one of a candidate's servers."""
-        return self.landscape, self.table
+    def landscape_of(self, candidate: Candidate) -> Landscape:
+        """Return the landscape of one of a candidate's servers."""
+        return self.landscape
+
+    def table_of(self, candidate: Candidate) -> Table:
+        """Return the table of one of a candidate's servers, which starts."""
+        return self.table
 
     def share_of(self, assignment: Assignment) -> float:
         """Return what an assignment's servers do together, as a multiple of one undisturbed server."""
@@ -105,9 +109,11 @@ class Machine:
 
     def truth(self, candidate: Candidate) -> float:
         """Return the true requests/s of one server. 0 if nothing starts or nothing keeps the limits."""
-        landscape, table = self.server_of(candidate)
+        landscape = self.landscape_of(candidate)
         found = start(landscape, candidate.as_dict())
-        return table.at(found, longest_prompt(landscape)).rate if isinstance(found, Started) else 0.0
+        if not isinstance(found, Started):
+            return 0.0
+        return self.table_of(candidate).at(found, longest_prompt(landscape)).rate
 
     def measure(self, candidate: Candidate) -> Seen:
         """Start a candidate for a method that knows no incumbent, and search it cold."""
@@ -144,16 +150,15 @@ class Machine:
 
     def _start(self, candidate: Candidate) -> Started | Refused:
         self._starts += 1
-        landscape, _ = self.server_of(candidate)
-        found = start(landscape, candidate.as_dict(), self._compiled)
+        found = start(self.landscape_of(candidate), candidate.as_dict(), self._compiled)
         if isinstance(found, Refused):
             self.clock.sleep(found.after_s + STOP_S)
             self.refused_s += found.after_s + STOP_S
         return found
 
     def _server(self, found: Started, candidate: Candidate, traffic: int, share: float = 1.0) -> _Server:
-        landscape, table = self.server_of(candidate)
-        one = table.at(found, longest_prompt(landscape))
+        landscape = self.landscape_of(candidate)
+        one = self.table_of(candidate).at(found, longest_prompt(landscape))
         point = replace(one, rate=share * one.rate, saturation=share * one.saturation)
         wait_s = longest_wait_s(self.plan.slos)
         return _Server(point, wait_s, f"{landscape.name}/{self.seed}", self._starts, traffic, self.clock)

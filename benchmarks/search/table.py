@@ -116,6 +116,11 @@ class Table:
         (TABLES / f"{name}.json").write_text(text.replace("],[", "],\n["))
 
 
+def is_tabulated(name: str) -> bool:
+    """Return True if a landscape has its table."""
+    return (TABLES / f"{name}.json").is_file()
+
+
 def start(landscape: Landscape, flags: dict[str, Value], compiled: set[str] | None = None) -> Started | Refused:
     """Start `flags`, spelt as vLLM does. A successful start leaves its compilation in `compiled`."""
     values = {flag.replace("-", "_"): value for flag, value in flags.items()}

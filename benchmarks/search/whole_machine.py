@@ -19,7 +19,7 @@ from tuner.study.store import Store
 from .landscapes import Landscape
 from .machine import Machine
 from .machines import DOOR_SHARE, MachineLandscape
-from .table import Table
+from .table import Table, is_tabulated
 
 
 @dataclass
@@ -30,11 +30,14 @@ class WholeMachine(Machine):
     beside: int = field(default=0, kw_only=True)
     _tables: dict[str, Table] = field(default_factory=dict, kw_only=True)
 
-    def server_of(self, candidate: Candidate) -> tuple[Landscape, Table]:
-        landscape = self.whole.server(self.plan.layout_of(candidate))
-        if landscape.name not in self._tables:
-            self._tables[landscape.name] = Table.read(landscape.name)
-        return landscape, self._tables[landscape.name]
+    def landscape_of(self, candidate: Candidate) -> Landscape:
+        return self.whole.server(self.plan.layout_of(candidate))
+
+    def table_of(self, candidate: Candidate) -> Table:
+        name = self.landscape_of(candidate).name
+        if name not in self._tables:
+            self._tables[name] = Table.read(name)
+        return self._tables[name]
 
     def share_of(self, assignment: Assignment) -> float:
         servers = len(assignment.groups)
@@ -52,8 +55,9 @@ class WholeMachine(Machine):
         return layout.replicas * self.whole.kept(layout.replicas - 1) * max(DOOR_SHARE[door] for door in doors)
 
     def optimum(self, layout: Layout) -> float:
-        """Return the most that a layout truly sustains."""
-        return Table.read(self.whole.server(layout).name).optimum * self.of_the_machine(layout)
+        """Return the most that a layout truly sustains. 0 if it never starts, and so has no table."""
+        name = self.whole.server(layout).name
+        return Table.read(name).optimum * self.of_the_machine(layout) if is_tabulated(name) else 0.0
 
 
 @dataclass(frozen=True, slots=True)
