@@ -265,34 +265,40 @@ def _figures(records: tuple[TrialRecord, ...], candidate: Candidate, fresh: int)
 
 
 def _telemetry(record: TrialRecord, rng: random.Random) -> pd.DataFrame:
-    """A sample every half second over the levels of one start, in the columns of telemetry/sampler.py."""
+    """A sample every half second over the levels of one start, in the columns of telemetry/sampler.py. That of one
+    server on one GPU has no column `server`, as older files have none."""
     rows: list[dict[str, float | str | None]] = []
-    queries = hits = 0.0
+    launches = record.start.launches
+    is_older = len(record.start.gpus) == 1
+    queries, hits = [0.0] * len(launches), [0.0] * len(launches)
     for index, level in enumerate(record.levels):
         server = level.measurement.server
         for step in range(int(level.measurement.planned_s * 2)):
-            running = round((server.running_mean or 0) * rng.uniform(0.94, 1.04))
-            queries += running * 120
-            hits += running * 120 * rng.uniform(0.09, 0.13)
-            rows.append(
-                {
-                    "level": level.measurement.load.level,
-                    "at_ns": 10**12 + int((index * (level.measurement.planned_s + 4) + step / 2) * 1e9),
-                    "kv_usage": min(1.0, (server.kv_usage_mean or 0) * rng.uniform(0.92, 1.06)),
-                    "running": float(running),
-                    "waiting": float(round((server.waiting_mean or 0) * rng.uniform(0.7, 1.4))),
-                    "prefix_queries": queries,
-                    "prefix_hits": hits,
-                    "gpu": 0,
-                    "gpu_utilization": min(1.0, 0.7 + running / 250),
-                    "gpu_memory_used_bytes": 75.1 * 2**30,
-                    "gpu_power_w": 430.0 + running * 2 + rng.uniform(-9, 9),
-                    "gpu_temperature_c": 55.0 + min(9, step // 12),
-                    "host_cpu_share": 0.07,
-                    "client_cores": 0.2,
-                    "server_cores": None,
-                }
-            )
+            for number, launch in enumerate(launches):
+                running = round((server.running_mean or 0) / len(launches) * rng.uniform(0.94, 1.04))
+                queries[number] += running * 120
+                hits[number] += running * 120 * rng.uniform(0.09, 0.13)
+                kv_usage = min(1.0, (server.kv_usage_mean or 0) * rng.uniform(0.92, 1.06))
+                waiting = float(round((server.waiting_mean or 0) / len(launches) * rng.uniform(0.7, 1.4)))
+                for gpu in launch.gpus:
+                    row: dict[str, float | str | None] = {
+                        "level": level.measurement.load.level,
+                        "at_ns": 10**12 + int((index * (level.measurement.planned_s + 4) + step / 2) * 1e9),
+                        "kv_usage": kv_usage,
+                        "running": float(running),
+                        "waiting": waiting,
+                        "prefix_queries": queries[number],
+                        "prefix_hits": hits[number],
+                        "gpu": gpu,
+                        "gpu_utilization": min(1.0, 0.7 + running / 250),
+                        "gpu_memory_used_bytes": 75.1 * 2**30,
+                        "gpu_power_w": 430.0 + running * 2 + rng.uniform(-9, 9),
+                        "gpu_temperature_c": 55.0 + min(9, step // 12) + gpu,
+                        "host_cpu_share": 0.07,
+                        "client_cores": 0.2,
+                        "server_cores": None,
+                    }
+                    rows.append(row if is_older else {**row, "server": number})
     return pd.DataFrame(rows)
 
 

@@ -25,6 +25,7 @@ from tuner.load.early_end import EARLY_ENDS, EarlyEndKind
 from tuner.measurement import CautionKind, LoadKind
 from tuner.report import translations
 from tuner.report.bottleneck import Bottleneck, Reading
+from tuner.report.layouts import LayoutState
 from tuner.report.page import report, write_report
 from tuner.report.parameters import searched
 from tuner.report.phrases import (
@@ -291,6 +292,7 @@ def test_every_word_is_used_and_both_languages_have_the_same_fields() -> None:
         "next-",
         "compare-",
         "load-",
+        "state-",
         "sign-",
         "throttle-",
     )
@@ -298,7 +300,14 @@ def test_every_word_is_used_and_both_languages_have_the_same_fields() -> None:
         assert fields_of(texts[0]) == fields_of(texts[1]), key
         assert key.startswith(families) or re.search(f"[\"']{key}[\"']", sources), f"{key} is not used"
     enums = ((Role, "role"), (TrialOutcome, "outcome"), (TrialPhase, "phase"), (CautionKind, "caution"), (Sign, "sign"))
-    for names, family in (*enums, (ArrivalKind, "arrivals"), (LoadKind, "load"), (Lack, "lack"), (Reading, "reading")):
+    for names, family in (
+        *enums,
+        (ArrivalKind, "arrivals"),
+        (LoadKind, "load"),
+        (Lack, "lack"),
+        (LayoutState, "state"),
+        (Reading, "reading"),
+    ):
         assert all(f"{family}-{name}" in TABLE for name in names)
     assert all(f"caution-{kind}-next" in TABLE for kind in CautionKind)
     assert all(f"throttle-{reason.replace(' ', '-')}" in TABLE for _, reason in THROTTLE_REASONS)

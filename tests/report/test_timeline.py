@@ -12,6 +12,7 @@ import pytest
 from tests.study.builders import with_start
 from tuner.layout import Layout, PlacedLayout
 from tuner.placement import GpuGroup
+from tuner.report.gallery import Section, gallery
 from tuner.report.tables import StudyFiles
 from tuner.report.timeline import POINTS, TrialPhase, phase_rows, phase_shares, start_times, telemetry
 from tuner.report.translations import Language, Words
@@ -81,6 +82,32 @@ def test_gpus_of_one_moment_are_one_point(tmp_path: Path) -> None:
     assert found["gpu-memory"].values == (3.0, None)
     assert found["gpu-temperature"].values == (60.0, 51.0)
     assert found["gpu-util"].seconds == (0.0, 1.0)
+
+
+def test_each_server_of_a_machine_has_a_line_and_the_host_has_one(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "t.parquet",
+        at_ns=[0, 0, 0, 0, 10**9, 10**9, 10**9, 10**9],
+        server=[0, 0, 1, 1, 0, 0, 1, 1],
+        gpu=[0, 1, 2, 3, 0, 1, 2, 3],
+        running=[5.0, 5.0, 7.0, 7.0, 6.0, 6.0, 8.0, 8.0],
+        kv_usage=[0.1, 0.1, 0.4, 0.4, 0.2, 0.2, 0.5, 0.5],
+        gpu_power_w=[100.0, 110.0, 300.0, 310.0, 120.0, 130.0, 320.0, 330.0],
+        host_cpu_share=[0.5] * 8,
+    )
+    found = {(series.channel, series.server): series.values for series in telemetry(path)}
+    assert found["running", 0] == (5.0, 6.0) and found["running", 1] == (7.0, 8.0)
+    assert found["kv", 0] == (10.0, 20.0) and found["kv", 1] == (40.0, 50.0)
+    assert found["gpu-power", 0] == (210.0, 250.0) and found["gpu-power", 1] == (610.0, 650.0)
+    assert [key for key in found if key[0] == "host-cpu"] == [("host-cpu", 0)]
+
+
+def test_the_telemetry_of_the_winner_shows_all_servers_of_its_confirmation(layouts: StudyFiles, words: Words) -> None:
+    drawn = {d.name: d.figure for d in gallery(layouts, words)[Section.TELEMETRY]}
+    names = [(trace.name, trace.showlegend) for trace in drawn["telemetry-kv"].data]
+    assert names.count(("winner (4 servers)", True)) == 1
+    assert names.count(("winner (4 servers)", False)) == 3
+    assert names.count(("default", True)) == 1
 
 
 def test_prefix_hits_are_shares_between_samples(tmp_path: Path) -> None:

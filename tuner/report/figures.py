@@ -11,6 +11,7 @@ from tuner import formatting
 from tuner.candidate import Candidate, Value
 from tuner.layout import split_layout
 from tuner.report.drawing import Axis, Point, Strip, Style, Trace, bars, figure, limit, line, marks, plain, strip_marks
+from tuner.report.layouts import LayoutRow
 from tuner.report.parameters import LAYOUT, SliceRow, WeightRow
 from tuner.report.phrases import remark
 from tuner.report.tables import BestRow, LevelRow, TrialRow
@@ -138,6 +139,27 @@ def weights(rows: Sequence[WeightRow], words: Words) -> go.Figure:
     return figure(axis, Axis("", "category"), [bars(points, "", WINNER.colour)])
 
 
+def layouts(rows: Sequence[LayoutRow], words: Words) -> go.Figure:
+    """Draw the QPS of each layout's default and of its best as two bars."""
+    started = [row for row in reversed(rows) if row.starts]
+    traces: list[Trace] = []
+    for key, colour, values in (
+        ("layout-best-qps", WINNER.colour, [row.best_qps for row in started]),
+        ("layout-default-qps", DEFAULT.colour, [row.default_qps for row in started]),
+    ):
+        texts = list(map(formatting.significant, values))
+        names = [str(row.layout) for row in started]
+        points = [
+            Point(value, name, plain(f"{name}: {words(key)} {text}"))
+            for value, name, text in zip(values, names, texts, strict=True)
+        ]
+        traces.append(bars(points, words(key), colour, width=0.36).update(text=texts, textposition="inside"))
+    made = figure(qps_axis(words, of_machine=True), Axis("", "category"), traces)
+    # The legend lists the bars from the top.
+    made.update_layout(barmode="group", legend_traceorder="reversed")
+    return made
+
+
 def slice_of(
     parameter: Parameter, rows: Sequence[SliceRow], winner: Value | None, words: Words, *, of_machine: bool = False
 ) -> go.Figure:
@@ -188,7 +210,7 @@ def timeline(rows: Sequence[PhaseRow], units: Sequence[str], words: Words) -> go
 
 
 class Line(NamedTuple):
-    """One telemetry channel of one candidate."""
+    """One telemetry channel of one server of a candidate."""
 
     name: str
     series: Series
@@ -196,11 +218,17 @@ class Line(NamedTuple):
 
 
 def telemetry(lines: Sequence[Line], unit: str, words: Words) -> go.Figure:
-    """Draw one telemetry channel over the seconds of a start, a line per candidate."""
+    """Draw one telemetry channel over the seconds of a start, a line per candidate and server."""
     traces: list[Trace] = []
-    for one in lines:
-        points = [Point(s, v) for s, v in zip(one.series.seconds, one.series.values, strict=True)]
-        traces.append(line(points, one.name, one.look, width=1.5))
+    for name in dict.fromkeys(one.name for one in lines):
+        mine = [one for one in lines if one.name == name]
+        title = name if len(mine) == 1 else words("name-servers", name=name, n=len(mine))
+        for index, one in enumerate(mine):
+            points = [Point(s, v) for s, v in zip(one.series.seconds, one.series.values, strict=True)]
+            drawn = line(points, title, one.look, width=1.5, legend=index == 0)
+            if len(mine) > 1:
+                drawn.update(hovertext=plain(words("name-server", name=name, n=one.series.server)), hoverinfo="text")
+            traces.append(drawn)
     return figure(Axis(words("axis-seconds")), Axis(unit), traces)
 
 

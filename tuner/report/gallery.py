@@ -12,6 +12,7 @@ from markupsafe import Markup
 from tuner.candidate import Candidate
 from tuner.report import figures, parameters, timeline
 from tuner.report.drawing import Style
+from tuner.report.layouts import layout_rows
 from tuner.report.tables import StudyFiles, best_so_far, level_rows, trial_rows
 from tuner.report.translations import Words
 from tuner.slo import Metric, Slo
@@ -21,6 +22,7 @@ from tuner.study.units import machine_units
 class Section(StrEnum):
     """The part of the page that a figure belongs to."""
 
+    LAYOUTS = "layouts"
     BEST = "best"
     AGAINST = "against"
     CURVES = "curves"
@@ -51,7 +53,7 @@ class Drawing:
 def gallery(study: StudyFiles, words: Words) -> Mapping[Section, Sequence[Drawing]]:
     """Draw every figure that the study has data for, in the order of the page."""
     drawn: dict[Section, list[Drawing]] = {section: [] for section in Section}
-    for make in (_trials, _curves, _telemetry, _parameters):
+    for make in (_layouts, _trials, _curves, _telemetry, _parameters):
         for drawing in make(study, words):
             drawn[drawing.section].append(drawing)
     return drawn
@@ -65,6 +67,12 @@ def curves_of(
     for name, metric in (("curve-qps", None), ("curve-ttft", Metric.TTFT)) if curves else ():
         made = figures.load_curve(curves, slos, words, of=metric, of_machine=of_machine)
         yield Drawing(name, Section.CURVES, made, words(name), words(name))
+
+
+def _layouts(study: StudyFiles, words: Words) -> Iterator[Drawing]:
+    rows = [row for row in layout_rows(study, words) if row.starts]
+    if len(rows) > 1:
+        yield Drawing("layouts", Section.LAYOUTS, figures.layouts(rows, words), words("layouts-title"), flat=True)
 
 
 def _trials(study: StudyFiles, words: Words) -> Iterator[Drawing]:
@@ -96,8 +104,9 @@ def _curves(study: StudyFiles, words: Words) -> Iterator[Drawing]:
 def _telemetry(study: StudyFiles, words: Words) -> Iterator[Drawing]:
     lines: dict[str, list[figures.Line]] = {}
     for name, candidate, look in _candidates(study, words):
-        # The start with the most levels shows the most; a fresh start repeats only the level that won.
-        for record in sorted(study.starts_of(candidate), key=lambda r: (-len(r.levels), r.trial)):
+        # A start of the whole machine shows all of its servers. Of several starts the one with the most levels shows
+        # the most; a fresh start repeats only the level that won.
+        for record in sorted(study.starts_of(candidate), key=lambda r: (r.replicas, -len(r.levels), r.trial)):
             series = timeline.telemetry(study.folder / "trials" / f"{record.trial:04d}" / "telemetry.parquet")
             for one in series:
                 lines.setdefault(one.channel, []).append(figures.Line(name, one, look))

@@ -17,6 +17,7 @@ from tuner.formatting import one_line
 from tuner.jsonfile import write_atomically
 from tuner.report import bottleneck, conditions, parameters, summary, timeline
 from tuner.report.gallery import gallery
+from tuner.report.layouts import layout_rows, layout_words
 from tuner.report.phrases import candidate_line, remark, sentence
 from tuner.report.quote import shell_line
 from tuner.report.refusals import refused_rows
@@ -125,6 +126,9 @@ def _body(study: StudyFiles, words: Words) -> dict[str, object]:
     slices = parameters.slice_rows(study)
     return {
         "rows": trial_rows(study),
+        "layouts": layout_rows(study, words) if study.plan.searches_layouts or study.plan.ruled_out else [],
+        "layouts_one": _one_layout(study, words),
+        "layout_words": layout_words,
         "remark": remark,
         "candidate_line": candidate_line,
         "drawn": gallery(study, words),
@@ -137,6 +141,14 @@ def _body(study: StudyFiles, words: Words) -> dict[str, object]:
         "flat_rem": 8 + 2 * len(machine_units(study.plan)),
         "shares": ", ".join(f"{words(f'phase-{p}')} {formatting.share(s)}" for p, s in spent.items()),
     }
+
+
+def _one_layout(study: StudyFiles, words: Words) -> str:
+    """Say what the only layout of a study is. Empty if there are several, or if it is one server."""
+    layout = study.plan.layouts[0].layout
+    if study.plan.searches_layouts or layout.replicas == 1:
+        return ""
+    return words("layouts-one", layout=layout, what=layout_words(layout, words))
 
 
 def _why(study: StudyFiles, words: Words) -> dict[str, object]:

@@ -18,7 +18,10 @@ from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.units import units_at
 
 POINTS = 600
-"""Points of a telemetry line at most, more than a screen can show. Longer series are thinned to means."""
+"""Most points of a telemetry channel, more than a screen can show. Longer series are thinned to means."""
+
+FEWEST_POINTS = 150
+"""Points that each of many servers gets all the same."""
 
 
 class TrialPhase(StrEnum):
@@ -89,12 +92,14 @@ def start_times(study: StudyFiles, words: Words) -> str:
 
 
 class Channel(NamedTuple):
-    """One telemetry figure: its name, its column, and the factor from the column's unit to its own."""
+    """One telemetry figure: its name, its column, and the factor from the column's unit to its own. `over_gpus` joins
+    the GPUs of a server. A channel of the host has one line for all servers."""
 
     name: str
     column: str
     factor: float
     over_gpus: str
+    of_host: bool = False
 
 
 CHANNELS = (
@@ -106,44 +111,58 @@ CHANNELS = (
     Channel("gpu-memory", "gpu_memory_used_bytes", 2**-30, "sum"),
     Channel("gpu-power", "gpu_power_w", 1, "sum"),
     Channel("gpu-temperature", "gpu_temperature_c", 1, "max"),
-    Channel("host-cpu", "host_cpu_share", 100, "max"),
-    Channel("server-cores", "server_cores", 1, "max"),
-    Channel("client-cores", "client_cores", 1, "max"),
+    Channel("host-cpu", "host_cpu_share", 100, "max", of_host=True),
+    Channel("server-cores", "server_cores", 1, "max", of_host=True),
+    Channel("client-cores", "client_cores", 1, "max", of_host=True),
 )
 
 
 class Series(NamedTuple):
-    """A telemetry line over seconds since the trial's first sample. A value is None if nothing was observed."""
+    """A telemetry line of one server over seconds since the trial's first sample. A value is None if nothing was
+    observed."""
 
     channel: str
     seconds: tuple[float, ...]
     values: tuple[float | None, ...]
+    server: int = 0
 
 
 def telemetry(path: Path) -> list[Series]:
-    """Read the `CHANNELS` of a trial's telemetry.parquet. Empty if there is no readable file."""
+    """Read the `CHANNELS` of a trial's telemetry.parquet, a line for each server. Empty if there is no readable
+    file."""
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError):  # pyarrow's errors are ValueErrors
         return []
     if "at_ns" not in frame or frame.empty:
         return []
-    frame = _with_prefix_share(frame)
-    moments = sorted(int(at) for at in frame["at_ns"].unique())
-    seconds = [(at - moments[0]) / 1e9 for at in moments]
+    if "server" not in frame:  # a file of a tuner that knew one server
+        frame = frame.assign(server=0)
+    first_ns, servers = int(frame["at_ns"].min()), frame["server"].nunique()
+    points = max(FEWEST_POINTS, POINTS // servers)
     lines = []
-    for channel in CHANNELS:
-        if channel.column not in frame or not frame[channel.column].notna().any():
-            continue
-        values = pd.to_numeric(frame[channel.column], errors="coerce").groupby(frame["at_ns"], sort=True)
-        # A sum of nothing is 0: min_count keeps it "not observed".
-        column = values.sum(min_count=1) if channel.over_gpus == "sum" else values.agg(channel.over_gpus)
-        lines.append(_thinned(channel.name, seconds, column * channel.factor))
+    for index, server in enumerate(sorted(map(int, frame["server"].unique()))):
+        rows = _with_prefix_share(frame[frame["server"] == server])
+        for channel in CHANNELS:
+            if channel.of_host and index > 0:
+                continue
+            if (column := _column(rows, channel)) is not None:
+                seconds = [(int(at) - first_ns) / 1e9 for at in column.index]
+                lines.append(_thinned(channel.name, server, seconds, column * channel.factor, points))
     return lines
 
 
+def _column(rows: pd.DataFrame, channel: Channel) -> pd.Series[float] | None:
+    """Return a channel of one server by moment. None if it was never observed."""
+    if channel.column not in rows or not rows[channel.column].notna().any():
+        return None
+    values = pd.to_numeric(rows[channel.column], errors="coerce").groupby(rows["at_ns"], sort=True)
+    # A sum of nothing is 0: min_count keeps it "not observed".
+    return values.sum(min_count=1) if channel.over_gpus == "sum" else values.agg(channel.over_gpus)
+
+
 def _with_prefix_share(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add the share of prompt tokens that the prefix cache had, from sample to sample."""
+    """Add the share of prompt tokens that a server's prefix cache had, from sample to sample."""
     names = ("prefix_hits", "prefix_queries")
     if not all(name in frame for name in names):
         return frame
@@ -152,8 +171,8 @@ def _with_prefix_share(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(prefix_hit_share=frame["at_ns"].map(share))
 
 
-def _thinned(channel: str, seconds: Sequence[float], column: pd.Series[float]) -> Series:
-    step = -(-len(column) // POINTS)
+def _thinned(channel: str, server: int, seconds: Sequence[float], column: pd.Series[float], points: int) -> Series:
+    step = -(-len(column) // points)
     at = pd.Series(list(seconds))
     values = column.reset_index(drop=True)
     if step > 1:
@@ -162,4 +181,5 @@ def _thinned(channel: str, seconds: Sequence[float], column: pd.Series[float]) -
         channel,
         tuple(round(float(s), 2) for s in at),
         tuple(None if pd.isna(v) else round(float(v), 3) for v in values),
+        server,
     )
