@@ -14,7 +14,7 @@ from tuner.bench.level import Level
 from tuner.errors import UsageError
 from tuner.measurement import ClientLoad, Distribution, GpuLoad, Measurement, ServerLoad
 from tuner.report.gallery import gallery
-from tuner.report.quote import shell_line
+from tuner.report.quote import production, shell_lines
 from tuner.report.tables import StudyFiles, read_study, shown_level, trial_rows
 from tuner.report.translations import Language, Words
 from tuner.study.plan import StudyPlan
@@ -53,9 +53,9 @@ class Study:
 
     @property
     def command(self) -> str | None:
-        """Return the winner's launch as one shell line. None if nothing won."""
+        """Return the winner's launch, one shell line a server. None if nothing won."""
         record = self.files.quoted(self.files.winner)
-        return shell_line(record.start.launch) if record else None
+        return "\n".join(shell_lines(production(record, self.files.plan).specs)) if record else None
 
     @property
     def trials(self) -> pd.DataFrame:

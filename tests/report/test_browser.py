@@ -16,7 +16,7 @@ from tests.report.studies import Study, build_study
 from tuner.formatting import one_line
 from tuner.report.compare import compare
 from tuner.report.page import write_report
-from tuner.report.quote import shell_line
+from tuner.report.quote import production, shell_lines
 from tuner.report.tables import read_study
 
 playwright_api = pytest.importorskip("playwright.sync_api")
@@ -99,7 +99,7 @@ def test_the_copy_button_copies_the_command(opened: Opened, study: Study) -> Non
     button.click()
     playwright_api.expect(button).to_have_text("Copied")
     copied = opened.page.evaluate("navigator.clipboard.readText()")
-    assert copied == shell_line(quoted.start.launch)
+    assert copied == shell_lines(production(quoted, study.plan).specs)[0]
     playwright_api.expect(button).to_have_text("Copy", timeout=5000)
 
 

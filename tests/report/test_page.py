@@ -20,6 +20,7 @@ from tests.study.builders import REFUSAL, with_start
 from tuner import jsonfile
 from tuner.bench.measured import Note
 from tuner.bench.phrases import NOTES, NotePhrase, note_text
+from tuner.launch import Door
 from tuner.load.arrivals import ArrivalKind
 from tuner.load.early_end import EARLY_ENDS, EarlyEndKind
 from tuner.measurement import CautionKind, LoadKind
@@ -293,6 +294,7 @@ def test_every_word_is_used_and_both_languages_have_the_same_fields() -> None:
         "compare-",
         "load-",
         "state-",
+        "door-",
         "sign-",
         "throttle-",
     )
@@ -303,6 +305,7 @@ def test_every_word_is_used_and_both_languages_have_the_same_fields() -> None:
     for names, family in (
         *enums,
         (ArrivalKind, "arrivals"),
+        (Door, "door"),
         (LoadKind, "load"),
         (Lack, "lack"),
         (LayoutState, "state"),

@@ -39,7 +39,7 @@ def compare(folder_a: Path, folder_b: Path, *, language: str = "en", gpu_price: 
     left, right = sides
     launches = [study.quoted(study.winner) for study in (first, second)]
     a, b = launches
-    flags = summary.flag_rows(a.start.launch, b.start.launch, words) if a is not None and b is not None else []
+    flags = summary.launch_rows((first, a), (second, b), words) if a is not None and b is not None else []
     versions = {s.environment.tuner_version for s in (first, second) if s.environment is not None}
     return render(
         "compare.html.j2",

@@ -15,15 +15,17 @@ from plotly.offline import get_plotlyjs
 from tuner import formatting
 from tuner.formatting import one_line
 from tuner.jsonfile import write_atomically
+from tuner.launch import Deployment, Door
 from tuner.report import bottleneck, conditions, parameters, summary, timeline
 from tuner.report.gallery import gallery
 from tuner.report.layouts import layout_rows, layout_words
 from tuner.report.phrases import candidate_line, remark, sentence
-from tuner.report.quote import shell_line
+from tuner.report.quote import PORT, production, server_ports, shell_lines
 from tuner.report.refusals import refused_rows
 from tuner.report.tables import StudyFiles, read_study, trial_rows
 from tuner.report.translations import Language, Words
 from tuner.study import confirm
+from tuner.study.record import TrialRecord
 from tuner.study.units import machine_units
 
 
@@ -89,6 +91,8 @@ def _top(study: StudyFiles, words: Words, gpu_price: float | None) -> dict[str, 
     first = winner or default
     second = default if winner is not None and not study.default_won else None
     launched = study.quoted(study.winner)
+    machine = production(launched, study.plan) if launched else None
+    launches = shell_lines(machine.specs) if machine else ()
     lacking = study.result is not None and study.result.default is None
     lack = confirm.lack(study.records, study.plan.baseline) if lacking else None
     version = study.environment.tuner_version if study.environment else formatting.NOT_OBSERVED
@@ -97,7 +101,9 @@ def _top(study: StudyFiles, words: Words, gpu_price: float | None) -> dict[str, 
         "version": one_line(version),
         "sentence": sentence(study, words),
         "launched": launched,
-        "launch": shell_line(launched.start.launch) if launched else "",
+        "launch": launches[0] if launches else "",
+        "other_launches": launches[1:],
+        "launch_note": _launch_note(launched, machine, words) if launched and machine else "",
         "accepts": formatting.count(winner.accepts) if winner and winner.accepts else "",
         "flags": _flags(study, words),
         "summary": [*summary.summary_rows(first, second, words, gpu_price), *summary.length_rows(study, words)]
@@ -113,12 +119,21 @@ def _top(study: StudyFiles, words: Words, gpu_price: float | None) -> dict[str, 
     }
 
 
+def _launch_note(launched: TrialRecord, machine: Deployment, words: Words) -> str:
+    """Say what the commands start, and how to start it with one word."""
+    if machine.door is Door.NGINX:
+        ports = server_ports(len(machine.specs))
+        return words("launch-note-nginx", n=len(ports), first=ports[0], last=ports[-1], port=PORT)
+    key = "launch-note-vllm" if machine.door is Door.VLLM else "launch-note"
+    return words(key, trial=launched.trial)
+
+
 def _flags(study: StudyFiles, words: Words) -> list[summary.FlagRow]:
     winner, default = study.quoted(study.winner), study.quoted(study.default)
     if winner is None:
         return []
-    beside = default.start.launch if default is not None and not study.default_won else None
-    return summary.flag_rows(winner.start.launch, beside, words)
+    beside = (study, default) if default is not None and not study.default_won else None
+    return summary.launch_rows((study, winner), beside, words)
 
 
 def _body(study: StudyFiles, words: Words) -> dict[str, object]:

@@ -19,6 +19,15 @@ PAGE_TEXTS: dict[str, tuple[str, str]] = {
         "The recorded launch of trial {trial}. start.sh beside this file does the same in the background and waits until the server is ready.",
         "第 {trial} 次启动的原始命令。同目录下的 start.sh 会在后台执行同样的启动并等待服务就绪。",
     ),
+    "launch-note-vllm": (
+        "One command starts all servers of the machine, behind vLLM's own data parallelism. start.sh beside this file does the same in the background and waits until they are ready.",
+        "一条命令启动整机的全部服务端，由 vLLM 自带的数据并行分发。同目录下的 start.sh 会在后台执行同样的启动并等待就绪。",
+    ),
+    "launch-note-nginx": (
+        "The first of {n} servers, on ports {first} to {last}, with nginx in front of them on port {port}. start.sh beside this file starts all of it in the background and waits until it is ready.",
+        "{n} 个服务端中的第一个，端口为 {first} 至 {last}，由端口 {port} 上的 nginx 分发。同目录下的 start.sh 会在后台启动全部服务端与 nginx 并等待就绪。",
+    ),
+    "launch-others": ("Show the commands of the other {n}", "显示其余 {n} 个的命令"),
     "launch-accepts": (
         "The server accepts requests of up to {tokens} tokens (prompt + answer).",
         "服务器接受最长 {tokens} 个 token 的请求（提示与回答合计）。",
@@ -105,6 +114,10 @@ PAGE_TEXTS: dict[str, tuple[str, str]] = {
         "beside its busy neighbours a server keeps {share} of its QPS",
         "各服务端同时运行时，每个保有其 QPS 的 {share}",
     ),
+    "door": ("door", "入口"),
+    "door-server": ("the server itself", "服务端自身"),
+    "door-vllm": ("vLLM's data parallelism", "vLLM 的数据并行"),
+    "door-nginx": ("nginx", "nginx"),
     # --- sections
     "cautions": ("Cautions", "注意事项"),
     "no-cautions": ("Nothing was seen that makes these numbers less sure.", "未发现会降低数据可信度的情况。"),

@@ -8,13 +8,15 @@ from typing import NamedTuple
 from tuner import formatting
 from tuner.flagwords import value_text
 from tuner.launch import LaunchSpec
+from tuner.layout import FLAGS
 from tuner.measurement import Load, Measurement
 from tuner.report.cost import cost
 from tuner.report.phrases import caution_detail, remark
+from tuner.report.quote import production
 from tuner.report.tables import StudyFiles, shown_level, trial_rows
 from tuner.report.translations import Words
 from tuner.study.kv_budget import LENGTH
-from tuner.study.record import Role, TrialOutcome, accepted_tokens
+from tuner.study.record import Role, TrialOutcome, TrialRecord, accepted_tokens
 from tuner.study.result import Figures, StudyResult
 
 
@@ -143,6 +145,25 @@ def flag_rows(first: LaunchSpec, second: LaunchSpec | None, words: Words) -> lis
         for name in names
         if other is None or one.get(name) != other.get(name)
     ]
+
+
+Launched = tuple[StudyFiles, TrialRecord]
+"""A trial with its study."""
+
+
+def launch_rows(first: Launched, second: Launched | None, words: Words) -> list[FlagRow]:
+    """List layout, door and flags of a launch, or those in which two launches differ."""
+    pair = [launched for launched in (first, second) if launched is not None]
+    rows = flag_rows(first[1].start.launch, second[1].start.launch if second else None, words)
+    if not any(study.plan.searches_layouts or study.has_replicas for study, _ in pair):
+        return rows
+    machines = [production(record, study.plan) for study, record in pair]
+    of_layout = [
+        (words("layout"), [str(study.plan.layout_of(record.candidate)) for study, record in pair]),
+        (words("door"), [words(f"door-{machine.door}") for machine in machines]),
+    ]
+    made = [FlagRow(name, texts[0], texts[1] if second else None) for name, texts in of_layout]
+    return [*(row for row in made if row.first != row.second), *(row for row in rows if row.flag not in FLAGS)]
 
 
 def _shown_flags(launch: LaunchSpec) -> dict[str, str]:
