@@ -21,6 +21,7 @@ GOLDEN: dict[str, tuple[int, ServerPhase, str, Fault, tuple[Bound, ...]]] = {
     "0.32-cpu-utilization": (1, START, "host-memory-wanted", C, (Bound("gpu-memory-utilization", "<=", 0.802),)),
     "0.32-dp-engine-killed": (0, SERVE, "engine-died", E, ()),
     "0.32-dp-engine-of-api-servers-killed": (1, SERVE, "engine-died", E, ()),
+    "0.32-dp-terminated": (0, SERVE, "terminated", E, ()),
     "0.32-engine-killed": (0, SERVE, "engine-died", E, ()),
     "0.32-kv-too-big": (1, START, "host-kv-memory", C, (Bound("kv-cache-memory-bytes", "<=", 6 * 2**30),)),
     "0.32-kv-too-small": (1, START, "kv-too-small", C, (Bound("max-model-len", "<=", 10112),)),

@@ -25,8 +25,8 @@ from tuner.vllm.facts import StartFacts, parse_facts
 
 STOP_MARGIN_S = 15.0
 """Seconds beyond its shutdown timeout that vLLM takes to close."""
-DEATH_LIMIT_S = 12.0
-"""Seconds until a server with a dead engine has left. vLLM looks every 5 s."""
+DEATH_LIMIT_S = 25.0
+"""Seconds until a server with a dead engine has left. vLLM looks every 5 s, and lets open requests end for 10 s."""
 
 _USUAL_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", variables.API_KEY, "OPENAI_API_KEY")
 

@@ -19,10 +19,10 @@ ARGUMENTS = re.compile(r"non-default args: [^\n]*")
 
 # Healthy servers warn with the very words of a failure ("… can cause fd limit errors like [Errno 24] Too many open
 # files"), and a logged prompt may quote anything. A failure is an ERROR line or a traceback, which has no level; vLLM
-# itself makes the two exceptions.
+# itself makes the exceptions.
 NO_FAILURE = re.compile(
     r"^(?:\([^)\n]*\) )?(?:(?:INFO|WARNING|DEBUG) \d\d-\d\d |(?:\[rank\d+\]:)?\[?[IW]\d{4} )"
-    r"(?![^\n]*(?:API server: shutdown triggered|engine core exited unexpectedly))[^\n]*$",
+    r"(?![^\n]*(?:API server: shutdown triggered|engine core exited unexpectedly|for processes to exit))[^\n]*$",
     re.MULTILINE,
 )
 EXCEPTION = re.compile(

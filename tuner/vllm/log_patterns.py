@@ -289,9 +289,12 @@ BROAD: tuple[Pattern, ...] = (
         "vLLM's {config} refuses a value: {line} {why}", "correct the space or the words after --",
     ),
     Pattern(
-        # Of several API servers each says so when the main process ends it.
+        # Of several API servers each is told to end by the main process, whatever the reason.
         "terminated", _E,
-        _R(r"KeyboardInterrupt: terminated|(?m:^(?!\(ApiServer_)[^\n]*)\[shutdown\] API server: shutdown triggered"),
+        _R(
+            r"KeyboardInterrupt: terminated|(?m:^(?!\(ApiServer_)[^\n]*)\[shutdown\] API server: shutdown triggered"
+            r"|Waiting up to \d+ seconds for processes to exit"
+        ),
         "Somebody else sent the server a signal to end.", "see who ends processes on this machine",
     ),
 )  # fmt: skip
