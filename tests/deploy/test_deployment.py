@@ -413,6 +413,35 @@ def test_the_door_is_at_the_address_that_was_asked_for(scripts: Scripts) -> None
 
 
 @needs_nginx
+def test_containers_are_stopped_by_their_ids(recorded: Recorded, tmp_path: Path, vllm_on_path: Path) -> None:
+    port = neighbouring_ports(3)
+    scripts = Scripts(tmp_path, port, {**os.environ, "PORT": str(port)})
+    docker = vllm_on_path.with_name("docker")
+    docker.write_text(
+        f"""#!/bin/bash
+echo "$1 ${{*: -1}}" >>{tmp_path}/docker.log
+case "$1" in
+  run) basename "$3" .container >"$3"; shift 3; exec {vllm_on_path} "$@" ;;
+  stop) kill -TERM "$(head -n 1 {scripts.state}/"$4".pid)" ;;
+esac
+"""
+    )
+    docker.chmod(0o755)
+    write_pair(tmp_path, machine_of(recorded, ("docker", "run", "vllm/vllm-openai:v0.32.0"), CORES))
+    try:
+        started = scripts.run("start.sh")
+        assert started.returncode == 0, started.stderr
+        family = scripts.family()
+    finally:
+        stopped = scripts.run("stop.sh")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    said = (tmp_path / "docker.log").read_text().splitlines()
+    assert sorted(said[2:]) == ["stop server-1", "stop server-2"]
+    assert not any(map(lives, family))
+    assert not list(scripts.state.glob("*.container"))
+
+
+@needs_nginx
 def test_an_open_request_is_answered_to_its_end_while_all_is_stopped(simulated: Scripts) -> None:
     assert simulated.run("start.sh", TUNER_SIM_SPEED="30").returncode == 0
     body = {"model": "Qwen/Qwen3-32B", "prompt": "a", "max_tokens": 1500, "ignore_eos": True, "stream": True}

@@ -180,6 +180,7 @@ def test_every_format_has_the_same_ports(several: Recorded) -> None:
     conf = render("nginx", several).partition("\n# The other way")[0]
     assert re.findall(r"\n    server 127\.0\.0\.1:(\d+)", conf) == ports
     assert re.findall(r"--port (\d+)", render("yaml", several)) == ports
+    assert re.findall(r"\n    server 127\.0\.0\.1:(\d+)", nginx_conf(several, replicas=1)) == ["8001"]
     assert [command.split()[-1] for command in json.loads(render("json", several))["commands"]] == ports
 
 

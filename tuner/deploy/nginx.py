@@ -5,7 +5,7 @@ from __future__ import annotations
 from tuner.deploy.recorded import Recorded, header
 from tuner.deploy.yaml_text import comment
 from tuner.launch import Door
-from tuner.report.quote import PORT, server_ports
+from tuner.report.quote import PORT
 from tuner.server.nginx_conf import Routing, site_conf
 
 LISTEN = "127.0.0.1:8080"
@@ -16,7 +16,7 @@ def nginx_conf(recorded: Recorded, replicas: int | None = None, first_port: int 
     """Render a file for conf.d. None is the deployment's own servers and ports."""
     is_several = recorded.door is Door.NGINX
     count = replicas or (len(recorded.launches) if is_several else _places(recorded))
-    first = first_port or (server_ports(count)[0] if is_several else PORT)
+    first = first_port or (PORT + 1 if is_several else PORT)
     last = first + count - 1
     servers = [f"127.0.0.1:{port}" for port in range(first, last + 1)]
     listen = f"127.0.0.1:{PORT}" if is_several else LISTEN
