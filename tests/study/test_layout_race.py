@@ -60,8 +60,8 @@ def test_figures_are_those_of_the_whole_machine(made: StudyPlan) -> None:
 
 def test_a_layout_out_of_reach_is_dropped_by_its_best_and_the_leaders(made: StudyPlan) -> None:
     records = [
-        trial(made, 0, ONE, 20.0, Role.DEFAULT),
-        trial(made, 1, ONE, 21.0, Role.SEED),
+        trial(made, 0, ONE, 16.0, Role.DEFAULT),
+        trial(made, 1, ONE, 17.0, Role.SEED),
         trial(made, 2, FOUR, 7.0, Role.DEFAULT),
         trial(made, 3, FOUR, 9.0, Role.SEED),
     ]
@@ -88,7 +88,7 @@ def test_more_trials_without_a_rise_leave_less_headroom(made: StudyPlan) -> None
 def test_a_dropped_layout_comes_back_when_the_leader_is_refuted(made: StudyPlan) -> None:
     records = [
         *(trial(made, i, ONE, 20.0, role) for i, role in enumerate((Role.DEFAULT, Role.SEED))),
-        *(trial(made, 2 + i, FOUR, 10.0, role) for i, role in enumerate((Role.DEFAULT, Role.SEED))),
+        *(trial(made, 2 + i, FOUR, 15.0, role) for i, role in enumerate((Role.DEFAULT, Role.SEED))),
     ]
     assert of(made, records, ONE).is_dropped
     refuting = [

@@ -14,8 +14,9 @@ from tuner.candidate import Candidate, Value
 from tuner.server.diagnosis import Bound, Cause
 from tuner.space.parameter import Parameter
 from tuner.study.learnt import LearntRule
+from tuner.study.optuna_storage import reopened
 from tuner.study.record import Role, TrialOutcome, TrialRecord
-from tuner.study.search import LOCAL_STEP_EVERY, REPEATS_BEFORE_RANDOM, STEP_SD, Proposal, Search, _reopened
+from tuner.study.search import LOCAL_STEP_EVERY, REPEATS_BEFORE_RANDOM, STEP_SD, Proposal, Search
 from tuner.study.seeds import seeds
 from tuner.study.setting import StudySetting
 from tuner.vllm.defaults import vllm_defaults
@@ -113,7 +114,7 @@ def test_the_installed_optuna_reopens_a_running_trial_by_its_private_constructor
     )
     study = optuna.load_study(study_name="s", storage=storage)
     (frozen,) = study.get_trials(deepcopy=False)
-    trial = _reopened(study, frozen)
+    trial = reopened(study, frozen)
     assert (trial.number, trial.params) == (asked.number, asked.params)
     trial.set_constraint("start", 1.0)
     study.tell(trial, 2.0)

@@ -21,7 +21,7 @@ from tuner.study.kv_budget import kv_table
 from tuner.study.learnt import known_rules
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
-from tuner.study.search import sampler_name
+from tuner.study.samplers import sampler_name
 from tuner.study.seeds import seeds
 from tuner.study.setting import StudySetting
 from tuner.study.store import Store

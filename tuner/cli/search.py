@@ -23,7 +23,8 @@ from tuner.study.local_servers import local_trials
 from tuner.study.loop import Loop
 from tuner.study.plan import StudyPlan
 from tuner.study.result import Decision, StudyResult
-from tuner.study.search import Search, sampler_name
+from tuner.study.samplers import sampler_name
+from tuner.study.search import Search
 from tuner.study.seeds import seeds
 from tuner.study.setting import StudySetting
 from tuner.study.store import Store

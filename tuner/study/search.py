@@ -1,36 +1,29 @@
-"""The adapter to Optuna, its only importer: ask(), tell(record). optuna-dashboard shows vLLM's own flag names."""
+"""The adapter to Optuna: ask(), tell(record). optuna-dashboard shows vLLM's own flag names."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
 import random
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from enum import StrEnum
-from typing import Any, Self
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
-import optuna
-from optuna.exceptions import StorageInternalError
-from optuna.samplers import BaseSampler, TPESampler
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 
 from tuner.candidate import Candidate, Value
-from tuner.errors import EnvironmentFaultError
+from tuner.layout import Layout
 from tuner.space.axis import ParameterAxis
+from tuner.study.disturbance import undisturbed_share
 from tuner.study.feedback import CONSTRAINTS, Feedback, feedback_for, not_started
+from tuner.study.layout_race import standing
 from tuner.study.learnt import FlagLimit, LearntRule, bounds, known_rules
-from tuner.study.plan import StudyPlan
+from tuner.study.optuna_storage import TrialAttributes, open_study, reopened, storage_errors
 from tuner.study.record import Role, TrialOutcome, TrialRecord
-from tuner.study.setting import StudySetting
-
-STARTUP_TRIALS = 7
-"""Trials before the model proposes, default and seeds included. With all seeds none is random. Ten found less in
-twenty starts (docs/search.md)."""
+from tuner.study.result import LayoutStanding
+from tuner.study.samplers import STARTUP_TRIALS, sampler
+from tuner.study.seeds import order_of_layouts
+from tuner.study.setting import SERVER_SIZES, StudySetting
 
 REPEATS_BEFORE_RANDOM = 8
 """Useless proposals in a row before a random point."""
@@ -43,79 +36,25 @@ STEP_SD = 0.12
 """Standard deviation of a local step, as a range's share."""
 
 MOVED_SHARE = 0.5
-"""Share of the parameters that a local step moves."""
+"""Share of the parameters that a local step moves. The layout stays: with another one, nothing is near."""
 
 RANDOM_DRAWS = 300
 """Draws for a point that is neither known nor excluded."""
 
-
-class SamplerName(StrEnum):
-    GP = "GP"
-    TPE = "TPE"
-
-
-def sampler_name() -> SamplerName:
-    """Choose the GP sampler with torch, else TPE. The two are level after 10 starts."""
-    return SamplerName.GP if importlib.util.find_spec("torch") else SamplerName.TPE
+SEEDS_SHARE = 0.5
+"""Share of the starts that seeds of layouts other than the leading one may reach. The rest is the model's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Candidate to start next. `number` is Optuna's trial number; `newly_applied` are rules used for the first time."""
+    """Candidate to start next. `number` is Optuna's trial number; `newly_applied` are rules used for the first time,
+    `dropped` layouts that cannot win any more."""
 
     number: int
     role: Role
     candidate: Candidate
     newly_applied: tuple[LearntRule, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Attributes:
-    """User attributes of an Optuna trial, from which a resumed search is rebuilt. None is not written.
-
-    Args:
-        again: Whether the candidate was started before and is queued once more.
-        ruled_out: Rule for which the candidate was answered without a start.
-        trial: Number of the trial on disk.
-    """
-
-    role: Role | None = None
-    again: bool | None = None
-    flags: dict[str, Value] | None = None
-    ruled_out: str | None = None
-    imputed: bool | None = None
-    outcome: TrialOutcome | None = None
-    trial: int | None = None
-
-    @classmethod
-    def read(cls, attributes: Mapping[str, Any]) -> Self:
-        return cls(**{f.name: attributes.get(f.name) for f in fields(cls)})
-
-    @property
-    def written(self) -> dict[str, object]:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
-
-    def write(self, trial: Trial) -> None:
-        for name, value in self.written.items():
-            trial.set_user_attr(name, value)
-
-    @property
-    def purpose(self) -> Role:
-        """Role of the trial; one that was not queued is the sampler's."""
-        return Role.SEARCH if self.role is None else Role(self.role)
-
-
-@contextmanager
-def _storage_errors() -> Iterator[None]:
-    """Turn a driver's error into a fault of the machine."""
-    try:
-        yield
-    except StorageInternalError as error:
-        raise EnvironmentFaultError(
-            f"the study's storage does not work: {str(error.__cause__ or error).splitlines()[0]}",
-            hint="see who else uses it and whether its disk is full, then go on with: tuner resume STUDY",
-        ) from error
+    dropped: tuple[LayoutStanding, ...] = ()
 
 
 class Search:
@@ -132,23 +71,29 @@ class Search:
         self._known: dict[str, Feedback | None] = {}
         self._measured: list[tuple[tuple[float, ...], Feedback]] = []
         self._asked: dict[int, tuple[Trial, Candidate]] = {}
-        self._study = _open(plan)
-        self._study.sampler = _sampler(plan.seed + len(self._study.trials))
+        self._others: list[TrialRecord] = []
+        self._layouts = standing(plan, ())
+        self._announced: set[Layout] = set()
+        self._seeds: dict[Layout, list[Candidate]] = {}
+        for candidate in seeds:
+            self._seeds.setdefault(plan.layout_of(candidate), []).append(candidate)
+        self._study = open_study(plan)
+        self._study.sampler = self._sampler = sampler(plan.seed + len(self._study.trials))
         if not self._study.trials:
-            self._enqueue(plan.baseline, Role.DEFAULT)
-            for candidate in seeds:
-                self._enqueue(candidate, Role.SEED)
+            self._enqueue_first()
 
-    @_storage_errors()
+    @storage_errors()
     def restore(self, records: Iterable[TrialRecord]) -> None:
         """Resume a study from its finished and interrupted trials."""
+        records = tuple(records)
         by_number = {r.search_trial: r for r in records if r.search_trial is not None}
+        self._others = [r for r in records if r.search_trial is None]
         self._records = {r.trial: r for r in by_number.values()}
         for frozen in self._study.get_trials(deepcopy=False):
-            attributes = _Attributes.read(frozen.user_attrs)
+            attributes = TrialAttributes.read(frozen.user_attrs)
             record = by_number.get(frozen.number)
             if frozen.state is TrialState.RUNNING:
-                trial = _reopened(self._study, frozen)
+                trial = reopened(self._study, frozen)
                 self._asked[frozen.number] = (trial, self._candidate(trial))
                 if record is not None and record.counts:
                     self.tell(record)
@@ -163,56 +108,81 @@ class Search:
                 candidate = Candidate.of(attributes.flags or {})
                 self._known[candidate.id] = Feedback(frozen.value, (start, slo, preemption), imputed=True)
         self._learn()
+        self._announced = {s.layout for s in self._layouts if s.is_dropped}
 
-    @_storage_errors()
-    def ask(self) -> Proposal:
-        """Choose the next candidate, untried and allowed by the rules. Raises SpaceExhaustedError if the sampler
-        finds no other."""
+    @storage_errors()
+    def ask(self, broken: frozenset[Layout] = frozenset()) -> Proposal:
+        """Choose the next candidate: untried, allowed by the rules, of a layout that can still win. `broken` layouts
+        cannot run at the moment. Raises SpaceExhaustedError if the sampler finds no other."""
         newly_applied: list[LearntRule] = []
+        live = self._narrow_to_live_layouts(broken)
         for answered in range(REPEATS_BEFORE_RANDOM + 1):
             last = answered == REPEATS_BEFORE_RANDOM
-            if (numbers := self._local_or_random_step(answered)) is not None:
+            if (seed := self._next_seed(live)) is not None:
+                self._enqueue(seed, Role.SEED)
+            elif (numbers := self._local_or_random_step(answered, live)) is not None:
                 self._study.enqueue_trial(numbers)
             trial = self._study.ask()
             candidate = self._candidate(trial)
-            attributes = _Attributes.read(trial.user_attrs)
+            attributes = TrialAttributes.read(trial.user_attrs)
             role = attributes.purpose
             repeat = candidate.id in self._known or any(c == candidate for _, c in self._asked.values())
             if repeat and not attributes.again:
                 self._tell(trial, self._known.get(candidate.id))
+                continue
+            layout = self._plan.layout_of(candidate)
+            if layout in broken:
+                self._tell(trial, None)
+                continue
+            if role is not Role.DEFAULT and layout not in live:
+                self._skip(trial, role, candidate, _dropped_text(layout))
                 continue
             # If all that is left is ruled out, the rules are put to the test: a refused start costs little.
             rule = None if last or role is Role.DEFAULT else self._rule_violated_by(candidate)
             if rule is not None:
                 if not self._saved[str(rule)]:
                     newly_applied.append(rule)
-                self._skip(trial, role, candidate, rule)
+                self._skip(trial, role, candidate, str(rule))
+                if role is Role.SEED:
+                    self._clip_seed_to_bounds(candidate)
                 continue
             self._asked[trial.number] = (trial, candidate)
-            _Attributes(role=role, flags=dict(candidate.values)).write(trial)
-            return Proposal(trial.number, role, candidate, tuple(newly_applied))
+            TrialAttributes(role=role, flags=dict(candidate.values)).write(trial)
+            return Proposal(trial.number, role, candidate, tuple(newly_applied), self._newly_dropped())
         raise SpaceExhaustedError
 
-    @_storage_errors()
+    @storage_errors()
     def tell(self, record: TrialRecord) -> None:
         """Take in the finished trial of a proposal."""
         assert record.search_trial is not None
         trial, _ = self._asked.pop(record.search_trial)
         answer = self._remember(self._axis_point(trial.params), record)
-        _Attributes(outcome=record.outcome, trial=record.trial).write(trial)
+        TrialAttributes(outcome=record.outcome, trial=record.trial).write(trial)
         self._tell(trial, answer)
         self._records[record.trial] = record
         self._learn()
         if record.role is Role.SEED and record.outcome is TrialOutcome.REFUSED:
             self._clip_seed_to_bounds(record.candidate)
 
-    @_storage_errors()
+    @storage_errors()
     def requeue(self, number: int) -> None:
         """Queue an unanswered proposal for another start. It was interrupted, or the machine was at fault."""
         trial, _ = self._asked.pop(number)
-        attributes = _Attributes(role=_Attributes.read(trial.user_attrs).purpose, again=True)
+        asked = TrialAttributes.read(trial.user_attrs)
+        flags = asked.flags if asked.purpose is Role.DEFAULT else None
+        attributes = TrialAttributes(role=asked.purpose, flags=flags, again=True)
         self._study.enqueue_trial(trial.params, user_attrs=attributes.written)
         self._study.tell(trial, state=TrialState.FAIL)
+
+    def observe(self, record: TrialRecord) -> None:
+        """Take in a finished trial that answers no proposal. It may change a layout's standing."""
+        self._others.append(record)
+        self._learn()
+
+    @property
+    def layouts(self) -> tuple[LayoutStanding, ...]:
+        """Standing of each layout, with its number of saved starts."""
+        return tuple(replace(s, saved=self._saved[_dropped_text(s.layout)]) for s in self._layouts)
 
     @property
     def learnt(self) -> tuple[LearntRule, ...]:
@@ -221,23 +191,70 @@ class Search:
 
     def _learn(self) -> None:
         self._rules = known_rules(self._setting, self._records.values())
+        self._layouts = standing(self._plan, self._all_records)
+        self._announced &= {s.layout for s in self._layouts if s.is_dropped}
+
+    @property
+    def _all_records(self) -> list[TrialRecord]:
+        return sorted((*self._records.values(), *self._others), key=lambda r: r.trial)
+
+    def _newly_dropped(self) -> tuple[LayoutStanding, ...]:
+        """Return the dropped layouts that no proposal has told yet, and note them as told."""
+        found = tuple(s for s in self._layouts if s.is_dropped and s.layout not in self._announced)
+        self._announced |= {s.layout for s in found}
+        return found
+
+    def _narrow_to_live_layouts(self, broken: frozenset[Layout]) -> frozenset[Layout]:
+        """Let the sampler propose no dropped or broken layout, and return the others."""
+        dropped = {s.layout for s in self._layouts if s.is_dropped}
+        live = frozenset(p.layout for p in self._plan.layouts) - dropped - broken
+        positions = {a.parameter.flag: {int(a.number(layout.flags.get(a.parameter.flag, 1))) for layout in live}
+                     for a in self._axes if a.parameter.flag in SERVER_SIZES}  # fmt: skip
+        self._sampler.ends = {flag: (min(of), max(of)) for flag, of in positions.items() if of}
+        return live
+
+    def _enqueue_first(self) -> None:
+        """Queue the default and the seeds. Of several layouts, it is the default and the first seed of each."""
+        plan = self._plan
+        self._enqueue(plan.baseline, Role.DEFAULT)
+        for layout in order_of_layouts(plan):
+            if plan.default_of(layout) != plan.baseline:
+                self._enqueue(plan.default_of(layout), Role.DEFAULT)
+            mine = self._seeds.get(layout, [])
+            for seed in mine[:1] if plan.searches_layouts else mine:
+                self._enqueue(seed, Role.SEED)
+
+    def _next_seed(self, live: frozenset[Layout]) -> Candidate | None:
+        """Choose the next seed of several layouts, once their first ones are asked: the best layout's first. None if
+        the queue is not empty, or what is left of the starts belongs to the model."""
+        waiting = any(t.state is TrialState.WAITING for t in self._study.get_trials(deepcopy=False))
+        if waiting or not self._plan.searches_layouts:
+            return None
+        started = {*self._known, *(c.id for _, c in self._asked.values())}
+        ranked = sorted((s for s in self._layouts if s.layout in live), key=lambda s: -(s.best_qps or 0.0))
+        for place, mine in enumerate(ranked):
+            left = [c for c in self._seeds.get(mine.layout, ()) if c.id not in started]
+            after = len(self._records) + len(self._asked) + len(left)
+            if left and (place == 0 or after <= SEEDS_SHARE * self._plan.starts):
+                return left[0]
+        return None
 
     def _rule_violated_by(self, candidate: Candidate) -> LearntRule | None:
         values = self._setting.values(candidate)
         return next((r for r in self._rules if r.withdrawn_by is None and r.rules_out(values)), None)
 
-    def _local_or_random_step(self, answered: int) -> dict[str, float] | None:
+    def _local_or_random_step(self, answered: int, live: frozenset[Layout]) -> dict[str, float] | None:
         """Return a point to queue before the sampler is asked. None if the model or the queue comes next. `answered`
         proposals in a row led nowhere."""
         if answered == REPEATS_BEFORE_RANDOM:
-            return self._untried_point(ParameterAxis.drawn)
-        return self._local_step() if answered == 0 else None
+            return self._untried_point(ParameterAxis.drawn, live)
+        return self._local_step(live) if answered == 0 else None
 
-    def _local_step(self) -> dict[str, float] | None:
+    def _local_step(self, live: frozenset[Layout]) -> dict[str, float] | None:
         """Step away from the best so far, if it is due."""
         trials = self._study.get_trials(deepcopy=False)
-        feasible = (r for r in self._records.values() if r.qps is not None)
-        best = max(feasible, key=lambda r: r.qps or 0.0, default=None)
+        feasible = [r for r in self._records.values() if r.qps is not None]
+        best = max(feasible, key=self._qps, default=None)
         queued = any(t.state is TrialState.WAITING for t in trials)
         if best is None or queued or len(trials) < STARTUP_TRIALS or len(trials) % LOCAL_STEP_EVERY:
             return None
@@ -245,31 +262,38 @@ class Search:
 
         def near(axis: ParameterAxis, draw: random.Random) -> float:
             here = axis.number(values.get(axis.parameter.flag))
+            if axis.parameter.flag in SERVER_SIZES:
+                return here
             return axis.stepped(here, STEP_SD, draw) if draw.random() < MOVED_SHARE else here
 
-        return self._untried_point(near)
+        return self._untried_point(near, live)
 
-    def _untried_point(self, number: Callable[[ParameterAxis, random.Random], float]) -> dict[str, float] | None:
-        """Draw an untried point that the rules allow. None if hardly any is left."""
+    def _qps(self, record: TrialRecord) -> float:
+        """Return what the whole machine would keep of a trial's QPS."""
+        return (record.qps or 0.0) * undisturbed_share(self._plan, self._all_records, record)
+
+    def _untried_point(
+        self, number: Callable[[ParameterAxis, random.Random], float], live: frozenset[Layout]
+    ) -> dict[str, float] | None:
+        """Draw an untried point of a live layout that the rules allow. None if hardly any is left."""
         draw = random.Random(self._plan.seed + len(self._study.trials))
         for _ in range(RANDOM_DRAWS):
             numbers = {a.parameter.flag: number(a, draw) for a in self._axes}
             values = {a.parameter.flag: a.parameter.decode(numbers[a.parameter.flag]) for a in self._axes}
             candidate = self._setting.candidate(values)
-            asked = any(c == candidate for _, c in self._asked.values())
-            if candidate.id not in self._known and not asked and self._rule_violated_by(candidate) is None:
+            known = candidate.id in self._known or any(c == candidate for _, c in self._asked.values())
+            lives = self._plan.layout_of(candidate) in live
+            if lives and not known and self._rule_violated_by(candidate) is None:
                 return numbers
         return None
 
-    def _skip(self, trial: Trial, role: Role, candidate: Candidate, rule: LearntRule) -> None:
+    def _skip(self, trial: Trial, role: Role, candidate: Candidate, why: str) -> None:
         """Answer a proposal as refused, without a start."""
-        self._saved[str(rule)] += 1
+        self._saved[why] += 1
         answer = not_started(self._nearest(self._axis_point(trial.params)))
         self._known[candidate.id] = answer
-        _Attributes(role=role, flags=dict(candidate.values), ruled_out=str(rule)).write(trial)
+        TrialAttributes(role=role, flags=dict(candidate.values), ruled_out=why).write(trial)
         self._tell(trial, answer)
-        if role is Role.SEED:
-            self._clip_seed_to_bounds(candidate)
 
     def _clip_seed_to_bounds(self, seed: Candidate) -> None:
         """Queue a seed again at the bound of vLLM's message."""
@@ -283,15 +307,17 @@ class Search:
     def _enqueue(self, candidate: Candidate, role: Role) -> None:
         values = self._setting.values(candidate)
         numbers = {a.parameter.flag: a.number(values.get(a.parameter.flag)) for a in self._axes}
-        self._study.enqueue_trial(numbers, user_attrs=_Attributes(role=role).written)
+        flags = dict(candidate.values) if role is Role.DEFAULT else None
+        self._study.enqueue_trial(numbers, user_attrs=TrialAttributes(role=role, flags=flags).written)
 
     def _candidate(self, trial: Trial) -> Candidate:
         with warnings.catch_warnings():
             # Optuna's GP divides 0 by 0 if no other point comes near the best one it sees, and goes on from that.
             warnings.simplefilter("ignore", RuntimeWarning)
             values = {a.parameter.flag: a.parameter.decode(_suggest(trial, a)) for a in self._axes}
-        if _Attributes.read(trial.user_attrs).purpose is Role.DEFAULT:
-            return self._plan.baseline
+        attributes = TrialAttributes.read(trial.user_attrs)
+        if attributes.purpose is Role.DEFAULT:
+            return self._plan.baseline if attributes.flags is None else Candidate.of(attributes.flags)
         return self._setting.candidate(values)
 
     def _axis_point(self, params: dict[str, float]) -> tuple[float, ...]:
@@ -312,7 +338,7 @@ class Search:
         if answer is None:
             self._study.tell(trial, state=TrialState.FAIL)
             return
-        _Attributes(imputed=answer.imputed).write(trial)
+        TrialAttributes(imputed=answer.imputed).write(trial)
         for name, value in zip(CONSTRAINTS, answer.constraints, strict=True):
             trial.set_constraint(name, value)
         self._study.tell(trial, answer.value)
@@ -322,39 +348,9 @@ class SpaceExhaustedError(Exception):
     """End of a small space without untried candidates."""
 
 
-def _open(plan: StudyPlan) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        return optuna.create_study(
-            study_name=plan.study, storage=plan.storage, direction="maximize", load_if_exists=True
-        )
-    except Exception as error:  # every driver has its own errors, and SQLAlchemy passes them on
-        raise EnvironmentFaultError(
-            f"the study's storage cannot be opened: {str(error).splitlines()[0]}",
-            hint="check --storage; the default is a SQLite file in the study's folder",
-        ) from error
-
-
-def _sampler(seed: int) -> BaseSampler:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if sampler_name() is SamplerName.TPE:
-            return TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
-        _import_torch_on_one_thread()
-        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False)
-
-
-def _import_torch_on_one_thread() -> None:
-    """Import torch for one thread, for small matrices. Servers must not inherit the setting."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        importlib.import_module("torch")
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
+def _dropped_text(layout: Layout) -> str:
+    """Name a dropped layout as the reason of a candidate that was not started."""
+    return f"layout {layout}"
 
 
 def _suggest(trial: Trial, axis: ParameterAxis) -> float:
@@ -369,9 +365,3 @@ def _within(axis: ParameterAxis, limit: FlagLimit) -> Value:
     """Return the nearest value within a limit."""
     values = list(axis.inwards(limit.value, -1 if limit.relation == ">" else 1))
     return next((value for value in values if not limit.holds(value)), values[0])
-
-
-def _reopened(study: optuna.Study, frozen: FrozenTrial) -> Trial:
-    """Return the handle of an earlier process's trial. Optuna 5.0 has no public way: `ask` only makes new trials,
-    and `tell` with a number sets no constraints. A test holds that the private constructor does this."""
-    return Trial(study, frozen._trial_id)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from tuner.candidate import Candidate, Value
+from tuner.layout import Layout
 from tuner.space.parameter import Parameter
 from tuner.study.compile_cache import neighbours
 from tuner.study.kv_budget import KV_BYTES, UTILIZATION, fullest
@@ -19,7 +20,31 @@ LARGE_BUDGET = 8192
 """Tokens of a large budget. A GPU for which vLLM chooses as many gets twice its default."""
 
 
+def order_of_layouts(plan: StudyPlan) -> list[Layout]:
+    """Return the planned layouts in the order of their first starts.
+
+    Servers of as many GPUs as the default's come first, then ever smaller ones: places of one size are used side by
+    side, and none waits for a larger one.
+    """
+    own = plan.own_layout
+    planned = (placed.layout for placed in plan.layouts)
+    return sorted(planned, key=lambda of: (of.ranks != own.ranks, -of.ranks, -of.tensor_parallel))
+
+
 def seeds(setting: StudySetting) -> list[Candidate]:
+    """Return the first candidates in the order of their starts. Of several layouts they are those of each layout, the
+    one that fills its KV cache first."""
+    plan = setting.plan
+    if not plan.searches_layouts:
+        return neighbours(_of_layout(setting, plan.own_layout))
+    found: list[Candidate] = []
+    for layout in order_of_layouts(plan):
+        mine = _of_layout(setting, layout, filling_first=True)
+        found += [*mine[:1], *neighbours(mine[1:])]  # the second of two with the same compiled code starts sooner
+    return found
+
+
+def _of_layout(setting: StudySetting, layout: Layout, *, filling_first: bool = False) -> list[Candidate]:
     """Return at most seven candidates.
 
     - What vLLM's throughput mode sets.
@@ -33,10 +58,10 @@ def seeds(setting: StudySetting) -> list[Candidate]:
     plan, defaults = setting.plan, setting.base
     ranges = {p.flag: p for p in plan.parameters}
     start = {f: p.decode(p.encode(defaults[f])) for f, p in ranges.items() if f in defaults}
-    start |= {f: v for f, v in plan.baseline.values if f in ranges}
+    start |= {f: v for f, v in plan.default_of(layout).values if f in ranges}
     many: dict[str, float] = {SEQUENCES: plan.load.most_concurrent, TOKENS: 4096}
     loads_own = {**many, KV_BYTES: math.inf}
-    if full := fullest(setting):
+    if full := fullest(setting, layout):
         many = full
     variants: list[Mapping[str, float]] = [_throughput_mode(plan, defaults), _large_budget(defaults), full, loads_own]
     if full and full[SEQUENCES] < min(plan.load.most_concurrent, float(defaults.get(SEQUENCES, math.inf))):
@@ -44,12 +69,14 @@ def seeds(setting: StudySetting) -> list[Candidate]:
     if (threshold := ranges.get(THRESHOLD)) is not None:
         variants.append({**many, THRESHOLD: float(threshold.decode(sum(threshold.axis) / 2))})
     variants.append({SEQUENCES: 64, TOKENS: 2048, UTILIZATION: 0.85})
+    if filling_first:
+        variants.sort(key=lambda variant: variant is not (full or loads_own))
     found = [
         setting.candidate({**start, **sets})
         for variant in variants
         if (sets := _within(ranges, variant)) and all(flag in start or flag in sets for flag in ranges)
     ]
-    return neighbours(dict.fromkeys(found))  # the second of two with the same compiled code starts sooner
+    return list(dict.fromkeys(found))
 
 
 def _throughput_mode(plan: StudyPlan, defaults: Mapping[str, Value]) -> dict[str, float]:
