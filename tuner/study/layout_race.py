@@ -48,7 +48,9 @@ def standing(plan: StudyPlan, records: Sequence[TrialRecord]) -> tuple[LayoutSta
     own = [] if plan.own_layout in planned else [plan.own_layout]
     searched = [r for r in records if r.role.searches and r.counts]
     mine = {layout: [r for r in searched if plan.layout_of(r.candidate) == layout] for layout in (*own, *planned)}
-    shown = {layout: _Shown.of(plan, records, layout, trials) for layout, trials in mine.items()}
+    finalist_ids = {r.trial for r in finalists(plan, records)}
+    shown = {layout: _Shown.of(trials, layout, kept(plan, records, layout), finalist_ids)
+             for layout, trials in mine.items()}  # fmt: skip
     return tuple(found.standing if layout in own else _judged(plan, found, shown.values())
                  for layout, found in shown.items())  # fmt: skip
 
@@ -62,11 +64,7 @@ class _Shown:
     measured: int
 
     @classmethod
-    def of(
-        cls, plan: StudyPlan, records: Sequence[TrialRecord], layout: Layout, trials: Sequence[TrialRecord]
-    ) -> _Shown:
-        share = kept(plan, records, layout)
-        finalist_ids = {r.trial for r in finalists(plan, records)}
+    def of(cls, trials: Sequence[TrialRecord], layout: Layout, share: float | None, finalist_ids: set[int]) -> _Shown:
         figures = {r.trial: qps for r in trials if (qps := _qps(r, share, finalist_ids)) is not None}
         best = max(figures, key=lambda trial: figures[trial], default=None)
         found = LayoutStanding(

@@ -24,6 +24,7 @@ from tuner.study.events import (
     Event,
     GroupQuarantined,
     GroupsCompared,
+    LayoutDropped,
     RuleApplied,
     SearchEnded,
     StudyFinished,
@@ -128,7 +129,9 @@ class Loop:
         return None
 
     def _ask(self) -> Proposal:
-        proposal = self.search.ask()
+        proposal = self.search.ask(self._broken_layouts)
+        for standing in proposal.dropped:
+            self.emit(LayoutDropped(standing))
         for rule in proposal.newly_applied:
             self.emit(RuleApplied(rule))
         return proposal
@@ -277,6 +280,8 @@ class Loop:
                 self.search.tell(record)
             else:
                 self.search.requeue(record.search_trial)
+        else:
+            self.search.observe(record)
         self.emit(
             TrialFinished(
                 record, is_best=record.role is not Role.CHECK and record.qps is not None and record.qps > best
@@ -333,6 +338,7 @@ class Loop:
             sentence="",
             updated_at=self.clock.wall().isoformat(timespec="seconds"),
             learnt=self.search.learnt,
+            layouts=self.search.layouts,
             doors=doors(self.plan, records, shown.candidate) if shown is not None else (),
         )
         return replace(result, sentence=sentence(conclude(self.plan, result, records)))
