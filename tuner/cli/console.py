@@ -17,6 +17,7 @@ from tuner.study.events import (
     Event,
     GroupQuarantined,
     GroupsCompared,
+    LayoutDropped,
     LevelMeasured,
     RuleApplied,
     SearchEnded,
@@ -28,7 +29,7 @@ from tuner.study.learnt import LearntRule
 from tuner.study.plan import Ladder, LoadPolicy, StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord, accepted_tokens
 from tuner.study.request_length import cautions, reason, up_to
-from tuner.study.result import Lack, StudyResult
+from tuner.study.result import Lack, LayoutStanding, StudyResult, WhyDropped
 from tuner.study.sentence import LACKS
 from tuner.study.stopping import LEAST_GAIN, SearchEnd
 from tuner.verdict import Outcome, Verdict
@@ -79,6 +80,8 @@ def notice_line(event: Event) -> str | None:
     match event:
         case RuleApplied():
             return f"not started any more: {event.rule}"
+        case LayoutDropped():
+            return dropped_line(event.standing)
         case GroupQuarantined():
             return f"QUARANTINED {event.group}: trial {event.trial:04d} left {event.left}"
         case GroupsCompared():
@@ -87,6 +90,21 @@ def notice_line(event: Event) -> str | None:
             return _search_end(event)
         case _:
             return None
+
+
+def dropped_line(standing: LayoutStanding) -> str:
+    """Say why the search goes on without a layout, with the trials that decided."""
+    trials = ", ".join(f"{trial:04d}" for trial in standing.dropped_by or ())
+    starts = f"{standing.starts} {'start' if standing.starts == 1 else 'starts'}"
+    best, most = formatting.qps(standing.best_qps), formatting.qps(standing.leader_qps)
+    match standing.why:
+        case WhyDropped.DOES_NOT_START:
+            why = f"{starts} refused, and {standing.leader} starts"
+        case WhyDropped.BREAKS_LIMITS:
+            why = f"nothing kept the limits in {starts}, and {standing.leader} sustains {most}"
+        case _:
+            why = f"best {best} after {starts}, {standing.leader} has {most}"
+    return f"layout {standing.layout} is dropped: {why} (trials {trials})"
 
 
 def _comparison(event: GroupsCompared) -> str:

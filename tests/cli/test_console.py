@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+
+from tuner.cli.console import notice_line
+from tuner.layout import Layout
+from tuner.study.events import LayoutDropped
+from tuner.study.result import LayoutStanding, WhyDropped
+
+
+@pytest.mark.parametrize(
+    ("why", "said"),
+    [
+        (WhyDropped.BEHIND, "best 21.0 req/s after 2 starts, 4x1 has 38.2 req/s"),
+        (WhyDropped.BREAKS_LIMITS, "nothing kept the limits in 2 starts, and 4x1 sustains 38.2 req/s"),
+        (WhyDropped.DOES_NOT_START, "2 starts refused, and 4x1 starts"),
+    ],
+)
+def test_a_dropped_layout_is_a_line_with_the_trials_that_decided(why: WhyDropped, said: str) -> None:
+    standing = LayoutStanding(
+        Layout(1, 4),
+        trials=(0, 2),
+        best_qps=21.0,
+        best_trial=2,
+        dropped_by=(2, 5),
+        why=why,
+        leader=Layout(4, 1),
+        leader_qps=38.2,
+    )
+    assert notice_line(LayoutDropped(standing)) == f"layout 1x4 is dropped: {said} (trials 0002, 0005)"
