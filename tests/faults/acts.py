@@ -51,6 +51,22 @@ def _kill_engine(replica: int = 0) -> Act:
     return act
 
 
+def _kill_one(title: str) -> Act:
+    """Kill one process of a server with several engines, by its title."""
+
+    def act(folder: Path) -> None:
+        wanted = f"VLLM::{title}".encode()
+        assert eventually(lambda: bool(_titled(folder, wanted))), f"{title} has not started"
+        for pid in _titled(folder, wanted):
+            os.kill(pid, signal.SIGKILL)
+
+    return act
+
+
+def _titled(folder: Path, title: bytes) -> list[int]:
+    return [pid for pid in session(leader(folder)) if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(title)]
+
+
 def _signal_door(number: signal.Signals) -> Act:
     """Send a signal to nginx: the last process of the service. Only its main process can be asked to end."""
 
@@ -87,6 +103,8 @@ ACTS: Mapping[str, Act] = {
     "freeze replica": _signal_server(signal.SIGSTOP, REPLICA),
     "kill -9 engine of a replica": _kill_engine(REPLICA),
     "memory of one GPU held by others": _hold_memory(REPLICA),
+    "kill -9 one engine": _kill_one("EngineCore_DP1"),
+    "kill -9 one API server": _kill_one("APIServer_0"),
     "kill -9 door": _signal_door(signal.SIGKILL),
     "SIGTERM door": _signal_door(signal.SIGTERM),
     "freeze door": _signal_door(signal.SIGSTOP),

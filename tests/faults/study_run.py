@@ -214,9 +214,9 @@ class StudyRun:
         if self._several:
             # Each candidate that a fault refutes takes one of the search's with it.
             refuted = sum(row is not None and row.learnt is Learnt.REFUTED for row in self._order)
-            healthy = sum(row is None or row.learnt is Learnt.UNAFFECTED for row in self._order)
+            counted = sum(row is None or row.learnt is Learnt.UNAFFECTED or not row.cause for row in self._order)
             made_by = Door.VLLM if self.rows[0].servers is Servers.ENGINES else Door.NGINX
-            runs = 2 * -(-max(2, healthy) // 2) + refuted
+            runs = 2 * -(-max(2, counted) // 2) + refuted
             return several_plan(self.folder, self.model, starts=2 + refuted, confirm_starts=runs, made_by=made_by)
         failed = sum(row is not None and row.learnt is Learnt.AGAIN for row in self._order)
         starts = 2 if self.confirming else len(self._order) - failed
@@ -261,7 +261,7 @@ class StudyRun:
         faults = list(ROOM.get(row.moment, ())) if row.fault in acts.ACTS else []
         if row.fault in acts.WORKS_WITH:
             faults.append(acts.WORKS_WITH[row.fault])
-        if row.fault not in acts.ACTS and re.fullmatch(r"[a-z-]+(:[\d.]+)?", row.fault):
+        if row.fault not in acts.ACTS and re.fullmatch(r"[a-z-]+(:[\d.]+)?(%engine1)?", row.fault):
             self._struck.add(self._trial)
             faults.append(row.fault)
         return replace(spec, env=(*spec.env, ("TUNER_SIM_FAULTS", ",".join(faults))))

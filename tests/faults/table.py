@@ -141,7 +141,7 @@ SERVER_ROWS: tuple[Row, ...] = (
 
 
 _FIRST = Moment.ONE_IS_READY
-_NGINX, _CHECK, _REFUTED = Servers.NGINX, Servers.SIDE_BY_SIDE, Learnt.REFUTED
+_NGINX, _ENGINES, _CHECK, _REFUTED = Servers.NGINX, Servers.ENGINES, Servers.SIDE_BY_SIDE, Learnt.REFUTED
 
 SEVERAL_ROWS: tuple[Row, ...] = (
     # ── the check: the default on all places at once ────────────────────────────────────────────────────────────────
@@ -172,6 +172,7 @@ SEVERAL_ROWS: tuple[Row, ...] = (
     Row("freeze door", _C, _NOTHING, "hung", _NGINX),
     Row("kill -9 replica", _D, _NOTHING, "killed", _NGINX),
     Row("error-chunk:5", _C, _REFUTED, "", _NGINX),
+    Row("metrics-missing", _C, _NOTHING, "", _NGINX),
     Row("another model's name", _C, _REFUTED, "", _NGINX),
     Row("oom-under-load:3", _C, _REFUTED, "oom-under-load", _NGINX),
     # ── stopping ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -180,6 +181,14 @@ SEVERAL_ROWS: tuple[Row, ...] = (
     Row("orphan-on-stop", _STOP, _UNAFFECTED, "", _NGINX),
     Row("kill -9 door", _STOP, _UNAFFECTED, "", _NGINX),
     Row("freeze door", _STOP, _UNAFFECTED, "", _NGINX),
+    # ── vLLM's own data parallelism ─────────────────────────────────────────────────────────────────────────────────
+    Row("die-before-ready%engine1", _S, _NOTHING, "killed", _ENGINES),
+    Row("kill -9 one engine", _S, _NOTHING, "killed", _ENGINES),
+    Row("kill -9 server", _W, _NOTHING, "killed", _ENGINES),
+    Row("kill -9 one engine", _C, _NOTHING, "engine-died", _ENGINES),
+    Row("hung-engine:3%engine1", _C, _NOTHING, "hung", _ENGINES),
+    Row("kill -9 one API server", _C, _NOTHING, "killed", _ENGINES),
+    Row("kill -9 server", _STOP, _UNAFFECTED, "", _ENGINES),
 )
 
 
@@ -257,7 +266,5 @@ FILE_ROWS: tuple[TunerRow, ...] = (
 MEMORY_ROWS: tuple[TunerRow, ...] = (
     TunerRow("GPU memory stays in use, one group", _STOP, Ends.ENVIRONMENT, "no GPU group is usable"),
     TunerRow("GPU memory stays in use, two groups", _STOP, Ends.COMPLETE),
-    TunerRow(
-        "GPU memory stays in use, layout 2x1 on two GPUs", _STOP, Ends.ENVIRONMENT, "no GPU group is usable", _NGINX
-    ),
+    TunerRow("GPU memory stays in use, 2x1 on two GPUs", _STOP, Ends.ENVIRONMENT, "no GPU group is usable", _NGINX),
 )
