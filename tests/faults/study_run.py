@@ -345,9 +345,11 @@ class StudyRun:
 
     def _told(self, record: TrialRecord) -> str:
         if record.search_trial is None:
-            if record.outcome is TrialOutcome.INFRASTRUCTURE:
-                return Learnt.NOT_AGAIN if record.role is Role.CHECK else Learnt.NOTHING
-            return Learnt.REFUTED if record.outcome in REFUTED else Learnt.UNAFFECTED
+            if record.outcome is TrialOutcome.FEASIBLE:
+                return Learnt.UNAFFECTED
+            if record.outcome in REFUTED:
+                return Learnt.REFUTED
+            return Learnt.NOT_AGAIN if record.role is Role.CHECK else Learnt.NOTHING
         return learnt_of(self.plan.storage, self.plan.study, record)
 
 

@@ -158,7 +158,6 @@ SEVERAL_ROWS: tuple[Row, ...] = (
     Row("unknown flag", _S, _REFUTED, "unknown-flag", _NGINX),
     Row("slow-start:1", _S, _UNAFFECTED, "", _NGINX),
     Row("kill -9 door", _S, _NOTHING, "door-refused", _NGINX),
-    Row("freeze door", _S, _NOTHING, "door-closed", _NGINX),
     Row("door's port taken", _S, _NOTHING, "door-refused", _NGINX),
     Row("kill -9 replica", _FIRST, _NOTHING, "killed", _NGINX),
     # ── under load ──────────────────────────────────────────────────────────────────────────────────────────────────
