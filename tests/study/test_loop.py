@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -221,7 +222,7 @@ class Machine:
 FOUR, TWO, ONE = Layout(4), Layout(2, 2), Layout(1, 4)
 
 
-def in_turn(made: StudyPlan, *layouts: Layout) -> list[Candidate]:
+def in_turn(*layouts: Layout) -> list[Candidate]:
     """Seeds of these layouts, in this order."""
     return [Candidate.of({**LARGE, **layout.flags, "max-num-seqs": 100 + i}) for i, layout in enumerate(layouts)]
 
@@ -232,7 +233,7 @@ LARGE: dict[str, Value] = {"max-num-batched-tokens": 4096, "gpu-memory-utilizati
 def test_trials_of_different_layouts_run_at_once_and_share_no_gpu(tmp_path: Path) -> None:
     made = layouts_plan(tmp_path / "s", starts=20)
     machine = Machine(made)
-    run = StudyRun(made, machine, in_turn(made, FOUR, TWO, ONE, TWO, FOUR, FOUR, ONE))
+    run = StudyRun(made, machine, in_turn(FOUR, TWO, ONE, TWO, FOUR, FOUR, ONE))
     assert run.loop.run().complete
     records = {r.trial: r for r in run.store.records()}
     layouts = {
@@ -244,9 +245,25 @@ def test_trials_of_different_layouts_run_at_once_and_share_no_gpu(tmp_path: Path
         assert r.replicas == (1 if r.role is Role.CONFIRM else made.layout_of(r.candidate).replicas)
 
 
+def test_a_default_that_a_check_is_compared_with_runs_alone(tmp_path: Path) -> None:
+    made = layouts_plan(tmp_path / "s", starts=6)
+    machine = Machine(made)
+    run = StudyRun(made, machine, in_turn(FOUR, TWO, ONE))
+    run.loop.run()
+    records = run.store.records()
+    for layout in (FOUR, TWO):
+        own = [r for r in records if r.candidate == made.default_of(layout) and r.role is not Role.CONFIRM]
+        assert [r.role for r in own] == [Role.DEFAULT, *[Role.CHECK] * layout.replicas]
+        first = own[0].trial
+        assert [r.trial for r in own] == list(range(first, first + len(own)))
+        assert machine.beside[first] == {first}
+        assert {r.start.group for r in own[1:]} == {group.name for group in made.placed(layout).machine}
+        assert {r.replicas for r in own} == {layout.replicas}
+
+
 def test_a_proposal_that_waits_for_its_gpus_is_not_overtaken(tmp_path: Path) -> None:
     made = layouts_plan(tmp_path / "s", starts=20)
-    run = StudyRun(made, Machine(made), in_turn(made, FOUR, ONE, FOUR, FOUR, TWO, ONE))
+    run = StudyRun(made, Machine(made), in_turn(FOUR, ONE, FOUR, FOUR, TWO, ONE))
     run.loop.run()
     records = [r for r in run.store.records() if r.role.searches]
     proposed = [r.search_trial or 0 for r in sorted(records, key=lambda r: r.trial)]
@@ -275,6 +292,34 @@ def test_a_run_without_a_usable_group_ends_and_says_so(tmp_path: Path) -> None:
 
     with pytest.raises(EnvironmentFaultError, match="no GPU group is usable"):
         StudyRun(plan(tmp_path / "s"), run_trial).loop.run()
+
+
+def leaving(*places: str) -> Callable[[Assignment], TrialRecord]:
+    """A machine on which servers in these places leave GPU memory behind."""
+    return lambda a: with_start(evenly(a), dirty="GPU memory" if a.place in places else None)
+
+
+def test_a_gpu_that_every_layout_needs_ends_the_run_once_it_is_lost(tmp_path: Path) -> None:
+    run = StudyRun(layouts_plan(tmp_path / "s"), leaving("gpu1"))
+    with pytest.raises(EnvironmentFaultError, match="no layout is whole any more: GPU memory of trial"):
+        run.loop.run()
+    assert {r.start.group for r in run.store.records() if r.start.dirty} == {"gpu1"}
+
+
+def test_a_layout_that_lost_a_gpu_is_neither_searched_nor_confirmed_and_the_others_go_on(tmp_path: Path) -> None:
+    three, pair = Layout(3), Layout(1, 2)
+    made = layouts_plan(tmp_path / "s", (three, pair), gpus=3, starts=10)
+    run = StudyRun(made, leaving("gpu2"), in_turn(pair, three, pair, three, pair))
+    result = run.loop.run()
+    records = run.store.records()
+    lost = next(r.trial for r in records if r.start.dirty)
+    assert result.complete and result.winner is not None
+    began = {e.trial: made.layout_of(e.candidate) for e in run.events if isinstance(e, TrialStarted)}
+    order = list(began)
+    running = 3
+    assert {began[trial] for trial in order[order.index(lost) + running :]} == {pair}
+    assert made.layout_of(result.winner.candidate) == pair
+    assert {made.layout_of(r.candidate) for r in records if r.role is Role.CONFIRM} == {pair}
 
 
 def test_a_disk_that_is_nearly_full_ends_the_run_before_the_next_start(

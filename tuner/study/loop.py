@@ -99,9 +99,7 @@ class Loop:
             if not self._running:
                 break
             self._finish_next()  # it may bring a gain or free time, so that the search goes on after all
-        if self._held is not None:
-            self.search.requeue(self._held.number)
-            self._held = None
+        self._put_back()
         if end is not None:
             self.emit(SearchEnded(end, self.plan.patience))
 
@@ -116,6 +114,8 @@ class Loop:
             if end is not None:
                 return end
             self.store.need_room()
+            if self._held is not None and self._is_given_up(self._held):
+                self._put_back()
             if self._held is None:
                 try:
                     self._held = self._ask()
@@ -135,6 +135,18 @@ class Loop:
         for rule in proposal.newly_applied:
             self.emit(RuleApplied(rule))
         return proposal
+
+    def _put_back(self) -> None:
+        """Give a held proposal back to the search, which may answer it without a start."""
+        if self._held is not None:
+            self.search.requeue(self._held.number)
+            self._held = None
+
+    def _is_given_up(self, proposal: Proposal) -> bool:
+        """Return True if a proposal's layout was dropped or broken since it was made."""
+        layout = self.plan.layout_of(proposal.candidate)
+        dropped = {standing.layout for standing in self.search.layouts if standing.is_dropped}
+        return layout in self._broken_layouts or (layout in dropped and proposal.role is not Role.DEFAULT)
 
     def _group_for(self, proposal: Proposal) -> GpuGroup | None:
         """Find a free group of a proposal's layout. None if it has to wait."""
