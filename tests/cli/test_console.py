@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tuner.cli.console import notice_line
+from tests.study.builders import layouts_plan
+from tuner.cli.console import notice_line, plan_lines
 from tuner.layout import Layout
 from tuner.study.events import LayoutDropped
 from tuner.study.result import LayoutStanding, WhyDropped
+from tuner.study.samplers import SamplerName
 
 
 @pytest.mark.parametrize(
@@ -28,3 +32,9 @@ def test_a_dropped_layout_is_a_line_with_the_trials_that_decided(why: WhyDropped
         leader_qps=38.2,
     )
     assert notice_line(LayoutDropped(standing)) == f"layout 1x4 is dropped: {said} (trials 0002, 0005)"
+
+
+@pytest.mark.parametrize(("starts", "cautioned"), [(5, True), (6, False)])
+def test_a_plan_with_fewer_than_two_starts_a_layout_is_cautioned(tmp_path: Path, starts: int, cautioned: bool) -> None:
+    lines = plan_lines(layouts_plan(tmp_path / "s", starts=starts), "0.32.0", SamplerName.TPE)
+    assert ("--trials 6 or more" in lines) is cautioned

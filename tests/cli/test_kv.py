@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli.support import STAND_IN, short_search, tuner
-from tests.study.builders import record, with_start
+from tests.study.builders import layouts_plan, record, with_start
 from tests.study.test_kv_budget import DEFAULTS, H100, planned, started
-from tests.test_capacity import DEEPSEEK_V3, GEMMA_3_27B
-from tuner.cli.kv import kv_lines
+from tests.test_capacity import DEEPSEEK_V3, GEMMA_3_27B, LLAMA_3_8B
+from tuner.cli.kv import kv_lines, layouts_lines
 from tuner.cli.plan import show_plan
 from tuner.cli.tables import Form
 from tuner.clock import RealClock
@@ -134,3 +134,22 @@ def test_weights_that_are_not_known_leave_the_bytes_of_a_token_and_a_reason(tmp_
     lines = kv_lines(kv_table(StudySetting.of(made, DEFAULTS, H100)), made)
     assert lines[0] == "KV cache  70,272 bytes a token, on each of 2 GPUs"
     assert "no weight files in the folder" in lines[1]
+
+
+def test_each_layout_has_a_row_for_one_of_its_servers(tmp_path: Path) -> None:
+    layouts = (Layout(4, 1), Layout(2, 2), Layout(1, 4))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_3_8B))
+    made = replace(layouts_plan(tmp_path / "study", layouts), model=str(tmp_path), workload=workload("rag"))
+    setting = StudySetting.of(made, DEFAULTS, H100)
+    lines = layouts_lines([(layout, kv_table(setting, layout=layout)) for layout in layouts], made)
+    assert lines[0].split()[:2] == ["KV", "cache"]
+    cells = [line.split() for line in lines[1:4]]
+    assert [row[:3] for row in cells] == [
+        ["4x1", "15.0", "131,072"],
+        ["2x2", "7.48", "65,536"],
+        ["1x4", "3.74", "32,768"],
+    ]
+    assert {row[3] for row in cells} == {"0.95"}
+    assert "one server" in lines[4]
+    assert lines[5].startswith("          about: ")
+    assert len(lines) == 6

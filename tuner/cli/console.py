@@ -25,6 +25,7 @@ from tuner.study.events import (
     TrialStarted,
 )
 from tuner.study.forecast import UNKNOWN_START_S, left_s
+from tuner.study.layout_race import FIRST_TRIALS
 from tuner.study.learnt import LearntRule
 from tuner.study.plan import Ladder, LoadPolicy, StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord, accepted_tokens
@@ -214,6 +215,10 @@ def plan_lines(plan: StudyPlan, vllm_version: str, sampler: str) -> str:
     lines += [f"left out  {d.flag}: {d.why}" for d in plan.dropped]
     lines.append(f"default   {describe(plan.baseline)}")
     lines.append(f"starts    {plan.starts} + {plan.confirm_starts} to confirm, {_time(plan)}")
+    if plan.searches_layouts and plan.starts < (least := FIRST_TRIALS * len(plan.layouts)):
+        lines.append(
+            f"          caution: fewer than {FIRST_TRIALS} a layout, some are not tried; --trials {least} or more"
+        )
     if plan.patience is not None:
         lines.append(
             f"patience  the search ends after {plan.patience} starts without {formatting.share(LEAST_GAIN)} more QPS"

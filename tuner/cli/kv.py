@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from tuner import formatting
 from tuner.capacity import GIB, KvRoom, Span
+from tuner.layout import Layout
 from tuner.study.kv_budget import KV_BYTES, KvTable
 from tuner.study.plan import StudyPlan
 
@@ -32,6 +34,42 @@ def kv_lines(table: KvTable, plan: StudyPlan) -> list[str]:
         f"{shared}"
     )
     return [*lines, *_certainty(table), *_not_modelled(table)]
+
+
+def layouts_lines(tables: Sequence[tuple[Layout, KvTable]], plan: StudyPlan) -> list[str]:
+    """Show one server of each layout, with the largest KV cache that is likely to start."""
+    longest, mean = plan.workload.longest, math.ceil(plan.workload.mean)
+    flag = tables[0][1].flag
+    heads = (
+        "layout",
+        "weights GiB",
+        "bytes a token",
+        flag,
+        "KV GiB",
+        "KV tokens",
+        f"requests of {longest:,}",
+        f"of {mean:,}",
+    )
+    cells = [heads, *(_layout_row(layout, table, longest, mean) for layout, table in tables)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
+    rows = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+    lines = [f"{'' if i else 'KV cache':<8}  {row}" for i, row in enumerate(rows)]
+    lines.append(f"{INDENT}of one server; weights, bytes a token and KV GiB are each of its GPUs'")
+    known = [(layout, table.calibrated_by) for layout, table in tables if table.calibrated_by is not None]
+    lines += [f"{INDENT}{layout}: calibrated by the log of trial {trial:04d}" for layout, trial in known]
+    if len(known) < len(tables) and flag != KV_BYTES:
+        lines.append(f"{INDENT}about: what is no weight is estimated; the log of a layout's first start makes it exact")
+    return [*lines, *dict.fromkeys(line for _, table in tables for line in _not_modelled(table))]
+
+
+def _layout_row(layout: Layout, table: KvTable, longest: int, mean: int) -> tuple[str, ...]:
+    memory = table.memory
+    weights = "?" if memory.weights_bytes is None else formatting.significant(memory.weights_bytes / GIB)
+    known = (str(layout), weights, f"{memory.kv_bytes_per_token:,.0f}")
+    row = table.likely
+    if row is None:
+        return (*known, "?", "?", "?", "?", "?")
+    return (*known, _value(table.flag, row[0]), *_fits(row[1], longest, mean))
 
 
 def _value(flag: str, value: float) -> str:

@@ -6,7 +6,7 @@ import sys
 
 from tuner.cli.console import Console, describe, plan_lines
 from tuner.cli.folders import study_names
-from tuner.cli.kv import kv_lines
+from tuner.cli.kv import kv_lines, layouts_lines
 from tuner.cli.tables import Form, print_json
 from tuner.clock import RealClock
 from tuner.config import SearchOptions, plan_study
@@ -22,7 +22,7 @@ from tuner.study.learnt import known_rules
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
 from tuner.study.samplers import sampler_name
-from tuner.study.seeds import seeds
+from tuner.study.seeds import order_of_layouts, seeds
 from tuner.study.setting import StudySetting
 from tuner.study.store import Store
 from tuner.vllm.defaults import vllm_defaults
@@ -45,19 +45,22 @@ def show_plan(options: SearchOptions, form: Form) -> None:
 
 
 def _first_starts(setting: StudySetting) -> list[str]:
-    """List the default and the seeds, which start first. The rest depends on their results."""
-    plan = setting.plan
-    lines = [f"{'seeds' if i == 0 else '':<8}  {describe(c)}" for i, c in enumerate(seeds(setting))]
+    """List the seeds, which start after the default; of several layouts the first of each. The rest depends on
+    results."""
+    plan, found = setting.plan, seeds(setting)
+    if plan.searches_layouts:
+        found = list({plan.layout_of(candidate): candidate for candidate in reversed(found)}.values())[::-1]
+    lines = [f"{'seeds' if i == 0 else '':<8}  {describe(c)}" for i, c in enumerate(found)]
     first = launch(plan.base, plan.baseline, plan.placed(plan.own_layout).groups[0])
     return [*lines, f"first     {one_line(shell_line(first))}"]
 
 
 def _kv_cache(setting: StudySetting, earlier: tuple[TrialRecord, ...]) -> list[str]:
     try:
-        table = kv_table(setting, earlier)
+        tables = [(of, kv_table(setting, earlier, of)) for of in order_of_layouts(setting.plan)]
     except UnknownModelError as error:
         return [f"KV cache  not known: {error}"]
-    return kv_lines(table, setting.plan)
+    return layouts_lines(tables, setting.plan) if len(tables) > 1 else kv_lines(tables[0][1], setting.plan)
 
 
 def _learnt(setting: StudySetting, earlier: tuple[TrialRecord, ...]) -> list[str]:

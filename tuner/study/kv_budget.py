@@ -45,6 +45,12 @@ class KvTable:
     calibrated_by: int | None = None
     why_empty: str | None = None
 
+    @property
+    def likely(self) -> tuple[float, KvRoom] | None:
+        """Return the row of the largest KV cache that is likely to start. None if the table is empty."""
+        rows = [row for row in self.rows if self.flag == KV_BYTES or row[0] <= LIKELY_TO_START] or self.rows
+        return rows[-1] if rows else None
+
 
 @dataclass(frozen=True, slots=True)
 class KvFloor:
@@ -223,9 +229,8 @@ def fullest(setting: StudySetting, layout: Layout | None = None) -> dict[str, fl
         table = kv_table(setting, layout=layout)
     except UnknownModelError:
         return {}
-    rows = [row for row in table.rows if table.flag == KV_BYTES or row[0] <= LIKELY_TO_START] or table.rows
-    if not rows:
+    if table.likely is None:
         return {}
-    value, room = rows[-1]
+    value, room = table.likely
     sequences = room.sequences_of_mean(setting.plan.workload.mean)
     return {knobs.MAX_NUM_SEQS: sequences, table.flag: value} if sequences else {}
