@@ -265,5 +265,6 @@ FILE_ROWS: tuple[TunerRow, ...] = (
 MEMORY_ROWS: tuple[TunerRow, ...] = (
     TunerRow("GPU memory stays in use, one group", _STOP, Ends.ENVIRONMENT, "no GPU group is usable"),
     TunerRow("GPU memory stays in use, two groups", _STOP, Ends.COMPLETE),
+    TunerRow("GPU memory stays in use, 2x1 and 1x2 on three GPUs", _STOP, Ends.COMPLETE, "", _CHECK),
     TunerRow("GPU memory stays in use, 2x1 on two GPUs", _STOP, Ends.ENVIRONMENT, "no GPU group is usable", _NGINX),
 )

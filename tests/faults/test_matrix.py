@@ -11,21 +11,39 @@ import pytest
 from tests.faults.all_runs import RunSeen, StudySeen
 from tests.faults.moments import OPEN_LOOP
 from tests.faults.struck import code_of, well_said
-from tests.faults.table import FILE_ROWS, SERVER_ROWS, SEVERAL_ROWS, SEVERAL_TUNER_ROWS, TUNER_ROWS, Ends, Row, TunerRow
+from tests.faults.table import (
+    FILE_ROWS,
+    SERVER_ROWS,
+    SEVERAL_ROWS,
+    SEVERAL_TUNER_ROWS,
+    TUNER_ROWS,
+    Ends,
+    Row,
+    Servers,
+    TunerRow,
+)
+from tuner.launch import Door
+from tuner.server.door import nginx_program
 from tuner.study.record import TrialOutcome
 
 Runs = Mapping[str, Future[RunSeen | StudySeen]]
+DOORS = {Servers.NGINX: (Door.NGINX, 2), Servers.ENGINES: (Door.VLLM, 1)}
+"""Door and launches of a start. One server has no door."""
+NO_NGINX = nginx_program() is None
 NEED_ROOT = ("disk full", "disk nearly full", "trial folder read-only")
 
 
 @pytest.mark.parametrize("row", (*SERVER_ROWS, *SEVERAL_ROWS), ids=lambda row: row.name)
 def test_a_fault_of_one_start_costs_that_start_alone(row: Row, runs: Runs) -> None:
+    if row.servers is Servers.NGINX and NO_NGINX:
+        pytest.skip("no nginx here")
     run = runs[row.run].result()
     assert isinstance(run, RunSeen)
     assert row in run.seen, f"the run ended before: {run.ended_by}"
     seen = run.seen[row]
     record = seen.record
     assert seen.struck, "the moment never came"
+    assert (record.start.door, len(record.start.launches)) == DOORS.get(row.servers, (Door.SERVER, 1))
     assert (seen.learnt, record.start.cause.kind if record.start.cause else "") == (row.learnt, row.cause), record
     assert seen.left == ()
     assert record.start.dirty is None
@@ -42,6 +60,8 @@ def test_a_fault_of_one_start_costs_that_start_alone(row: Row, runs: Runs) -> No
 def test_the_next_tuner_completes_what_one_left(row: TunerRow, runs: Runs) -> None:
     if row.fault in NEED_ROOT and os.geteuid() != 0:
         pytest.skip("only root may mount a disk")
+    if row.servers is Servers.NGINX and NO_NGINX:
+        pytest.skip("no nginx here")
     study = runs[row.run].result()
     assert isinstance(study, StudySeen)
     seen = study.seen[row]
