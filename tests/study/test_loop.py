@@ -194,7 +194,8 @@ def evenly(assignment: Assignment) -> TrialRecord:
 
 
 class Machine:
-    """GPUs that hold no two servers at once. A search trial that leaves GPUs free waits a moment for a companion."""
+    """GPUs that hold no two servers at once. A search trial that leaves GPUs free waits for one of another layout:
+    every second one for longer, so that its neighbour can make room."""
 
     def __init__(self, plan: StudyPlan) -> None:
         self.beside: dict[int, set[int]] = {}
@@ -209,11 +210,15 @@ class Machine:
             for trial in self._running:
                 self.beside.setdefault(trial, set()).update(self._running)
             self._changed.notify_all()
-            self._changed.wait_for(lambda: len(self._running) > 1 or not self._may_have_company(assignment), 0.3)
+            patience_s = 2.0 if assignment.trial % 2 else 0.2
+            self._changed.wait_for(lambda: self._is_mixed() or not self._may_have_company(assignment), patience_s)
         made = evenly(assignment)
         with self._changed:
             del self._running[assignment.trial]
         return made
+
+    def _is_mixed(self) -> bool:
+        return len({self._plan.layout_of(other.candidate) for other in self._running.values()}) > 1
 
     def _may_have_company(self, assignment: Assignment) -> bool:
         return assignment.role in (Role.SEED, Role.SEARCH) and self._plan.layout_of(assignment.candidate).replicas > 1
@@ -231,16 +236,15 @@ LARGE: dict[str, Value] = {"max-num-batched-tokens": 4096, "gpu-memory-utilizati
 
 
 def test_trials_of_different_layouts_run_at_once_and_share_no_gpu(tmp_path: Path) -> None:
-    made = layouts_plan(tmp_path / "s", starts=20)
+    made = layouts_plan(tmp_path / "s", (FOUR, TWO), starts=14)
     machine = Machine(made)
-    run = StudyRun(made, machine, in_turn(FOUR, TWO, ONE, TWO, FOUR, FOUR, ONE))
+    run = StudyRun(made, machine, in_turn(FOUR, TWO, FOUR, TWO, FOUR, TWO))
     assert run.loop.run().complete
     records = {r.trial: r for r in run.store.records()}
     layouts = {
         trial: {made.layout_of(records[t].candidate) for t in others} for trial, others in machine.beside.items()
     }
     assert {FOUR, TWO} in layouts.values()
-    assert all(found == {ONE} for trial, found in layouts.items() if made.layout_of(records[trial].candidate) == ONE)
     for r in records.values():
         assert r.replicas == (1 if r.role is Role.CONFIRM else made.layout_of(r.candidate).replicas)
 
