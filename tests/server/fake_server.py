@@ -92,7 +92,7 @@ def main() -> None:
     server = ThreadingHTTPServer((given.host, given.port), Api)
     for fault in given.fault:
         if fault in LATE_FAULTS:
-            threading.Timer(1.0, LATE_FAULTS[fault]).start()
+            threading.Timer(2.0, LATE_FAULTS[fault]).start()
     server.serve_forever()
 
 
