@@ -30,8 +30,20 @@ from tuner.cli.folders import State
 from tuner.cli.progress import Look, Progress, progress
 from tuner.cli.screen import Drawn, Screen
 from tuner.cli.snapshot import Picture
-from tuner.study.events import GroupQuarantined, LevelMeasured, PhaseChanged, TrialFinished, TrialStarted
+from tuner.launch import Door
+from tuner.layout import Layout, PlacedLayout
+from tuner.placement import GpuGroup
+from tuner.study.events import (
+    GroupQuarantined,
+    GroupsCompared,
+    LayoutDropped,
+    LevelMeasured,
+    PhaseChanged,
+    TrialFinished,
+    TrialStarted,
+)
 from tuner.study.record import Role, TrialOutcome
+from tuner.study.result import LayoutStanding, WhyDropped
 
 WIDTHS = (80, 200)
 
@@ -143,6 +155,76 @@ def test_the_time_left_is_the_pace_so_far_within_the_budget(tmp_path: Path) -> N
     screen, _ = fed(tmp_path)
     # 2 of 12 searched in 24 s each, on two groups, and 4 to confirm one after the other.
     assert screen.picture().left_s == pytest.approx(24 * (10 / 2 + 4))
+
+
+def layouts_screen(tmp_path: Path) -> Screen:
+    """Two workers: layouts of one server on each, and of one server on both."""
+    workers = tuple(GpuGroup(workers=(i,), cores=(str(i),)) for i in range(2))
+    both = GpuGroup(workers=(0, 1), cores=("0", "1"))
+    placed = (PlacedLayout(Layout(2, 1), workers), PlacedLayout(Layout(1, 2), (both,)))
+    the_plan = replace(plan(tmp_path / "s"), layouts=placed, own_layout=Layout(1, 2), doors=(Door.NGINX,))
+    return Screen(the_plan, "0.32.0", (), ScriptedClock())
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_trial_over_several_units_is_one_row_and_leaves_none_of_them_idle(width: int, tmp_path: Path) -> None:
+    screen = layouts_screen(tmp_path)
+    the_plan = screen.picture().plan
+    default = the_plan.default_of(Layout(1, 2))
+    screen.show(TrialStarted(0, Role.DEFAULT, default, "cpu0-1", 1, 16))
+    text = "\n".join(drawn(screen.picture(), width))
+    assert re.search(r"cpu0-1 +trial 0000 default 1x2  starting", text)
+    assert "idle" not in text
+    both = GpuGroup(workers=(0, 1), cores=("0", "1"))
+    screen.show(TrialFinished(record(0, default, (level(10.0),), role=Role.DEFAULT, group=both), is_best=True))
+    assert [(g.group, g.phase) for g in screen.picture().groups] == [("cpu0", "idle"), ("cpu1", "idle")]
+
+
+def test_a_server_that_stands_for_several_says_so_and_its_neighbour_is_idle(tmp_path: Path) -> None:
+    screen = layouts_screen(tmp_path)
+    screen.show(TrialStarted(1, Role.SEARCH, screen.picture().plan.default_of(Layout(2, 1)), "cpu1", 2, 16, replicas=2))
+    one = level(14.3, p99_ms=412)
+    screen.show(LevelMeasured(1, "cpu1", one.measurement, one.verdict))
+    text = "\n".join(drawn(screen.picture(), 200))
+    assert re.search(r"cpu0 +idle\n+cpu1 +trial 0001 search 2x1  starting", text)
+    assert "2 × 14.3 req/s, P99 TTFT 412 ms, KV 50 % at 2 × 8 concurrent" in text
+
+
+def test_a_confirmation_of_the_whole_machine_names_its_places_and_its_door(tmp_path: Path) -> None:
+    screen = layouts_screen(tmp_path)
+    candidate = screen.picture().plan.default_of(Layout(2, 1))
+    started = TrialStarted(1, Role.CONFIRM, candidate, "cpu0+cpu1", 2, 16, door=Door.NGINX)
+    screen.show(started)
+    text = "\n".join(drawn(screen.picture(), 80))
+    assert re.search(r"cpu0\+cpu1 +trial 0001 confirm 2x1 through nginx  starting", text)
+    assert "idle" not in text
+    out = io.StringIO()
+    Console(out).show(started)
+    Console(out).show(replace(started, group="+".join(f"gpu{i}" for i in range(8))))
+    assert "trial 0001 confirm on cpu0+cpu1 through nginx: 2x1 · vLLM's defaults" in out.getvalue()
+    assert " on gpu0+…+gpu7 through nginx: " in out.getvalue()
+
+
+def test_a_place_that_is_out_of_use_takes_all_its_units_out(tmp_path: Path) -> None:
+    screen = layouts_screen(tmp_path)
+    both = GpuGroup(workers=(0, 1), cores=("0", "1"))
+    made = record(0, screen.picture().plan.baseline, (level(10.0),), role=Role.DEFAULT, group=both)
+    screen.show(TrialFinished(with_start(made, dirty="GPU memory"), is_best=False))
+    assert [g.group for g in screen.picture().groups] == ["cpu0-1"]
+    assert "quarantined: trial 0000 left GPU memory" in "\n".join(drawn(screen.picture(), 80))
+
+
+def test_dropped_and_compared_layouts_are_one_line_each() -> None:
+    dropped = LayoutStanding(
+        Layout(1, 2), best_qps=24.2, dropped_by=(3, 7), why=WhyDropped.BEHIND, leader=Layout(2, 1), leader_qps=41.8
+    )
+    out = io.StringIO()
+    Console(out).show(LayoutDropped(dropped))
+    Console(out).show(GroupsCompared(Layout(2, 1), 10.0, 9.7, 2))
+    assert out.getvalue().splitlines() == [
+        "layout 1x2 dropped: its best, 24.2 req/s, is out of reach of the 41.8 req/s of 2x1 (trials 3, 7)",
+        "layout 2x1, all at once: -3.0 % QPS on the slowest of 2 servers against one alone",
+    ]
 
 
 def test_lines_instead_of_the_screen_where_stderr_is_no_terminal(

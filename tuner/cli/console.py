@@ -10,8 +10,11 @@ from tuner import formatting
 from tuner.bench.level import asked
 from tuner.bench.phrases import note_text
 from tuner.candidate import Candidate
+from tuner.launch import Door
 from tuner.layout import split_layout
 from tuner.measurement import LoadKind, Measurement
+from tuner.report.layouts import dropped_words
+from tuner.report.translations import Language, Words
 from tuner.study import confirm
 from tuner.study.events import (
     Event,
@@ -33,7 +36,11 @@ from tuner.study.request_length import cautions, reason, up_to
 from tuner.study.result import Lack, LayoutStanding, StudyResult, WhyDropped
 from tuner.study.sentence import LACKS
 from tuner.study.stopping import LEAST_GAIN, SearchEnd
+from tuner.study.units import short_place
 from tuner.verdict import Outcome, Verdict
+
+DOORS = {Door.SERVER: "", Door.VLLM: " through vLLM", Door.NGINX: " through nginx"}
+"""Words for the door of a trial."""
 
 
 class Console:
@@ -62,8 +69,8 @@ class Console:
         match event:
             case TrialStarted():
                 self.say(
-                    f"[{event.start}/{event.starts}] trial {event.trial:04d} {event.role} on {event.group}: "
-                    f"{describe(event.candidate)}"
+                    f"[{event.start}/{event.starts}] trial {event.trial:04d} {event.role} on "
+                    f"{short_place(event.group)}{DOORS[event.door]}: {describe(event.candidate)}"
                 )
             case LevelMeasured():
                 self.say(f"    {level_line(event.measurement, event.verdict)}")
@@ -85,6 +92,8 @@ def notice_line(event: Event) -> str | None:
             return dropped_line(event.standing)
         case GroupQuarantined():
             return f"QUARANTINED {event.group}: trial {event.trial:04d} left {event.left}"
+        case LayoutDropped():
+            return f"layout {event.standing.layout} dropped: {dropped_words(event.standing, Words(Language.ENGLISH))}"
         case GroupsCompared():
             return _comparison(event)
         case SearchEnded():
@@ -110,10 +119,10 @@ def dropped_line(standing: LayoutStanding) -> str:
 
 def _comparison(event: GroupsCompared) -> str:
     if event.slowest_qps is None or event.alone_qps is None:
-        return "whether GPU groups disturb each other could not be measured; finalists are measured alone all the same"
+        return f"layout {event.layout}: whether its servers disturb each other could not be measured"
     return (
-        f"GPU groups side by side: {formatting.change(event.slowest_qps, event.alone_qps)} QPS on the slowest of "
-        f"{event.groups} against one alone; finalists are measured alone"
+        f"layout {event.layout}, all at once: {formatting.change(event.slowest_qps, event.alone_qps)} QPS on the "
+        f"slowest of {event.groups} servers against one alone"
     )
 
 

@@ -17,9 +17,9 @@ from rich.live import Live
 from rich.text import Text
 
 from tuner import formatting
-from tuner.cli.console import describe, load_words, notice_line, outcome_words, printable
+from tuner.cli.console import DOORS, describe, describe_flags, load_words, notice_line, outcome_words, printable
 from tuner.cli.folders import State
-from tuner.cli.snapshot import GroupNow, LevelNow, Picture
+from tuner.cli.snapshot import GroupNow, LevelNow, Picture, whole_machine
 from tuner.cli.tables import spaced
 from tuner.clock import Clock, RealClock
 from tuner.formatting import one_line
@@ -29,6 +29,7 @@ from tuner.study.plan import LoadPolicy, OpenSearch, StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.result import Figures, StudyResult
 from tuner.study.sentence import LACKS
+from tuner.study.units import short_place
 
 DRAWN_PER_SECOND = 1.0
 """Frames per second. The load shares this process, and drawing takes the interpreter from it."""
@@ -47,7 +48,7 @@ _STYLES = {
 """Colours of outcomes. The word stands beside each."""
 
 _WIDE = 110
-"""Columns from which on a group's last level stands beside its phase."""
+"""Columns from which on a trial's last level stands beside its phase."""
 _LINES_BESIDE_GROUPS = 16
 """Head, best, default and last outcomes."""
 NOT_MEASURED = "not measured yet"
@@ -69,7 +70,8 @@ class Screen:
         self._clock = clock or RealClock()
         self._plan, self._vllm_version = plan, vllm_version
         self._records = list(records)
-        self._groups = {g.name: _Running(GroupNow(g.name), self._clock.now_ns()) for g in plan.groups}
+        self._running: dict[int, _Running] = {}
+        self._broken: list[GroupNow] = []
         self._state = State.RUNNING
         self._result: StudyResult | None = None
         self._spent_before_s = spent_s(plan, records)
@@ -107,15 +109,13 @@ class Screen:
     def picture(self) -> Picture:
         with self._lock:
             now_ns = self._clock.now_ns()
+            taken = [replace(g.now, phase_s=(now_ns - g.since_ns) / 1e9) for g in self._running.values()]
             return Picture(
                 plan=self._plan,
                 vllm_version=self._vllm_version,
                 state=self._state,
                 records=tuple(self._records),
-                groups=tuple(
-                    g.now if g.now.trial is None else replace(g.now, phase_s=(now_ns - g.since_ns) / 1e9)
-                    for g in self._groups.values()
-                ),
+                groups=whole_machine(self._plan, (*taken, *self._broken)),
                 elapsed_s=self._spent_before_s + (now_ns - self._began_ns) / 1e9,
                 result=self._result,
             )
@@ -125,18 +125,18 @@ class Screen:
         match event:
             case TrialStarted():
                 now = GroupNow(event.group, event.trial, event.role, event.candidate, "starting")
-                self._groups[event.group] = _Running(now, now_ns)
-            case PhaseChanged():
-                before = self._groups[event.group].now
-                self._groups[event.group] = _Running(replace(before, phase=event.phase), now_ns)
-            case LevelMeasured():
-                running = self._groups[event.group]
+                now = replace(now, door=event.door, replicas=event.replicas)
+                self._running[event.trial] = _Running(now, now_ns)
+            case PhaseChanged() if (running := self._running.get(event.trial)) is not None:
+                self._running[event.trial] = _Running(replace(running.now, phase=event.phase), now_ns)
+            case LevelMeasured() if (running := self._running.get(event.trial)) is not None:
                 level = LevelNow.of(event.measurement)
-                self._groups[event.group] = replace(running, now=replace(running.now, level=level))
+                self._running[event.trial] = replace(running, now=replace(running.now, level=level))
             case TrialFinished():
-                group, left = event.record.start.group, event.record.start.dirty
-                phase = "idle" if left is None else f"quarantined: trial {event.record.trial:04d} left {left}"
-                self._groups[group] = _Running(GroupNow(group, phase=phase), now_ns)
+                self._running.pop(event.record.trial, None)
+                if (left := event.record.start.dirty) is not None:
+                    phase = f"quarantined: trial {event.record.trial:04d} left {left}"
+                    self._broken.append(GroupNow(event.record.start.group, phase=phase))
                 self._records.append(event.record)
             case StudyFinished():
                 self._state = State.COMPLETE if event.result.complete else State.INTERRUPTED
@@ -159,7 +159,7 @@ class Drawn:
 
 
 class Room(Enum):
-    """Space per GPU group. A second line holds its candidate."""
+    """Space per trial. A second line holds its candidate."""
 
     ONE_LINE = 1
     TWO_LINES = 2
@@ -199,18 +199,20 @@ def _load(load: LoadPolicy) -> str:
 
 
 def _groups(p: Picture, width: int, room: Room) -> list[RenderableType]:
-    name_width = max(8, *(cell_len(g.group) for g in p.groups))
+    name_width = max(8, *(cell_len(short_place(g.group)) for g in p.groups))
     lines: list[RenderableType] = []
     for g in p.groups:
-        name = (g.group.ljust(name_width) + "  ", "bold")
+        place = short_place(g.group)
+        name = (place + " " * (name_width + 2 - cell_len(place)), "bold")
         if g.trial is None:
             lines.append(_line(name, (g.phase, "dim")))
             continue
         role = f" {g.role}" if g.role else ""
         since = f" {formatting.duration(float(round(g.phase_s)))}" if g.phase_s is not None else ""
-        first = (name, f"trial {g.trial:04d}{role}  ", (f"{g.phase}{since}", "cyan"))
-        level = _level(g.level)
-        flags = (describe(g.candidate) if g.candidate is not None else "", "dim")
+        layout = f" {p.plan.layout_of(g.candidate)}" if p.plan.searches_layouts and g.candidate is not None else ""
+        first = (name, f"trial {g.trial:04d}{role}{layout}{DOORS[g.door]}  ", (f"{g.phase}{since}", "cyan"))
+        level = _level(g)
+        flags = (describe_flags(g.candidate) if g.candidate is not None else "", "dim")
         indent = " " * (name_width + 2)
         if room is Room.ONE_LINE:
             lines.append(_line(*first, "  ", level))
@@ -221,12 +223,14 @@ def _groups(p: Picture, width: int, room: Room) -> list[RenderableType]:
     return [*lines, Text()]
 
 
-def _level(level: LevelNow | None) -> str:
+def _level(g: GroupNow) -> str:
+    level = g.level
     if level is None:
         return ""
     p99 = formatting.ms(level.p99_ttft_ms)
     kv = formatting.share(level.kv_usage_peak)
-    return f"{formatting.qps(level.qps)}, P99 TTFT {p99}, KV {kv} at {level.load}"
+    times = f"{g.replicas} × " if g.replicas > 1 else ""
+    return f"{times}{formatting.qps(level.qps)}, P99 TTFT {p99}, KV {kv} at {times}{level.load}"
 
 
 def _best(p: Picture) -> list[RenderableType]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tuner.candidate import Candidate
 from tuner.cli.folders import State
+from tuner.launch import Door
 from tuner.measurement import Measurement
 from tuner.study import confirm, forecast
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialRecord
 from tuner.study.result import Figures, Lack, StudyResult
+from tuner.study.units import machine_units, units_at
 
 LAST = 5
 """Number of outcomes that are shown."""
@@ -32,7 +35,8 @@ class LevelNow:
 
 @dataclass(frozen=True, slots=True)
 class GroupNow:
-    """State of a GPU group. `trial` is None between two trials; `role` and `candidate` are None if unknown."""
+    """State of the place of a trial, or of a GPU or worker between two trials: then `trial` is None. `role` and
+    `candidate` are None if unknown. Each server stands for `replicas` of the machine."""
 
     group: str
     trial: int | None = None
@@ -41,6 +45,18 @@ class GroupNow:
     phase: str = "idle"
     phase_s: float | None = None
     level: LevelNow | None = None
+    door: Door = Door.SERVER
+    replicas: int = 1
+
+
+def whole_machine(plan: StudyPlan, taken: Iterable[GroupNow]) -> tuple[GroupNow, ...]:
+    """Return the places that are taken and the units that are not, in the order of the units."""
+    order = {unit: index for index, unit in enumerate(machine_units(plan))}
+    units = {now: units_at(plan, now.group) for now in taken}
+    held = {unit for of_place in units.values() for unit in of_place}
+    idle = {GroupNow(unit): (unit,) for unit in order if unit not in held}
+    rows = {**units, **idle}
+    return tuple(sorted(rows, key=lambda now: min(order.get(unit, len(order)) for unit in rows[now])))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from itertools import takewhile
@@ -18,7 +18,7 @@ from tuner import jsonfile
 from tuner.cli.console import outcome_line
 from tuner.cli.folders import State, is_worked_on, study_folder
 from tuner.cli.screen import Drawn
-from tuner.cli.snapshot import GroupNow, LevelNow, Picture
+from tuner.cli.snapshot import GroupNow, LevelNow, Picture, whole_machine
 from tuner.cli.tables import Form, print_drawn, print_json
 from tuner.jsonfile import TornFileError
 from tuner.load.quantiles import order_statistic
@@ -88,34 +88,41 @@ def _began_unix_s(folder: Path) -> float | None:
 
 
 def _groups(study: StudyFiles) -> tuple[GroupNow, ...]:
-    now = {g.name: GroupNow(g.name) for g in study.plan.groups}
+    taken: list[GroupNow] = []
     for folder in _unfinished(study):
         marker = _read(folder / running_file.FILE_NAME, running_file.read)
         given = _read(folder / ASSIGNMENT, partial(jsonfile.load, kind=Assignment))
-        name = given.place if given else _group_without_assignment(folder, marker, study.plan, now)
+        name = given.place if given else _group_without_assignment(folder, marker, study.plan, taken)
         if marker is None or name is None:
             continue
         level = last_level(folder)
-        now[name] = GroupNow(
+        now = GroupNow(
             group=name,
             trial=int(folder.name),
             role=given.role if given else None,
             candidate=given.candidate if given else None,
-            phase="under load" if level or proctable.listening_inodes(marker.port) else "starting",
+            phase="under load" if level or _all_listen(folder) else "starting",
             phase_s=max(0.0, time.time() - marker.started_unix_ns / 1e9),
             level=level,
         )
-    return tuple(now.values())
+        taken.append(replace(now, door=given.door, replicas=given.replicas) if given else now)
+    return whole_machine(study.plan, taken)
+
+
+def _all_listen(folder: Path) -> bool:
+    """Return True if every server of a trial listens on its port."""
+    markers = [_read(path, running_file.read) for path in running_file.found_below(folder)]
+    return all(marker is not None and proctable.listening_inodes(marker.port) for marker in markers)
 
 
 def _group_without_assignment(
-    folder: Path, marker: Marker | None, plan: StudyPlan, now: Mapping[str, GroupNow]
+    folder: Path, marker: Marker | None, plan: StudyPlan, taken: Sequence[GroupNow]
 ) -> str | None:
     """Find the group of an older tuner's server, by its GPUs. That tuner wrote no assignment."""
     if marker is None or (folder / ASSIGNMENT).exists():
         return None
     gpus = {gpu for gpu, _ in marker.gpu_baseline_bytes}
-    idle = [group for group in plan.groups if now[group.name].trial is None]
+    idle = [group for group in plan.groups if all(now.group != group.name for now in taken)]
     return next((group.name for group in idle if not gpus or gpus == set(group.gpus)), None)
 
 

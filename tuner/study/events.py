@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tuner.candidate import Candidate
+from tuner.launch import Door
 from tuner.layout import Layout
 from tuner.measurement import Measurement
 from tuner.study.learnt import LearntRule
@@ -16,13 +17,17 @@ from tuner.verdict import Verdict
 
 @dataclass(frozen=True, slots=True)
 class TrialStarted:
+    """Trial that is start number `start` of `starts` planned ones. Its server stands for `replicas` of the machine, or
+    all of them are behind `door`."""
+
     trial: int
     role: Role
     candidate: Candidate
     group: str
     start: int
     starts: int
-    """This is start number `start` of `starts` planned ones."""
+    door: Door = Door.SERVER
+    replicas: int = 1
 
 
 @dataclass(frozen=True, slots=True)

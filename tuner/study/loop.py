@@ -270,8 +270,8 @@ class Loop:
         counted = sum(r.counts and r.role is not Role.CHECK for r in self._records) + len(self._running)
         number = 1 if assignment.role is Role.CHECK else counted + 1
         planned = max(number, self.plan.starts + self.plan.confirm_starts)
-        place = assignment.place
-        self.emit(TrialStarted(assignment.trial, assignment.role, assignment.candidate, place, number, planned))
+        made, trial, place = assignment, assignment.trial, assignment.place
+        self.emit(TrialStarted(trial, made.role, made.candidate, place, number, planned, made.door, made.replicas))
         self._running[self.fleet.submit(assignment)] = assignment
 
     def _finish_running(self) -> None:
