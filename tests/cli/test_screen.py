@@ -36,14 +36,12 @@ from tuner.placement import GpuGroup
 from tuner.study.events import (
     GroupQuarantined,
     GroupsCompared,
-    LayoutDropped,
     LevelMeasured,
     PhaseChanged,
     TrialFinished,
     TrialStarted,
 )
 from tuner.study.record import Role, TrialOutcome
-from tuner.study.result import LayoutStanding, WhyDropped
 
 WIDTHS = (80, 200)
 
@@ -214,15 +212,10 @@ def test_a_place_that_is_out_of_use_takes_all_its_units_out(tmp_path: Path) -> N
     assert "quarantined: trial 0000 left GPU memory" in "\n".join(drawn(screen.picture(), 80))
 
 
-def test_dropped_and_compared_layouts_are_one_line_each() -> None:
-    dropped = LayoutStanding(
-        Layout(1, 2), best_qps=24.2, dropped_by=(3, 7), why=WhyDropped.BEHIND, leader=Layout(2, 1), leader_qps=41.8
-    )
+def test_a_comparison_of_a_layouts_servers_is_one_line() -> None:
     out = io.StringIO()
-    Console(out).show(LayoutDropped(dropped))
     Console(out).show(GroupsCompared(Layout(2, 1), 10.0, 9.7, 2))
     assert out.getvalue().splitlines() == [
-        "layout 1x2 dropped: its best, 24.2 req/s, is out of reach of the 41.8 req/s of 2x1 (trials 3, 7)",
         "layout 2x1, all at once: -3.0 % QPS on the slowest of 2 servers against one alone",
     ]
 

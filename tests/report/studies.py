@@ -128,13 +128,15 @@ def _role(number: int, plan: StudyPlan) -> Role:
 
 
 def _candidate(number: int, plan: StudyPlan, rng: random.Random) -> Candidate:
-    """The search leaves the slowest layout alone after its seed."""
+    """The search leaves the slowest layout alone after a few trials."""
     layouts = [plan.own_layout, *(p.layout for p in plan.layouts if p.layout != plan.own_layout)]
     if number < len(layouts):
         return plan.default_of(layouts[number])
     if plan.searches_layouts and number < 2 * len(layouts):
         seed = {"gpu-memory-utilization": 0.94, "max-num-seqs": 256, "max-num-batched-tokens": 4096}
         return Candidate.of({**seed, **layouts[number - len(layouts)].flags})
+    if plan.searches_layouts and number < 2 * len(layouts) + 3:
+        return Candidate.of({"max-num-seqs": 128 * (number - 4), "max-num-batched-tokens": 4096, **ONE_FOUR.flags})
     values: dict[str, Value] = {}
     for parameter in PARAMETERS:
         if parameter.choices:

@@ -13,8 +13,6 @@ from tuner.candidate import Candidate
 from tuner.launch import Door
 from tuner.layout import split_layout
 from tuner.measurement import LoadKind, Measurement
-from tuner.report.layouts import dropped_words
-from tuner.report.translations import Language, Words
 from tuner.study import confirm
 from tuner.study.events import (
     Event,
@@ -92,8 +90,6 @@ def notice_line(event: Event) -> str | None:
             return dropped_line(event.standing)
         case GroupQuarantined():
             return f"QUARANTINED {event.group}: trial {event.trial:04d} left {event.left}"
-        case LayoutDropped():
-            return f"layout {event.standing.layout} dropped: {dropped_words(event.standing, Words(Language.ENGLISH))}"
         case GroupsCompared():
             return _comparison(event)
         case SearchEnded():
