@@ -70,7 +70,16 @@ def main() -> None:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     flags = ["--host", "127.0.0.1", "--port", str(port), "--kv-cache-memory-bytes", "256M", "--max-model-len", "512"]
-    command = [*shlex.split(given.vllm), given.model, *flags, "--enforce-eager", "--dtype", "float32"]
+    command = [
+        *shlex.split(given.vllm),
+        given.model,
+        *flags,
+        "--enforce-eager",
+        "--dtype",
+        "float32",
+        "--load-format",
+        "dummy",
+    ]
     log = Path("/tmp/sim_frontend.log").open("wb")  # noqa: SIM115 - the server writes to it until it ends
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:

@@ -65,7 +65,8 @@ class Hardware:
     """One device and its number in the host. Rates are specified peaks; the shares say how much of them is reached.
 
     `frontend_s_per_request` and `frontend_s_per_token` are CPU time of the API server's single thread (HTTP,
-    tokeniser, detokeniser, JSON). This stage is in series with the engine and can become the bottleneck.
+    tokeniser, detokeniser, JSON). This stage is in series with the engine and can become the bottleneck. Measured on
+    vLLM's CPU build: docs/stand-in.md.
     `disturbance` is the share of its speed that each other server on the machine costs.
     """
 
