@@ -22,7 +22,7 @@ from tuner.study.plan import StudyPlan
 from .landscapes import Landscape, one
 from .table import Grid
 
-COARSE = Grid(sequences=5, budgets=4, kv=3, caps=2, closed_s=30.0, requests=350, open_s=(15.0, 60.0))
+COARSE = Grid(sequences=5, budgets=4, kv=3, caps=2, requests=350, open_s=(15.0, 60.0))
 """Least nodes of a server's table. Layouts differ by tens of per cent; the fine grid is for flags alone."""
 
 DOOR_SHARE = {Door.SERVER: 1.0, Door.VLLM: 0.985, Door.NGINX: 0.99}
