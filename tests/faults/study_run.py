@@ -141,7 +141,15 @@ def several_plan(
         env=(*plan.base.env, ("TUNER_SIM_GPUS", "2")),
     )
     layouts = (PlacedLayout(layout, TWO_GPUS),)
-    return replace(plan, base=base, layouts=layouts, own_layout=layout, doors=(made_by,), start_limit_s=12)
+    return replace(
+        plan,
+        base=base,
+        layouts=layouts,
+        own_layout=layout,
+        doors=(made_by,),
+        load=Ladder((2,), 0.8, 0.3),  # as much on the whole machine as on one server elsewhere
+        start_limit_s=12,
+    )
 
 
 def order_of(rows: Sequence[Row]) -> list[Row | None]:

@@ -51,9 +51,11 @@ def test_a_fault_of_one_start_costs_that_start_alone(row: Row, runs: Runs) -> No
     assert seen.bystander_lives
     assert run.ended_by is None
     assert run.result is not None and run.result.complete
+    # Two loads at once may make the client late on a busy machine, and it says so.
+    sound = (TrialOutcome.FEASIBLE, *([] if row.servers is Servers.ONE else [TrialOutcome.INVALID]))
     assert run.others and all(s.record.start.cause is None for s in run.others)
     # What a rate of an open loop comes to is the machine's business too: a busy one may not sustain what was claimed.
-    assert row.moment in OPEN_LOOP or all(s.record.outcome is TrialOutcome.FEASIBLE for s in run.others)
+    assert row.moment in OPEN_LOOP or all(s.record.outcome in sound for s in run.others)
 
 
 @pytest.mark.parametrize("row", (*TUNER_ROWS, *SEVERAL_TUNER_ROWS, *FILE_ROWS), ids=lambda row: row.name)
