@@ -27,6 +27,7 @@ from tuner.environment import Environment, Gpu
 from tuner.launch import Door
 from tuner.measurement import Caution, CautionKind
 from tuner.study.assignment import Assignment, confirm_task, search_task
+from tuner.study.doors import doors
 from tuner.study.layout_race import standing
 from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
@@ -232,6 +233,7 @@ def _result(plan: StudyPlan, records: tuple[TrialRecord, ...], chosen: Candidate
         sentence=_sentence(winner, default, len(records), refused, fresh),
         updated_at=last.isoformat(),
         layouts=standing(plan, records) if plan.searches_layouts else (),
+        doors=doors(plan, records, winner.candidate) if winner and plan.searches_layouts else (),
     )
 
 

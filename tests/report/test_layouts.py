@@ -9,7 +9,7 @@ import pytest
 
 from tests.report.test_page import Page
 from tuner.layout import FLAGS, Layout
-from tuner.report.layouts import LayoutState, dropped_words, layout_rows
+from tuner.report.layouts import LayoutState, door_rows, door_words, dropped_words, layout_rows
 from tuner.report.page import report
 from tuner.report.summary import FlagRow, launch_rows
 from tuner.report.summary import side as side_of
@@ -81,3 +81,18 @@ def test_cost_counts_all_gpus_of_the_layout(layouts: StudyFiles) -> None:
     figures = replace(layouts.winner, candidate=searched_only.candidate, trials=(searched_only.trial,))  # type: ignore[type-var]
     side = side_of(layouts, figures)
     assert side is not None and side.gpus == 4 and len(searched_only.start.gpus) == 1
+
+
+def test_the_door_stands_with_what_it_costs_in_both_languages(layouts: StudyFiles) -> None:
+    (row,) = door_rows(layouts, Words(Language.ENGLISH))
+    assert layouts.result is not None and layouts.winner is not None
+    assert (row.door, row.rate, row.is_quoted) == ("nginx", f"{layouts.winner.qps:.1f} req/s", True)
+    for language, says in ((Language.ENGLISH, "Behind nginx all servers"), (Language.CHINESE, "经由 nginx，")):
+        assert says in Page(report(layouts, language=language)).text
+    (nginx,) = layouts.result.doors
+    dear = replace(layouts, result=replace(layouts.result, doors=(replace(nginx, cost=0.07),)))
+    assert "7 %" in door_words(dear, Words(Language.ENGLISH))
+
+
+def test_a_single_server_has_no_table_of_doors(one_layout: StudyFiles) -> None:
+    assert "doors" not in {attributes.get("id") for _, attributes in Page(report(one_layout)).tags}

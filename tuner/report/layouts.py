@@ -49,6 +49,41 @@ def layout_rows(study: StudyFiles, words: Words) -> list[LayoutRow]:
     return [*rows, *(_ruled_out(plan, ruled_out) for ruled_out in plan.ruled_out)]
 
 
+class DoorRow(NamedTuple):
+    """What the winner's servers showed behind one door."""
+
+    door: str
+    rate: str
+    saturation: str
+    cost: str
+    is_quoted: bool
+
+
+def door_rows(study: StudyFiles, words: Words) -> list[DoorRow]:
+    """List the doors that were measured, the preferred one first. Empty for a single server."""
+    return [
+        DoorRow(
+            words(f"door-{one.door}"),
+            formatting.qps(one.rate),
+            formatting.qps(one.saturation),
+            formatting.NOT_OBSERVED if one.cost is None else formatting.share(one.cost),
+            one.is_quoted,
+        )
+        for one in (study.result.doors if study.result else ())
+    ]
+
+
+def door_words(study: StudyFiles, words: Words) -> str:
+    """Say what the quoted door costs. Empty if that is not known."""
+    quoted = next((one for one in (study.result.doors if study.result else ()) if one.is_quoted), None)
+    if quoted is None or quoted.cost is None:
+        return ""
+    door = words(f"door-{quoted.door}")
+    if round(quoted.cost, 2) <= 0:
+        return words("door-costs-nothing", door=door)
+    return words("door-costs", door=door, share=formatting.share(quoted.cost))
+
+
 def layout_words(layout: Layout, words: Words) -> str:
     """Say what a layout is: its servers, and the GPUs of each."""
     key = "layout-server" if layout.replicas == 1 else "layout-servers"

@@ -18,7 +18,7 @@ from tuner.jsonfile import write_atomically
 from tuner.launch import Deployment, Door
 from tuner.report import bottleneck, conditions, parameters, summary, timeline
 from tuner.report.gallery import gallery
-from tuner.report.layouts import layout_rows, layout_words
+from tuner.report.layouts import door_rows, door_words, layout_rows, layout_words
 from tuner.report.phrases import candidate_line, remark, sentence
 from tuner.report.quote import PORT, production, server_ports, shell_lines
 from tuner.report.refusals import refused_rows
@@ -144,6 +144,8 @@ def _body(study: StudyFiles, words: Words) -> dict[str, object]:
         "layouts": layout_rows(study, words) if study.plan.searches_layouts or study.plan.ruled_out else [],
         "layouts_one": _one_layout(study, words),
         "layout_words": layout_words,
+        "doors": door_rows(study, words),
+        "door_costs": door_words(study, words),
         "remark": remark,
         "candidate_line": candidate_line,
         "drawn": gallery(study, words),

@@ -114,6 +114,16 @@ PAGE_TEXTS: dict[str, tuple[str, str]] = {
         "beside its busy neighbours a server keeps {share} of its QPS",
         "各服务端同时运行时，每个保有其 QPS 的 {share}",
     ),
+    "doors-title": ("Door", "入口"),
+    "door-costs": (
+        "Behind {door} all servers together give {share} less than one of them times their number.",
+        "经由 {door}，全部服务端合计比单个服务端乘以数量低 {share}。",
+    ),
+    "door-costs-nothing": (
+        "Behind {door} all servers together give as much as one of them times their number.",
+        "经由 {door}，全部服务端合计不低于单个服务端乘以数量。",
+    ),
+    "door-cost": ("cost", "损失"),
     "door": ("door", "入口"),
     "door-server": ("the server itself", "服务端自身"),
     "door-vllm": ("vLLM's data parallelism", "vLLM 的数据并行"),
