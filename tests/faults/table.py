@@ -241,12 +241,13 @@ _UP = (_S, _C, _STOP)
 """Moments at which all servers and their door run."""
 
 SEVERAL_TUNER_ROWS: tuple[TunerRow, ...] = (
+    # First: a confirmation that is struck while it stops may count, and then none is left to strike.
+    TunerRow("nginx is gone", Moment.BEFORE_START, Ends.ENVIRONMENT, "nginx", _NGINX),
     *(TunerRow("kill -9 tuner", moment, Ends.KILLED, "", _NGINX) for moment in _UP),
     *(TunerRow("SIGTERM tuner", moment, Ends.RESUMABLE, "tuner resume", _NGINX) for moment in _UP),
     *(TunerRow("SIGINT tuner", moment, Ends.RESUMABLE, "tuner resume", _NGINX) for moment in _UP),
     TunerRow("kill -9 tuner", _WRITE, Ends.KILLED, "", _NGINX),
     TunerRow("disk full", _C, Ends.ENVIRONMENT, "No space left", _NGINX),
-    TunerRow("nginx is gone", Moment.BEFORE_START, Ends.ENVIRONMENT, "nginx", _NGINX),
 )
 
 FILE_ROWS: tuple[TunerRow, ...] = (
