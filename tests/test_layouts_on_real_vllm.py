@@ -1,0 +1,140 @@
+"""The whole machine on real servers: two layouts of two cores, confirmed through both doors; then its start script."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.test_search_on_real_vllm import servers_of
+from tuner.launch import Door
+from tuner.layout import Layout
+from tuner.study.plan import StudyPlan
+from tuner.study.record import Role, TrialOutcome, TrialRecord
+from tuner.study.result import StudyResult
+from tuner.study.store import Store
+
+pytestmark = pytest.mark.real_vllm
+
+SPACE = """
+parameters:
+  max-num-seqs: {choice: [8, 32]}
+always:
+  kv-cache-memory-bytes: 134217728
+  max-model-len: 512
+env:
+  HF_HUB_OFFLINE: "1"
+  VLLM_NO_USAGE_STATS: "1"
+"""
+REPLICAS, SPLIT = Layout(2, 1), Layout(1, 2)
+
+
+@dataclass(frozen=True)
+class Search:
+    folder: Path
+    stdout: str
+    plan: StudyPlan
+    records: tuple[TrialRecord, ...]
+    result: StudyResult
+
+    def of(self, layout: Layout, *roles: Role) -> list[TrialRecord]:
+        return [r for r in self.records if r.role in roles and self.plan.layout_of(r.candidate) == layout]
+
+
+@pytest.fixture(scope="module")
+def search(tiny_model: str, vllm_command: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Search:
+    root = tmp_path_factory.mktemp("machine")
+    (root / "small.yaml").write_text(SPACE)
+    words = [
+        sys.executable, "-m", "tuner.cli.app", "search", "--model", tiny_model, "--vllm", " ".join(vllm_command),
+        "--workers", "2", "--door", "both", "--space", str(root / "small.yaml"), "--workload", "random:16-48,4-8",
+        "--slo", "p99 ttft <= 10s", "--levels", "8", "--level-seconds", "8", "--warm-up-seconds", "2",
+        "--trials", "4", "--confirm", "2", "--studies", str(root / "studies"), "--study", "machine",
+        "--", "--enforce-eager", "--load-format", "dummy", "--dtype", "float32", "--api-server-count", "1",
+    ]  # fmt: skip
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=900)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    store = Store(root / "studies" / "machine")
+    return Search(store.folder, ended.stdout, store.plan(), store.records(), store.result())
+
+
+def test_both_layouts_of_two_workers_were_measured(search: Search) -> None:
+    assert {placed.layout for placed in search.plan.layouts} == {REPLICAS, SPLIT}
+    assert search.plan.own_layout == SPLIT
+    assert search.records[0].candidate == search.plan.baseline
+    for layout in (REPLICAS, SPLIT):
+        (default,) = search.of(layout, Role.DEFAULT)
+        assert default.outcome is TrialOutcome.FEASIBLE
+        assert default.candidate == search.plan.default_of(layout)
+        assert default.replicas == layout.replicas
+
+
+def test_a_server_gets_the_cores_of_its_workers_and_no_other(search: Search) -> None:
+    (split,), (one,) = search.of(SPLIT, Role.DEFAULT), search.of(REPLICAS, Role.DEFAULT)
+    cores = dict(split.start.launch.env)["VLLM_CPU_OMP_THREADS_BIND"].split("|")
+    assert len(set(cores)) == 2
+    assert dict(one.start.launch.env)["VLLM_CPU_OMP_THREADS_BIND"] in cores
+
+
+def test_the_replicas_are_measured_side_by_side_too(search: Search) -> None:
+    together = search.of(REPLICAS, Role.CHECK)
+    assert {r.start.group for r in together} == {"cpu0", "cpu1"}
+    assert all(r.outcome is TrialOutcome.FEASIBLE for r in together)
+
+
+def test_the_winner_is_the_whole_machine_confirmed_through_both_doors(search: Search) -> None:
+    winner = search.result.winner
+    assert winner is not None and winner.fresh
+    assert search.plan.layout_of(winner.candidate) == REPLICAS
+    runs = search.of(REPLICAS, Role.CONFIRM)
+    assert {r.start.door for r in runs} == {Door.VLLM, Door.NGINX}
+    assert {r.start.door: len(r.start.launches) for r in runs} == {Door.VLLM: 1, Door.NGINX: 2}
+    assert {door.door for door in search.result.doors} == {Door.VLLM, Door.NGINX}
+    assert all(r.levels[0].measurement.server.preemptions == 0 for r in runs)
+
+
+def test_no_server_of_the_search_is_left(search: Search) -> None:
+    assert not servers_of(search.folder)
+
+
+@pytest.fixture(scope="module")
+def started(search: Search) -> Iterator[int]:
+    """The emitted script's deployment: the port of its door."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    env = {**os.environ, "PORT": str(port), "START_TIMEOUT": "240"}
+    ended = subprocess.run([search.folder / "start.sh"], env=env, capture_output=True, text=True, timeout=300)
+    try:
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        yield port
+    finally:
+        subprocess.run([search.folder / "stop.sh"], env=env, timeout=120, check=False)
+
+
+def test_start_sh_starts_the_whole_machine_and_its_door_answers(search: Search, started: int) -> None:
+    model = search.plan.model
+    for _ in range(4):
+        answer = httpx.post(
+            f"http://127.0.0.1:{started}/v1/chat/completions",
+            json={"model": model, "messages": [{"role": "user", "content": "你好"}], "max_tokens": 8},
+            timeout=60,
+        )
+        assert answer.status_code == 200
+        assert answer.json()["usage"]["completion_tokens"] == 8
+
+
+def test_stop_sh_leaves_no_process_and_a_free_port(search: Search, started: int) -> None:
+    env = {**os.environ, "PORT": str(started)}
+    ended = subprocess.run([search.folder / "stop.sh"], env=env, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert not servers_of(search.folder)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", started))
