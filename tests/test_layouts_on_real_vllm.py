@@ -21,7 +21,7 @@ from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import StudyResult
 from tuner.study.store import Store
 
-pytestmark = pytest.mark.real_vllm
+pytestmark = [pytest.mark.real_vllm, pytest.mark.timeout(1200)]
 
 SPACE = """
 parameters:
@@ -55,8 +55,8 @@ def search(tiny_model: str, vllm_command: tuple[str, ...], tmp_path_factory: pyt
     words = [
         sys.executable, "-m", "tuner.cli.app", "search", "--model", tiny_model, "--vllm", " ".join(vllm_command),
         "--workers", "2", "--door", "both", "--space", str(root / "small.yaml"), "--workload", "random:16-48,4-8",
-        "--slo", "p99 ttft <= 10s", "--levels", "8", "--level-seconds", "8", "--warm-up-seconds", "2",
-        "--trials", "4", "--confirm", "2", "--studies", str(root / "studies"), "--study", "machine",
+        "--slo", "p99 ttft <= 10s", "--levels", "8", "--level-seconds", "8", "--warm-up-seconds", "6",
+        "--trials", "3", "--confirm", "2", "--studies", str(root / "studies"), "--study", "machine",
         "--", "--enforce-eager", "--load-format", "dummy", "--dtype", "float32", "--api-server-count", "1",
     ]  # fmt: skip
     ended = subprocess.run(words, capture_output=True, text=True, timeout=900)
