@@ -107,6 +107,13 @@ def test_every_level_and_the_warm_up_have_prompts_of_their_own(tiny_model: str) 
     assert len(set(prompts)) == len(prompts) > 50
 
 
+def test_a_server_whose_first_answers_outlast_the_warm_up_gets_enough_requests(tiny_model: str) -> None:
+    first = [answer(5, 1.5, 0.005)] * 4
+    with serving(*first, FAST) as server, metrics(lambda: 0) as url:
+        ((measured, _),) = Ladder().climb(server, url, tiny_model, (4,), level_s=3)
+    assert measured.completed > 100  # of 4 / 0.04 s × 3 s; the pace of the first answers would prepare 24
+
+
 def test_a_broken_limit_ends_the_ladder_early(tiny_model: str) -> None:
     ladder = Ladder()
     with serving(LATE) as server, metrics(lambda: 0) as url:
