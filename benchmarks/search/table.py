@@ -229,6 +229,7 @@ class _Cell:
         closed = ClosedLoop(_shapes(self._landscape, 3000), self._clients, closed_s, closed_s / 3)
         level = simulate(self._started, self._hardware, self._landscape.shape, closed)
         self.fullest = level.peak_kv_usage
+        assert level.qps > 0, "the closed loop ended before its first answers"
         answered = level.done_s > 0
         answer_s = float((level.done_s - level.sent_s)[answered].mean())
         rate, usage = self._sustained(share * level.qps)
