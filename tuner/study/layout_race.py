@@ -24,9 +24,9 @@ FIRST_TRIALS = 2
 FIRST_HEADROOM = 1.0
 """Share by which a layout's optimum may exceed the better of its first two trials. It shrinks as 1/trials.
 
-On the stand-in, over 31 layouts of seven machines (docs/search.md), the optimum is at most 1.17 times the better of
-the two in half of them, 1.47 in three quarters and 2.5 in nine tenths. The other seeds leave 1.01, 1.17 and 1.7. With
-0.35 the best layout was dropped on two machines, which cost 10 and 12 %; with 1.0 on none after two trials.
+On the stand-in, over 35 layouts of twelve machines (docs/search.md), the optimum is at most 1.02 times the better of
+the two in half of them, 1.12 in three quarters and 1.9 in nine tenths. With 0.35 the best layout would be dropped on
+one machine after two trials, with 1.0 on none.
 """
 
 INFEASIBLE_TRIALS = 3
