@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.report.studies import build_layouts_study
 from tests.study.builders import layouts_plan
-from tuner.cli.console import notice_line, plan_lines
+from tuner.cli.console import notice_line, plan_lines, result_lines
 from tuner.layout import Layout
 from tuner.study.events import LayoutDropped
 from tuner.study.result import LayoutStanding, WhyDropped
@@ -32,6 +33,18 @@ def test_a_dropped_layout_is_a_line_with_the_trials_that_decided(why: WhyDropped
         leader_qps=38.2,
     )
     assert notice_line(LayoutDropped(standing)) == f"layout 1x4 is dropped: {said} (trials 0002, 0005)"
+
+
+def test_the_result_of_a_study_of_layouts_lists_each_and_the_door(tmp_path: Path) -> None:
+    study = build_layouts_study(tmp_path, telemetry=False)
+    assert study.result is not None
+    lines = result_lines(study.result, study.records, study.plan.baseline, {}).splitlines()
+    for found in study.result.layouts:
+        (line,) = (each for each in lines if each[10:].startswith(f"{found.layout!s:<6}  default "))
+        assert line.endswith(f", {found.starts} starts" + ", dropped" * found.is_dropped)
+    (door,) = study.result.doors
+    (line,) = (each for each in lines if each.startswith("door "))
+    assert line.startswith(f"door      {door.door}: ") and line.endswith(", chosen")
 
 
 @pytest.mark.parametrize(("starts", "cautioned"), [(5, True), (6, False)])

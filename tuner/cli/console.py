@@ -283,6 +283,7 @@ def result_lines(
         )
     if result.winner and (tokens := accepted_tokens(result.winner.candidate, records)) is not None:
         lines.append(f"accepts   requests of {up_to(tokens)}")
+    lines += _layouts_and_doors(result)
     refused = [r for r in records if r.outcome in (TrialOutcome.REFUSED, TrialOutcome.DIED) and r.start.cause]
     lines.append(f"refused   {len(refused)} of {len(records)} starts")
     for kind in dict.fromkeys(r.start.cause.kind for r in refused if r.start.cause):
@@ -293,6 +294,21 @@ def result_lines(
     lines += learnt_lines(result.learnt)
     lines += ["", *(f"{name:<8}  {path}" for name, path in paths.items())]
     return "\n".join(lines)
+
+
+def _layouts_and_doors(result: StudyResult) -> list[str]:
+    """List the layouts with their figures, and the doors of the winner. Empty for a single server."""
+    rows = [
+        f"{found.layout!s:<6}  default {formatting.qps(found.default_qps)}, best {formatting.qps(found.best_qps)}, "
+        f"{found.starts} starts{', dropped' if found.is_dropped else ''}"
+        for found in result.layouts
+        if len(result.layouts) > 1
+    ]
+    lines = [f"{'layouts' if number == 0 else '':<8}  {row}" for number, row in enumerate(rows)]
+    for door in result.doors:
+        cost = "" if door.cost is None else f", costs {formatting.share(max(0.0, door.cost))}"
+        lines.append(f"door      {door.door}: {formatting.qps(door.rate)}{cost}{', chosen' if door.is_quoted else ''}")
+    return lines
 
 
 def learnt_lines(rules: tuple[LearntRule, ...]) -> list[str]:
