@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import ScriptedClock
-from tests.study.builders import MACHINE, landscape, layouts_plan, plan, with_start
+from tests.study.builders import MACHINE, landscape, layouts_plan, level, plan, trial_of, with_start
 from tests.study.study_run import StudyRun
 from tuner import jsonfile
 from tuner.candidate import Candidate, Value
 from tuner.errors import EnvironmentFaultError
+from tuner.launch import Door
 from tuner.layout import Layout
 from tuner.server.diagnosis import Bound
 from tuner.study.assignment import Assignment
@@ -263,6 +264,18 @@ def test_a_default_that_a_check_is_compared_with_runs_alone(tmp_path: Path) -> N
         assert machine.beside[first] == {first}
         assert {r.start.group for r in own[1:]} == {group.name for group in made.placed(layout).machine}
         assert {r.replicas for r in own} == {layout.replicas}
+
+
+def test_a_default_that_leaves_gpus_idle_is_measured_and_confirmed_as_one_server(tmp_path: Path) -> None:
+    own = Layout(1, 2)  # what a user would type if the heads allow no more than two GPUs
+    made = layouts_plan(tmp_path / "s", (FOUR, TWO), own=own, starts=8)
+    run = StudyRun(made, lambda assignment: trial_of(assignment, (level(10.0),)), in_turn(FOUR, TWO))
+    run.loop.run()
+    default = [r for r in run.store.records() if r.candidate == made.baseline]
+    assert made.layout_of(made.baseline) == own
+    assert {r.role for r in default} == {Role.DEFAULT, Role.CONFIRM}
+    for r in default:
+        assert (r.start.door, len(r.start.launches), r.replicas, len(r.start.gpus)) == (Door.SERVER, 1, 1, 2)
 
 
 def test_a_proposal_that_waits_for_its_gpus_is_not_overtaken(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tuner.bench.capacity_search import SearchSettings
 from tuner.candidate import Candidate, Value
@@ -179,4 +179,5 @@ class StudyPlan:
     def placed(self, layout: Layout) -> PlacedLayout:
         """Return the places of a layout's servers. The default's may be fewer servers of a layout that is searched."""
         shape = (layout.tensor_parallel, layout.pipeline_parallel)
-        return next(p for p in self.layouts if (p.layout.tensor_parallel, p.layout.pipeline_parallel) == shape)
+        found = next(p for p in self.layouts if (p.layout.tensor_parallel, p.layout.pipeline_parallel) == shape)
+        return replace(found, layout=layout)
