@@ -158,7 +158,7 @@ SEVERAL_ROWS: tuple[Row, ...] = (
     Row("unknown flag", _S, _REFUTED, "unknown-flag", _NGINX),
     Row("slow-start:1", _S, _UNAFFECTED, "", _NGINX),
     Row("kill -9 door", _S, _NOTHING, "door-refused", _NGINX),
-    Row("door's port taken", _S, _NOTHING, "door-refused", _NGINX),
+    Row("door's port taken", _S, _NOTHING, "foreign-listener", _NGINX),
     Row("kill -9 replica", _FIRST, _NOTHING, "killed", _NGINX),
     # ── under load ──────────────────────────────────────────────────────────────────────────────────────────────────
     Row("kill -9 replica", _W, _NOTHING, "killed", _NGINX),

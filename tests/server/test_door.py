@@ -197,11 +197,14 @@ def test_without_nginx_no_server_is_started(tmp_path: Path, monkeypatch: pytest.
     assert not list(tmp_path.iterdir())
 
 
-def test_a_door_whose_port_another_process_took_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("second", [(), ("--fault", "hang")], ids=["seen when the servers are ready", "nginx gave up"])
+def test_a_door_whose_port_another_process_took_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: tuple[str, ...]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         monkeypatch.setattr(door, "fresh_port", lambda _host: port)
-        with pytest.raises(ServerDidNotStart) as refused, two(tmp_path):
+        with pytest.raises(ServerDidNotStart) as refused, fake_serving(tmp_path, behind_nginx((), second)):
             pytest.fail("was taken for ours")
     assert (refused.value.cause.kind, refused.value.cause.fault) == ("foreign-listener", Fault.ENVIRONMENT)
     assert str(port) in refused.value.cause.explanation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import pwd
@@ -28,6 +29,8 @@ GRACE_S = 5.0
 _USUAL_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/usr/local/nginx/sbin")
 """Folders that only root has in PATH."""
 _PROBE_LIMIT_S = 10.0
+_ADDRESS_IN_USE = f"({errno.EADDRINUSE}:"
+"""Beginning of nginx's reason for a port that another process listens on."""
 
 
 def nginx_program() -> str | None:
@@ -87,7 +90,9 @@ class NginxDoor:
             return foreign_listener(self.endpoint.port)
         if outcome is NotReady.OVER_LIMIT:
             return over_limit(limit_s, self._cause("door-closed", "The door (nginx) does not lead to the servers."))
-        return self._cause("door-refused", f"The door (nginx) did not open: it {self._ended()}.")
+        refused = self._cause("door-refused", f"The door (nginx) did not open: it {self._ended()}.")
+        # nginx gives up by itself after some attempts. Servers that are slower let it, and the cause is the same.
+        return foreign_listener(self.endpoint.port) if _ADDRESS_IN_USE in refused.line else refused
 
     def alive(self) -> bool:
         """Tell whether nginx runs."""
