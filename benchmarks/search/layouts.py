@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+if __name__ == "__main__":  # before numpy; tests that import this module keep their environment
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
