@@ -50,16 +50,27 @@ class Search:
 
 @pytest.fixture(scope="module")
 def search(tiny_model: str, vllm_command: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Search:
-    root = tmp_path_factory.mktemp("machine")
+    """A search of both layouts, without confirmation: which is faster depends on the machine."""
+    return searched(tiny_model, vllm_command, tmp_path_factory.mktemp("layouts"), "--trials", "3", "--confirm", "0")
+
+
+@pytest.fixture(scope="module")
+def machine(tiny_model: str, vllm_command: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Search:
+    """A study of two replicas alone, whose default is confirmed through both doors."""
+    words = ("--layouts", "2x1", "--door", "both", "--trials", "1", "--confirm", "2")
+    return searched(tiny_model, vllm_command, tmp_path_factory.mktemp("machine"), *words)
+
+
+def searched(model: str, vllm: tuple[str, ...], root: Path, *words: str) -> Search:
     (root / "small.yaml").write_text(SPACE)
-    words = [
-        sys.executable, "-m", "tuner.cli.app", "search", "--model", tiny_model, "--vllm", " ".join(vllm_command),
-        "--workers", "2", "--door", "both", "--space", str(root / "small.yaml"), "--workload", "random:16-48,4-8",
-        "--slo", "p99 ttft <= 10s", "--levels", "8", "--level-seconds", "8", "--warm-up-seconds", "6",
-        "--trials", "3", "--confirm", "2", "--studies", str(root / "studies"), "--study", "machine",
+    command = [
+        sys.executable, "-m", "tuner.cli.app", "search", "--model", model, "--vllm", " ".join(vllm),
+        "--workers", "2", "--space", str(root / "small.yaml"), "--workload", "random:16-48,4-8",
+        "--slo", "p99 ttft <= 10s", "--levels", "8", "--level-seconds", "8", "--warm-up-seconds", "6", *words,
+        "--studies", str(root / "studies"), "--study", "machine",
         "--", "--enforce-eager", "--load-format", "dummy", "--dtype", "float32", "--api-server-count", "1",
     ]  # fmt: skip
-    ended = subprocess.run(words, capture_output=True, text=True, timeout=900)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     store = Store(root / "studies" / "machine")
     return Search(store.folder, ended.stdout, store.plan(), store.records(), store.result())
@@ -89,38 +100,37 @@ def test_the_replicas_are_measured_side_by_side_too(search: Search) -> None:
     assert all(r.outcome is TrialOutcome.FEASIBLE for r in together)
 
 
-def test_the_winner_is_the_whole_machine_confirmed_through_both_doors(search: Search) -> None:
-    winner = search.result.winner
+def test_the_whole_machine_is_confirmed_through_both_doors(machine: Search) -> None:
+    winner = machine.result.winner
     assert winner is not None and winner.fresh
-    assert search.plan.layout_of(winner.candidate) == REPLICAS
-    runs = search.of(REPLICAS, Role.CONFIRM)
-    assert {r.start.door for r in runs} == {Door.VLLM, Door.NGINX}
+    runs = machine.of(REPLICAS, Role.CONFIRM)
     assert {r.start.door: len(r.start.launches) for r in runs} == {Door.VLLM: 1, Door.NGINX: 2}
-    assert {door.door for door in search.result.doors} == {Door.VLLM, Door.NGINX}
+    assert {door.door for door in machine.result.doors} == {Door.VLLM, Door.NGINX}
     assert all(r.levels[0].measurement.server.preemptions == 0 for r in runs)
 
 
-def test_no_server_of_the_search_is_left(search: Search) -> None:
+def test_no_server_of_the_searches_is_left(search: Search, machine: Search) -> None:
     assert not servers_of(search.folder)
+    assert not servers_of(machine.folder)
 
 
 @pytest.fixture(scope="module")
-def started(search: Search) -> Iterator[int]:
+def started(machine: Search) -> Iterator[int]:
     """The emitted script's deployment: the port of its door."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
     env = {**os.environ, "PORT": str(port), "START_TIMEOUT": "240"}
-    ended = subprocess.run([search.folder / "start.sh"], env=env, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run([machine.folder / "start.sh"], env=env, capture_output=True, text=True, timeout=300)
     try:
         assert ended.returncode == 0, ended.stdout + ended.stderr
         yield port
     finally:
-        subprocess.run([search.folder / "stop.sh"], env=env, timeout=120, check=False)
+        subprocess.run([machine.folder / "stop.sh"], env=env, timeout=120, check=False)
 
 
-def test_start_sh_starts_the_whole_machine_and_its_door_answers(search: Search, started: int) -> None:
-    model = search.plan.model
+def test_start_sh_starts_the_whole_machine_and_its_door_answers(machine: Search, started: int) -> None:
+    model = machine.plan.model
     for _ in range(4):
         answer = httpx.post(
             f"http://127.0.0.1:{started}/v1/chat/completions",
@@ -131,10 +141,10 @@ def test_start_sh_starts_the_whole_machine_and_its_door_answers(search: Search, 
         assert answer.json()["usage"]["completion_tokens"] == 8
 
 
-def test_stop_sh_leaves_no_process_and_a_free_port(search: Search, started: int) -> None:
+def test_stop_sh_leaves_no_process_and_a_free_port(machine: Search, started: int) -> None:
     env = {**os.environ, "PORT": str(started)}
-    ended = subprocess.run([search.folder / "stop.sh"], env=env, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run([machine.folder / "stop.sh"], env=env, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert not servers_of(search.folder)
+    assert not servers_of(machine.folder)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", started))
