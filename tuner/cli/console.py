@@ -238,11 +238,10 @@ def _time(plan: StudyPlan) -> str:
 
 def _layout_lines(plan: StudyPlan) -> list[str]:
     """List each layout with the places of its servers, what may slow it down, and those that are ruled out."""
-    shape = (plan.own_layout.tensor_parallel, plan.own_layout.pipeline_parallel)
     rows = []
     for placed in plan.layouts:
         layout = placed.layout
-        own = " (the default's)" if (layout.tensor_parallel, layout.pipeline_parallel) == shape else ""
+        own = " (the default's)" if layout.server == plan.own_layout.server else ""
         rows.append((str(layout), f"a server on each of {', '.join(g.name for g in placed.groups)}{own}"))
         rows += [("", f"caution: {caution}") for caution in placed.cautions]
     rows += [(str(out.layout), f"ruled out: {out.why}") for out in plan.ruled_out]
@@ -298,13 +297,11 @@ def result_lines(
 
 def _layouts_and_doors(result: StudyResult) -> list[str]:
     """List the layouts with their figures, and the doors of the winner. Empty for a single server."""
-    rows = [
-        f"{found.layout!s:<6}  default {formatting.qps(found.default_qps)}, best {formatting.qps(found.best_qps)}, "
-        f"{found.starts} starts{', dropped' if found.is_dropped else ''}"
-        for found in result.layouts
-        if len(result.layouts) > 1
+    lines = [
+        f"{'' if i else 'layouts':<8}  {found.layout!s:<6}  default {formatting.qps(found.default_qps)}, "
+        f"best {formatting.qps(found.best_qps)}, {found.starts} starts{', dropped' if found.is_dropped else ''}"
+        for i, found in enumerate(result.layouts if len(result.layouts) > 1 else ())
     ]
-    lines = [f"{'layouts' if number == 0 else '':<8}  {row}" for number, row in enumerate(rows)]
     for door in result.doors:
         cost = "" if door.cost is None else f", costs {formatting.share(max(0.0, door.cost))}"
         lines.append(f"door      {door.door}: {formatting.qps(door.rate)}{cost}{', chosen' if door.is_quoted else ''}")

@@ -80,7 +80,8 @@ class Recorded:
 
     def own_env(self, launch: LaunchSpec) -> tuple[tuple[str, str], ...]:
         """Return the variables that tell a server from the others."""
-        return tuple(pair for pair in production_env(launch) if pair not in self.env)
+        shared = self.env
+        return tuple(pair for pair in production_env(launch) if pair not in shared)
 
     @property
     def gpus(self) -> tuple[str, ...]:

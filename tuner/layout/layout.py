@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from tuner.errors import UsageError
@@ -34,6 +34,11 @@ class Layout:
     def ranks(self) -> int:
         """Return the GPUs of one server."""
         return self.tensor_parallel * self.pipeline_parallel
+
+    @property
+    def server(self) -> Layout:
+        """Return the layout of a single server. It is equal where servers are alike, however many there are."""
+        return replace(self, replicas=1)
 
     @property
     def gpus(self) -> int:

@@ -23,8 +23,7 @@ def production(record: TrialRecord, plan: StudyPlan) -> Deployment:
     """Return the servers of the whole machine and their door. A trial of one server stands for all of its layout."""
     if record.replicas == 1:
         return Deployment(record.start.launches, record.start.door)
-    layout = plan.layout_of(record.candidate)
-    groups = plan.placed(layout).groups[: layout.replicas]
+    groups = plan.placed(plan.layout_of(record.candidate)).machine
     return deployment(plan.base, record.candidate, groups, plan.doors[0] if plan.doors else Door.NGINX)
 
 

@@ -36,11 +36,11 @@ def finalists(plan: StudyPlan, records: Sequence[TrialRecord], broken: Collectio
     confirmed = dict.fromkeys(r.candidate for r in records if r.role is Role.CONFIRM)
     refuted = {candidate.id for candidate in confirmed if is_refuted(plan, records, candidate)}
     feasible = [r for r in records if r.role.searches and r.qps is not None]
-    ranked = sorted(feasible, key=lambda r: -_worth(plan, records, r))
+    ranked = sorted(feasible, key=lambda r: -worth(plan, records, r))
     return [r for r in ranked if r.candidate.id not in refuted and plan.layout_of(r.candidate) not in broken]
 
 
-def _worth(plan: StudyPlan, records: Sequence[TrialRecord], record: TrialRecord) -> float:
+def worth(plan: StudyPlan, records: Sequence[TrialRecord], record: TrialRecord) -> float:
     """Return what a trial of the search promises for the whole machine."""
     return (record.qps or 0.0) * undisturbed_share(plan, records, record)
 
@@ -48,11 +48,11 @@ def _worth(plan: StudyPlan, records: Sequence[TrialRecord], record: TrialRecord)
 def incumbent(plan: StudyPlan, records: Sequence[TrialRecord]) -> Incumbent | None:
     """Find the whole machine's best capacity of the search so far; None before anything was feasible."""
     known = [r for r in records if r.role.searches and r.capacity is not None and r.qps is not None]
-    best = max(known, key=lambda r: _worth(plan, records, r), default=None)
+    best = max(known, key=lambda r: worth(plan, records, r), default=None)
     if best is None or best.capacity is None or best.saturation is None:
         return None
     share = undisturbed_share(plan, records, best)
-    return Incumbent(_worth(plan, records, best), best.saturation * share, best.capacity.answer_s)
+    return Incumbent(worth(plan, records, best), best.saturation * share, best.capacity.answer_s)
 
 
 def fresh_runs(plan: StudyPlan, records: Sequence[TrialRecord], candidate: Candidate) -> list[TrialRecord]:

@@ -39,8 +39,9 @@ def runs_alone(plan: StudyPlan, role: Role, candidate: Candidate) -> bool:
 
 
 def undisturbed_share(plan: StudyPlan, records: Iterable[TrialRecord], record: TrialRecord) -> float:
-    """Return the share of a trial's figures that the whole machine would keep. 1 if it ran beside other servers:
-    then they hold the disturbance already."""
-    if not runs_alone(plan, record.role, record.candidate):
+    """Return the share of a trial's figures that the whole machine would keep. 1 if it ran beside other servers, whose
+    disturbance is in its figures already, and for a layout of one server."""
+    layout = plan.layout_of(record.candidate)
+    if layout.replicas == 1 or not runs_alone(plan, record.role, record.candidate):
         return 1.0
-    return kept(plan, records, plan.layout_of(record.candidate)) or 1.0
+    return kept(plan, records, layout) or 1.0

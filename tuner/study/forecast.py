@@ -11,6 +11,7 @@ from tuner.study.disturbance import runs_alone
 from tuner.study.doors import is_extra
 from tuner.study.plan import Ladder, OpenSearch, StudyPlan
 from tuner.study.record import Role, TrialRecord
+from tuner.study.units import machine_units, units_at
 
 UNKNOWN_START_S = 60.0
 """Seconds of a start before any was seen. It is a cold start of an 8B model on one GPU. Imports take 8 s, the engine
@@ -100,16 +101,9 @@ def _occupied(plan: StudyPlan, record: TrialRecord) -> float:
     """Return the share of the machine that a trial kept from others."""
     if record.role is Role.CONFIRM or runs_alone(plan, record.role, record.candidate):
         return 1.0
-    units = {group.name: group.units for group in plan.groups}
-    names = record.start.group.split("+")
-    occupied = frozenset[int]().union(*(units.get(name, frozenset()) for name in names))
-    return len(occupied) / len(_units(plan)) if occupied else 1.0
+    return len(units_at(plan, record.start.group)) / len(machine_units(plan))
 
 
 def _mean_share(plan: StudyPlan) -> float:
     """Return the mean share of the machine that a trial of the search takes."""
-    return sum(len(placed.groups[0].units) for placed in plan.layouts) / len(plan.layouts) / len(_units(plan))
-
-
-def _units(plan: StudyPlan) -> frozenset[int]:
-    return frozenset(unit for group in plan.groups for unit in group.units)
+    return sum(len(placed.groups[0].units) for placed in plan.layouts) / len(plan.layouts) / len(machine_units(plan))

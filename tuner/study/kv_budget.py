@@ -94,9 +94,7 @@ def kv_table(setting: StudySetting, records: Iterable[TrialRecord] = (), layout:
 
 def of_servers(setting: StudySetting, records: Iterable[TrialRecord], layout: Layout) -> list[TrialRecord]:
     """List the trials whose servers have as many GPUs as a layout's, in the same arrangement."""
-    plan, sizes = setting.plan, (layout.tensor_parallel, layout.pipeline_parallel)
-    laid_out = ((record, plan.layout_of(record.candidate)) for record in records)
-    return [record for record, of in laid_out if (of.tensor_parallel, of.pipeline_parallel) == sizes]
+    return [record for record in records if setting.plan.layout_of(record.candidate).server == layout.server]
 
 
 def default_room(setting: StudySetting, needed_tokens: int = 0) -> tuple[KvRoom, ModelMemory] | None:

@@ -6,11 +6,11 @@ still find, stays below. It comes back if the leader falls, because everything i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tuner.layout import Layout
-from tuner.study.confirm import finalists
+from tuner.study.confirm import finalists, worth
 from tuner.study.disturbance import kept
 from tuner.study.feedback import feedback_for
 from tuner.study.plan import StudyPlan
@@ -49,7 +49,11 @@ def standing(plan: StudyPlan, records: Sequence[TrialRecord]) -> tuple[LayoutSta
     searched = [r for r in records if r.role.searches and r.counts]
     mine = {layout: [r for r in searched if plan.layout_of(r.candidate) == layout] for layout in (*own, *planned)}
     finalist_ids = {r.trial for r in finalists(plan, records)}
-    shown = {layout: _Shown.of(trials, layout, kept(plan, records, layout), finalist_ids)
+    figures = {
+        layout: {r.trial: qps for r in trials if (qps := _qps(plan, records, r, finalist_ids)) is not None}
+        for layout, trials in mine.items()
+    }
+    shown = {layout: _Shown.of(trials, layout, kept(plan, records, layout), figures[layout])
              for layout, trials in mine.items()}  # fmt: skip
     return tuple(found.standing if layout in own else _judged(plan, found, shown.values())
                  for layout, found in shown.items())  # fmt: skip
@@ -64,8 +68,10 @@ class _Shown:
     measured: int
 
     @classmethod
-    def of(cls, trials: Sequence[TrialRecord], layout: Layout, share: float | None, finalist_ids: set[int]) -> _Shown:
-        figures = {r.trial: qps for r in trials if (qps := _qps(r, share, finalist_ids)) is not None}
+    def of(
+        cls, trials: Sequence[TrialRecord], layout: Layout, share: float | None, figures: Mapping[int, float]
+    ) -> _Shown:
+        """Sum up a layout's trials. `figures` are the QPS of those that have one, by trial."""
         best = max(figures, key=lambda trial: figures[trial], default=None)
         found = LayoutStanding(
             layout,
@@ -82,15 +88,14 @@ class _Shown:
         return any(r.start.got_ready for r in self.trials)
 
 
-def _qps(record: TrialRecord, share: float | None, finalist_ids: set[int]) -> float | None:
+def _qps(plan: StudyPlan, records: Sequence[TrialRecord], record: TrialRecord, finalist_ids: set[int]) -> float | None:
     """Return a trial's figure of the whole machine. None if it has none, or a confirmation run refuted it."""
     if record.outcome is TrialOutcome.BEHIND:
         estimate = feedback_for(record, None)
         return None if estimate is None else estimate.value
     if record.qps is None or record.trial not in finalist_ids:
         return None
-    measured_alone = record.role is Role.DEFAULT and record.replicas > 1
-    return record.qps * share if measured_alone and share is not None else record.qps
+    return worth(plan, records, record)
 
 
 def _judged(plan: StudyPlan, mine: _Shown, everyone: Iterable[_Shown]) -> LayoutStanding:

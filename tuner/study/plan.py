@@ -178,6 +178,5 @@ class StudyPlan:
 
     def placed(self, layout: Layout) -> PlacedLayout:
         """Return the places of a layout's servers. The default's may be fewer servers of a layout that is searched."""
-        shape = (layout.tensor_parallel, layout.pipeline_parallel)
-        found = next(p for p in self.layouts if (p.layout.tensor_parallel, p.layout.pipeline_parallel) == shape)
+        found = next(placed for placed in self.layouts if placed.layout.server == layout.server)
         return replace(found, layout=layout)

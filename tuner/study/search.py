@@ -14,7 +14,7 @@ from optuna.trial import Trial, TrialState
 from tuner.candidate import Candidate, Value
 from tuner.layout import Layout
 from tuner.space.axis import ParameterAxis
-from tuner.study.disturbance import undisturbed_share
+from tuner.study.confirm import worth
 from tuner.study.feedback import CONSTRAINTS, Feedback, feedback_for, not_started
 from tuner.study.layout_race import standing
 from tuner.study.learnt import FlagLimit, LearntRule, bounds, known_rules
@@ -126,8 +126,7 @@ class Search:
             candidate = self._candidate(trial)
             attributes = TrialAttributes.read(trial.user_attrs)
             role = attributes.purpose
-            repeat = candidate.id in self._known or any(c == candidate for _, c in self._asked.values())
-            if repeat and not attributes.again:
+            if self._is_tried(candidate) and not attributes.again:
                 self._tell(trial, self._known.get(candidate.id))
                 continue
             layout = self._plan.layout_of(candidate)
@@ -227,17 +226,24 @@ class Search:
     def _next_seed(self, live: frozenset[Layout]) -> Candidate | None:
         """Choose the next seed of several layouts, once their first ones are asked: the best layout's first. None if
         the queue is not empty, or what is left of the starts belongs to the model."""
-        waiting = any(t.state is TrialState.WAITING for t in self._study.get_trials(deepcopy=False))
-        if waiting or not self._plan.searches_layouts:
+        if not self._plan.searches_layouts or self._queue_waits:
             return None
-        started = {*self._known, *(c.id for _, c in self._asked.values())}
         ranked = sorted((s for s in self._layouts if s.layout in live), key=lambda s: -(s.best_qps or 0.0))
         for place, mine in enumerate(ranked):
-            left = [c for c in self._seeds.get(mine.layout, ()) if c.id not in started]
+            left = [c for c in self._seeds.get(mine.layout, ()) if not self._is_tried(c)]
             after = len(self._records) + len(self._asked) + len(left)
             if left and (place == 0 or after <= SEEDS_SHARE * self._plan.starts):
                 return left[0]
         return None
+
+    def _is_tried(self, candidate: Candidate) -> bool:
+        """Return True if a candidate was answered, or is being measured."""
+        return candidate.id in self._known or any(c == candidate for _, c in self._asked.values())
+
+    @property
+    def _queue_waits(self) -> bool:
+        """Return True if a candidate is queued that was not asked for yet."""
+        return any(t.state is TrialState.WAITING for t in self._study.get_trials(deepcopy=False))
 
     def _rule_violated_by(self, candidate: Candidate) -> LearntRule | None:
         values = self._setting.values(candidate)
@@ -252,11 +258,11 @@ class Search:
 
     def _local_step(self, live: frozenset[Layout]) -> dict[str, float] | None:
         """Step away from the best so far, if it is due."""
-        trials = self._study.get_trials(deepcopy=False)
+        trials = len(self._study.get_trials(deepcopy=False))
         feasible = [r for r in self._records.values() if r.qps is not None]
-        best = max(feasible, key=self._qps, default=None)
-        queued = any(t.state is TrialState.WAITING for t in trials)
-        if best is None or queued or len(trials) < STARTUP_TRIALS or len(trials) % LOCAL_STEP_EVERY:
+        records = self._all_records
+        best = max(feasible, key=lambda r: worth(self._plan, records, r), default=None)
+        if best is None or self._queue_waits or trials < STARTUP_TRIALS or trials % LOCAL_STEP_EVERY:
             return None
         values = self._setting.values(best.candidate)
 
@@ -268,10 +274,6 @@ class Search:
 
         return self._untried_point(near, live)
 
-    def _qps(self, record: TrialRecord) -> float:
-        """Return what the whole machine would keep of a trial's QPS."""
-        return (record.qps or 0.0) * undisturbed_share(self._plan, self._all_records, record)
-
     def _untried_point(
         self, number: Callable[[ParameterAxis, random.Random], float], live: frozenset[Layout]
     ) -> dict[str, float] | None:
@@ -281,9 +283,8 @@ class Search:
             numbers = {a.parameter.flag: number(a, draw) for a in self._axes}
             values = {a.parameter.flag: a.parameter.decode(numbers[a.parameter.flag]) for a in self._axes}
             candidate = self._setting.candidate(values)
-            known = candidate.id in self._known or any(c == candidate for _, c in self._asked.values())
             lives = self._plan.layout_of(candidate) in live
-            if lives and not known and self._rule_violated_by(candidate) is None:
+            if lives and not self._is_tried(candidate) and self._rule_violated_by(candidate) is None:
                 return numbers
         return None
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tuner.candidate import Candidate, Value
 from tuner.environment import Gpu
-from tuner.layout import FLAGS, Layout
+from tuner.layout import Layout, split_layout
 from tuner.study.plan import StudyPlan
 from tuner.vllm import knobs
 
@@ -64,7 +64,8 @@ class StudySetting:
         asked = Layout.of(values)
         planned = [p.layout for p in self.plan.layouts if p.layout.tensor_parallel == asked.tensor_parallel]
         layout = min(planned, key=lambda layout: layout.pipeline_parallel != asked.pipeline_parallel)
-        return {**{flag: value for flag, value in values.items() if flag not in FLAGS}, **layout.flags}
+        _, others = split_layout(values)
+        return {**others, **layout.flags}
 
     def on(self, layout: Layout) -> dict[str, Value]:
         """Return the flags that a candidate of a layout has. None where all candidates share one."""

@@ -84,7 +84,11 @@ def read_page(metrics_url: str) -> Page | None:
 
 def scrape(metrics_url: str) -> Scrape | None:
     """Read /metrics. None if the server does not answer, or answers without one of vLLM's metrics."""
-    page = read_page(metrics_url)
+    return parsed(read_page(metrics_url))
+
+
+def parsed(page: Page | None) -> Scrape | None:
+    """Sum the engines of a page. None without one."""
     return None if page is None else parse(page.text, page.at_ns)
 
 

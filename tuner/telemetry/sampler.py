@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from tuner.telemetry.gpu import GpuAdapter, GpuReading, NoGpu
 from tuner.telemetry.host import Host, HostReading
-from tuner.telemetry.prometheus import COUNTERS, Page, Scrape, engines, parse, read_page, summed, totals
+from tuner.telemetry.prometheus import COUNTERS, Page, Scrape, engines, parsed, read_page, scrape, summed, totals
 
 INTERVAL_S = 0.5
 SETTLE_S = 3.0
@@ -94,7 +94,7 @@ class Sampler:
 
     def scrapes(self) -> tuple[Scrape | None, ...]:
         """Scrape every server."""
-        return tuple(map(_parsed, self.pages()))
+        return tuple(scrape(server.metrics_url) for server in self.servers)
 
     def wait_until_idle(self, limit_s: float) -> bool:
         """Wait up to `limit_s` for idle servers. Returns False if time ran out.
@@ -164,14 +164,10 @@ class Recording:
             next_s += sampler.interval_s
             pages = sampler.pages()
             gpus = sampler.gpu.read(sampler.gpu_indices)
-            latest = tuple(map(_parsed, pages))
+            latest = tuple(map(parsed, pages))
             replicas = tuple(_replicas(sampler.servers, pages, latest, gpus))
             self._rows.append(Row(time.monotonic_ns(), summed(latest), gpus, self._host.read(), replicas))
             self._latest = latest
-
-
-def _parsed(page: Page | None) -> Scrape | None:
-    return None if page is None else parse(page.text, page.at_ns)
 
 
 def _replicas(
@@ -181,8 +177,8 @@ def _replicas(
     gpus: Sequence[GpuReading],
 ) -> Iterator[Replica]:
     """Take servers and engines apart, each with its GPUs. Another number of engines than expected is not observed."""
-    for server, page, scrape in zip(servers, pages, scrapes, strict=True):
-        seen: Sequence[Scrape | None] = (scrape,)
+    for server, page, whole in zip(servers, pages, scrapes, strict=True):
+        seen: Sequence[Scrape | None] = (whole,)
         if server.engines > 1:
             found = engines(page.text, page.at_ns) if page else ()
             seen = found if len(found) == server.engines else (None,) * server.engines
