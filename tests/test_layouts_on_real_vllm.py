@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.test_search_on_real_vllm import servers_of
+from tests.real_servers import assert_stopped, servers_of, started
 from tuner.launch import Door
 from tuner.layout import Layout
 from tuner.study.plan import StudyPlan
@@ -115,25 +113,17 @@ def test_no_server_of_the_searches_is_left(search: Search, machine: Search) -> N
 
 
 @pytest.fixture(scope="module")
-def started(machine: Search) -> Iterator[int]:
+def port(machine: Search) -> Iterator[int]:
     """The emitted script's deployment: the port of its door."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
-    env = {**os.environ, "PORT": str(port), "START_TIMEOUT": "240"}
-    ended = subprocess.run([machine.folder / "start.sh"], env=env, capture_output=True, text=True, timeout=300)
-    try:
-        assert ended.returncode == 0, ended.stdout + ended.stderr
+    with started(machine.folder) as port:
         yield port
-    finally:
-        subprocess.run([machine.folder / "stop.sh"], env=env, timeout=120, check=False)
 
 
-def test_start_sh_starts_the_whole_machine_and_its_door_answers(machine: Search, started: int) -> None:
+def test_start_sh_starts_the_whole_machine_and_its_door_answers(machine: Search, port: int) -> None:
     model = machine.plan.model
     for _ in range(4):
         answer = httpx.post(
-            f"http://127.0.0.1:{started}/v1/chat/completions",
+            f"http://127.0.0.1:{port}/v1/chat/completions",
             json={"model": model, "messages": [{"role": "user", "content": "你好"}], "max_tokens": 8},
             timeout=60,
         )
@@ -141,10 +131,5 @@ def test_start_sh_starts_the_whole_machine_and_its_door_answers(machine: Search,
         assert answer.json()["usage"]["completion_tokens"] == 8
 
 
-def test_stop_sh_leaves_no_process_and_a_free_port(machine: Search, started: int) -> None:
-    env = {**os.environ, "PORT": str(started)}
-    ended = subprocess.run([machine.folder / "stop.sh"], env=env, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert not servers_of(machine.folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", started))
+def test_stop_sh_leaves_no_process_and_a_free_port(machine: Search, port: int) -> None:
+    assert_stopped(machine.folder, port)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.real_servers import assert_stopped, servers_of, started
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision, StudyResult
 from tuner.study.store import Store
@@ -101,23 +100,15 @@ def test_no_server_of_the_search_is_left(search: Search) -> None:
 
 
 @pytest.fixture(scope="module")
-def started(search: Search) -> Iterator[tuple[int, list[str]]]:
+def launched(search: Search) -> Iterator[tuple[int, list[str]]]:
     """The emitted start script's server: its port and its words as ps shows them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
-    env = {**os.environ, "PORT": str(port), "START_TIMEOUT": "240"}
-    ended = subprocess.run([search.folder / "start.sh"], env=env, capture_output=True, text=True, timeout=300)
-    try:
-        assert ended.returncode == 0, ended.stderr
+    with started(search.folder) as port:
         pid = int((search.folder / f"server-{port}.pid").read_text().split()[0])
         yield port, psutil.Process(pid).cmdline()
-    finally:
-        subprocess.run([search.folder / "stop.sh"], env=env, timeout=120, check=False)
 
 
-def test_start_sh_starts_exactly_the_server_that_won(search: Search, started: tuple[int, list[str]]) -> None:
-    port, words = started
+def test_start_sh_starts_exactly_the_server_that_won(search: Search, launched: tuple[int, list[str]]) -> None:
+    port, words = launched
     assert search.result.winner is not None
     launch = next(r for r in search.records if r.trial == search.result.winner.trials[0]).start.launch
     at = words.index(launch.arguments[0])
@@ -131,30 +122,12 @@ def test_start_sh_starts_exactly_the_server_that_won(search: Search, started: tu
     assert answer.json()["usage"]["completion_tokens"] == 8
 
 
-def test_stop_sh_leaves_no_process_and_a_free_port(search: Search, started: tuple[int, list[str]]) -> None:
-    port, _ = started
-    env = {**os.environ, "PORT": str(port)}
-    ended = subprocess.run([search.folder / "stop.sh"], env=env, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert not servers_of(search.folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", port))
+def test_stop_sh_leaves_no_process_and_a_free_port(search: Search, launched: tuple[int, list[str]]) -> None:
+    port, _ = launched
+    assert_stopped(search.folder, port)
 
 
 def test_the_report_and_the_scripts_are_there(search: Search) -> None:
     assert (search.folder / "report.html").stat().st_size > 100_000
     for name in ("start.sh", "stop.sh"):
         assert subprocess.run([shutil.which("bash") or "bash", "-n", search.folder / name]).returncode == 0
-
-
-def servers_of(folder: Path) -> list[psutil.Process]:
-    """Living processes whose environment names the study's own cache folder."""
-    mark = str(folder / "vllm_cache")
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("VLLM_CACHE_ROOT") == mark:
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found

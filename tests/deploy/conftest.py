@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -88,3 +91,15 @@ def vllm_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
     return program
+
+
+def assert_clean_bash(*paths: Path) -> None:
+    """Assert that scripts are executable and parse, and that shellcheck finds nothing. Skips without shellcheck."""
+    for path in paths:
+        assert os.access(path, os.X_OK)
+        subprocess.run(["bash", "-n", str(path)], check=True)
+    shellcheck = shutil.which("shellcheck")
+    if shellcheck is None:
+        pytest.skip("no shellcheck here")
+    checked = subprocess.run([shellcheck, *map(str, paths)], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout

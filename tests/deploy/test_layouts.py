@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.deploy.conftest import on_the_machine, with_launch
+from tests.deploy.conftest import assert_clean_bash, on_the_machine, with_launch
 from tests.deploy.ports import free_port
 from tuner.deploy.formats import FORMATS, file_name, render
 from tuner.deploy.nginx import nginx_conf
@@ -83,15 +83,7 @@ def test_scripts_of_several_servers_are_clean_bash(several: Recorded, tmp_path: 
     if kind == "secretless":
         changes = {"secret_env": (), "env": (), "gpus": (), "prefix": ()}
     launches = [dataclasses.replace(launch, **changes) for launch in several.launches]  # type: ignore[arg-type]
-    paths = write_pair(tmp_path, with_launch(several, launch=launches[0], others=tuple(launches[1:])))
-    for path in paths:
-        assert os.access(path, os.X_OK)
-        subprocess.run(["bash", "-n", str(path)], check=True)
-    shellcheck = shutil.which("shellcheck")
-    if shellcheck is None:
-        pytest.skip("no shellcheck here")
-    checked = subprocess.run([shellcheck, *map(str, paths)], capture_output=True, text=True)
-    assert checked.returncode == 0, checked.stdout
+    assert_clean_bash(*write_pair(tmp_path, with_launch(several, launch=launches[0], others=tuple(launches[1:]))))
 
 
 def test_vllms_own_door_is_one_server_with_all_gpus(engines: Recorded) -> None:

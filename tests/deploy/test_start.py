@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.deploy.conftest import with_launch
+from tests.deploy.conftest import assert_clean_bash, with_launch
 from tests.deploy.ports import free_port
 from tests.report.studies import Study
 from tuner.deploy.recorded import Recorded
@@ -333,15 +332,7 @@ CONTAINER = ("docker", "run", "--gpus", "all", "--network", "host", "vllm/vllm-o
 def test_scripts_are_clean_bash(recorded: Recorded, local: Recorded, tmp_path: Path, kind: str) -> None:
     container = with_launch(local, launch=dataclasses.replace(local.launch, command=CONTAINER))
     chosen = {"gpus": recorded, "plain": local, "container": container}[kind]
-    paths = write_pair(tmp_path, chosen)
-    for path in paths:
-        assert os.access(path, os.X_OK)
-        subprocess.run(["bash", "-n", str(path)], check=True)
-    shellcheck = shutil.which("shellcheck")
-    if shellcheck is None:
-        pytest.skip("no shellcheck here")
-    checked = subprocess.run([shellcheck, *map(str, paths)], capture_output=True, text=True)
-    assert checked.returncode == 0, checked.stdout
+    assert_clean_bash(*write_pair(tmp_path, chosen))
 
 
 def test_what_the_user_reads_comes_first_and_whole(recorded: Recorded) -> None:

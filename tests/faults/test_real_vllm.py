@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from tests.faults.study_run import records_of
+from tests.real_servers import servers_of
 from tests.server.support import bystander, children_of_ours, eventually, fake_running, runs
-from tests.test_search_on_real_vllm import servers_of
 from tuner.launch import LaunchSpec
 from tuner.server.diagnosis import Fault
 from tuner.server.service import ServerDidNotStart
