@@ -93,6 +93,18 @@ def test_host_memory_that_others_hold_for_the_most_part_is_not_the_candidates_fa
     assert (cause.kind, cause.fault, cause.bounds) == ("host-memory-wanted", Fault.ENVIRONMENT, ())
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "ValueError: Loading /m requires you to execute the configuration file in that repo on your local machine. "
+        "Make sure you have read the code there, then set the option `trust_remote_code=True` to remove this error.",
+        "ValueError: The checkpoint has model type `new` but Transformers does not recognize this architecture.",
+    ],
+)
+def test_what_every_start_shares_is_the_studys_fault(message: str) -> None:
+    assert diagnose(f"Traceback (most recent call last):\n{message}\n", exit_code=1, phase=START).fault is Fault.STUDY
+
+
 def test_a_warning_that_quotes_an_error_is_no_cause() -> None:
     """Every 0.32 log here holds such a line: Found ulimit of … can cause … `OSError: [Errno 24] …`."""
     assert "[Errno 24]" in log("0.32-worker-killed")

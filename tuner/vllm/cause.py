@@ -7,7 +7,19 @@ from enum import StrEnum
 
 
 class Fault(StrEnum):
+    """Owner of a failure.
+
+    Attributes:
+        CANDIDATE: The searched values. Another candidate may start.
+        STUDY: What every start of the study shares: model, quantization, passed arguments, number of GPUs. No
+            candidate can start, and the machine is sound.
+        ENVIRONMENT: The machine, its network or its installation.
+        OURS: tuner itself.
+        UNKNOWN: The log names no reason.
+    """
+
     CANDIDATE = "candidate"
+    STUDY = "study"
     ENVIRONMENT = "environment"
     OURS = "ours"
     UNKNOWN = "unknown"

@@ -29,7 +29,7 @@ class Pattern:
 
 
 _R = re.compile
-_C, _E, _O, _U = Fault.CANDIDATE, Fault.ENVIRONMENT, Fault.OURS, Fault.UNKNOWN
+_C, _S, _E, _O, _U = Fault.CANDIDATE, Fault.STUDY, Fault.ENVIRONMENT, Fault.OURS, Fault.UNKNOWN
 _GIVE_MEMORY = "raise gpu-memory-utilization or lower max-model-len"
 _FREE_GPU = "see with nvidia-smi who holds the memory, end it, and go on"
 _CHECK_MODEL = "check --model; a gated or private model needs HF_TOKEN in the environment"
@@ -245,7 +245,12 @@ SPECIFIC: tuple[Pattern, ...] = (
         "The model's folder has no tokenizer that can be loaded.", "complete the model's folder or give --tokenizer",
     ),
     Pattern(
-        "model-unsupported", _E,
+        "remote-code", _S,
+        _R(r"trust_remote_code=True|requires? you to execute the (?:configuration|model|modeling) file"),
+        "The model brings code of its own, which vLLM runs only if it is allowed.", "add: -- --trust-remote-code",
+    ),
+    Pattern(
+        "model-unsupported", _S,
         _R(r"Model architectures? \[?[^\n]*? (?:are|is) not supported|does not recognize this architecture"),
         "This vLLM does not know the model's architecture.", "use a newer vLLM or another model",
     ),
