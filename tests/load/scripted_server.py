@@ -14,6 +14,9 @@ HEAD = (
     b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
     b"transfer-encoding: chunked\r\n\r\n"
 )
+CLOSING = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+"""Head of an answer that ends with its connection."""
+
 LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -32,7 +35,14 @@ class Reset:
     after_s: float = 0.0
 
 
-Step = Send | Reset
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Step that closes the connection, as a server does that keeps none alive."""
+
+    after_s: float = 0.0
+
+
+Step = Send | Reset | Close
 
 
 @dataclass(slots=True)
@@ -153,6 +163,7 @@ class ScriptedServer:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             if isinstance(step, Reset):
                 writer.transport.abort()
+            if not isinstance(step, Send):
                 return False
             served.sent_ns.append(time.monotonic_ns())
             writer.write(step.data)

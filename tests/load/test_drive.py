@@ -8,9 +8,11 @@ import time
 import pytest
 
 from tests.load.scripted_server import (
+    CLOSING,
     DONE,
     HEAD,
     LAST_CHUNK,
+    Close,
     Reset,
     Send,
     Step,
@@ -103,6 +105,23 @@ def test_a_stream_without_done_is_broken_even_if_http_ended_well() -> None:
     assert one([Send(HEAD + chunked(token()) + chunked(usage(1, 5)) + LAST_CHUNK)]).failure is Failure.BROKEN_STREAM
 
 
+@pytest.mark.parametrize("head", [HEAD, CLOSING])
+def test_a_stream_without_done_is_whole_if_reason_usage_and_body_came(head: bytes) -> None:
+    frame = chunked if head is HEAD else bytes
+    script: list[Step] = [Send(head + frame(token())), Send(frame(finish()) + frame(usage(1, 5)))]
+    last = [Send(LAST_CHUNK)] if head is HEAD else [Close()]
+    assert one([*script, *last]).failure is None
+
+
+@pytest.mark.parametrize("lacking", ["reason", "usage", "end"])
+def test_a_stream_without_done_is_broken_if_anything_else_is_missing(lacking: str) -> None:
+    parts = [chunked(token())]
+    parts += [] if lacking == "reason" else [chunked(finish())]
+    parts += [] if lacking == "usage" else [chunked(usage(1, 5))]
+    end: list[Step] = [Close()] if lacking == "end" else [Send(LAST_CHUNK)]
+    assert one([Send(HEAD + b"".join(parts)), *end]).failure is Failure.BROKEN_STREAM
+
+
 def test_a_stream_without_usage_has_no_counts_and_fails() -> None:
     sample = one([Send(HEAD + chunked(token()) + chunked(DONE) + LAST_CHUNK)])
     assert (sample.failure, sample.output_tokens) == (Failure.NO_USAGE, None)
@@ -145,6 +164,32 @@ def test_a_server_that_closes_after_each_answer_is_connected_to_again() -> None:
         samples = drive_closed(Target(server.url, "m"), requests(10), 2, 5)
     assert [r.failure for r in samples.requests] == [None] * 10
     assert server.connections == 10
+
+
+@pytest.mark.parametrize("end", [Close(), Close(0.005), Reset(), Reset(0.005)], ids=str)
+def test_a_server_that_closes_without_a_word_fails_no_request(end: Step) -> None:
+    with serving([*answer(5, 0, 0), end]) as server:
+        samples = drive_closed(Target(server.url, "m"), requests(40), 3, 5)
+    assert [r.failure for r in samples.requests] == [None] * 40
+    assert len(server.served) == 40
+    assert all(r.due_ns <= r.sent_ns < r.end_ns for r in samples.requests)
+
+
+def test_a_connection_that_is_new_and_closes_before_its_first_byte_is_a_failure() -> None:
+    assert one([Close()]).failure is Failure.BROKEN_STREAM
+
+
+def test_a_request_is_sent_again_once_and_no_more() -> None:
+    with serving(answer(5, 0, 0), [Close()]) as server:
+        samples = drive_closed(Target(server.url, "m"), requests(2), 1, 5)
+    assert [r.failure for r in samples.requests] == [None, Failure.BROKEN_STREAM]
+    assert len(server.served) == 3
+
+
+def test_connections_are_kept_on_although_one_was_closed() -> None:
+    with serving(*[answer(5, 0, 0)] * 9, [*answer(5, 0, 0), Close()], answer(5, 0, 0)) as server:
+        drive_closed(Target(server.url, "m"), requests(30), 1, 5)
+    assert server.connections == 2
 
 
 def test_closed_loop_never_has_more_in_flight_than_asked() -> None:
@@ -213,7 +258,8 @@ def test_a_watch_sees_answers_and_failures_as_they_come() -> None:
         last[:] = [progress]
         return None
 
-    with serving(answer(5, 0.05, 0), [Reset()], answer(5, 0.05, 0.1)) as server:
+    failure: list[Step] = [Send(b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n")]
+    with serving(answer(5, 0.05, 0), failure, answer(5, 0.05, 0.1)) as server:
         drive_closed(Target(server.url, "m"), requests(6), 1, 3, watch=watch)
     assert last[0].failed == 1
     assert len(last[0].ttft_ms) >= 4

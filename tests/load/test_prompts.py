@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import combinations
 from pathlib import Path
@@ -68,11 +69,18 @@ def test_only_what_the_workload_shares_is_shared(tiny_model: str) -> None:
         assert 200 <= counter.count([" ".join(one.split()[:same])])[0] < 216
 
 
-def test_thinking_is_off_unless_the_share_thinks(tiny_model: str) -> None:
+def test_thinking_is_asked_for_only_where_the_share_thinks(tiny_model: str) -> None:
     made = prompts("mixed", tiny_model).requests("level", 1000)
-    switches = Counter(str(r.extra_body["chat_template_kwargs"]) for r in made)
-    assert switches["{'enable_thinking': True}"] == pytest.approx(200, abs=40)
-    assert all(r.extra_body["ignore_eos"] is True for r in made)
+    bodies = Counter(str(r.extra_body) for r in made)
+    thinking = "{'ignore_eos': True, 'chat_template_kwargs': {'enable_thinking': True}}"
+    assert bodies.keys() == {thinking, "{'ignore_eos': True}"}
+    assert bodies[thinking] == pytest.approx(200, abs=40)
+
+
+def test_natural_stops_send_no_word_of_the_end(tiny_model: str) -> None:
+    own = replace(workload("chat"), natural_stops=True, temperature=0.5, extra_body=(("top_k", 20),))
+    (request,) = Prompts.for_model(own, tiny_model, 0, None).requests("level", 1)
+    assert request.extra_body == {"temperature": 0.5, "top_k": 20}
 
 
 def test_a_thousand_prompts_of_300_tokens_take_under_a_second(tiny_model: str) -> None:

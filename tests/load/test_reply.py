@@ -100,6 +100,11 @@ def test_an_error_before_the_stream_keeps_its_status_and_words() -> None:
     assert (reply.status, reply.error, reply.done) == (400, "too long", False)
 
 
+def test_a_last_event_without_its_empty_line_counts() -> None:
+    assert read_reply(packets((1, HEAD + chunked(token() + b"data: [DONE]\n")))).done
+    assert read_reply(packets((1, HEAD + chunked(token() + b"data: [DONE]")))).done
+
+
 def test_half_a_stream_is_not_done() -> None:
     reply = read_reply(packets((1, HEAD + chunked(role())), (2, chunked(token())), (3, chunked(token())[:9])))
     assert list(reply.token_ns) == [2 * MS]
@@ -118,14 +123,24 @@ def test_bytes_that_are_no_answer_give_no_numbers(raw: bytes) -> None:
     assert not reply.token_ns and not reply.done and reply.output_tokens is None
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 12))
-def test_however_the_bytes_are_cut_the_numbers_stay_the_same(cuts: list[int], tokens: int) -> None:
-    whole = HEAD + chunked(role())
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=30),
+    st.integers(1, 12),
+    st.sampled_from([b"\n", b"\r\n", b"\r"]),
+    st.sampled_from([b"", b": ping\n\n", b"event: message\n", b"retry: 3000\nid: 7\n"]),
+)
+def test_however_the_bytes_are_cut_the_numbers_stay_the_same(
+    cuts: list[int], tokens: int, line_end: bytes, before: bytes
+) -> None:
+    def written(event: bytes) -> bytes:
+        return chunked((before + event).replace(b"\n", line_end))
+
+    whole = HEAD + written(role())
     ends = []
     for index in range(tokens):
-        whole += chunked(token(f"word {index}"))
+        whole += written(token(f"word {index}"))
         ends.append(len(whole) - 3)  # the event's last byte: the HTTP chunk's own CRLF follows
-    whole += chunked(usage(3, tokens)) + chunked(DONE) + LAST_CHUNK
+    whole += written(usage(3, tokens)) + written(DONE) + LAST_CHUNK
     cut, position, turn = [], 0, 0
     while position < len(whole):
         size = cuts[turn % len(cuts)]

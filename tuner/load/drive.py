@@ -177,6 +177,9 @@ class _Session:
         self._idle: list[Connection] = []
         self._in_flight: set[Capture] = set()
         self._unnoticed: set[Capture] = set()
+        self._kept = 0
+        """Reused connections that answered. Those that the server `_closed` instead must not be more."""
+        self._closed = 0
         self._progress = LevelProgress()
         self._stop: asyncio.Future[None] | None = None
         self.captures: list[Capture] = []
@@ -222,35 +225,46 @@ class _Session:
             self._stop.set_result(None)
 
     async def exchange(self, index: int, due_ns: int) -> Capture:
-        capture = Capture(index, due_ns, asyncio.get_running_loop().create_future())
+        capture = Capture(index, due_ns)
         self.captures.append(capture)
         self._in_flight.add(capture)
         self._unnoticed.add(capture)
+        while not capture.ended:
+            await self._send(capture)
+        self._in_flight.discard(capture)
+        return capture
+
+    async def _send(self, capture: Capture) -> None:
+        """Send a request and wait for its answer. It has not ended if the server closed a reused connection on it."""
+        again = capture.woken.done()
+        if again:
+            self._closed += 1
+            capture.woken = asyncio.get_running_loop().create_future()
         try:
-            connection = await self._connect()
+            connection = await self._connect(reuse=not again and self._closed <= self._kept)
         except OSError as error:
             capture.finish(Failure.CONNECT)
             if isinstance(error, ConnectionRefusedError):
                 self.lost = True
                 self._end()
-        else:
-            if self.stopped:
-                capture.finish(Failure.CUT)
-            else:
-                connection.send(self._payloads[index], capture)
-            await capture.done
-            if capture.failure in (Failure.CUT, Failure.TIMEOUT):
-                connection.close()
-            elif connection.usable:
-                self._idle.append(connection)
-        self._in_flight.discard(capture)
-        return capture
+            return
+        reused = connection.idle_since_ns != 0
+        if self.stopped:
+            capture.finish(Failure.CUT)
+        elif not capture.ended:
+            connection.send(self._payloads[capture.index], capture)
+        await capture.woken
+        self._kept += reused and capture.ended
+        if capture.failure in (Failure.CUT, Failure.TIMEOUT):
+            connection.close()
+        elif connection.usable:
+            self._idle.append(connection)
 
-    async def _connect(self) -> Connection:
+    async def _connect(self, *, reuse: bool) -> Connection:
         newest_ns = time.monotonic_ns() - IDLE_LIMIT_NS
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable and connection.idle_since_ns >= newest_ns:
+            if reuse and connection.usable and connection.idle_since_ns >= newest_ns:
                 return connection
             connection.close()
         host, port = self._address
@@ -274,9 +288,9 @@ class _Session:
         progress = self._progress
         unanswered = []
         for capture in list(self._unnoticed):
-            if capture.done.done() and capture.looks_failed:
+            if capture.ended and capture.looks_failed:
                 progress.failed += 1
-            elif capture.answered_ns or capture.done.done():
+            elif capture.answered_ns or capture.ended:
                 progress.ttft_ms.append(((capture.answered_ns or capture.end_ns) - capture.due_ns) / 1e6)
             else:
                 unanswered.append((now_ns - capture.due_ns) / 1e6)

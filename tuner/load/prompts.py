@@ -277,10 +277,13 @@ def _cycle_s(entries: Sequence[Entry]) -> float | None:
 
 
 def extra_body(workload: Workload, share: Share) -> dict[str, BodyValue | Mapping[str, BodyValue]]:
-    body: dict[str, BodyValue | Mapping[str, BodyValue]] = {
-        "ignore_eos": not workload.natural_stops,
-        "chat_template_kwargs": {"enable_thinking": share.thinking},
-    }
+    """Return the fields beside model, messages and length. Servers refuse fields that they do not know, so none is sent
+    with a value that is the default anyway."""
+    body: dict[str, BodyValue | Mapping[str, BodyValue]] = {}
+    if not workload.natural_stops:
+        body["ignore_eos"] = True
+    if share.thinking:
+        body["chat_template_kwargs"] = {"enable_thinking": True}
     if workload.temperature is not None:
         body["temperature"] = workload.temperature
     return body | dict(workload.extra_body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,7 +12,10 @@ CHUNKED_END = b"\r\n0\r\n\r\n"
 """Last HTTP chunk after a chunk of data. JSON escapes carriage returns, so no event can contain it."""
 
 _HEAD_END = b"\r\n\r\n"
-_EVENT_END = b"\n\n"
+_EVENT_END = re.compile(rb"(?>\r\n|\n|\r){2}")
+"""Empty line after an event. A line ends with LF, CRLF or CR, whichever the server writes."""
+
+_LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +23,7 @@ class Reply:
     """Parsed answer. `status` is None if no status line came; `token_ns` are the arrivals of chunks with tokens.
 
     Counts come from the usage chunk, None without one. `error` is the message of an error chunk inside a 200, or of
-    the error body. `done` is True if the stream ended with [DONE].
+    the error body. `done` is True if the stream ended with [DONE], or with a finish reason, usage and a whole body.
     """
 
     status: int | None = None
@@ -43,6 +47,12 @@ def is_complete(raw: bytes) -> bool:
     return length is not None and len(body) >= int(length)
 
 
+def _is_whole(raw: bytes) -> bool:
+    """Return True if the body came to its end. One without length and chunks ends with its connection."""
+    head = raw.partition(_HEAD_END)[0]
+    return is_complete(raw) or not (_is_chunked(head) or _header(head, b"content-length"))
+
+
 def keeps_alive(raw_head: bytes) -> bool:
     return (_header(raw_head.partition(_HEAD_END)[0], b"connection") or b"").lower() != b"close"
 
@@ -58,7 +68,7 @@ def read_reply(packets: list[tuple[int, bytes]]) -> Reply:
     body = b"".join(raw[start:end] for start, end in pieces)
     if status != 200:
         return Reply(status=status, error=_error_text(body))
-    return _read_events(status, body, _Arrivals(packets, pieces))
+    return _read_events(status, body, _Arrivals(packets, pieces), whole=_is_whole(raw))
 
 
 class _Arrivals:
@@ -102,22 +112,16 @@ def _pieces(raw: bytes, position: int, chunked: bool) -> Iterator[tuple[int, int
         position = start + size + 2
 
 
-def _read_events(status: int, body: bytes, arrivals: _Arrivals) -> Reply:
+def _read_events(status: int, body: bytes, arrivals: _Arrivals, *, whole: bool) -> Reply:
     token_ns: array[int] = array("q")
     usage: dict[str, object] = {}
     finish_reason = error = None
     done = False
-    position = 0
-    while (end := body.find(_EVENT_END, position)) != -1:
-        event = body[position:end]
-        last_byte = end + 1
-        position = end + len(_EVENT_END)
-        if not event.startswith(b"data:"):
-            continue  # a comment that keeps the connection alive
+    for event, last_byte in _events(body):
         if token_ns and _is_plain_token(event):
             token_ns.append(arrivals.at(last_byte))
             continue
-        payload = event[5:].strip()
+        payload = _data(event)
         if payload == b"[DONE]":
             done = True
             continue
@@ -130,23 +134,48 @@ def _read_events(status: int, body: bytes, arrivals: _Arrivals) -> Reply:
                 token_ns.append(arrivals.at(last_byte))
             finish_reason = _text(choice.get("finish_reason")) or finish_reason
     details = _mapping(usage.get("prompt_tokens_details"))
+    output_tokens = _integer(usage.get("completion_tokens"))
     return Reply(
         status=status,
         token_ns=token_ns,
         prompt_tokens=_integer(usage.get("prompt_tokens")),
         cached_tokens=_integer(details.get("cached_tokens")),
-        output_tokens=_integer(usage.get("completion_tokens")),
+        output_tokens=output_tokens,
         finish_reason=finish_reason,
         error=error,
-        done=done,
+        done=done or (whole and finish_reason is not None and output_tokens is not None),
     )
+
+
+def _events(body: bytes) -> Iterator[tuple[bytes, int]]:
+    """Yield each event and the offset of its last byte. The last one may lack its empty line."""
+    position = 0
+    if b"\r" not in body:
+        while (end := body.find(b"\n\n", position)) != -1:
+            yield body[position:end], end + 1
+            position = end + 2
+    else:
+        for match in _EVENT_END.finditer(body):
+            yield body[position : match.start()], match.end() - 1
+            position = match.end()
+    if position < len(body):
+        yield body[position:], len(body) - 1
+
+
+def _data(event: bytes) -> bytes:
+    """Return the data of an event. Empty for a comment that keeps the connection alive."""
+    if event.startswith(b"data:") and b"\n" not in event and b"\r" not in event:
+        return event[5:].strip()
+    lines = (line.removeprefix(b"\xef\xbb\xbf") for line in _LINE_END.split(event))
+    return b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
 
 
 def _is_plain_token(event: bytes) -> bool:
     """Recognise a common chunk unparsed, in 0.3 instead of 2.5 µs. Quotes inside a JSON string are escaped, so none
     of these patterns can come from the answer's own text."""
     return (
-        b'"finish_reason":null' in event
+        event.startswith(b"data:")
+        and b'"finish_reason":null' in event
         and b'"choices":[{' in event
         and b'"content":"' in event
         and b'"error"' not in event

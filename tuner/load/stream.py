@@ -55,7 +55,7 @@ class Target:
 class RequestSample:
     """Result of one request. Times are CLOCK_MONOTONIC in ns.
 
-    `due_ns` is the scheduled time, `sent_ns` the moment when its bytes were written. `first_ns` and `last_ns` are
+    `due_ns` is the scheduled time, `sent_ns` the moment when its bytes were first written. `first_ns` and `last_ns` are
     the first and the last chunk with a token, None if none came; `end_ns` is the end of the response. `token_ns` are
     all chunks with tokens (one chunk may carry several). Counts are the server's own (`usage`), None without one.
     """
@@ -111,18 +111,23 @@ def encode(target: Target, request: Request) -> bytes:
 class Capture:
     """One request in flight with its untouched bytes."""
 
-    __slots__ = ("answered_ns", "done", "due_ns", "end_ns", "failure", "index", "packets", "sent_ns")
+    __slots__ = ("answered_ns", "due_ns", "end_ns", "failure", "index", "packets", "sent_ns", "woken")
 
-    def __init__(self, index: int, due_ns: int, done: asyncio.Future[None]) -> None:
+    def __init__(self, index: int, due_ns: int) -> None:
         self.index = index
         self.due_ns = due_ns
-        self.sent_ns = due_ns
+        self.sent_ns = 0
         self.end_ns = 0
         self.answered_ns = 0
         """Arrival of the first likely token, else 0. A guess to end a hopeless level early, never a result."""
         self.packets: list[tuple[int, bytes]] = []
         self.failure: Failure | None = None
-        self.done = done
+        self.woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Set when it has ended, or has to be sent again."""
+
+    @property
+    def ended(self) -> bool:
+        return self.end_ns != 0
 
     @property
     def looks_failed(self) -> bool:
@@ -130,10 +135,15 @@ class Capture:
         return self.failure is not None or not self.packets or not self.packets[0][1].startswith(b"HTTP/1.1 200")
 
     def finish(self, failure: Failure | None = None) -> None:
-        if not self.done.done():
+        if not self.ended:
             self.end_ns = self.packets[-1][0] if self.packets and failure is None else time.monotonic_ns()
+            self.sent_ns = self.sent_ns or self.due_ns
             self.failure = failure
-            self.done.set_result(None)
+            self.wake()
+
+    def wake(self) -> None:
+        if not self.woken.done():
+            self.woken.set_result(None)
 
 
 class Connection(asyncio.Protocol):
@@ -144,6 +154,7 @@ class Connection(asyncio.Protocol):
         self._capture: Capture | None = None
         self._fast = False
         self.idle_since_ns = 0
+        """Time of the last whole answer, 0 before the first."""
 
     @property
     def usable(self) -> bool:
@@ -157,7 +168,7 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         self._capture = capture
         self._fast = False
-        capture.sent_ns = time.monotonic_ns()
+        capture.sent_ns = capture.sent_ns or time.monotonic_ns()
         self._transport.write(payload)
 
     def data_received(self, data: bytes) -> None:
@@ -190,10 +201,15 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        if self._capture is not None:
-            # A body that ends with the connection is legal HTTP; whether the stream was whole shows in its bytes.
-            self._capture.finish(Failure.BROKEN_STREAM if exc else None)
-            self._capture = None
+        capture, self._capture = self._capture, None
+        if capture is None:
+            return
+        if self.idle_since_ns and not capture.packets:
+            # The server closed after the answer before: it may never have read this request.
+            capture.wake()
+            return
+        # A body that ends with the connection is legal HTTP; whether the stream was whole shows in its bytes.
+        capture.finish(Failure.BROKEN_STREAM if exc else None)
 
     def close(self) -> None:
         """Close at once, so that the server aborts the request."""
