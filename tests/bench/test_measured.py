@@ -23,9 +23,9 @@ from tuner.bench.measured import (
     outcome_of,
 )
 from tuner.bench.phrases import note_text
-from tuner.bench.task import ClaimRate, RunLadder, Saturate, SearchCapacity, Task
+from tuner.bench.task import ClaimRate, HoldRate, RunLadder, Saturate, SearchCapacity, Task
 from tuner.load.stream import Failure
-from tuner.measurement import LoadKind
+from tuner.measurement import Load, LoadKind
 from tuner.verdict import Outcome, Reason, ReasonKind, Verdict
 
 
@@ -88,22 +88,30 @@ class WeakClient(OpenServer):
 
     def probe(self, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
         if rate > self.most:
-            raise InvalidLoadError(Verdict(Outcome.INVALID, (Reason(ReasonKind.CLIENT_BUSY, 0.95),)))
+            raise InvalidLoadError(
+                Load(LoadKind.OPEN, rate), Verdict(Outcome.INVALID, (Reason(ReasonKind.CLIENT_BUSY, 0.95),))
+            )
         return super().probe(rate, seconds, trace, stop)
 
 
-def test_a_rate_that_the_client_cannot_offer_is_rejected_and_lower_ones_are_searched() -> None:
-    found = WeakClient(100.0, most=50.0).run(SearchCapacity())
-    assert found.outcome is LoadOutcome.FEASIBLE
-    assert found.capacity is not None and found.capacity.passed is not None and 40 < found.capacity.passed <= 50
-    note = found.notes[0]
+@pytest.mark.parametrize(
+    "task", [SearchCapacity(), SearchCapacity(incumbent=Incumbent(60.0, 75.0)), ClaimRate(60.0), HoldRate(60.0, 20.0)]
+)
+def test_a_rate_that_cannot_be_offered_ends_the_task_and_no_lower_one_is_promised(task: Task) -> None:
+    server = WeakClient(100.0, most=50.0)
+    found = server.run(task)
+    assert (found.outcome, found.cut, found.best) == (LoadOutcome.INVALID, Cut.NOT_OFFERED, None)
+    assert found.capacity is None and found.claim is None
+    assert all(level.measurement.load.kind is LoadKind.CLOSED for level in found.levels), "nothing lower was tried"
+    (note,) = found.notes
     assert isinstance(note, NotOffered) and note.rate > 50
     assert "could not be offered: the load generator used 95%" in note_text(note)
 
 
-@pytest.mark.parametrize("incumbent", [None, Incumbent(10.0, 12.5)])
-def test_where_nothing_passed_and_the_client_is_why_the_answer_is_invalid(incumbent: Incumbent | None) -> None:
-    assert WeakClient(10.0).run(SearchCapacity(incumbent=incumbent)).outcome is LoadOutcome.INVALID
+def test_a_rate_that_passed_before_one_that_cannot_be_offered_is_no_answer() -> None:
+    found = WeakClient(45.0, most=44.0).run(SearchCapacity(incumbent=Incumbent(40.0, 50.0)))
+    assert any(level.verdict.outcome is Outcome.FEASIBLE for level in found.levels)
+    assert (found.outcome, found.best) == (LoadOutcome.INVALID, None)
 
 
 def undecided(made: Level, *, preemptions: int | None, margin: float = -0.1, completed: int = 60) -> Level:
@@ -169,6 +177,7 @@ class Steps:
     """Loads of a ladder: QPS by concurrency; at a concurrency that is not there the server is lost."""
 
     qps: dict[int, float]
+    disturbed: tuple[int, ...] = ()
     levels: list[Level] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -176,6 +185,10 @@ class Steps:
         self.seconds += 1.0
 
     def closed(self, concurrency: int, seconds: float) -> Level:
+        if concurrency in self.disturbed:
+            raise InvalidLoadError(
+                Load(LoadKind.CLOSED, concurrency), Verdict(Outcome.INVALID, (Reason(ReasonKind.CLIENT_LATE, 145.0),))
+            )
         if concurrency not in self.qps:
             raise LoadCutError(Cut.SERVER_LOST)
         self.seconds += seconds
@@ -193,6 +206,14 @@ def test_a_ladder_ends_at_the_level_that_brings_no_more() -> None:
     found = measure_task(RunLadder((4, 8, 16, 32), 5.0), Steps({4: 10.0, 8: 19.0, 16: 19.1, 32: 40.0}))
     assert [made.measurement.load.level for made in found.levels] == [4, 8, 16]
     assert found.best == 2 and found.outcome is LoadOutcome.FEASIBLE and found.cut is None
+
+
+def test_a_ladder_with_a_level_that_cannot_be_offered_has_no_verdict() -> None:
+    found = measure_task(RunLadder((4, 8, 16), 5.0), Steps({4: 10.0, 16: 40.0}, disturbed=(8,)))
+    assert [made.measurement.load.level for made in found.levels] == [4]
+    assert (found.outcome, found.best, found.cut) == (LoadOutcome.INVALID, None, Cut.NOT_OFFERED)
+    says = "8 concurrent requests could not be offered: the load generator was 145 ms late"
+    assert note_text(found.notes[0]).startswith(says)
 
 
 def test_a_task_that_is_cut_off_keeps_the_levels_before() -> None:

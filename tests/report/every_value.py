@@ -5,6 +5,7 @@ from __future__ import annotations
 from tuner.bench.capacity_search import Capacity, Ended, Incumbent
 from tuner.bench.measured import FellBehind, LostForAMoment, Note, NothingTried, NotOffered, Remark
 from tuner.load.early_end import EarlyEnd, EarlyEndKind
+from tuner.measurement import LoadKind
 from tuner.slo import parse_slo
 from tuner.telemetry.cautions import Caution, CautionKind, Observation, Sign
 from tuner.verdict import Reason, ReasonKind
@@ -36,6 +37,7 @@ EVERY_REASON = (
 BEST = Incumbent(10.0, 12.5)
 EVERY_NOTE: tuple[Note, ...] = (
     NotOffered(50.0, (Reason(ReasonKind.CLIENT_BUSY, 0.95), Reason(ReasonKind.CLIENT_LATE, 21.0))),
+    NotOffered(256, (Reason(ReasonKind.CLIENT_LATE, 145.0),), LoadKind.CLOSED),
     NothingTried(20.0, 0.4),
     FellBehind(Capacity(Ended.RACE_LOST, None, None, 10.0, 11.0, 300.0, likely=9.7), BEST),
     FellBehind(Capacity(Ended.RACE_LOST, None, None, 10.0, 11.0, 300.0), BEST),

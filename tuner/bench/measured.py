@@ -61,19 +61,21 @@ class LoadCutError(Exception):
 
 
 class InvalidLoadError(Exception):
-    """Load that the client could not offer twice in a row. It says nothing about the server."""
+    """Load that said nothing of the server, also when it was repeated. It ends its task without a verdict."""
 
-    def __init__(self, verdict: Verdict) -> None:
+    def __init__(self, load: Load, verdict: Verdict) -> None:
         super().__init__("; ".join(map(str, verdict.reasons)))
+        self.load = load
         self.verdict = verdict
 
 
 @dataclass(frozen=True, slots=True)
 class NotOffered:
-    """A rate in requests/s that the client could not offer, and why."""
+    """Load that could not be offered undisturbed, and why. `rate` is in requests/s, or of clients in a closed loop."""
 
     rate: float
     reasons: tuple[Reason, ...]
+    kind: LoadKind = LoadKind.OPEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,7 @@ class Session(Protocol):
 
 class Loads(Protocol):
     """The loads that a session puts on its server. Every one is appended to `levels`, its time added to `seconds`.
-    All raise LoadCutError if the server is lost or the user interrupts; `probe` raises InvalidLoadError."""
+    All raise LoadCutError if the server is lost or the user interrupts, and InvalidLoadError."""
 
     levels: list[Level]
     seconds: float
@@ -161,34 +163,29 @@ def measure_task(task: Task, loads: Loads, queue_s: float = 0.0) -> Measured:
     claimed: Claim | None = None
     cut: Cut | None = None
 
-    def offered(rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
-        """Reject a rate that the client cannot offer: it is no rate to promise."""
-        try:
-            return loads.probe(rate, seconds, trace, stop)
-        except InvalidLoadError as error:
-            notes.append(NotOffered(rate, error.verdict.reasons))
-            return ProbeResult(rate, False, None, seconds)
-
     try:
         loads.warm_up(task)
         match task:
             case RunLadder():
                 _climb(task, loads)
             case HoldRate():
-                offered(task.rate, task.seconds, SEARCH_TRACE, Stop.AT_END)
+                loads.probe(task.rate, task.seconds, SEARCH_TRACE, Stop.AT_END)
             case Saturate():
                 loads.saturate(task.seconds)
             case SearchCapacity():
-                capacity = search_capacity(offered, loads.saturate, task.incumbent, task.settings, queue_s)
+                capacity = search_capacity(loads.probe, loads.saturate, task.incumbent, task.settings, queue_s)
             case ClaimRate():
                 full = None if task.saturate_s is None else loads.saturate(task.saturate_s).rate
-                claimed = claim(offered, _lowered(task, full), task.settings, queue_s)
+                claimed = claim(loads.probe, _lowered(task, full), task.settings, queue_s)
                 claimed = replace(claimed, saturation=full)
     except LoadCutError as error:
         cut = error.cut
+    except InvalidLoadError as error:
+        cut = Cut.NOT_OFFERED
+        notes.append(NotOffered(error.load.level, error.verdict.reasons, error.load.kind))
     levels = tuple(loads.levels[first:])
-    best = _best(task, levels, capacity, claimed)
     outcome = outcome_of(task, levels, capacity, claimed, notes)
+    best = None if outcome is LoadOutcome.INVALID else _best(task, levels, capacity, claimed)
     if capacity is not None and capacity.ended is Ended.UNTRIED:
         notes.append(NothingTried(capacity.seconds, capacity.saturation))
     elif outcome is LoadOutcome.BEHIND and isinstance(task, SearchCapacity) and task.incumbent and capacity:
@@ -245,15 +242,16 @@ def outcome_of(
     claimed: Claim | None,
     notes: Sequence[Note],
 ) -> LoadOutcome | None:
-    """Judge a task by its levels and its answer; `notes` are the rates that could not be offered."""
+    """Judge a task by its levels and its answer. `notes` hold the load that ended it without a verdict, if one did."""
+    if notes:
+        return LoadOutcome.INVALID
     if not levels:
-        return LoadOutcome.INVALID if notes else None
+        return None
     if _best(task, levels, capacity, claimed) is not None:
         return LoadOutcome.FEASIBLE
     if not isinstance(task, SearchCapacity | ClaimRate):
-        return LoadOutcome(levels[0].verdict.outcome)
-    if notes:
-        return LoadOutcome.INVALID
+        told = (level.verdict.outcome for level in levels if level.verdict.outcome is not Outcome.INVALID)
+        return LoadOutcome(next(told, Outcome.INVALID))
     if _held(capacity, claimed) is not None or (capacity is None and claimed is None):
         return LoadOutcome.UNDECIDED
     if capacity is not None and capacity.ended is Ended.UNTRIED:

@@ -8,6 +8,7 @@ from enum import StrEnum
 from tuner import formatting
 from tuner.bench.capacity_search import Capacity, Incumbent
 from tuner.bench.measured import FellBehind, LostForAMoment, Note, NothingTried, NotOffered, Remark
+from tuner.measurement import LoadKind
 from tuner.verdict import Reason
 
 
@@ -15,6 +16,7 @@ class NotePhrase(StrEnum):
     """Sentence of a note, or part of one."""
 
     NOT_OFFERED = "not-offered"
+    CLIENTS = "clients"
     NOTHING_TRIED = "nothing-tried"
     RATE_FAILED = "rate-failed"
     TAIL_SAYS = "tail-says"
@@ -23,7 +25,8 @@ class NotePhrase(StrEnum):
 
 
 NOTES = {
-    NotePhrase.NOT_OFFERED: "{rate} could not be offered: {reasons}",
+    NotePhrase.NOT_OFFERED: "{load} could not be offered: {reasons}",
+    NotePhrase.CLIENTS: "{clients:g} concurrent requests",
     NotePhrase.NOTHING_TRIED: "no rate was tried: in {seconds} a closed loop gave {loop}, "
     "too little for a probe to tell anything",
     NotePhrase.RATE_FAILED: "it does not keep the limits at {failed}, where the best so far sustains {best}{tail}",
@@ -40,7 +43,9 @@ def note_text(note: Note, texts: Mapping[NotePhrase, str] = NOTES, reason_text: 
     match note:
         case NotOffered():
             reasons = "; ".join(map(reason_text, note.reasons))
-            return texts[NotePhrase.NOT_OFFERED].format(rate=formatting.qps(note.rate), reasons=reasons)
+            clients = texts[NotePhrase.CLIENTS].format(clients=note.rate)
+            load = formatting.qps(note.rate) if note.kind is LoadKind.OPEN else clients
+            return texts[NotePhrase.NOT_OFFERED].format(load=load, reasons=reasons)
         case NothingTried():
             return texts[NotePhrase.NOTHING_TRIED].format(
                 seconds=formatting.duration(note.seconds), loop=formatting.qps(note.saturation)

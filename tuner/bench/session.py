@@ -69,7 +69,6 @@ class LiveSession:
         alive: Asked after every load. Behind a door the others may answer although one server is lost.
         on_level: Called with every level before the next one begins.
         clients: Number of clients that fill the server. None: the warm-up finds it.
-        must_offer: Whether the first rate that the client cannot offer ends the task. Else it counts as rejected.
     """
 
     target: Target
@@ -81,7 +80,6 @@ class LiveSession:
     warm_up_s: float
     seed: int = 0
     clients: int | None = None
-    must_offer: bool = False
     alive: Callable[[], bool] = lambda: True
     levels: list[Level] = field(default_factory=list, init=False)
     seconds: float = field(default=0.0, init=False)
@@ -109,6 +107,9 @@ class LiveSession:
         self._pace = self._fill() if clients is None else self._pace_at(clients, self.warm_up_s)
 
     def closed(self, concurrency: int, seconds: float) -> Level:
+        return self._undisturbed(lambda: self._closed(concurrency, seconds)).level
+
+    def _closed(self, concurrency: int, seconds: float) -> LevelRun:
         self._wait_until_idle()
         assert self._pace is not None
         requests = self._requests(f"level-{concurrency}", self._pace.requests(seconds, concurrency))
@@ -116,20 +117,13 @@ class LiveSession:
         watch = LevelWatch(self.slos, recording, self.should_stop, len(requests) / SUPPLY)
         ramp_s = min(self._pace.answer_s, seconds / 4)
         samples = drive_closed(self.target, requests, concurrency, seconds, ramp_s=ramp_s, watch=watch)
-        return self._finished(samples, recording, Load(LoadKind.CLOSED, concurrency)).level
+        return self._finished(samples, recording, Load(LoadKind.CLOSED, concurrency))
 
     def probe(self, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
-        spent_s = 0.0
-        for _ in range(2):
-            run = self._open(rate, seconds, trace, stop)
-            spent_s += run.seconds
-            if run.verdict.outcome is not Outcome.INVALID:
-                cut = run.measurement.aborted is not None
-                passed = kept_limits(run.measurement, run.verdict, Evidence.NONE)
-                return ProbeResult(rate, passed, None if cut else run.verdict.slo_margin, spent_s)
-        if self.must_offer:
-            raise LoadCutError(Cut.NOT_OFFERED)
-        raise InvalidLoadError(run.verdict)
+        run = self._undisturbed(lambda: self._open(rate, seconds, trace, stop))
+        cut = run.measurement.aborted is not None
+        passed = kept_limits(run.measurement, run.verdict, Evidence.NONE)
+        return ProbeResult(rate, passed, None if cut else run.verdict.slo_margin, run.seconds)
 
     def saturate(self, seconds: float) -> Saturation:
         """Keep the server full. At most the first third is left out, and no limit ends it: it is no candidate."""
@@ -145,6 +139,14 @@ class LiveSession:
             return Saturation(0.0, run.seconds)
         # If answers take longer than `seconds`, none ends in its time; those that come later tell the pace too.
         return Saturation(seen.qps or seen.completed / run.seconds, seen.e2e_ms.mean / 1000)
+
+    def _undisturbed(self, load: Callable[[], LevelRun]) -> LevelRun:
+        """Repeat a load once if it says nothing of the server. Raises InvalidLoadError if it does not then."""
+        for _ in range(2):
+            run = load()
+            if run.verdict.outcome is not Outcome.INVALID:
+                return run
+        raise InvalidLoadError(run.measurement.load, run.verdict)
 
     def _open(self, rate: float, seconds: float, trace: str, stop: Stop) -> LevelRun:
         self._wait_until_idle()

@@ -94,7 +94,7 @@ class _Command:
         with _interruptible() as stop:
             session = LiveSession(
                 endpoint.target, prompts, self._slos, sampler, stop, self._level_log(folder), options.warm_up_seconds,
-                options.seed, must_offer=True,
+                options.seed,
             )  # fmt: skip
             try:
                 sentence = self._load(session)

@@ -182,7 +182,7 @@ def outcome_words(record: TrialRecord) -> str:
         return f"{qps} at {record.said_load(level)}, P99 TTFT {formatting.ms(p99)}"
     if record.start.cause is not None:
         return record.start.cause.explanation
-    if record.outcome is TrialOutcome.BEHIND:
+    if record.outcome in (TrialOutcome.BEHIND, TrialOutcome.INVALID) and record.notes:
         return "; ".join(map(note_text, record.notes))
     reasons = next(
         (lv.verdict.reasons for lv in asked(record.levels) if lv.verdict.outcome is not Outcome.FEASIBLE), ()

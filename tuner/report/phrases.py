@@ -59,7 +59,8 @@ CHINESE_EARLY_ENDS = {
 """Chinese text of each early end of a level."""
 
 CHINESE_NOTES = {
-    NotePhrase.NOT_OFFERED: "无法施加 {rate}：{reasons}",
+    NotePhrase.NOT_OFFERED: "无法施加 {load}：{reasons}",
+    NotePhrase.CLIENTS: "{clients:g} 个并发请求",
     NotePhrase.NOTHING_TRIED: "未试任何速率：闭环在 {seconds} 内仅达到 {loop}，探测无法得出结论",
     NotePhrase.RATE_FAILED: "在 {failed} 下不满足限制，而当前最佳可持续 {best}{tail}",
     NotePhrase.TAIL_SAYS: "；按尾延迟估计约为 {likely}",
@@ -111,7 +112,8 @@ def remark(row: TrialRow, words: Words) -> str:
     record, level = row.record, row.level
     if record.start.cause is not None:
         return formatting.one_line(record.start.cause.explanation)
-    if record.best is None and level is not None and record.outcome is not TrialOutcome.BEHIND:
+    noted = record.outcome in (TrialOutcome.BEHIND, TrialOutcome.INVALID) and record.notes
+    if record.best is None and level is not None and not noted:
         return reasons(level.verdict, words)
     return "; ".join(note_line(note, words) for note in record.notes)
 
