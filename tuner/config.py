@@ -24,7 +24,7 @@ from tuner.layout.choice import Units, chosen_layouts, layout_parameters
 from tuner.layout.request import layout_request
 from tuner.layout.rules import Memory, limits_of
 from tuner.load.arrivals import chosen_arrivals
-from tuner.load.workload import Workload, workload
+from tuner.load.workload import Workload, with_body, workload
 from tuner.measurement import LoadKind
 from tuner.model import folder_of
 from tuner.placement import core_shares, own_cores, parse_gpus
@@ -94,6 +94,8 @@ class SearchOptions:
     level_seconds: float = 60.0
     probe_seconds: float | None = None
     burstiness: float | None = None
+    natural_stops: bool = False
+    extra_body: str | None = None
     warm_up_seconds: float = 15.0
     start_limit_seconds: float = 1800.0
     changed_environment: ChangedEnvironment = ChangedEnvironment.REFUSED
@@ -107,7 +109,7 @@ def plan_study(
     EnvironmentFaultError with the first fault."""
     model = checked_model(options.model)
     slos = tuple(dict.fromkeys(parse_slo(text) for text in options.slos))
-    load = workload(options.workload)
+    load = with_body(workload(options.workload), natural_stops=options.natural_stops, extra_body=options.extra_body)
     space = _checked_space(options.space)
     policy = _load(options, load)
     _check_counts(options)

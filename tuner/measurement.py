@@ -128,7 +128,8 @@ class Throughput:
 class Measurement:
     """One level. Requests count over the whole level, `qps` over `window_s` (after the ramp, before the drain).
 
-    `failed` counts by kind: HTTP status, error chunk, broken stream, timeout, shortened output. `aborted` is None if
+    `failed` counts by kind: HTTP status, error chunk, broken stream, timeout, shortened output. `failure_words` are the
+    server's own of the first failure of a kind. `aborted` is None if
     the level ran its time. `second_half` is None for a closed loop, and for a level too short to fill the server by
     its middle.
     """
@@ -155,6 +156,7 @@ class Measurement:
     cautions: tuple[Caution, ...] = ()
     attainments: tuple[Attainment, ...] = ()
     second_half: Throughput | None = None
+    failure_words: tuple[tuple[str, str], ...] = ()
 
     @property
     def failed_total(self) -> int:
@@ -193,6 +195,7 @@ def measure(
         cautions=cautions(samples, telemetry, slos),
         attainments=tuple(attainment(samples.requests, slo) for slo in slos),
         second_half=_second_half(samples) if load.kind is LoadKind.OPEN else None,
+        failure_words=_failure_words(samples.requests),
     )
 
 
@@ -297,6 +300,14 @@ def _failures(requests: Iterable[RequestSample]) -> tuple[tuple[str, int], ...]:
         if r.failure_kind is not None and r.failure is not Failure.CUT:
             counts[r.failure_kind] = counts.get(r.failure_kind, 0) + 1
     return tuple(sorted(counts.items()))
+
+
+def _failure_words(requests: Iterable[RequestSample]) -> tuple[tuple[str, str], ...]:
+    words: dict[str, str] = {}
+    for r in requests:
+        if r.failure_kind is not None and r.error:
+            words.setdefault(r.failure_kind, r.error)
+    return tuple(sorted(words.items()))
 
 
 def _server_load(telemetry: Telemetry | None) -> ServerLoad:

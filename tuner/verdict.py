@@ -186,7 +186,11 @@ def _client_faults(measurement: Measurement, attainments: Sequence[Attainment]) 
 
 def _seen(measurement: Measurement) -> tuple[Reason, ...]:
     """List the faults that no client can cause."""
-    reasons = [Reason(ReasonKind.REQUESTS_FAILED, float(count), subject=kind) for kind, count in measurement.failed]
+    words = dict(measurement.failure_words)
+    reasons = [
+        Reason(ReasonKind.REQUESTS_FAILED, float(count), subject=f"{kind}: {words[kind]}" if kind in words else kind)
+        for kind, count in measurement.failed
+    ]
     if measurement.server.preemptions:
         reasons.append(Reason(ReasonKind.PREEMPTIONS, float(measurement.server.preemptions)))
     return tuple(reasons)

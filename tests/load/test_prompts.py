@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tuner.errors import EnvironmentFaultError
+from tuner.errors import EnvironmentFaultError, UsageError
 from tuner.load.prompts import FileCounter, Prompts, Request, token_counter, tokenizer_file
-from tuner.load.workload import workload
+from tuner.load.workload import with_body, workload
 
 
 def prompts(text: str, model: str, seed: int = 0) -> Prompts:
@@ -77,8 +77,31 @@ def test_thinking_is_asked_for_only_where_the_share_thinks(tiny_model: str) -> N
     assert bodies[thinking] == pytest.approx(200, abs=40)
 
 
+def test_a_field_of_null_is_left_out_and_others_win_over_tuners_own(tiny_model: str) -> None:
+    text = '{"ignore_eos": null, "chat_template_kwargs": {"enable_thinking": false}, "stop": ["a", 1.5]}'
+    own = with_body(workload("mixed"), natural_stops=False, extra_body=text)
+    for request in Prompts.for_model(own, tiny_model, 0, None).requests("level", 20):
+        assert request.extra_body == {"chat_template_kwargs": {"enable_thinking": False}, "stop": ["a", 1.5]}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "is not JSON"),
+        ('{"a": NaN}', "NaN is no number of JSON"),
+        ("[1]", "no JSON object"),
+        ('{"stream": false}', "names 'stream'"),
+        ('{"max_tokens": 5}', "names 'max_tokens'"),
+    ],
+)
+def test_an_extra_body_that_cannot_be_sent_is_refused(text: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        with_body(workload("chat"), natural_stops=False, extra_body=text)
+    assert said in caught.value.message
+
+
 def test_natural_stops_send_no_word_of_the_end(tiny_model: str) -> None:
-    own = replace(workload("chat"), natural_stops=True, temperature=0.5, extra_body=(("top_k", 20),))
+    own = replace(workload("chat"), natural_stops=True, temperature=0.5, extra_body=(("top_k", "20"),))
     (request,) = Prompts.for_model(own, tiny_model, 0, None).requests("level", 1)
     assert request.extra_body == {"temperature": 0.5, "top_k": 20}
 

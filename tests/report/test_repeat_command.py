@@ -58,6 +58,8 @@ OPTIONS: dict[str, st.SearchStrategy[object]] = {
     "level_seconds": seconds,
     "probe_seconds": st.one_of(st.none(), seconds),
     "burstiness": st.one_of(st.none(), st.sampled_from([0.3, 1.0, 2.5])),
+    "natural_stops": st.booleans(),
+    "extra_body": st.sampled_from([None, "{}", '{"top_k": 20, "b": null}', '{"t": {"x": [1, "it\'s"]}, "é": "ü"}']),
     "warm_up_seconds": seconds,
     "start_limit_seconds": seconds,
     "extra": st.sampled_from(

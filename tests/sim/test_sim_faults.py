@@ -159,6 +159,10 @@ def test_metrics_can_have_older_names(serve: Serve) -> None:
     assert "kv_cache_usage_perc" not in text and "request_num_preemptions" not in text
 
 
+def test_a_server_can_refuse_to_be_kept_from_ending(serve: Serve) -> None:
+    assert faulty(serve, "refuse-ignore-eos").ready().chat()[0] == 400
+
+
 def test_an_error_can_come_inside_a_200(serve: Serve) -> None:
     status, text = load(faulty(serve, "error-chunk:3").ready())[2]
     assert status == 200

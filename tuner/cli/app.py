@@ -17,9 +17,11 @@ from tuner.cli.options import (
     VLLM,
     AsJson,
     Changed,
+    ExtraBody,
     GpuPrice,
     Gpus,
     Name,
+    NaturalStops,
     Open,
     Plain,
     Studies,
@@ -143,9 +145,8 @@ def bench(
         float | None,
         typer.Option(help="Gamma shape of the arrivals; 1 is Poisson, less is burstier. Default: as recorded, else 1."),
     ] = None,
-    natural_stops: Annotated[
-        bool, typer.Option("--natural-stops", help="Answers of natural length, for servers without ignore_eos.")
-    ] = False,
+    natural_stops: NaturalStops = False,
+    extra_body: ExtraBody = None,
     claim: Annotated[bool, typer.Option("--claim", help="Claim test of the search's result on fresh traffic.")] = False,
     self_check: Annotated[
         bool, typer.Option("--self-check", help="Measurement of this machine's load generator instead of a server.")
@@ -172,7 +173,7 @@ def bench(
     options = BenchOptions(
         url=url, slos=tuple(slo or DEFAULT_SLOS), model=model, tokenizer=tokenizer, workload=workload, rate=rate,
         levels=levels, level_seconds=level_seconds, probe_seconds=probe_seconds, warm_up_seconds=warm_up_seconds,
-        seed=seed, burstiness=burstiness,        stops=Stops.NATURAL if natural_stops else Stops.EXACT,
+        seed=seed, burstiness=burstiness, extra_body=extra_body, stops=Stops.NATURAL if natural_stops else Stops.EXACT,
         claiming=Claiming.TESTED if claim else Claiming.SKIPPED, out=out,
     )  # fmt: skip
     run_bench(options, form)

@@ -80,7 +80,7 @@ class _Command:
         check_fit(endpoint, self._workload)
         source = tokenizer_source(endpoint, options.tokenizer)
         prompts = Prompts.for_model(self._workload, source, options.seed, endpoint.target.base_url)
-        check_answer(endpoint.target, prompts.requests("first", 1)[0])
+        check_answer(endpoint.target, prompts)
         sampler = Sampler(Watched(f"{endpoint.target.base_url}/metrics"))
         if not sampler.wait_until_idle(IDLE_LIMIT_S):
             raise EnvironmentFaultError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from tuner.bench.capacity_search import SearchSettings
 from tuner.cli.bench_result import Stops
 from tuner.errors import UsageError
-from tuner.load.workload import Workload, workload
+from tuner.load.workload import Workload, with_body, workload
 
 LEVEL_SECONDS = 60.0
 """Seconds of a ladder's level and of a held rate, unless the user says otherwise."""
@@ -40,13 +40,15 @@ class BenchOptions:
     seed: int = 0
     burstiness: float | None = None
     stops: Stops = Stops.EXACT
+    extra_body: str | None = None
     claiming: Claiming = Claiming.SKIPPED
     out: Path | None = None
 
 
 def chosen_workload(options: BenchOptions) -> Workload:
-    """Return the workload with the end of answers that was asked for."""
-    return replace(workload(options.workload), natural_stops=options.stops is Stops.NATURAL)
+    """Return the workload with the bodies that were asked for."""
+    natural = options.stops is Stops.NATURAL
+    return with_body(workload(options.workload), natural_stops=natural, extra_body=options.extra_body)
 
 
 def chosen_settings(seconds: float | None) -> SearchSettings:

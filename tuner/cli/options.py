@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
+NaturalStops = Annotated[
+    bool, typer.Option("--natural-stops", help="Answers of natural length, for servers without ignore_eos.")
+]
+ExtraBody = Annotated[
+    str | None,
+    typer.Option(help="JSON object of further fields for every request; null takes a field out. Default: none."),
+]
+
 STUDIES = Path("studies")
 VLLM = "vllm serve"
 
@@ -103,6 +111,8 @@ def search_options(
         float | None,
         typer.Option(help="Gamma shape of the arrivals; 1 is Poisson, less is burstier. Default: as recorded, else 1."),
     ] = None,
+    natural_stops: NaturalStops = False,
+    extra_body: ExtraBody = None,
     levels: Annotated[
         str | None, typer.Option(help="Closed loop: concurrencies. Default: 10,30,64,128,200,256.")
     ] = None,
@@ -120,7 +130,8 @@ def search_options(
         confirm=confirm, time_budget=time_budget, patience=patience, study=study, studies=studies, vllm=vllm,
         layouts=layouts, tensor_parallel_size=tensor_parallel_size, door=door, workers=workers,
         seed=seed, storage=storage, load=load,
-        probe_seconds=probe_seconds, burstiness=burstiness, levels=levels,
+        probe_seconds=probe_seconds, burstiness=burstiness, natural_stops=natural_stops, extra_body=extra_body,
+        levels=levels,
         level_seconds=level_seconds, warm_up_seconds=warm_up_seconds, start_limit_seconds=start_limit_seconds,
         changed_environment=ChangedEnvironment.ALLOWED if allow_changed_environment else ChangedEnvironment.REFUSED,
         extra=tuple(context.args),

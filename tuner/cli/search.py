@@ -16,6 +16,7 @@ from tuner.config import ChangedEnvironment, SearchOptions, plan_study, split_se
 from tuner.deploy.start import write_scripts
 from tuner.environment import Environment, describe, differences
 from tuner.errors import EnvironmentFaultError, InterruptedSearchError, NothingFeasibleError, UsageError
+from tuner.load.workload import extra_body_text
 from tuner.machine import cache_folder, this_machine
 from tuner.server.leftovers import end_leftovers
 from tuner.study.fleet import LocalFleet
@@ -82,6 +83,8 @@ def _other_plan(before: StudyPlan, plan: StudyPlan) -> list[str]:
     differ = []
     for what, old, new in (
         ("workload", before.workload.name, plan.workload.name),
+        ("end of answers", _ends(before), _ends(plan)),
+        ("extra body", extra_body_text(before.workload) or "none", extra_body_text(plan.workload) or "none"),
         ("longest request", _tokens(before), _tokens(plan)),
         ("space", before.space, plan.space),
         ("limits", before.slos, plan.slos),
@@ -95,6 +98,10 @@ def _other_plan(before: StudyPlan, plan: StudyPlan) -> list[str]:
 
 def _tokens(plan: StudyPlan) -> str:
     return "not stated" if plan.length is None else f"{plan.length.tokens or 'chosen by vLLM'}"
+
+
+def _ends(plan: StudyPlan) -> str:
+    return "natural" if plan.workload.natural_stops else "exact"
 
 
 def _text(value: object) -> str:

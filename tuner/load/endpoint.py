@@ -11,14 +11,16 @@ import httpx
 
 from tuner.errors import EnvironmentFaultError, TunerError, UsageError
 from tuner.http import control_client
-from tuner.load.drive import drive_closed
-from tuner.load.prompts import Request, ServerCounter, tokenizer_file
+from tuner.load.drive import Watch, drive_closed
+from tuner.load.prompts import Prompts, Request, ServerCounter, tokenizer_file
 from tuner.load.stream import Failure, RequestSample, Target
 from tuner.load.workload import Workload
 from tuner.vllm import variables
 
 TIMEOUT_S = 10.0
 FIRST_ANSWER_S = 120.0
+FIRST_DRAWN = 32
+"""Requests among which every kind that matters is found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +91,37 @@ def tokenizer_source(endpoint: FoundServer, given: str | None) -> str:
     return endpoint.target.model
 
 
-def check_answer(target: Target, request: Request) -> None:
-    """Send one request alone. Raises EnvironmentFaultError if it fails, since then all would."""
-    samples = drive_closed(target, [request], 1, 0.1, drain_s=FIRST_ANSWER_S)
-    if not samples.requests or samples.requests[0].failure is None:
-        return
-    first = samples.requests[0]
-    raise EnvironmentFaultError(f"the first request failed: {_what(first)}", hint=_advice(first, request))
+@dataclass(frozen=True, slots=True)
+class FailedRequest:
+    """Request that failed although it was alone on the server, with the server's own `words`, and a hint."""
+
+    failure: Failure
+    words: str
+    hint: str
+
+
+def first_failure(target: Target, prompts: Prompts, watch: Watch | None = None) -> FailedRequest | None:
+    """Send one request of each kind, alone. Returns the first failure, since then all of its kind would fail."""
+    for request in _kinds(prompts.requests("first", FIRST_DRAWN)):
+        samples = drive_closed(target, [request], 1, 0.1, drain_s=FIRST_ANSWER_S, watch=watch)
+        for first in samples.requests:
+            if first.failure is not None:
+                return FailedRequest(first.failure, _what(first), _advice(first, request))
+    return None
+
+
+def check_answer(target: Target, prompts: Prompts) -> None:
+    """Raise EnvironmentFaultError if a request alone fails."""
+    if (failed := first_failure(target, prompts)) is not None:
+        raise EnvironmentFaultError(f"the first request failed: {failed.words}", hint=failed.hint)
+
+
+def _kinds(requests: Sequence[Request]) -> list[Request]:
+    """Choose the shortest request of each set of fields."""
+    kinds: dict[frozenset[str], Request] = {}
+    for request in sorted(requests, key=lambda request: request.max_tokens):
+        kinds.setdefault(frozenset(request.extra_body), request)
+    return list(kinds.values())
 
 
 def _what(first: RequestSample) -> str:
@@ -114,9 +140,13 @@ def _advice(first: RequestSample, request: Request) -> str:
     if first.status in (401, 403):
         return _KEY_HINT
     if first.status is not None and 400 <= first.status < 500:
+        fields = ", ".join(request.extra_body) or "none"
         return (
-            f"it was a chat completion of {request.prompt_tokens} + {request.max_tokens} tokens; see the server's log"
+            f"it was a chat completion of {request.prompt_tokens} + {request.max_tokens} tokens, with the fields "
+            f"{fields}; --extra-body takes one out (null) or adds one, --natural-stops does without ignore_eos"
         )
+    if "ignore_eos" in request.extra_body and first.failure in (Failure.HTTP, Failure.ERROR_CHUNK):
+        return "see the server's log; some models fail when they are kept from ending: allow it with --natural-stops"
     return "see the server's log: it answered one request alone like this"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,7 +42,7 @@ class Request:
     messages: tuple[tuple[str, str], ...]
     prompt_tokens: int
     max_tokens: int
-    extra_body: Mapping[str, BodyValue | Mapping[str, BodyValue]] = field(default_factory=dict)
+    extra_body: Mapping[str, BodyValue] = field(default_factory=dict)
     natural_stop: bool = False
     arrival_s: float | None = None
 
@@ -255,7 +256,7 @@ class RecordedPrompts:
             messages=entry.messages,
             prompt_tokens=self._prompt_tokens[index],
             max_tokens=self._max_tokens[index],
-            extra_body={"cache_salt": salt, **extra_body(self._workload, self._workload.shares[0])},
+            extra_body=extra_body(self._workload, self._workload.shares[0], cache_salt=salt),
             natural_stop=self._workload.natural_stops,
         )
 
@@ -276,14 +277,15 @@ def _cycle_s(entries: Sequence[Entry]) -> float | None:
     return None if last_s is None else last_s * len(entries) / (len(entries) - 1)
 
 
-def extra_body(workload: Workload, share: Share) -> dict[str, BodyValue | Mapping[str, BodyValue]]:
-    """Return the fields beside model, messages and length. Servers refuse fields that they do not know, so none is sent
-    with a value that is the default anyway."""
-    body: dict[str, BodyValue | Mapping[str, BodyValue]] = {}
+def extra_body(workload: Workload, share: Share, **own: BodyValue) -> dict[str, BodyValue]:
+    """Return the fields beside model, messages and length, with a source's `own`. Servers refuse fields that they do
+    not know, so none is sent with a value that is the default anyway."""
+    body: dict[str, BodyValue] = dict(own)
     if not workload.natural_stops:
         body["ignore_eos"] = True
     if share.thinking:
         body["chat_template_kwargs"] = {"enable_thinking": True}
     if workload.temperature is not None:
         body["temperature"] = workload.temperature
-    return body | dict(workload.extra_body)
+    body |= {name: json.loads(value) for name, value in workload.extra_body}
+    return {name: value for name, value in body.items() if value is not None}

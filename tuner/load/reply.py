@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 CHUNKED_END = b"\r\n0\r\n\r\n"
 """Last HTTP chunk after a chunk of data. JSON escapes carriage returns, so no event can contain it."""
 
+MOST_ERROR_TEXT = 400
+"""Characters of a server's own words that are kept."""
+
 _HEAD_END = b"\r\n\r\n"
 _EVENT_END = re.compile(rb"(?>\r\n|\n|\r){2}")
 """Empty line after an event. A line ends with LF, CRLF or CR, whichever the server writes."""
@@ -208,9 +211,12 @@ def _is_chunked(head: bytes) -> bool:
 
 
 def _error_text(payload: bytes) -> str:
-    error = _json(payload).get("error")
-    message = _mapping(error).get("message") or error
-    return str(message) if message else payload[:200].decode(errors="replace")
+    said = _json(payload)
+    message = (
+        _mapping(said.get("error")).get("message") or said.get("error") or said.get("message") or said.get("detail")
+    )
+    text = str(message) if message else payload.decode(errors="replace")
+    return text if len(text) <= MOST_ERROR_TEXT else f"{text[:MOST_ERROR_TEXT]}…"
 
 
 def _json(payload: bytes) -> dict[str, object]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tuner.errors import UsageError
 from tuner.load.recorded import DEFAULT_OUTPUT_TOKENS, Entry, is_recording, read_recording
 
-BodyValue = bool | int | float | str
+BodyValue = bool | int | float | str | None | list["BodyValue"] | Mapping[str, "BodyValue"]
+"""Value of a field in a request's JSON body."""
+
+OWN_FIELDS = ("model", "messages", "max_tokens", "max_completion_tokens", "stream", "stream_options", "n")
+"""Fields of a request's body that tuner sets, or that would make one request several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,8 @@ class Workload:
 
     `file` is the absolute path of recorded traffic, `file_sha256` its content at planning. The lengths in
     `shares` are then estimates from bytes, and `timed` tells if its requests have arrival times. A `temperature` of
-    None leaves sampling to the model. `extra_body` goes into every request.
+    None leaves sampling to the model. `extra_body` are further fields of every request, with their values as JSON. A
+    field of null is left out of all.
     """
 
     name: str
@@ -54,7 +61,7 @@ class Workload:
     file_sha256: str | None = None
     timed: bool = False
     temperature: float | None = None
-    extra_body: tuple[tuple[str, BodyValue], ...] = ()
+    extra_body: tuple[tuple[str, str], ...] = ()
 
     @property
     def longest(self) -> int:
@@ -146,6 +153,36 @@ def workload(text: str) -> Workload:
         f"there is no workload {text!r}",
         hint=f"{guess}workloads: {', '.join(PRESETS)}, {', '.join(FORMS)}",
     )
+
+
+def with_body(load: Workload, *, natural_stops: bool, extra_body: str | None) -> Workload:
+    """Return the workload with the bodies that were asked for. Raises UsageError."""
+    try:
+        fields = json.loads(extra_body or "{}", parse_constant=_no_number)
+    except ValueError as error:
+        raise UsageError(f"--extra-body is not JSON: {error}", hint=_BODY_HINT) from error
+    if not isinstance(fields, dict):
+        raise UsageError(f"--extra-body {extra_body!r} is no JSON object", hint=_BODY_HINT)
+    if own := next((name for name in OWN_FIELDS if name in fields), None):
+        raise UsageError(f"--extra-body names {own!r}, which tuner sets", hint="leave it out")
+    body = tuple((name, json.dumps(value, ensure_ascii=False)) for name, value in sorted(fields.items()))
+    return replace(load, natural_stops=natural_stops, extra_body=body)
+
+
+def extra_body_text(load: Workload) -> str | None:
+    """Return the --extra-body that gives these fields. None without any."""
+    return (
+        f"{{{', '.join(f'{json.dumps(name)}: {value}' for name, value in load.extra_body)}}}"
+        if load.extra_body
+        else None
+    )
+
+
+_BODY_HINT = """write an object, such as --extra-body '{"chat_template_kwargs": {"enable_thinking": false}}'"""
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def _lengths(low: str, high: str | None) -> Lengths:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from tuner import formatting
 from tuner.flagwords import words_for
+from tuner.load.workload import extra_body_text
 from tuner.report.quote import shell_word
 from tuner.report.tables import StudyFiles
 from tuner.report.translations import Words
@@ -104,11 +105,13 @@ def repeat_command(study: StudyFiles) -> str:
         ("study", f"{plan.study}-again"),
         ("storage", None if plan.storage.endswith(f"/{plan.study}/study.db") else plan.storage),
         *_load_options(plan),
+        ("extra-body", extra_body_text(plan.workload)),
         ("warm-up-seconds", plan.load.warm_up_s),
         ("start-limit-seconds", plan.start_limit_s),
         ("vllm", None if plan.base.command == ("vllm", "serve") else shlex.join(plan.base.command)),
     ]
     words = [word for name, value in options if value is not None for word in (f"--{name}", _text(value))]
+    words += ["--natural-stops"] if plan.workload.natural_stops else []
     extra = (*plan.base.extra, *_undivided(plan))
     return " ".join(map(shell_word, ["tuner", "search", *words, *(("--", *extra) if extra else ())]))
 

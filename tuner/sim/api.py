@@ -214,7 +214,10 @@ class Api:
     async def _generate(self, request: web.Request, form: Form, default_tokens: int | None) -> web.StreamResponse:
         loop = asyncio.get_running_loop()
         sent_s = loop.time()
-        wish = self._wish(await self._body(request), default_tokens)
+        body = await self._body(request)
+        if self._faults.get("refuse-ignore-eos") and "ignore_eos" in body:
+            raise BadRequestError("Unexpected fields in the request: {'ignore_eos'}")
+        wish = self._wish(body, default_tokens)
         self._faults.requests += 1
         self._strike()
         leak = self._faults.get("ttft-leak")

@@ -40,6 +40,7 @@ FAULTS: Mapping[str, tuple[str, str]] = {
     "metrics-gone": ("", "/metrics is 404 from SIGUSR1 on"),
     "metrics-late": ("5", "/metrics answers after ARG wall seconds"),
     "metrics-old": ("", "/metrics with the names of vLLM 0.10"),
+    "refuse-ignore-eos": ("", "400 for every request that names ignore_eos, as of strict servers"),
     "error-chunk": ("10", "every ARG-th stream ends with an error chunk inside its 200"),
     "reset-mid-stream": ("10", "every ARG-th stream is reset after its first tokens"),
     "stall": ("3", "every 10th stream pauses ARG wall seconds after its first token"),

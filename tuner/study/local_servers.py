@@ -14,8 +14,9 @@ from tuner.bench.measured import Measured
 from tuner.bench.session import LiveSession
 from tuner.clock import Clock
 from tuner.launch import Deployment, Door, LaunchSpec
-from tuner.load.drive import drive_closed
-from tuner.load.early_end import INTERRUPTED
+from tuner.load.drive import LevelProgress, drive_closed
+from tuner.load.early_end import INTERRUPTED, EarlyEnd
+from tuner.load.endpoint import first_failure
 from tuner.load.prompts import Prompts
 from tuner.load.requests_log import RequestLog
 from tuner.load.stream import Failure, Target
@@ -28,7 +29,13 @@ from tuner.study.trial import ReadyServer, TrialRunner
 from tuner.telemetry.gpu import GpuAdapter
 from tuner.telemetry.sampler import Sampler, TelemetryLog, Watched
 from tuner.vllm import knobs, variables
-from tuner.vllm.cause import Cause, Fault
+from tuner.vllm.cause import REQUEST_REFUSED, Cause, Fault
+
+_NO_REFUSAL = (Failure.CONNECT, Failure.TIMEOUT, Failure.CUT)
+"""Failures of a server that is lost or hangs, or of a user who does not wait. The load tells them apart."""
+
+FIRST_TRIES = 3
+"""Failures in a row of a request alone, from which no answer is expected any more."""
 
 HUNG_S = 30.0
 """Seconds without a token after which an idle server is hung. The slowest candidate answers one request sooner."""
@@ -57,6 +64,7 @@ class LocalServers:
     emit: Callable[[Event], None]
     stop: threading.Event
     _first_start_s: float | None = field(default=None, init=False)
+    _answers: bool = field(default=False, init=False)
 
     @contextmanager
     def __call__(self, assignment: Assignment, servers: Deployment) -> Iterator[ReadyServer]:
@@ -76,7 +84,8 @@ class LocalServers:
                 self._first_start_s = self._first_start_s or service.start_s
                 session = self._session(assignment, servers, service)
                 fault = partial(self._fault, service, _parts(servers, service, session.target), session)
-                ready = ReadyServer(session, service.start_s, service.facts[0], fault)
+                refused = self._refused(service, session)
+                ready = ReadyServer(session, service.start_s, service.facts[0], refused, fault)
                 yield ready
         finally:
             if ready is not None:
@@ -112,6 +121,27 @@ class LocalServers:
 
         return on_level
 
+    def _refused(self, service: Service, session: LiveSession) -> Cause | None:
+        """Send requests alone until one server of the study has answered. What fails then fails on every server."""
+        if not self._answers:
+            levels = (level for record in self.store.records() for level in record.levels)
+            self._answers = any(level.measurement.completed for level in levels)
+        if self._answers:
+            return None
+        failed = None
+        for _ in range(FIRST_TRIES):
+            failed = first_failure(session.target, session.prompts, self._interrupted)
+            self._answers = failed is None
+            if failed is None or failed.failure in _NO_REFUSAL:
+                return None
+            self.clock.sleep(1.0)
+        assert failed is not None
+        words = f"A request alone on the server failed: {failed.words}"
+        return service.died() or Cause(REQUEST_REFUSED, Fault.STUDY, "", words, failed.hint)
+
+    def _interrupted(self, progress: LevelProgress) -> EarlyEnd | None:
+        return INTERRUPTED if self.stop.is_set() else None
+
     def _fault(
         self, service: Service, parts: Sequence[_Part], session: LiveSession, measured: Measured
     ) -> Cause | None:
@@ -130,7 +160,7 @@ class LocalServers:
             1,
             0.1,
             drain_s=HUNG_S,
-            watch=lambda _: INTERRUPTED if self.stop.is_set() else None,
+            watch=self._interrupted,
         )
         return any(sample.failure is Failure.TIMEOUT for sample in samples.requests)
 

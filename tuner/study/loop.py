@@ -39,6 +39,7 @@ from tuner.study.search import Proposal, Search, SpaceExhaustedError
 from tuner.study.sentence import sentence
 from tuner.study.stopping import SearchEnd, search_end
 from tuner.study.store import Store
+from tuner.vllm.cause import REQUEST_REFUSED
 
 ATTEMPTS = 3
 """Number of starts that a candidate gets in all when the machine is at fault."""
@@ -301,6 +302,7 @@ class Loop:
         )
         self._save(self._result(complete=False))
         self._quarantine(assignment, record)
+        _raise_if_requests_are_refused(record)
         self._raise_if_the_machine_is_broken(record)
 
     def _quarantine(self, assignment: Assignment, record: TrialRecord) -> None:
@@ -358,3 +360,10 @@ class Loop:
     def _save(self, result: StudyResult) -> None:
         self.store.save_result(result)
         self.on_result(result)
+
+
+def _raise_if_requests_are_refused(record: TrialRecord) -> None:
+    """End a study whose requests no server will answer."""
+    cause = record.start.cause
+    if cause is not None and cause.kind == REQUEST_REFUSED:
+        raise EnvironmentFaultError(cause.explanation, hint=cause.hint)

@@ -21,6 +21,9 @@ from tuner.verdict import Outcome
 from tuner.vllm.cause import Cause, Fault
 from tuner.vllm.facts import StartFacts
 
+NOTHING = Measured((), None, None, 0.0)
+"""Result of a server that got no load."""
+
 _MEASURED = tuple(TrialOutcome(outcome) for outcome in Outcome)
 
 
@@ -29,6 +32,7 @@ class ReadyServer:
     """A server that can be loaded.
 
     Attributes:
+        refused: Why no load makes sense: a request alone failed. None if it was answered.
         fault: Why a task went wrong: the server died or hangs. It returns None if the server lives.
         stopped: How the server ended. None until its `with` block has been left.
     """
@@ -36,6 +40,7 @@ class ReadyServer:
     session: Session
     start_s: float
     facts: StartFacts | None = None
+    refused: Cause | None = None
     fault: Callable[[Measured], Cause | None] = lambda measured: None
     stopped: StopReport | None = None
 
@@ -92,9 +97,9 @@ class TrialRunner:
         with self.serve(assignment, servers) as server:
             ready_ns = self.clock.now_ns()
             self._tell(assignment, "measuring")
-            measured = server.session.run(assignment.task)
+            measured = NOTHING if server.refused else server.session.run(assignment.task)
             interrupted = measured.cut is Cut.INTERRUPTED or self.stop.is_set()
-            cause = None if interrupted else server.fault(measured)
+            cause = None if interrupted else server.refused or server.fault(measured)
             loaded_s = (self.clock.now_ns() - ready_ns) / 1e9
             self._tell(assignment, "stopping")
         return Served(server.start_s, server.facts, measured, cause, loaded_s, server.stopped)

@@ -25,6 +25,10 @@ class Fault(StrEnum):
     UNKNOWN = "unknown"
 
 
+REQUEST_REFUSED = "request-refused"
+"""Kind of a cause: the server got ready, and a request alone failed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bound:
     """Bound of a refusal: a candidate with `flag` beyond `limit` is refused too, all else being equal. `relation` is
