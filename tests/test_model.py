@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tuner.model import ModelLength, model_length, read_config
+from tuner.kv.config_json import read_config
+from tuner.model import ModelLength, model_length
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 CONFIGS: dict[str, tuple[dict[str, object], ModelLength]] = {

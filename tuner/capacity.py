@@ -12,22 +12,17 @@ memory outside torch, and the driver's own share.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from tuner.model import (
-    STATE_KINDS,
-    WINDOW_KINDS,
-    ModelShape,
-    UnknownModelError,
-    layer_kinds,
-    read_config,
-    shape_from_config,
-)
+from tuner.kv.config_json import Config, UnknownModelError, read_config
+from tuner.kv.formats import KV_BYTES, SCALED_BY_HEAD, own_kv_bytes, quantization
+from tuner.kv.layers import DS_MLA_BYTES, KvElement, decoder_layers, layer_caches
+from tuner.kv.pages import Paging, PagingRules, linear_paging, paging
+from tuner.kv.weight_files import weight_file_bytes
+from tuner.model import ModelShape, model_length, shape_from_config, shared_out
 from tuner.vllm import knobs
 
 GIB = 1 << 30
@@ -40,18 +35,17 @@ FIXED_BYTES = (int(0.45 * GIB), int(1.75 * GIB))
 """Fixed overhead. Outside torch 0.15 to 0.3 GiB (vLLM pull request 12126: 0.16), CUDA graphs 0 (eager) to 0.75 GiB,
 and 0.3 to 0.7 GiB that NVML counts and CUDA does not hand out (an 80 GB H100 has 79.65 and 79.22 GiB)."""
 
-HYBRID_KEYS = ("hybrid_override_pattern", "attn_layer_period", "mamba_d_state", "mamba_expand", "ssm_cfg", "state_size")
-"""Keys of models with state layers. Without a list of kinds it is unknown which of their layers have attention."""
-
-VARIED_KEYS = ("block_configs", "attn_type_list", "compress_ratios", "index_head_dim", "num_kv_shared_layers")
-"""Keys of models whose layers differ in what they keep of a token."""
-
 WEIGHT_KEYS = ("kv_lora_rank", "n_shared_experts", "shared_expert_intermediate_size", "first_k_dense_replace")
-"""Keys of architectures whose parameters are not counted here. Their weights are known from files alone. Their
-weights are known from files alone."""
+"""Keys of architectures whose parameters are not counted here. Their weights are known from files alone."""
 
 SURELY_SHORT = 0.9
 """Share of a request's tokens that surely cannot hold it. Free GPU memory differs by some MiB between starts."""
+
+LINES_AGREE = 0.02
+"""Share by which the two lines of a log on the KV cache may differ."""
+
+UNKNOWN_LENGTH = 8192
+"""Tokens of the longest request where config.json does not state it."""
 
 UNUSABLE_SHARE = 0.02
 """Upper bound on the share of NVML's total memory that the driver reserves. It is 1.5 % on 24 and 32 GB cards, less
@@ -91,71 +85,112 @@ class ServerFlags:
     kv_cache_dtype: str = "auto"
     quantization: str | None = None
     mentioned: frozenset[str] = field(default_factory=frozenset)
+    max_model_len: int | None = None
+    caches_states: bool = True
+    steps_in_flight: int = 2
+    by_kind: bool = True
+    state_dtype: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelMemory:
-    """Memory of one GPU of a server. `weights_bytes` is None if neither files nor config.json give it.
-    `not_modelled` are whole sentences, each with the direction of the error if it is known."""
+    """Memory of one GPU of a server.
+
+    Attributes:
+        weights_bytes: None if neither files nor config.json give it.
+        paging: Blocks of the KV cache. None if what the layers keep is not known.
+        longest: Tokens of the longest request.
+        not_modelled: Whole sentences, each with the direction of the error if it is known.
+        unknown_kv: Reason for a `paging` that is None.
+    """
 
     weights_bytes: int | None
     weights_from: WeightsFrom
-    kv_bytes_per_token: float
-    block_tokens: int
+    paging: Paging | None
+    longest: int
     overhead_bytes: Span
     not_modelled: tuple[str, ...] = ()
+    unknown_kv: str | None = None
+
+    @property
+    def kv_bytes_per_token(self) -> float | None:
+        """Bytes of a token of the longest request, as vLLM's log counts. None if they are not known."""
+        return None if self.paging is None else self.paging.bytes_per_token(self.longest)
 
 
 @dataclass(frozen=True, slots=True)
 class KvRoom:
-    """KV cache on one GPU, in bytes and in blocks of `block_tokens`. Every rank of a server holds the same tokens."""
+    """KV cache on one GPU, in bytes and in blocks. Every rank of a server holds the same tokens."""
 
     kv_bytes: Span
     blocks: Span
-    block_tokens: int
+    paging: Paging
+    longest: int
 
     @property
     def kv_tokens(self) -> Span:
         """Return the tokens as vLLM logs them ("KV cache size")."""
-        return Span(self.blocks.low * self.block_tokens, self.blocks.high * self.block_tokens)
+        return self.tokens_of(self.longest)
+
+    def tokens_of(self, longest: int) -> Span:
+        """Return the tokens as vLLM logs them where requests may be so long."""
+        low, high = (self.paging.logged_tokens(blocks, longest) for blocks in (self.blocks.low, self.blocks.high))
+        return Span(low, high)
 
     def sequences(self, tokens_each: float) -> Span:
         """Return how many equal requests fit without preemption. A request has whole blocks, and vLLM's null block
         serves none."""
-        each = math.ceil(tokens_each / self.block_tokens)
+        each = self.paging.blocks(math.ceil(tokens_each))
         return Span(max(0, self.blocks.low - 1) // each, max(0, self.blocks.high - 1) // each)
 
     def sequences_of_mean(self, tokens: float) -> int:
         """Return how many requests of a mean length surely fit. The last block of each is half empty (128 tokens on
         a CPU)."""
-        return int(max(0, self.blocks.low - 1) / (tokens / self.block_tokens + 0.5))
+        return int(max(0, self.blocks.low - 1) / self.paging.mean_blocks(tokens))
+
+    def surely_admits(self, tokens: int) -> bool:
+        """Return True if vLLM surely starts with so long a request allowed."""
+        return self.paging.reserved(tokens) < self.blocks.low
 
 
 @dataclass(frozen=True, slots=True)
 class FirstStart:
-    """Figures from the log of a start. `kv_gib` has two decimals. With a given `kv_bytes`, `utilization` is None."""
+    """Figures from the log of a start. `kv_gib` has two decimals. With a given `kv_bytes`, `utilization` is None.
+
+    `concurrency` requests of `length` tokens fit, says the log; `block_tokens` are those that it set.
+    """
 
     kv_tokens: int
     kv_gib: float | None = None
     weights_gib: float | None = None
     utilization: float | None = None
     kv_bytes: int | None = None
+    concurrency: float | None = None
+    length: int | None = None
+    block_tokens: int | None = None
+
+    def tokens(self, longest: int) -> float:
+        """Return the tokens of the KV cache. Up to 0.20.0 the line "KV cache size" counts the blocks of one group
+        alone, while "Maximum concurrency" is right: where they differ, the second is believed."""
+        if self.concurrency is None:
+            return self.kv_tokens
+        by_requests = self.concurrency * (self.length or longest)
+        differ = abs(by_requests - self.kv_tokens) > LINES_AGREE * self.kv_tokens + 0.005 * (self.length or longest)
+        return by_requests if differ else self.kv_tokens
 
 
 def model_memory(folder: Path, flags: ServerFlags) -> ModelMemory:
-    """Estimate before any start. Raises UnknownModelError if the KV bytes of a token are not known."""
+    """Estimate before any start. Raises UnknownModelError if config.json is not that of a language model."""
     config = read_config(folder)
-    kinds = layer_kinds(config)
-    hybrid = [key for key in HYBRID_KEYS if config.get(key)]
-    if hybrid and not kinds:
-        raise UnknownModelError(f"{hybrid[0]} in config.json: which of the layers keep a KV cache is not read from it")
-    shape = shape_from_config(str(folder), config).at(flags.dtype)
-    element, notes = _kv_element(config, shape, flags)
-    per_token = shape.kv_bytes_per_token(element, flags.tensor_parallel_size, flags.pipeline_parallel_size)
-    if not per_token:
-        raise UnknownModelError("no layer of the model keeps a KV cache")
-    running = _quantised(config, shape, flags)
-    weights, source = _weights(folder, config, running)
+    own = quantization(folder, config)
+    shape = shape_from_config(str(folder), config, own).at(flags.dtype)
+    length = model_length(config)
+    try:
+        pages, unknown = _paging(folder, config, shape, flags), None
+    except UnknownModelError as error:
+        pages, unknown = None, str(error)
+    running = _quantised(own, shape, flags)
+    weights, source = _weights(folder, config, running, shape_from_config(str(folder), config, own))
     logits = min(flags.max_num_seqs, flags.max_num_batched_tokens) * shape.vocab * 4
     forward = shape.forward_bytes(flags.max_num_batched_tokens, flags.tensor_parallel_size)
     low, high = (forward + n * logits + more for n, more in zip(LOGITS_COPIES, FIXED_BYTES, strict=True))
@@ -164,92 +199,128 @@ def model_memory(folder: Path, flags: ServerFlags) -> ModelMemory:
         if weights is None
         else _of_fullest_stage(weights, shape, flags) // flags.tensor_parallel_size,
         weights_from=source,
-        kv_bytes_per_token=per_token,
-        block_tokens=flags.block_tokens,
+        paging=pages,
+        longest=flags.max_model_len or (UNKNOWN_LENGTH if length is None else length.own),
         overhead_bytes=Span(low, high),
-        not_modelled=(*_layers(config, shape, kinds), *notes, *_other(config, source, running is shape, flags)),
+        not_modelled=_not_modelled(config, own, source, running is shape, flags),
+        unknown_kv=unknown,
     )
 
 
 def at_utilization(memory: ModelMemory, gpu_bytes: int, utilization: float) -> KvRoom | None:
-    """Return the room at a utilization of the smallest GPU. None if the weights are not known."""
+    """Return the room at a utilization of the smallest GPU. None if weights or bytes of a token are not known."""
     if memory.weights_bytes is None:
         return None
     left = int(gpu_bytes * utilization) - memory.weights_bytes
     return _room(memory, Span(left - memory.overhead_bytes.high, left - memory.overhead_bytes.low))
 
 
-def at_kv_bytes(memory: ModelMemory, kv_bytes: int) -> KvRoom:
-    """Return the room at kv-cache-memory-bytes of each GPU. Nothing is estimated then."""
+def at_kv_bytes(memory: ModelMemory, kv_bytes: int) -> KvRoom | None:
+    """Return the room at kv-cache-memory-bytes of each GPU. Nothing is estimated then. None if the bytes of a token
+    are not known."""
     return _room(memory, Span(kv_bytes, kv_bytes))
 
 
 def calibrated(memory: ModelMemory, first: FirstStart, gpu_bytes: int | None) -> ModelMemory:
-    """Replace the estimates by a first start's log, exact to a block at that start's token budget. If bytes of a
-    token differ from config.json by more than rounding, the log is right: it counts as vLLM's scheduler does."""
-    per_token = memory.kv_bytes_per_token
-    kv_bytes = first.kv_bytes or (first.kv_gib or 0.0) * GIB
-    # Neither two decimals of a GiB nor a last block that did not fit are evidence; nor is one worker's line of several.
-    rounding = 0.02 + memory.block_tokens / first.kv_tokens + (0.0 if first.kv_bytes else 0.005 * GIB / (kv_bytes or 1))
-    if kv_bytes and abs(kv_bytes / first.kv_tokens / per_token - 1) > rounding:
-        per_token = kv_bytes / first.kv_tokens
-    known = replace(memory, kv_bytes_per_token=per_token)
+    """Replace the estimates by a first start's log, exact to a block at that start's token budget. If its blocks are
+    larger than config.json tells by more than rounding, the log is right: it counts as vLLM's scheduler does."""
+    length = first.length or memory.longest
+    tokens, kv_bytes = first.tokens(length), first.kv_bytes or (first.kv_gib or 0.0) * GIB
+    pages = _calibrated_paging(memory.paging, first, length, kv_bytes)
+    if pages is None:
+        return memory
+    known = replace(memory, paging=pages)
     if first.utilization is None or gpu_bytes is None:
         return known
     weights = memory.weights_bytes or 0
     if first.weights_gib is not None:
         weights = int(first.weights_gib * GIB)
-    rest = int(gpu_bytes * first.utilization) - weights - math.ceil(first.kv_tokens * per_token)
+    rest = int(gpu_bytes * first.utilization) - weights - math.ceil(tokens * pages.bytes_per_token(length))
     return replace(known, weights_bytes=weights, weights_from=WeightsFrom.LOG, overhead_bytes=Span(rest, rest))
 
 
-def least_for(memory: ModelMemory, first: FirstStart, gpu_bytes: int | None, tokens: float) -> float | None:
+def _calibrated_paging(pages: Paging | None, first: FirstStart, length: int, kv_bytes: float) -> Paging | None:
+    """Return the paging that explains a log. Without a model of it every token costs the same."""
+    tokens = first.tokens(length)
+    if pages is None:
+        return linear_paging(kv_bytes / tokens, first.block_tokens or 1) if kv_bytes else None
+    if first.block_tokens:
+        pages = pages.with_block_tokens(first.block_tokens)
+    if not kv_bytes:
+        return pages
+    pages = min(pages.ways_to_count, key=lambda way: abs(math.log(tokens * way.bytes_per_token(length) / kv_bytes)))
+    per_token = pages.bytes_per_token(length)
+    # Neither two decimals of a GiB nor a last block that did not fit are evidence; nor is one worker's line of several.
+    rounding = 0.02 + pages.block_bytes / kv_bytes + (0.0 if first.kv_bytes else 0.005 * GIB / kv_bytes)
+    if abs(kv_bytes / tokens / per_token - 1) > rounding:
+        return replace(pages, block_bytes=pages.block_bytes * kv_bytes / tokens / per_token)
+    return pages
+
+
+def least_for(memory: ModelMemory, first: FirstStart, gpu_bytes: int | None, tokens: int) -> float | None:
     """Return the setting of `first`'s kind below which a request of so many tokens surely does not fit.
 
     `memory` is calibrated by `first`. A share of the memory holds for servers that use at least as much of it
-    outside the KV cache as that start did. None if `gpu_bytes` is not known.
+    outside the KV cache as that start did. None if `gpu_bytes` or the bytes of a token are not known.
     """
-    needed = SURELY_SHORT * tokens * memory.kv_bytes_per_token
+    if memory.paging is None:
+        return None
+    needed = SURELY_SHORT * tokens * memory.paging.bytes_per_token(tokens)
     if first.utilization is None:
         return needed
     if gpu_bytes is None:
         return None
-    spare = first.kv_tokens * memory.kv_bytes_per_token - needed
+    length = first.length or memory.longest
+    spare = first.tokens(length) * memory.paging.bytes_per_token(length) - needed
     return first.utilization - spare / (gpu_bytes * (1 - UNUSABLE_SHARE))
 
 
-def _room(memory: ModelMemory, kv_bytes: Span) -> KvRoom:
-    block_bytes = memory.kv_bytes_per_token * memory.block_tokens
+def _room(memory: ModelMemory, kv_bytes: Span) -> KvRoom | None:
+    if (pages := memory.paging) is None:
+        return None
     low, high = max(0, kv_bytes.low), max(0, kv_bytes.high)
-    return KvRoom(Span(low, high), Span(int(low // block_bytes), int(high // block_bytes)), memory.block_tokens)
+    blocks = Span(int(low // pages.block_bytes), int(high // pages.block_bytes))
+    return KvRoom(Span(low, high), blocks, pages, memory.longest)
 
 
-def _kv_element(config: Mapping[str, object], shape: ModelShape, flags: ServerFlags) -> tuple[int, list[str]]:
-    """Return the bytes of one KV cache element (vLLM, config/cache.py CacheDType)."""
-    kind = flags.kv_cache_dtype
+def _paging(folder: Path, config: Config, shape: ModelShape, flags: ServerFlags) -> Paging:
+    """Lay out the KV cache. Raises UnknownModelError with what is not modelled."""
+    caches = layer_caches(config, _kv_element(folder, config, shape, flags), flags.tensor_parallel_size)
+    if not caches:
+        raise UnknownModelError("no layer of the model keeps a KV cache")
+    rules = PagingRules(
+        block_tokens=flags.block_tokens,
+        step_tokens=flags.max_num_batched_tokens,
+        steps_in_flight=flags.steps_in_flight,
+        blocks_a_state=2 if flags.caches_states else 1,
+        by_kind=flags.by_kind,
+    )
+    return paging(caches, shared_out(decoder_layers(config), flags.pipeline_parallel_size), rules)
+
+
+def _kv_element(folder: Path, config: Config, shape: ModelShape, flags: ServerFlags) -> KvElement:
+    """Return the format of the KV cache (vLLM, config/cache.py CacheDType)."""
+    kind, activation = flags.kv_cache_dtype, shape.activation_bytes
+    state = {"float32": 4, "float16": 2, "bfloat16": 2}.get(flags.state_dtype)
     if kind == "auto":
-        quantization = config.get("quantization_config")
-        own = quantization if isinstance(quantization, Mapping) else {}
-        if own.get("kv_cache_scheme") or own.get("kv_cache_quant_algo"):
-            return shape.activation_bytes, ["the checkpoint's own KV cache format: FP8 would hold twice the tokens"]
-        return shape.activation_bytes, []
-    if kind in ("float16", "bfloat16"):
-        return 2, []
-    if kind.startswith(("fp8", "int8")) and not kind.endswith("ds_mla"):
-        return 1, [f"the scales of {kind}: somewhat fewer tokens"] if kind.endswith("per_token_head") else []
+        return KvElement(own_kv_bytes(folder, config) or activation, activation, kind, state)
+    if kind in DS_MLA_BYTES:
+        return KvElement(1, activation, kind, state)
+    if (element := KV_BYTES.get(kind, SCALED_BY_HEAD.get(kind))) is not None:
+        return KvElement(element, activation, kind, state)
     raise UnknownModelError(f"--{knobs.KV_CACHE_DTYPE} {kind}: its bytes of a token are not known here")
 
 
-def _quantised(config: Mapping[str, object], shape: ModelShape, flags: ServerFlags) -> ModelShape:
-    if config.get("quantization_config") or flags.quantization not in QUANTISED_ON_LOAD:
+def _quantised(own: Config, shape: ModelShape, flags: ServerFlags) -> ModelShape:
+    if own or flags.quantization not in QUANTISED_ON_LOAD:
         return shape
     return replace(shape, weight_bytes=QUANTISED_ON_LOAD[flags.quantization])
 
 
-def _weights(folder: Path, config: Mapping[str, object], shape: ModelShape) -> tuple[int | None, WeightsFrom]:
+def _weights(folder: Path, config: Config, shape: ModelShape, plain: ModelShape) -> tuple[int | None, WeightsFrom]:
     """Return all weights in memory. Files are scaled as loading does: FP32 to 16 bits, 16 bits to FP8."""
-    stored = shape_from_config(shape.name, config).at(str(config.get("dtype") or config.get("torch_dtype")))
-    if files := _file_bytes(folder):
+    stored = plain.at(str(config.get("dtype") or config.get("torch_dtype")))
+    if files := weight_file_bytes(folder):
         return int(files * shape.weights_bytes / stored.weights_bytes), WeightsFrom.FILES
     if any(config.get(key) for key in WEIGHT_KEYS):
         return None, WeightsFrom.NOWHERE
@@ -266,45 +337,12 @@ def _of_fullest_stage(weights: int, shape: ModelShape, flags: ServerFlags) -> in
     return int(max(each * max(layers), each * max(layers[0], layers[-1]) + matrix))
 
 
-def _file_bytes(folder: Path) -> int:
-    """Sum the weight files, or take the sum that their index states. consolidated.safetensors holds the same weights
-    in another format."""
-    files = [p for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated")]
-    return _index_bytes(folder) or sum(p.stat().st_size for p in files)
-
-
-def _index_bytes(folder: Path) -> int:
-    """Return the bytes that the index of the weight files states, 0 if there is none."""
-    try:
-        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
-        total = index["metadata"]["total_size"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-    return total if isinstance(total, int) and total > 0 else 0
-
-
-def _layers(config: Mapping[str, object], shape: ModelShape, kinds: tuple[str, ...]) -> list[str]:
-    notes = []
-    if state := shape.layers - shape.attention_layers:
-        notes.append(
-            f"the fixed state that {state} of {shape.layers} layers keep for every sequence: fewer tokens than shown"
-        )
-    if shape.window_layers:
-        which = f"{shape.window_layers} of {shape.layers} layers" if kinds else "its layers or some of them"
-        notes.append(
-            f"the window of {shape.window:,} tokens in {which}, counted as if they kept everything: "
-            "longer requests take less than shown"
-        )
-    strange = sorted({k for k in kinds if k not in (*STATE_KINDS, *WINDOW_KINDS, "full_attention", "attention")})
-    if strange:
-        notes.append(f"layers of the kind {', '.join(strange)}, counted as full attention")
-    return notes + [f"{key} in config.json: layers differ in what they keep" for key in VARIED_KEYS if config.get(key)]
-
-
-def _other(config: Mapping[str, object], source: WeightsFrom, as_stored: bool, flags: ServerFlags) -> list[str]:
+def _not_modelled(
+    config: Config, own: Config, source: WeightsFrom, as_stored: bool, flags: ServerFlags
+) -> tuple[str, ...]:
     notes = []
     if source is WeightsFrom.CONFIG:
         notes += [f"the weights of {key}: fewer tokens than shown" for key in OTHER_PARTS if config.get(key)]
-    if flags.quantization and as_stored and not config.get("quantization_config"):
+    if flags.quantization and as_stored and not own:
         notes.append(f"--{knobs.QUANTIZATION} {flags.quantization}: the weights are counted as they are stored")
-    return notes + [f"--{flag}" for flag in knobs.CHANGE_MEMORY if flag in flags.mentioned]
+    return (*notes, *(f"--{flag}" for flag in knobs.CHANGE_MEMORY if flag in flags.mentioned))

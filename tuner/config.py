@@ -163,6 +163,7 @@ def plan_study(
         ),
         layouts=choice.layouts,
         own_layout=choice.own,
+        vllm_version=vllm.version,
         asked_layouts=tuple(request.layouts or ()),
         units=units.indices,
         ruled_out=choice.ruled_out,

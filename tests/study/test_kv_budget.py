@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.study.builders import layouts_plan, plan, record, with_start
-from tests.test_capacity import LLAMA_3_8B
+from tests.test_capacity import LLAMA_3_8B, bytes_of_a_token
 from tuner.candidate import Candidate
 from tuner.capacity import GIB
 from tuner.environment import Gpu
+from tuner.kv.config_json import UnknownModelError
 from tuner.layout import Layout
-from tuner.model import UnknownModelError
 from tuner.space.parameter import Kind, Parameter
 from tuner.study.kv_budget import KvTable, default_room, fullest, kv_table
 from tuner.study.plan import StudyPlan
@@ -87,13 +87,13 @@ def test_the_users_own_flags_are_in_the_sum(tmp_path: Path) -> None:
     plain = kv_table(StudySetting.of(planned(tmp_path), DEFAULTS, H100)).memory
     own = planned(tmp_path, "--kv-cache-dtype", "fp8", "--quantization=fp8", "--enable-lora")
     half = kv_table(StudySetting.of(own, DEFAULTS, H100)).memory
-    assert half.kv_bytes_per_token == plain.kv_bytes_per_token / 2
+    assert bytes_of_a_token(half) == bytes_of_a_token(plain) / 2
     assert plain.weights_bytes is not None
     assert half.weights_bytes is not None
     assert half.weights_bytes < plain.weights_bytes
     assert half.not_modelled == ("--enable-lora",)
     over_four = kv_table(StudySetting.of(planned(tmp_path, "-tp", "4"), DEFAULTS, H100)).memory
-    assert over_four.kv_bytes_per_token == plain.kv_bytes_per_token / 4
+    assert bytes_of_a_token(over_four) == bytes_of_a_token(plain) / 4
 
 
 def test_fewer_sequences_and_a_smaller_budget_leave_more_room(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_server_over_two_gpus_has_half_the_bytes_of_a_token_on_each_and_more_t
     setting = of_layouts(tmp_path)
     tables = {layout: kv_table(setting, layout=layout) for layout in (ONE, TWO, STAGES)}
     for layout in (TWO, STAGES):
-        assert tables[layout].memory.kv_bytes_per_token == tables[ONE].memory.kv_bytes_per_token / 2
+        assert bytes_of_a_token(tables[layout].memory) == bytes_of_a_token(tables[ONE].memory) / 2
         for (value, one), (same, two) in zip(tables[ONE].rows, tables[layout].rows, strict=True):
             assert value == same
             assert two.kv_tokens.low > 2 * one.kv_tokens.low  # the weights are halved too

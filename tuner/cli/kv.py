@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 
 from tuner import formatting
-from tuner.capacity import GIB, KvRoom, Span
+from tuner.capacity import GIB, KvRoom, ModelMemory, Span
 from tuner.layout import Layout
 from tuner.study.kv_budget import KV_BYTES, KvTable
 from tuner.study.plan import StudyPlan
+from tuner.vllm import knobs
 
 INDENT = " " * 10
 
@@ -20,7 +21,9 @@ def kv_lines(table: KvTable, plan: StudyPlan) -> list[str]:
     if memory.weights_bytes is not None:
         weights = f", weights {formatting.gib(memory.weights_bytes / GIB)} from {memory.weights_from}"
     each = f", on each of {len(plan.groups[0].gpus)} GPUs" if len(plan.groups[0].gpus) > 1 else ""
-    lines = [f"KV cache  {memory.kv_bytes_per_token:,.0f} bytes a token{weights}{each}"]
+    if memory.paging is None:
+        return [f"KV cache  not known before the first start: {table.why_empty}"]
+    lines = [f"KV cache  {_per_token(memory)} bytes a token{_of_length(memory)}{weights}{each}"]
     if table.why_empty is not None:
         return [*lines, f"{INDENT}no table: {table.why_empty}", *_not_modelled(table)]
     longest, mean = plan.workload.longest, math.ceil(plan.workload.mean)
@@ -33,7 +36,7 @@ def kv_lines(table: KvTable, plan: StudyPlan) -> list[str]:
         f"{INDENT}requests: how many of the workload's longest and mean fit without preemption, chat template aside"
         f"{shared}"
     )
-    return [*lines, *_certainty(table), *_not_modelled(table)]
+    return [*lines, *_states(table), *_certainty(table), *_not_modelled(table)]
 
 
 def layouts_lines(tables: Sequence[tuple[Layout, KvTable]], plan: StudyPlan) -> list[str]:
@@ -59,17 +62,42 @@ def layouts_lines(tables: Sequence[tuple[Layout, KvTable]], plan: StudyPlan) -> 
     lines += [f"{INDENT}{layout}: calibrated by the log of trial {trial:04d}" for layout, trial in known]
     if len(known) < len(tables) and flag != KV_BYTES:
         lines.append(f"{INDENT}about: what is no weight is estimated; the log of a layout's first start makes it exact")
-    return [*lines, *dict.fromkeys(line for _, table in tables for line in _not_modelled(table))]
+    untold = [f"{INDENT}not known: {table.why_empty}" for _, table in tables if table.why_empty is not None]
+    return [
+        *lines,
+        *dict.fromkeys(untold),
+        *dict.fromkeys(line for _, table in tables for line in _not_modelled(table)),
+    ]
 
 
 def _layout_row(layout: Layout, table: KvTable, longest: int, mean: int) -> tuple[str, ...]:
     memory = table.memory
     weights = "?" if memory.weights_bytes is None else formatting.significant(memory.weights_bytes / GIB)
-    known = (str(layout), weights, f"{memory.kv_bytes_per_token:,.0f}")
+    known = (str(layout), weights, _per_token(memory))
     row = table.likely
     if row is None:
         return (*known, "?", "?", "?", "?", "?")
     return (*known, _value(table.flag, row[0]), *_fits(row[1], longest, mean))
+
+
+def _per_token(memory: ModelMemory) -> str:
+    return "?" if memory.kv_bytes_per_token is None else f"{memory.kv_bytes_per_token:,.0f}"
+
+
+def _of_length(memory: ModelMemory) -> str:
+    linear = memory.paging is None or memory.paging.is_linear
+    return "" if linear else f" of a request of {memory.longest:,}"
+
+
+def _states(table: KvTable) -> list[str]:
+    pages = table.memory.paging
+    if pages is None or not pages.has_states or table.likely is None:
+        return []
+    value, room = table.likely
+    return [
+        f"{INDENT}a request holds at least {pages.blocks(1)} blocks of {pages.block_bytes / GIB:.3g} GiB: at most "
+        f"{_span(room.blocks)} of {knobs.MAX_NUM_SEQS} at {_value(table.flag, value)}"
+    ]
 
 
 def _value(flag: str, value: float) -> str:

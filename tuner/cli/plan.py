@@ -13,9 +13,9 @@ from tuner.config import SearchOptions, plan_study
 from tuner.environment import Environment, differences
 from tuner.errors import UsageError
 from tuner.formatting import one_line
+from tuner.kv.config_json import UnknownModelError
 from tuner.launch import launch
 from tuner.machine import cache_folder, this_machine
-from tuner.model import UnknownModelError
 from tuner.report.quote import shell_line
 from tuner.study.kv_budget import kv_table
 from tuner.study.learnt import known_rules

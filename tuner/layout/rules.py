@@ -9,8 +9,9 @@ from pathlib import Path
 from tuner.capacity import GIB, QUANTISED_ON_LOAD, ServerFlags, WeightsFrom, model_memory
 from tuner.flagwords import Value
 from tuner.formatting import gib, share
+from tuner.kv.config_json import UnknownModelError, read_config
 from tuner.layout.layout import AUTO, Layout
-from tuner.model import ModelShape, UnknownModelError, read_config, shape_from_config
+from tuner.model import ModelShape, shape_from_config
 from tuner.vllm import knobs
 
 SURELY_LOADED = 0.95

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from tuner.model import ModelShape, UnknownModelError, read_config, shape_from_config
+from tuner.kv.config_json import UnknownModelError, read_config
+from tuner.model import ModelShape, shape_from_config
 
 # Shapes from the models' published config.json. Qwen3.6-27B: model card of Qwen3.5/3.6-27B (64 layers, three Gated
 # DeltaNet to one gated attention; 16 key and 48 value heads of 128). The attention gate's projection, 0.5 of its 27 B,

@@ -21,7 +21,8 @@ from typing import NoReturn
 
 from aiohttp import web
 
-from tuner.model import ModelShape, UnknownModelError
+from tuner.kv.config_json import UnknownModelError
+from tuner.model import ModelShape
 from tuner.sim import arguments as cli
 from tuner.sim.api import Api
 from tuner.sim.children import EngineChild, FailedStartError, Helper, wait_until_started

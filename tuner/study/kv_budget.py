@@ -19,13 +19,15 @@ from tuner.capacity import (
     model_memory,
 )
 from tuner.environment import Gpu
+from tuner.kv.config_json import UnknownModelError
 from tuner.layout import Layout
-from tuner.model import UnknownModelError, folder_of
+from tuner.model import folder_of
 from tuner.space.parameter import Parameter
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
 from tuner.study.setting import StudySetting
 from tuner.vllm import knobs
+from tuner.vllm.defaults import caches_states, steps_in_flight
 
 UTILIZATION, KV_BYTES, LENGTH = knobs.GPU_MEMORY_UTILIZATION, knobs.KV_CACHE_MEMORY_BYTES, knobs.MAX_MODEL_LEN
 UTILIZATIONS = (0.80, 0.85, 0.90, 0.92, 0.95, 0.97)
@@ -82,14 +84,19 @@ def kv_table(setting: StudySetting, records: Iterable[TrialRecord] = (), layout:
             memory, trial = calibrated(memory, first, gpu_bytes), record.trial
             break
     flag, values = _settings(plan, usual)
-    if flag == KV_BYTES:
-        return KvTable(flag, tuple((v, at_kv_bytes(memory, int(v))) for v in values), memory, trial)
-    if gpu_bytes is None:
+    if memory.unknown_kv is not None and memory.paging is None:
+        return KvTable(flag, (), memory, trial, memory.unknown_kv)
+    if flag != KV_BYTES and gpu_bytes is None:
         return KvTable(flag, (), memory, trial, f"no GPU was found that {flag} could be a share of")
-    rooms = [(v, at_utilization(memory, gpu_bytes, v)) for v in values]
-    rows = tuple((v, room) for v, room in rooms if room is not None)
+    rows = tuple((v, room) for v in values if (room := _room(memory, flag, v, gpu_bytes)) is not None)
     why = None if rows else "the weights' bytes: no weight files in the folder, and config.json does not tell them"
     return KvTable(flag, rows, memory, trial, why)
+
+
+def _room(memory: ModelMemory, flag: str, value: float, gpu_bytes: int | None) -> KvRoom | None:
+    if flag == KV_BYTES:
+        return at_kv_bytes(memory, int(value))
+    return None if gpu_bytes is None else at_utilization(memory, gpu_bytes, value)
 
 
 def of_servers(setting: StudySetting, records: Iterable[TrialRecord], layout: Layout) -> list[TrialRecord]:
@@ -107,7 +114,7 @@ def default_room(setting: StudySetting, needed_tokens: int = 0) -> tuple[KvRoom,
     plan = setting.plan
     own = _room_on(setting, plan.own_layout)
     rooms = [room for placed in plan.layouts if (room := _room_on(setting, placed.layout)) is not None]
-    enough = [found for found in rooms if found[0].kv_tokens.low >= needed_tokens]
+    enough = [found for found in rooms if found[0].tokens_of(needed_tokens or found[0].longest).low >= needed_tokens]
     return min(enough, key=lambda found: found[0].kv_tokens.low, default=own)
 
 
@@ -115,14 +122,38 @@ def _room_on(setting: StudySetting, layout: Layout) -> tuple[KvRoom, ModelMemory
     """Return the KV cache of one server of a layout with vLLM's defaults. Where the space searches the cache's bytes
     and the default has none, it is the largest that is searched."""
     table = kv_table(setting, layout=layout)
-    values = setting.values(setting.plan.default_of(layout))
-    if isinstance(kv_bytes := values.get(KV_BYTES), int):
-        return at_kv_bytes(table.memory, kv_bytes), table.memory
-    gpu_bytes = _gpu_bytes(setting.gpus)
-    if gpu_bytes is not None:
-        room = at_utilization(table.memory, gpu_bytes, float(values[UTILIZATION]))
-        return None if room is None else (room, table.memory)
-    return (table.rows[-1][1], table.memory) if table.flag == KV_BYTES and table.rows else None
+    room = _room_with(table.memory, setting.values(setting.plan.default_of(layout)), _gpu_bytes(setting.gpus))
+    if room is None and table.flag == KV_BYTES and not setting.gpus and table.rows:
+        room = table.rows[-1][1]
+    return None if room is None else (room, table.memory)
+
+
+def _room_with(memory: ModelMemory, values: Mapping[str, Value], gpu_bytes: int | None) -> KvRoom | None:
+    """Return the KV cache of a server with these values."""
+    if isinstance(kv_bytes := values.get(KV_BYTES), (int, float)):
+        return at_kv_bytes(memory, int(kv_bytes))
+    return _room(memory, UTILIZATION, float(values[UTILIZATION]), gpu_bytes)
+
+
+def most_sequences(setting: StudySetting, values: Mapping[str, Value]) -> int | None:
+    """Return the most max-num-seqs of a server with these values.
+
+    vLLM refuses more sequences than it has blocks for their states. Where the arithmetic leaves something out, it is
+    vLLM's default. None if there is no such limit.
+    """
+    folder = folder_of(setting.plan.model)
+    if folder is None:
+        return None
+    try:
+        memory = model_memory(folder, _flags(setting, values))
+    except UnknownModelError:
+        return None
+    default = setting.base.get(knobs.MAX_NUM_SEQS)
+    known = [int(default)] if isinstance(default, int) and (memory.paging is None or memory.not_modelled) else []
+    room = _room_with(memory, values, _gpu_bytes(setting.gpus))
+    if room is not None and room.paging.has_states:
+        known.append(max(1, room.blocks.low))
+    return min(known, default=None)
 
 
 def kv_floor(setting: StudySetting, records: Iterable[TrialRecord], layout: Layout | None = None) -> KvFloor | None:
@@ -140,7 +171,7 @@ def kv_floor(setting: StudySetting, records: Iterable[TrialRecord], layout: Layo
     first, tokens = _first_start(setting, record), _shortest_length(setting, record)
     if first is None or tokens is None or (first.utilization is None) != (table.flag == KV_BYTES):
         return None
-    least = least_for(table.memory, first, _gpu_bytes(setting.gpus), tokens)
+    least = least_for(table.memory, first, _gpu_bytes(setting.gpus), int(tokens))
     lowest = min(map(float, parameter.choices)) if parameter.choices else parameter.low
     return KvFloor(table.flag, least, record.trial) if least is not None and least > lowest else None
 
@@ -194,6 +225,11 @@ def _flags(setting: StudySetting, usual: Mapping[str, Value]) -> ServerFlags:
         max_num_batched_tokens=number(knobs.MAX_NUM_BATCHED_TOKENS, 2048),
         max_num_seqs=number(knobs.MAX_NUM_SEQS, 256),
         block_tokens=number(knobs.BLOCK_SIZE, 16 if setting.gpus else 128),  # vLLM's defaults on a GPU and on a CPU
+        max_model_len=length if isinstance(length := usual.get(LENGTH), int) and length > 0 else None,
+        caches_states=_caches_states(setting, usual),
+        steps_in_flight=1 if usual.get(knobs.ASYNC_SCHEDULING) is False else steps_in_flight(setting.plan.vllm_version),
+        by_kind=usual.get(knobs.DISABLE_HYBRID_KV_CACHE_MANAGER) is not True,
+        state_dtype=str(usual.get(knobs.MAMBA_SSM_CACHE_DTYPE, "auto")),
         tensor_parallel_size=number(knobs.TENSOR_PARALLEL, 1),
         pipeline_parallel_size=number(knobs.PIPELINE_PARALLEL, 1),
         dtype=str(usual.get(knobs.DTYPE, "auto")),
@@ -201,6 +237,13 @@ def _flags(setting: StudySetting, usual: Mapping[str, Value]) -> ServerFlags:
         quantization=str(usual[knobs.QUANTIZATION]) if knobs.QUANTIZATION in usual else None,
         mentioned=frozenset(flag.partition(".")[0] for flag in usual),
     )
+
+
+def _caches_states(setting: StudySetting, usual: Mapping[str, Value]) -> bool:
+    """Return True if a server with states caches prefixes: older vLLM does so if it is asked to."""
+    asked = {**dict(setting.plan.base.fixed), **setting.given}.get(knobs.ENABLE_PREFIX_CACHING) is True
+    by_default = asked or caches_states(setting.plan.vllm_version)
+    return by_default and usual.get(knobs.ENABLE_PREFIX_CACHING) is not False
 
 
 def _first_start(setting: StudySetting, record: TrialRecord) -> FirstStart | None:
@@ -217,6 +260,9 @@ def _first_start(setting: StudySetting, record: TrialRecord) -> FirstStart | Non
         weights_gib=facts.weights_gib,
         utilization=None if explicit else float(values[UTILIZATION]),
         kv_bytes=explicit,
+        concurrency=facts.max_concurrency,
+        length=facts.concurrency_tokens or facts.max_model_len,
+        block_tokens=facts.block_tokens,
     )
 
 

@@ -10,8 +10,9 @@ from tuner.capacity import KvRoom, ModelMemory
 from tuner.environment import Gpu
 from tuner.errors import UsageError
 from tuner.flagwords import flag_names
+from tuner.kv.config_json import UnknownModelError, read_config
 from tuner.load.workload import Workload
-from tuner.model import ModelLength, UnknownModelError, folder_of, model_length, read_config
+from tuner.model import ModelLength, folder_of, model_length
 from tuner.space.parameter import Kind
 from tuner.space.space import Dropped
 from tuner.study.kv_budget import LENGTH, default_room
@@ -105,7 +106,8 @@ def _chosen(
     tokens, source = _from_user(plan, asked, needed) or (needed, _from_model(plan, own, found))
     if source is LengthSource.MODEL:
         tokens = own
-    return RequestLength(tokens, source, own, None if found is None else found[0].kv_tokens)
+    shown = own if source is LengthSource.NO_ROOM else tokens
+    return RequestLength(tokens, source, own, None if found is None else found[0].tokens_of(shown or found[0].longest))
 
 
 def _from_user(plan: StudyPlan, asked: int | None, needed: int) -> tuple[int | None, LengthSource] | None:
@@ -134,7 +136,7 @@ def _from_model(plan: StudyPlan, own: int | None, found: tuple[KvRoom, ModelMemo
     if found is None:
         return LengthSource.MEMORY_UNKNOWN
     room, memory = found
-    fits = room.sequences(own * (UNMODELLED_FACTOR if memory.not_modelled else 1)).low >= 1
+    fits = room.surely_admits(own * (UNMODELLED_FACTOR if memory.not_modelled else 1))
     return LengthSource.MODEL if fits else LengthSource.NO_ROOM
 
 

@@ -114,7 +114,8 @@ class StudyPlan:
     `layouts` are those that are searched; `ruled_out` are not started. `asked_layouts` are those that the user named,
     none if the choice was tuner's. `units` are the given GPUs, or workers of a CPU. `own_layout` is the default's:
     what a user would type without tuner. `doors` can stand in front of several servers, the preferred one first. The
-    others are measured too where that one costs more than the accuracy, or always with `compares_doors`.
+    others are measured too where that one costs more than the accuracy, or always with `compares_doors`. The version of
+    vLLM is empty in older plans.
     """
 
     study: str
@@ -141,6 +142,7 @@ class StudyPlan:
     units: tuple[int, ...] = ()
     doors: tuple[Door, ...] = ()
     compares_doors: bool = False
+    vllm_version: str = ""
     schema: int = 3
 
     @property

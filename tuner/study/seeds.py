@@ -9,7 +9,7 @@ from tuner.candidate import Candidate, Value
 from tuner.layout import Layout
 from tuner.space.parameter import Parameter
 from tuner.study.compile_cache import neighbours
-from tuner.study.kv_budget import KV_BYTES, UTILIZATION, fullest
+from tuner.study.kv_budget import KV_BYTES, UTILIZATION, fullest, most_sequences
 from tuner.study.plan import StudyPlan
 from tuner.study.setting import StudySetting
 from tuner.vllm import knobs
@@ -72,11 +72,21 @@ def _of_layout(setting: StudySetting, layout: Layout, *, filling_first: bool = F
     if filling_first:
         variants.sort(key=lambda variant: variant is not (full or loads_own))
     found = [
-        setting.candidate({**start, **sets})
+        setting.candidate(_holdable(setting, {**start, **sets}))
         for variant in variants
         if (sets := _within(ranges, variant)) and all(flag in start or flag in sets for flag in ranges)
     ]
     return list(dict.fromkeys(found))
+
+
+def _holdable(setting: StudySetting, values: dict[str, Value]) -> dict[str, Value]:
+    """Return the values with no more sequences than vLLM's blocks can hold. The range of the space comes first."""
+    most = most_sequences(setting, {**setting.base, **values, **setting.given})
+    parameter = next((p for p in setting.plan.parameters if p.flag == SEQUENCES), None)
+    asked = values.get(SEQUENCES)
+    if most is None or parameter is None or not isinstance(asked, (int, float)) or asked <= most:
+        return values
+    return {**values, SEQUENCES: parameter.decode(parameter.encode(most))}
 
 
 def _throughput_mode(plan: StudyPlan, defaults: Mapping[str, Value]) -> dict[str, float]:

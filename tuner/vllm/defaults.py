@@ -25,6 +25,16 @@ def vllm_defaults(version: str, gpus: tuple[Gpu, ...]) -> dict[str, Value]:
     }
 
 
+def steps_in_flight(version: str) -> int:
+    """Return the steps whose tokens vLLM reserves for each window (v1/kv_cache_interface.py, since 0.25 two)."""
+    return 1 if _minor(version) < 25 else 2
+
+
+def caches_states(version: str) -> bool:
+    """Return True if prefix caching is on by default in models with states (vLLM pull request 50991)."""
+    return _minor(version) >= 27
+
+
 def _batch(gpus: tuple[Gpu, ...]) -> tuple[int, int]:
     if not gpus:
         return 2048, 128

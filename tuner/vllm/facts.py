@@ -13,7 +13,8 @@ _KV_MEMORY = re.compile(
     r"|(?:Auto|Explicitly) set \((?=[\d.]+/[\d.]+\) GiB for KV cache))"  # CPU
     r"(-?[\d.]+)"
 )
-_CONCURRENCY = re.compile(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x")
+_CONCURRENCY = re.compile(r"Maximum concurrency for ([\d,]+) tokens per request: ([\d.]+)x")
+_BLOCK = re.compile(r"Setting attention block size to (\d+) tokens")
 _WEIGHTS = re.compile(r"Model loading took ([\d.]+) Gi?B")
 _COMPILE = re.compile(r"torch\.compile (?:took|takes) ([\d.]+) s in total")
 _COMPILE_HIT = re.compile(r"Directly load (?:the compiled graph|AOT compilation)")
@@ -26,6 +27,10 @@ class StartFacts:
     kv_tokens: int | None = None
     kv_memory_gib: float | None = None
     max_concurrency: float | None = None
+    concurrency_tokens: int | None = None
+    """Tokens of each of the `max_concurrency` requests."""
+    block_tokens: int | None = None
+    """Tokens of an attention block, where vLLM set it itself."""
     weights_gib: float | None = None
     compile_s: float | None = None
     compile_cache_hit: bool | None = None
@@ -39,11 +44,16 @@ def parse_facts(log_text: str, *, max_model_len: int | None = None) -> StartFact
     compilation."""
     version = _VERSION.search(log_text)
     compile_s = _largest(_COMPILE, log_text)
+    concurrency = min(
+        ((float(n), int(each.replace(",", ""))) for each, n in _CONCURRENCY.findall(log_text)), default=None
+    )
     return StartFacts(
         vllm_version=version[1].rstrip(",") if version else None,
         kv_tokens=min((int(n.replace(",", "")) for n in _KV_TOKENS.findall(log_text)), default=None),
         kv_memory_gib=_smallest(_KV_MEMORY, log_text),
-        max_concurrency=_smallest(_CONCURRENCY, log_text),
+        max_concurrency=None if concurrency is None else concurrency[0],
+        concurrency_tokens=None if concurrency is None else concurrency[1],
+        block_tokens=max(map(int, _BLOCK.findall(log_text)), default=None),
         weights_gib=_largest(_WEIGHTS, log_text),
         compile_s=compile_s,
         compile_cache_hit=True if _COMPILE_HIT.search(log_text) else None if compile_s is None else False,
