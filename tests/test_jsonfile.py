@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.study.builders import REFUSAL, level, plan, record
 from tuner.candidate import Candidate
-from tuner.jsonfile import TornFileError, dump, dumps, load, loads
+from tuner.jsonfile import DiskWarning, NewerFileError, TornFileError, dump, dumps, load, loads, write_atomically
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
 
@@ -170,3 +174,61 @@ def test_an_edited_file_of_an_older_schema_is_torn(old: str, tmp_path: Path) -> 
 def test_another_json_value_than_an_object_is_no_record() -> None:
     with pytest.raises(ValueError, match="is not dict"):
         loads("[]", Job)
+
+
+@pytest.mark.parametrize("text", ["caf\udce9", "\ud800", "\udfff\ud800", "ok"])
+def test_text_that_utf_8_cannot_write_comes_back(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    dump(path, Job(RunLadder(()), pair=(1, text)))
+    assert load(path, Job).pair == (1, text)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    trial: int
+    schema: int = 2
+
+
+def test_a_file_of_a_newer_schema_says_so_and_is_not_called_torn(tmp_path: Path) -> None:
+    path = tmp_path / "kept.json"
+    path.write_text('{"trial": 1, "schema": 3, "more": []}')
+    with pytest.raises(NewerFileError, match=r"kept\.json: made by a newer tuner \(schema 3, this one knows 2\)"):
+        load(path, Kept, lambda raw: raw["nothing"])
+    path.write_text('{"trial": 1, "schema": 2}')
+    assert load(path, Kept) == Kept(1)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ESTALE, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_disk_without_fsync_costs_a_caution_and_no_file(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", failing(number))
+    with pytest.warns(DiskWarning, match="no fsync"):
+        dump(tmp_path / "record.json", Kept(1))
+    assert load(tmp_path / "record.json", Kept) == Kept(1)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_a_disk_that_lost_the_data_is_an_error(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", failing(number))
+    with pytest.raises(OSError):
+        dump(tmp_path / "record.json", Kept(1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def failing(number: int) -> Callable[[int], None]:
+    def fails(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fails
+
+
+def test_a_file_has_the_mode_that_was_asked_for_from_its_beginning(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "start.sh", b"", mode=0o777)
+        write_atomically(tmp_path / "secret", b"", mode=0o600)
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("start.sh", "secret")]
+    assert modes == [0o750, 0o600]

@@ -10,11 +10,12 @@ NOT_OBSERVED = "–"
 # ESC [ … letter, ESC ] … BEL or ESC \, and two-character escapes; then whatever control characters are left.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def one_line(text: str) -> str:
-    """Strip control sequences and newlines from foreign text."""
-    return _CONTROL.sub(" ", _ESCAPES.sub("", text)).strip()
+    """Strip control sequences, newlines and what UTF-8 cannot write from foreign text."""
+    return _SURROGATE.sub("\ufffd", _CONTROL.sub(" ", _ESCAPES.sub("", text))).strip()
 
 
 def significant(value: float | None, digits: int = 3) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -24,17 +27,39 @@ class TornFileError(ValueError):
     """File that is cut short, edited, or of a newer schema. The message names the file and the key."""
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace the file in one step, also across a power cut. Its mode follows the user's umask."""
+class NewerFileError(TornFileError):
+    """File of a schema that only a newer tuner knows."""
+
+
+class DiskWarning(UserWarning):
+    """Something that this disk cannot do, and without which tuner goes on."""
+
+
+FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+"""Errors of a disk that lost what was written. Other errors of fsync and locks say that a disk does not know them."""
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Replace the file in one step, also across a power cut. Its `mode` is narrowed by the user's umask."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that is gone has nothing to remove; the error that counts is another
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in FULL_OR_BROKEN:
+            raise
+        warnings.warn(f"this disk has no fsync ({error.strerror}): a power cut may cost a trial", DiskWarning, 2)
 
 
 def dump(path: Path, value: object) -> None:
@@ -42,18 +67,31 @@ def dump(path: Path, value: object) -> None:
 
 
 def dumps(value: object) -> str:
-    return json.dumps(_CONVERTER.unstructure(value), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    """Write JSON. Lone surrogates, as in names of files that are not UTF-8, are escaped and come back."""
+    text = json.dumps(_CONVERTER.unstructure(value), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    return re.sub(r"[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):x}", text)
 
 
 def load(path: Path, kind: type[T], upgrade: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> T:
     """Read a file. `upgrade` turns an object of an older schema into today's. Raises TornFileError."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
+        _refuse_newer(path, raw, kind)
         return decode(upgrade(raw) if upgrade is not None and isinstance(raw, dict) else raw, kind)
-    except ValueError as error:
+    except TornFileError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise TornFileError(f"{path}: {error}") from error
     except (AttributeError, KeyError, TypeError) as error:  # the upgrade met another shape than was ever written
         raise TornFileError(f"{path}: {error!r}") from error
+
+
+def _refuse_newer(path: Path, raw: object, kind: type) -> None:
+    """Raise NewerFileError for a schema above the one that this tuner writes."""
+    newest = next((field.default for field in dataclasses.fields(kind) if field.name == "schema"), None)
+    found = raw.get("schema") if isinstance(raw, dict) else None
+    if isinstance(newest, int) and isinstance(found, int) and found > newest:
+        raise NewerFileError(f"{path}: made by a newer tuner (schema {found}, this one knows {newest})")
 
 
 def loads(text: str, kind: type[T]) -> T:

@@ -18,7 +18,7 @@ import psutil
 from tuner import formatting
 from tuner.config import Machine
 from tuner.environment import Gpu
-from tuner.errors import EnvironmentFaultError
+from tuner.errors import EnvironmentFaultError, UsageError
 from tuner.placement import parse_gpus
 from tuner.server.ports import fresh_port
 from tuner.space.files import read_space
@@ -42,8 +42,12 @@ _SLOW_CLOCKS = ("hpet", "acpi_pm", "jiffies", "refined-jiffies")
 
 
 def cache_folder() -> Path:
-    """Return the folder for repeatable answers."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tuner"
+    """Return the folder for repeatable answers. It need not exist, nor be writable."""
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME, and no passwd entry; containers say / then
+        home = Path("/")
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "tuner"
 
 
 def this_machine() -> Machine:
@@ -97,7 +101,7 @@ def findings(vllm: str, gpus: str | None, studies: Path, say: Callable[[str], No
 def _vllm(vllm: str) -> Iterator[Finding]:
     try:
         found = installed_vllm(split_command(vllm), cache_folder() / "flags")
-    except EnvironmentFaultError as error:
+    except (EnvironmentFaultError, UsageError) as error:
         yield Finding("vLLM", Grade.ERROR, error.message, error.hint)
         return
     if found.version == "unknown":

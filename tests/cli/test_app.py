@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import json
 import re
 import resource
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import typer
 
 from tests.cli.support import TUNER, tuner
+from tuner.cli import app as command_line
 from tuner.cli.app import app
 
 
@@ -120,3 +123,57 @@ def test_every_option_has_a_help_with_its_default() -> None:
             assert told[:1].isupper() and told.endswith("."), (name, option.name)
             is_plain = option.required or getattr(option, "is_flag", False) or option.default is not None
             assert is_plain or re.search(r"[Dd]efault|\(\d+\)", told), (name, option.name)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(("words", "code"), [("studies", 0), ("status no-such-study", 2), ("--help", 0)])
+def test_a_closed_stream_changes_no_exit_code(words: str, code: int, closed: str, studies: Path) -> None:
+    where = f" --studies {studies}" if words != "--help" else ""
+    line = f"{shlex.join(TUNER)} {words}{where} {closed}"
+    ended = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == code
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_full_disk_behind_stdout_is_the_machines_fault(studies: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [*TUNER, "best", "small", "--studies", str(studies)], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ended.returncode == 4
+    assert ended.stderr.startswith("error: No space left")
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    line = f"mkdir gone; cd gone; rmdir ../gone; exec {shlex.join(TUNER)} status any"
+    ended = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert ended.returncode == 4
+    assert ended.stderr.startswith("error: the current folder is gone")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.ENOSPC, "full"), 4),
+        (OSError(errno.EAGAIN, "fork"), 4),
+        (OSError(errno.ESTALE, "stale"), 4),
+        (OSError(errno.ENOMEM, "memory"), 4),
+        (OSError(errno.ENAMETOOLONG, "long", "x" * 300), 2),
+        (RuntimeError("can't start new thread"), 4),
+        (MemoryError(), 4),
+        (OSError(errno.EBADF, "closed"), 1),
+        (RuntimeError("another"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_the_boundary_tells_the_machines_faults_from_bugs(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(**given: object) -> None:
+        raise error
+
+    monkeypatch.setattr(command_line, "app", fails)
+    assert command_line._run() == code
+    said = capsys.readouterr().err
+    assert ("Traceback" in said) == (code == 1)
+    assert "\nhint: " in said

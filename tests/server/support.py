@@ -117,3 +117,22 @@ def children_of_ours() -> list[proctable.ProcessEntry]:
     """Children that this test process got during the test, zombies and adopted orphans included."""
     ours = (p for p in proctable.table().values() if p.ppid == os.getpid())
     return [p for p in ours if (p.pid, p.start_ticks) not in _children_before]
+
+
+def as_nobody(work: Callable[[], object]) -> str:
+    """Do something in a child that is another user, and return the repr of the error that it raised."""
+    readable, written = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setresuid(65534, 65534, 65534)
+            work()
+        except BaseException as error:
+            os.write(written, repr(error).encode())
+        finally:
+            os._exit(0)
+    os.close(written)
+    with os.fdopen(readable) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return said

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.support import FAKE, MODEL, bystander, eventually, runs
+from tests.server.support import FAKE, MODEL, as_nobody, bystander, eventually, runs
 from tuner import jsonfile
 from tuner.errors import EnvironmentFaultError
 from tuner.server import leftovers, proctable, running_file, shutdown
@@ -204,10 +206,10 @@ def test_a_link_with_a_scratch_folders_name_is_not_followed(tmp_path: Path) -> N
     assert (tmp_path / "precious").exists()
 
 
-def test_shared_memory_that_another_process_maps_or_that_is_older_stays(tmp_path: Path) -> None:
+def test_shared_memory_that_another_process_maps_or_that_was_there_before_stays(tmp_path: Path) -> None:
     mapped, old = Path("/dev/shm/psm_tuner_test_mapped"), Path("/dev/shm/psm_tuner_test_old")
     old.touch()
-    now_ns = old.stat().st_ctime_ns + 1
+    before = leftovers.shared_memory_inodes()
     script = (
         "import mmap,sys,time; f=open(sys.argv[1],'w+b'); f.truncate(4096); m=mmap.mmap(f.fileno(),4096);"
         "print(flush=True); time.sleep(600)"
@@ -217,10 +219,10 @@ def test_shared_memory_that_another_process_maps_or_that_is_older_stays(tmp_path
         assert user.stdout is not None
         with user.stdout:
             user.stdout.readline()
-        assert leftovers.remove_shared_memory([mapped, old, Path("/dev/shm/none")], since_unix_ns=now_ns) == ()
+        assert leftovers.remove_shared_memory([mapped, old, Path("/dev/shm/none")], before=before) == ()
         user.kill()
         user.wait()
-        assert leftovers.remove_shared_memory([mapped, old], since_unix_ns=now_ns) == (str(mapped),)
+        assert leftovers.remove_shared_memory([mapped, old], before=before) == (str(mapped),)
     finally:
         user.kill()
         user.wait()
@@ -234,3 +236,28 @@ def test_a_record_survives_its_trip_through_json(tmp_path: Path) -> None:
     assert running_file.read(tmp_path / running_file.FILE_NAME) == record
     with pytest.raises(jsonfile.TornFileError):
         running_file.read(tmp_path / "none") if (tmp_path / "none").write_text("[]") else None
+
+
+def test_a_file_of_a_server_is_removed_though_the_clock_was_set_back(tmp_path: Path) -> None:
+    """A start an hour ahead of the file's time is what a clock that was set back leaves."""
+    note = tmp_path / "note"
+    words = ["--fault", "shared-memory", "--note", str(note)]
+    with killed_tuner(folder_of(tmp_path), *words):
+        segment = note.read_text().split()[0]
+        path = running_file.path_of(folder_of(tmp_path))
+        later = replace(running_file.read(path), started_unix_ns=time.time_ns() + 3600 * 10**9)
+        running_file.write(path.parent, later)
+        (report,) = end_leftovers(tmp_path)
+    assert f"/dev/shm/{segment}" in report.removed
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_server_of_another_user_is_refused_at_once_and_nothing_touched() -> None:
+    with bystander() as other, tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        running_file.write(folder, record_of(entry(other)))
+        said = as_nobody(lambda: end_leftovers(folder))
+        assert said.startswith("EnvironmentFaultError") and f"pid {other}" in said
+        assert runs(other)
+        assert (folder / running_file.FILE_NAME).exists()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.server.leftovers import remove_shared_memory
+from tuner.server.leftovers import remove_shared_memory, shared_memory_inodes
 
 READY_S = 20.0
 
@@ -107,7 +107,7 @@ Serve = Callable[..., Server]
 def serve(tmp_path: Path) -> Iterator[Serve]:
     """Start servers that share GPUs, compile cache and start counter. All of them are gone after the test."""
     servers: list[Server] = []
-    begun_unix_ns = time.time_ns()
+    before = shared_memory_inodes()
     rpc_dir = tmp_path / "rpc"
     rpc_dir.mkdir()
 
@@ -137,4 +137,4 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     for server in servers:
         server.end()
     # What a killed server left. A segment that a process maps belongs to a server of somebody else.
-    remove_shared_memory(Path("/dev/shm").glob("psm_*"), since_unix_ns=begun_unix_ns)
+    remove_shared_memory(Path("/dev/shm").glob("psm_*"), before=before)

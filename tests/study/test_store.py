@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -77,3 +79,22 @@ def test_a_torn_plan_is_one_clear_error(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:200])
     with pytest.raises(UsageError, match=r"plan\.json"):
         store.plan()
+
+
+@pytest.mark.parametrize("name", ["plan.json", "trials/0000/record.json"])
+def test_a_file_of_a_newer_tuner_is_refused_by_that_name(name: str, tmp_path: Path) -> None:
+    store = stored(tmp_path / "s")
+    store.save_record(record(0, Candidate()))
+    path = store.folder / name
+    path.write_text(re.sub(r'"schema": \d+', '"schema": 99', path.read_text()))
+    with pytest.raises(UsageError, match="made by a newer tuner"):
+        (store.plan(), store.records())
+
+
+def test_a_folder_that_was_deleted_is_not_made_again(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s")
+    shutil.rmtree(store.folder)
+    for use in (store.new_trial, lambda: store.trial_folder(0), lambda: store.save_record(record(0, Candidate()))):
+        with pytest.raises(FileNotFoundError):
+            use()
+    assert not store.folder.exists()

@@ -6,8 +6,10 @@ import errno
 import os
 import sys
 import traceback
+import warnings
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
@@ -38,8 +40,10 @@ if TYPE_CHECKING:
 _Language = Annotated[Language, typer.Option("--lang", help="Language of the page.")]
 _WITH_EXTRA = {"allow_extra_args": True}
 
-MACHINE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.EMFILE)
-"""Errors of a full, forbidden or broken disk. They are the machine's fault, not a bug of tuner."""
+BUG_ERRNOS = (None, errno.EBADF, errno.EINVAL, errno.EFAULT, errno.EEXIST, errno.ENOTEMPTY, errno.ENOTTY)
+"""Errors of the system that say tuner asked wrongly. All others are of a disk, a limit or a network."""
+
+_PYTHONS_FORMAT = warnings.formatwarning
 
 app = typer.Typer(
     name="tuner",
@@ -248,47 +252,106 @@ def best(
 
 
 def main() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that is not UTF-8 still works
+    _open_streams()
+    warnings.formatwarning = _format_warning
+    sys.exit(_delivered(_run()))
+
+
+def _run() -> int:
+    """Run the command line. Returns its exit code."""
     try:
         # Without standalone mode click hands back the code of a plain exit (--help) instead of ending the process.
         code = app(args=sys.argv[1:] or ["--help"], prog_name="tuner", standalone_mode=False) or 0
         sys.stdout.flush()
+        return int(code)
     except TunerError as error:
-        code = _fail(error.message, error.hint, error.exit_code)
+        return _fail(error.message, error.hint, error.exit_code)
     except TyperException as error:
-        code = _fail(error.format_message(), "tuner --help, or tuner COMMAND --help", 2)
+        return _fail(error.format_message(), "tuner --help, or tuner COMMAND --help", 2)
     except (BrokenPipeError, SystemExit) as ended:
         if isinstance(ended, SystemExit) and not isinstance(ended.__context__, BrokenPipeError):
             raise  # shell completion ends like this
-        # `tuner studies | head`: the reader has enough. click turns the error into an exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        return 0  # `tuner studies | head`: the reader has enough. click turns the error into an exit.
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail("interrupted", "go on with: tuner resume STUDY", 130)
+        return _fail("interrupted", "go on with: tuner resume STUDY", 130)
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            code = _fail(f"{error.strerror}: {str(error.filename)[:80]}…", "no file can have this name: shorten it", 2)
-        elif error.errno not in MACHINE_ERRNOS:
-            code = _bug(error)
-        else:
-            where = f": {error.filename}" if error.filename else ""
-            code = _fail(f"{error.strerror}{where}", "make room or repair it, then go on with: tuner resume STUDY", 4)
+        return _system_error(error)
+    except MemoryError:
+        return _fail("no memory is left", "free some, then go on with: tuner resume STUDY", 4)
+    except RuntimeError as error:
+        if "start new thread" not in str(error):
+            return _bug(error)
+        return _fail("no more threads can be started", "raise the limit of processes and threads (ulimit -u)", 4)
     except Exception as error:  # the boundary: a bug must look different from a user's mistake
-        code = _bug(error)
-    sys.exit(code)
+        return _bug(error)
+
+
+def _system_error(error: OSError) -> int:
+    """Tell the machine's faults from bugs."""
+    if error.errno == errno.ENAMETOOLONG:
+        return _fail(f"{error.strerror}: {str(error.filename)[:80]}…", "no file can have this name: shorten it", 2)
+    if error.errno in BUG_ERRNOS:
+        return _bug(error)
+    if error.errno == errno.EAGAIN:
+        return _fail("no more processes can be started", "raise the limit of processes and threads (ulimit -u)", 4)
+    if not error.filename and not _has_folder():
+        return _fail("the current folder is gone", "cd to one that is there, then run this again", 4)
+    where = f": {error.filename}" if error.filename else ""
+    return _fail(f"{error.strerror}{where}", "make room or repair it, then go on with: tuner resume STUDY", 4)
+
+
+def _has_folder() -> bool:
+    try:
+        Path.cwd()
+    except OSError:
+        return False
+    return True
+
+
+def _open_streams() -> None:
+    """Make stdin, stdout and stderr usable. A closed one (`>&-`) would give its number to a file of the study."""
+    while (lowest := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(lowest, True)
+    os.close(lowest)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115 - until the end
+        getattr(sys, name).reconfigure(errors="replace")  # a terminal that is not UTF-8 still works
+
+
+def _delivered(code: int) -> int:
+    """Flush what is still to be written. A reader or terminal that has gone does not change the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            from tuner.cli.console import forget
+
+            forget(stream)
+    return code
+
+
+def _format_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
+    """Write a warning of tuner's own as one line, and others as Python does."""
+    own = category.__module__.startswith("tuner.")
+    return f"caution: {message}\n" if own else _PYTHONS_FORMAT(message, category, *where, **more)
 
 
 def _bug(error: Exception) -> int:
-    traceback.print_exc()
+    _print_error(traceback.format_exc().rstrip())
     return _fail(f"this is a bug of tuner: {error!r}", "everything finished is in the study's folder", 1)
 
 
 def _fail(message: str, hint: str, code: int) -> int:
     from tuner.formatting import one_line
 
-    print(f"error: {one_line(message)}\nhint: {one_line(hint)}", file=sys.stderr)
+    _print_error(f"error: {one_line(message)}\nhint: {one_line(hint)}")
     return code
+
+
+def _print_error(text: str) -> None:
+    with suppress(OSError):  # the terminal may be gone: the exit code says it too
+        print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

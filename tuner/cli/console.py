@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from typing import Self, TextIO
@@ -79,6 +80,19 @@ class Console:
                 self.say(notice)
             case _:
                 pass  # a line for every phase would drown the results; the end is printed by the command
+
+
+def print_lines(text: str) -> None:
+    """Print to stdout. A terminal or pipe that has gone is no error: the study's folder has it all."""
+    try:
+        print(printable(text), flush=True)
+    except OSError:
+        forget(sys.stdout)
+
+
+def forget(stream: TextIO) -> None:
+    """Send what a stream still holds nowhere, so that its end raises nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def notice_line(event: Event) -> str | None:

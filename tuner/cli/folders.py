@@ -66,7 +66,7 @@ def write_file(path: Path, text: str) -> Path:
     """Write a file whole, and make its folders."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text.encode())
+        write_atomically(path, text.encode(errors="surrogateescape"))
     except OSError as error:
         raise EnvironmentFaultError(
             f"{path} cannot be written: {error.strerror}", hint="name another place with --out"

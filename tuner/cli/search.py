@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tuner.cli.console import Console, plan_lines, printable, result_lines
+from tuner.cli.console import Console, plan_lines, print_lines, result_lines
 from tuner.cli.progress import Look, Progress, progress
 from tuner.clock import RealClock
 from tuner.config import ChangedEnvironment, SearchOptions, plan_study, split_secrets
@@ -18,6 +18,8 @@ from tuner.environment import Environment, describe, differences
 from tuner.errors import EnvironmentFaultError, InterruptedSearchError, NothingFeasibleError, UsageError
 from tuner.load.workload import extra_body_text
 from tuner.machine import cache_folder, this_machine
+from tuner.server.diagnosis import signal_name
+from tuner.server.interrupts import ENDING, handled
 from tuner.server.leftovers import end_leftovers
 from tuner.study.fleet import LocalFleet
 from tuner.study.local_servers import local_trials
@@ -43,7 +45,7 @@ def run_search(options: SearchOptions, look: Look) -> None:
     os.environ.update(split_secrets(options.extra)[1])
     with store.locked():
         if store.exists:
-            differ = [*differences(store.environment(), environment), *_other_plan(store.plan(), plan)]
+            differ = [*_other_plan(store.plan(), plan), *differences(store.environment(), environment)]
             _refuse_a_mixture(plan.study, differ, options.changed_environment)
             plan = store.plan()
         else:
@@ -122,16 +124,22 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
         """Write the outputs after every trial, so that the best so far can be used at any time."""
         from tuner.report.page import write_report  # plotly is imported only when a page is made
 
-        try:
-            if result.winner is not None:
-                paths["start.sh"] = str(write_scripts(store.folder))
-            paths["report"] = str(write_report(store.folder))
-        except Exception as error:  # a page that cannot be drawn must not end the search: the records are on disk
-            if result.complete:
-                raise
-            shown.say(f"the report could not be written yet: {error!r}")
+        outputs: dict[str, Callable[[Path], Path]] = {"report": write_report}
+        if result.winner is not None:
+            outputs = {"start.sh": write_scripts, **outputs}
+        for name, write in outputs.items():
+            try:
+                paths[name] = str(write(store.folder))
+            except Exception as error:  # a page that cannot be drawn must not end the search: the records are on disk
+                if result.complete:
+                    raise
+                shown.say(f"{name} could not be written yet: {error!r}")
 
-    with progress(plan, environment.vllm_version, store.records(), look) as shown, _signals_set(stop, shown):
+    with (
+        _folder_kept(store),
+        progress(plan, environment.vllm_version, store.records(), look) as shown,
+        _signals_set(stop, shown),
+    ):
         runner = local_trials(plan, store, clock, gpu_adapter(), shown.show, stop)
         result = Loop(
             plan=plan,
@@ -142,7 +150,7 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
             emit=shown.show,
             on_result=write_outputs,
         ).run()
-    print(printable(result_lines(result, store.records(), plan.baseline, paths)))
+    print_lines(result_lines(result, store.records(), plan.baseline, paths))
     if stop.is_set():
         raise InterruptedSearchError(
             f"interrupted after {result.starts} starts; the best so far is written",
@@ -153,6 +161,20 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
             f"no candidate kept {', '.join(map(str, plan.slos))} without preemption",
             hint="read the report for what each broke; ease the limit, or shorten the workload",
         )
+
+
+@contextmanager
+def _folder_kept(store: Store) -> Iterator[None]:
+    """Name the cause if the study's folder was renamed or deleted inside. Every file and the database fail then."""
+    try:
+        yield
+    except (OSError, EnvironmentFaultError) as error:
+        if store.exists:
+            raise
+        raise EnvironmentFaultError(
+            f"the study's folder {store.folder} is gone: it was renamed or deleted while the search ran",
+            hint="its servers are ended; a renamed study goes on with: tuner resume NEW-NAME",
+        ) from error
 
 
 def _end_leftovers(store: Store, console: Console) -> None:
@@ -168,21 +190,16 @@ def _end_leftovers(store: Store, console: Console) -> None:
 
 @contextmanager
 def _signals_set(stop: threading.Event, shown: Progress) -> Iterator[None]:
-    """Let SIGINT and SIGTERM only set the event. The loop acts on it, ends its servers and writes the result."""
+    """Let signals that end a process only set the event. The loop acts on it, ends its servers and writes the result.
+    Those that are ignored stay so: under nohup the study goes on when the terminal closes."""
 
     def handler(number: int, frame: object) -> None:
         if not stop.is_set():
             stop.set()
-            text = f"{signal.Signals(number).name}: ending the running servers; what finished is kept"
+            text = f"{signal_name(number)}: ending the running servers; what finished is kept"
             # In its own thread: the interrupted one may be printing.
             threading.Thread(target=shown.say, args=(text,)).start()
 
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: the study goes on when the terminal closes
-        signals.append(signal.SIGHUP)
-    before = {number: signal.signal(number, handler) for number in signals}
-    try:
+    always = (signal.SIGINT, signal.SIGTERM)
+    with handled(handler, (n for n in ENDING if n in always or signal.getsignal(n) is signal.SIG_DFL)):
         yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

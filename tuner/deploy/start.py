@@ -106,9 +106,7 @@ def write_pair(folder: Path, recorded: Recorded) -> tuple[Path, Path]:
     """Write start.sh and stop.sh, whole and executable."""
     start, stop = folder / "start.sh", folder / "stop.sh"
     for path, text in ((start, start_script(recorded)), (stop, stop_script(recorded))):
-        write_atomically(path, text.encode())
-        mode = path.stat().st_mode
-        path.chmod(mode | (mode & 0o444) >> 2)
+        write_atomically(path, text.encode(errors="surrogateescape"), mode=0o777)
     return start, stop
 
 

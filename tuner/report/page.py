@@ -32,7 +32,9 @@ from tuner.study.units import machine_units
 def write_report(study_folder: Path, *, language: str = "en", gpu_price: float | None = None) -> Path:
     """Write report.html into the study's folder and return its path. `gpu_price` is per GPU-hour, None without cost."""
     path = study_folder / "report.html"
-    write_atomically(path, report(read_study(study_folder), language=language, gpu_price=gpu_price).encode())
+    write_atomically(
+        path, report(read_study(study_folder), language=language, gpu_price=gpu_price).encode(errors="replace")
+    )
     return path
 
 

@@ -53,7 +53,7 @@ def shell_word(text: str) -> str:
 def _escape(character: str) -> str:
     # Bytes rather than a code point: that would depend on the user's locale.
     names = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
-    return names.get(character) or "".join(f"\\x{byte:02x}" for byte in character.encode())
+    return names.get(character) or "".join(f"\\x{byte:02x}" for byte in character.encode(errors="surrogateescape"))
 
 
 def shell_line(launch: LaunchSpec, host: str = "127.0.0.1", port: int = PORT) -> str:

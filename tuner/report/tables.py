@@ -14,7 +14,7 @@ from tuner.candidate import Candidate
 from tuner.environment import Environment
 from tuner.errors import UsageError
 from tuner.formatting import one_line
-from tuner.jsonfile import TornFileError
+from tuner.jsonfile import NewerFileError, TornFileError
 from tuner.measurement import Load, Measurement
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
@@ -86,7 +86,8 @@ def read_study(folder: Path) -> StudyFiles:
             f"{folder} holds no study", hint="name the folder that holds its plan.json, such as studies/NAME"
         ) from error
     except TornFileError as error:
-        raise UsageError(f"the plan cannot be read: {error}", hint="was it written by a newer tuner?") from error
+        hint = "update tuner" if isinstance(error, NewerFileError) else "the file was cut short or edited"
+        raise UsageError(f"the plan cannot be read: {error}", hint=hint) from error
     unread: list[Unread] = []
     environment = _read(folder, folder / "environment.json", lambda path: jsonfile.load(path, Environment), unread)
     result = _read(folder, folder / "result.json", read_result, unread, optional=True)

@@ -38,7 +38,8 @@ class Child:
         self._spec = spec
         self._clock = request.clock
         self._begun_ns = request.clock.now_ns()
-        self.begun_unix_ns = round(request.clock.wall().timestamp() * 1e9)
+        self._begun_unix_ns = round(request.clock.wall().timestamp() * 1e9)
+        self.shared_memory_before = leftovers.shared_memory_inodes()
         self._running_file = running_file.path_of(request.folder, number)
         try:
             with held_at_gate(spec.argv, spec.env, self.log_path, request.clock) as self.process:
@@ -62,10 +63,11 @@ class Child:
             log_device=process.log.device,
             log_inode=process.log.inode,
             scratch=str(self._spec.scratch),
-            started_unix_ns=self.begun_unix_ns,
+            started_unix_ns=self._begun_unix_ns,
             tuner_pid=tuner_pid,
             tuner_start_ticks=tuner_start_ticks,
             gpu_baseline_bytes=self._spec.gpu_baseline_bytes,
+            shared_memory_before=self.shared_memory_before,
             container_engine=self._spec.container_engine,
             replica=number,
         )

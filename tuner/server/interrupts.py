@@ -1,28 +1,44 @@
-"""Ctrl-C and SIGTERM while a server lives. The first ends the `with` block, the second does not end the ending."""
+"""Signals that end a process, while a server lives. The first ends the `with` block, the second not the ending."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NOT_ENDING = frozenset({
+    signal.SIGKILL, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCONT,
+    signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGPIPE, signal.SIGXFSZ,
+    signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGSYS, signal.SIGTRAP,
+})  # fmt: skip
+"""Signals that cannot be caught, stop or go on, end nothing (signal(7); Python ignores two), or report a crash."""
+ENDING = tuple(sorted(int(number) for number in signal.valid_signals() if number not in _NOT_ENDING))
+"""Signals whose default action ends the process: batch systems and users send USR1, XCPU, QUIT and others."""
 
 
 @contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Turn SIGTERM into KeyboardInterrupt if nothing else handles it. By default it would skip every `finally`.
+def signals_interrupt() -> Iterator[None]:
+    """Turn signals into KeyboardInterrupt if nothing else handles them. By default they would skip every `finally`.
     Python delivers signals to the main thread only. In any other this does nothing, and its owner must handle them."""
-    if not _in_main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    if not _in_main_thread():
         yield
         return
-    signal.signal(signal.SIGTERM, _interrupt)
+    with handled(_interrupt, (number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL)):
+        yield
+
+
+@contextmanager
+def handled(handler: Callable[[int, FrameType | None], None], numbers: Iterable[int]) -> Iterator[None]:
+    """Handle these signals inside."""
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, old in before.items():
+            # None: a handler that was not set from Python and that Python cannot set again.
+            signal.signal(number, signal.SIG_DFL if old is None else old)
 
 
 @contextmanager
@@ -32,21 +48,16 @@ def interrupts_held() -> Iterator[None]:
         yield
         return
     held: list[int] = []
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    for number in _SIGNALS:
-        signal.signal(number, lambda received, _frame: held.append(received))
     try:
-        yield
+        with handled(lambda received, _frame: held.append(received), ENDING):
+            yield
     finally:
-        for number, handler in before.items():
-            # None: a handler that was not set from Python and that Python cannot set again.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         for received in dict.fromkeys(held):
             signal.raise_signal(received)
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt("terminated")
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(f"ended by signal {number}")
 
 
 def _in_main_thread() -> bool:

@@ -7,7 +7,8 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -28,6 +29,7 @@ MEMORY_LIMIT_S = 60.0
 MEMORY_SLACK_BYTES = 256 * 2**20
 """Bytes above the baseline that still count as "back". The driver and other processes vary by some tens of MiB."""
 
+SHM = Path("/dev/shm")
 _SHARED_MEMORY = re.compile(r"(psm_|vllm_|nccl-|torch_)")
 _SCRATCH = re.compile(r"tuner-[0-9a-f]{8}")
 _LONGEST_SCRATCH = 60
@@ -67,10 +69,21 @@ def remove_scratch(folder: Path) -> tuple[str, ...]:
     return names
 
 
-def remove_shared_memory(files: Iterable[Path], *, since_unix_ns: int) -> tuple[str, ...]:
-    """Unlink a dead server's own, unmapped files in /dev/shm. `files` are those that its own processes used. Others
-    that look like vLLM's may be a neighbour's."""
-    candidates = {file for file in files if _is_removable(file, since_unix_ns)}
+def shared_memory_inodes() -> tuple[int, ...]:
+    """Return what looks like a server's files in /dev/shm. Those that are there before a start are not its own. The
+    time of a file would not say so: clocks are set back."""
+    found = []
+    with suppress(OSError):
+        for file in SHM.iterdir():
+            with suppress(FileNotFoundError):
+                found += [file.lstat().st_ino] if _SHARED_MEMORY.match(file.name) else []
+    return tuple(sorted(found))
+
+
+def remove_shared_memory(files: Iterable[Path], *, before: Collection[int]) -> tuple[str, ...]:
+    """Unlink a dead server's own, unmapped files in /dev/shm. `files` are those that its own processes used, `before`
+    the inodes that were there before it. Others that look like vLLM's may be a neighbour's."""
+    candidates = {file for file in files if _is_removable(file, before)}
     if not candidates:
         return ()
     for pid in proctable.table():
@@ -108,7 +121,7 @@ def end_leftovers(
     """End the servers that a killed tuner left running.
 
     It finds them through the running.json files below `study_folder`. Raises EnvironmentFaultError if the tuner that
-    wrote one still runs: then it is not left over, and nothing is touched.
+    wrote one still runs, for then it is not left over, or if a server is another user's. Nothing is touched then.
     """
     records = [(path, _read(path)) for path in running_file.found_below(study_folder)]
     for path, record in records:
@@ -116,6 +129,11 @@ def end_leftovers(
             raise EnvironmentFaultError(
                 f"{path.parent} is in use by another tuner (pid {record.tuner_pid})",
                 hint="wait for it, stop it with Ctrl-C, or choose another --study",
+            )
+        if record is not None and _is_other_users(path, record):
+            raise EnvironmentFaultError(
+                f"a server of an earlier run is another user's: pid {record.pid} of {path.parent}",
+                hint=f"end it as that user (sudo kill {record.pid}), or choose another --study",
             )
     return [
         _unreadable(path) if record is None else _end(path, record, clock or RealClock(), gpu_memory or NoGpuMemory())
@@ -135,7 +153,7 @@ def _end(path: Path, record: Marker, clock: Clock, gpu_memory: GpuMemory) -> Sto
         killed, left = ended.killed, ended.left
         if record.container_engine:
             killed += end_container(record.container_engine, Path(record.scratch))
-    removed = remove_shared_memory(shared_memory, since_unix_ns=record.started_unix_ns)
+    removed = remove_shared_memory(shared_memory, before=record.shared_memory_before)
     removed += remove_scratch(Path(record.scratch))
     if not left:
         path.unlink(missing_ok=True)
@@ -167,15 +185,25 @@ def _writer_lives(record: Marker) -> bool:
     return tuner is not None and tuner.start_ticks == record.tuner_start_ticks and not tuner.is_zombie
 
 
+def _is_other_users(path: Path, record: Marker) -> bool:
+    """Return True if a server may not be signalled. One that is hidden (hidepid) is known by the owner of its file."""
+    if record.boot_id != proctable.boot_id() or not proctable.is_foreign(record.pid):
+        return False
+    leader = proctable.entry(record.pid)
+    if leader is not None:
+        return leader.start_ticks == record.start_ticks
+    return path.stat().st_uid != os.getuid()
+
+
 def _shared_memory(processes: Iterable[ProcessEntry]) -> set[Path]:
     return {file for process in processes for file in proctable.shared_memory_files(process.pid)}
 
 
-def _is_removable(file: Path, since_unix_ns: int) -> bool:
-    if file.parent != Path("/dev/shm") or not _SHARED_MEMORY.match(file.name):
+def _is_removable(file: Path, before: Collection[int]) -> bool:
+    if file.parent != SHM or not _SHARED_MEMORY.match(file.name):
         return False
     try:
         status = file.lstat()
     except FileNotFoundError:
         return False
-    return status.st_uid == os.getuid() and status.st_ctime_ns >= since_unix_ns
+    return status.st_uid == os.getuid() and status.st_ino not in before

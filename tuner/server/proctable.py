@@ -1,6 +1,7 @@
 """Table of /proc as values: sessions, open files, listeners. Linux only.
 
-Every function leaves out a process that ends while it is read; none raises for it.
+Every function leaves out a process that ends while it is read, and one that another user hides (mount option
+hidepid); none raises for it.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,10 +54,10 @@ def boot_id() -> str:
 
 
 def entry(pid: int) -> ProcessEntry | None:
-    """Return the process, None if there is none."""
+    """Return the process, None if there is none that may be seen."""
     try:
         text = (PROC / str(pid) / "stat").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     # The name stands in parentheses and may hold spaces and parentheses itself: proc(5).
     name = text[text.index("(") + 1 : text.rindex(")")]
@@ -100,18 +102,41 @@ def is_alive(known: ProcessEntry) -> bool:
 
 def send_signal(known: ProcessEntry, number: signal.Signals) -> None:
     """Signal this very process or none. The pidfd pins the process before its start time is compared: the pid cannot
-    change hands in between."""
+    change hands in between. Another user's process is not signalled, and stays alive."""
+    with suppress(ProcessLookupError, PermissionError):  # it ended by now, or is another user's
+        try:
+            pidfd = os.pidfd_open(known.pid)
+        except ProcessLookupError:
+            return
+        except OSError:  # a kernel or a sandbox without pidfds
+            if is_alive(known):
+                os.kill(known.pid, number)
+            return
+        try:
+            if is_alive(known):
+                signal.pidfd_send_signal(pidfd, number)
+        finally:
+            os.close(pidfd)
+
+
+def is_foreign(pid: int) -> bool:
+    """Return True if a process of this number exists that we may not signal: another user's."""
     try:
-        pidfd = os.pidfd_open(known.pid)
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
     except ProcessLookupError:
-        return
-    try:
-        if is_alive(known):
-            signal.pidfd_send_signal(pidfd, number)
-    except ProcessLookupError:
-        pass  # it ended between the two calls
-    finally:
-        os.close(pidfd)
+        return False
+    return False
+
+
+def output_files(pid: int) -> set[Path]:
+    """Return the files that stdout and stderr go to. Empty for a process that ended or may not be read."""
+    found: set[Path] = set()
+    for descriptor in ("1", "2"):
+        with suppress(OSError):
+            found.add((PROC / str(pid) / "fd" / descriptor).readlink())
+    return found
 
 
 def file_id(path: Path) -> FileId:
@@ -147,8 +172,8 @@ def listening_inodes(port: int) -> set[int]:
     for name in ("tcp", "tcp6"):
         try:
             rows = (PROC / "net" / name).read_text().splitlines()[1:]
-        except FileNotFoundError:
-            continue  # a kernel without IPv6
+        except OSError:
+            continue  # a kernel without IPv6, or a sandbox
         for row in rows:
             fields = row.split()
             if fields[3] == _LISTEN and int(fields[1].rsplit(":", 1)[1], 16) == port:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from tuner.server import proctable
 
 FILE_NAME = "running.json"
 """Name for a service's first server. The others are running-1.json, running-2.json."""
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +19,8 @@ class Marker:
     """One living server. Written while the child waits at its gate, removed when the server has ended.
 
     `log_device` and `log_inode` prove ownership after the leader is gone: every process of the server inherited the log
-    as its output. `scratch` is the start's temporary folder. `shared_memory` names the server's files in /dev/shm.
-    `replica` numbers the servers of one service.
+    as its output. `scratch` is the start's temporary folder. `shared_memory` names the server's files in /dev/shm,
+    `shared_memory_before` the inodes of others that were there. `replica` numbers the servers of one service.
     """
 
     boot_id: str
@@ -36,6 +35,7 @@ class Marker:
     tuner_pid: int
     tuner_start_ticks: int
     shared_memory: tuple[str, ...] = ()
+    shared_memory_before: tuple[int, ...] = ()
     gpu_baseline_bytes: tuple[tuple[int, int], ...] = ()
     container_engine: str = ""
     replica: int = 0
@@ -59,13 +59,8 @@ def write(folder: Path, marker: Marker) -> None:
 
 def read(path: Path) -> Marker:
     """Read a marker, also one of an earlier version. Raises jsonfile.TornFileError if it cannot be decoded."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(raw, dict):
-            raw.pop("argv_digest", None)  # earlier versions wrote it
-        return jsonfile.loads(json.dumps(raw), Marker)
-    except ValueError as error:
-        raise jsonfile.TornFileError(f"{path}: {error}") from error
+    # Earlier versions wrote `argv_digest`.
+    return jsonfile.load(path, Marker, lambda raw: {key: raw[key] for key in raw if key != "argv_digest"})
 
 
 def this_tuner() -> tuple[int, int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tuner.errors import EnvironmentFaultError, InterruptedSearchError
 from tuner.launch import Deployment, Door
 from tuner.server.door import NginxDoor, required_nginx
-from tuner.server.interrupts import interrupts_held, sigterm_interrupts
+from tuner.server.interrupts import interrupts_held, signals_interrupt
 from tuner.server.readiness import POLL_S, NotReady, Ready
 from tuner.server.request import ServiceRequest
 from tuner.server.shutdown import StopReport, joined
@@ -96,7 +96,7 @@ def serving(request: ServiceRequest) -> Iterator[Service]:
     EnvironmentFaultError if nginx is missing or this machine cannot even fork or write the running file.
     """
     program = required_nginx() if request.deployment.door is Door.NGINX else None
-    with sigterm_interrupts():
+    with signals_interrupt():
         starts: list[Start] = []
         doors: list[NginxDoor] = []
         outcome: Service | _Refused | None = None

@@ -106,8 +106,12 @@ def _kill(family: Family, clock: Clock, before_kill: Callable[[], None]) -> Forc
             proctable.send_signal(process, signal.SIGKILL)
         clock.sleep(_POLL_S / 2)
         living = family.living()
+        if living and all(proctable.is_foreign(process.pid) for process in living):
+            break  # another user's, as behind sudo: no signal reaches it
     family.reap_adopted()
-    return ForcedEnd(tuple(map(str, killed.values())), tuple(map(str, living)))
+    left = {process: " of another user" * proctable.is_foreign(process.pid) for process in living}
+    killed_ones = [process for process in killed.values() if process not in left]
+    return ForcedEnd(tuple(map(str, killed_ones)), tuple(f"{process}{whose}" for process, whose in left.items()))
 
 
 def _wait(condition: Callable[[], bool], limit_s: float, clock: Clock) -> bool:

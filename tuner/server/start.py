@@ -130,7 +130,7 @@ class Start:
         killed = ended.killed
         if self._engine:
             killed += end_container(self._engine, self._scratch)
-        removed = leftovers.remove_shared_memory(self.process.shared_memory, since_unix_ns=self._child.begun_unix_ns)
+        removed = leftovers.remove_shared_memory(self.process.shared_memory, before=self._child.shared_memory_before)
         logtext.redact_file(self.log_path, self._secrets)
         memory_back = leftovers.wait_for_memory(self._gpu_memory, self._baseline, self._clock, leftovers.MEMORY_LIMIT_S)
         if not ended.left:
@@ -154,11 +154,19 @@ def _environment(spec: LaunchSpec, scratch: Path) -> dict[str, str]:
         variables.RPC_BASE_PATH: str(scratch),
         # torch would move its compile cache along with TMPDIR and compile everything anew at every start.
         "TORCHINDUCTOR_CACHE_DIR": inherited.get("TORCHINDUCTOR_CACHE_DIR")
-        or f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}",
+        or f"{tempfile.gettempdir()}/torchinductor_{_user()}",
     }
     # Servers that share PROMETHEUS_MULTIPROC_DIR add their counters up in each other's /metrics.
     kept = {name: value for name, value in inherited.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
-    return {**kept, **own, **dict(spec.env)}
+    return variables.with_start_facts({**kept, **own, **dict(spec.env)})
+
+
+def _user() -> str:
+    """Return the user's name as torch has it. A container may run as a number that has none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def _api_key(spec: LaunchSpec) -> str | None:

@@ -15,7 +15,7 @@ from typing import TypeVar
 from tuner import formatting
 from tuner.environment import Environment
 from tuner.errors import EnvironmentFaultError, UsageError
-from tuner.jsonfile import TornFileError, dump, load
+from tuner.jsonfile import NewerFileError, TornFileError, dump, load
 from tuner.study.assignment import Assignment
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
@@ -74,7 +74,7 @@ class Store:
 
     def trial_folder(self, trial: int) -> Path:
         path = self.folder / "trials" / f"{trial:04d}"
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(exist_ok=True)  # without its parents: a folder that was deleted meanwhile stays so
         return path
 
     def new_trial(self) -> int:
@@ -84,7 +84,7 @@ class Store:
             begun = [int(p.name) for p in (self.folder / "trials").glob("[0-9]*") if p.name.isdigit()]
             trial = max(begun, default=-1) + 1
             try:
-                (self.folder / "trials" / f"{trial:04d}").mkdir(parents=True)
+                (self.folder / "trials" / f"{trial:04d}").mkdir()
             except FileExistsError:  # another thread was faster
                 continue
             return trial
@@ -119,11 +119,14 @@ class Store:
         dump(path, record)
 
     def records(self) -> tuple[TrialRecord, ...]:
-        """Finished trials in their order. A torn record counts as unfinished: its trial is run again."""
+        """Finished trials in their order. A torn record counts as unfinished: its trial is run again. Raises
+        UsageError if a newer tuner wrote one."""
         found = []
         for path in sorted((self.folder / "trials").glob("*/record.json")):
             try:
                 found.append(read_record(path))
+            except NewerFileError as error:
+                raise _made_by_newer(error) from error
             except TornFileError:
                 continue
         return tuple(found)
@@ -143,5 +146,11 @@ class Store:
             return read(path)
         except FileNotFoundError as error:
             raise UsageError(f"no {name} in {self.folder}", hint="is this the folder of a study?") from error
+        except NewerFileError as error:
+            raise _made_by_newer(error) from error
         except TornFileError as error:
             raise UsageError(str(error), hint="the file was cut short or edited; choose another --study") from error
+
+
+def _made_by_newer(error: NewerFileError) -> UsageError:
+    return UsageError(str(error), hint="update tuner, or choose another --study")
