@@ -48,6 +48,9 @@ from tuner.telemetry.gpu import GpuReading
 from tuner.vllm import knobs
 from tuner.vllm.defaults import vllm_defaults
 
+UNEXPLAINED = {"ended", "engine-died", "hung", "start-limit"}
+"""Causes that name no fault."""
+
 COMMAND = (sys.executable, "-m", "tuner.sim", "serve")
 TWO_GPUS = (GpuGroup((0,)), GpuGroup((1,)))
 ROOM = {Moment.STARTING: ("slow-start:2",), Moment.DRAINING: ("stall:3",)}
@@ -155,16 +158,20 @@ def several_plan(
 def order_of(rows: Sequence[Row]) -> list[Row | None]:
     """Order the faults by start, None for a healthy one.
 
-    Never three failed starts in a row, which would end the run, and never more than two of one candidate.
+    Never three failed starts in a row, after which the run would wait, and never more than two of one candidate. Two
+    of one candidate that its log does not explain would bring an experiment.
     """
     failed = [row for row in rows if row.learnt in (Learnt.AGAIN, Learnt.NOTHING)]
     others: list[Row | None] = [row for row in rows if row not in failed]
     order: list[Row | None] = []
     while failed or others:
-        order += failed[:2]
-        if failed or others:
+        first = failed.pop(0) if failed else None
+        second = next((row for row in failed if first and not {first.cause, row.cause} <= UNEXPLAINED), None)
+        order += [row for row in (first, second) if row is not None]
+        if second is not None:
+            failed.remove(second)
+        if first is not None or others:
             order.append(others.pop(0) if others else None)
-        del failed[:2]
     return order
 
 

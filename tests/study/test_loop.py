@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import ScriptedClock
-from tests.study.builders import MACHINE, landscape, plan, with_start
+from tests.study.builders import MACHINE, landscape, plan, trial_of, with_start
 from tests.study.study_run import StudyRun
 from tuner import jsonfile
 from tuner.errors import EnvironmentFaultError
 from tuner.server.diagnosis import Bound
 from tuner.study.assignment import Assignment
-from tuner.study.events import GroupQuarantined, RuleApplied
+from tuner.study.events import GroupQuarantined, Paused, RuleApplied
+from tuner.study.machine_faults import ATTEMPTS, FAULTS_IN_A_ROW, PAUSES_S
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision
 from tuner.study.store import ASSIGNMENT, Store
@@ -100,7 +101,7 @@ def test_a_fault_of_the_machine_is_retried_and_gives_no_feedback(tmp_path: Path)
     assert again[1].outcome is not TrialOutcome.INFRASTRUCTURE
 
 
-def test_three_faults_in_a_row_end_the_run_with_the_cause(tmp_path: Path) -> None:
+def test_faults_in_a_row_end_the_run_with_the_cause_once_no_pause_has_helped(tmp_path: Path) -> None:
     def run_trial(assignment: Assignment) -> TrialRecord:
         made = landscape(assignment)
         return replace(with_start(made, cause=MACHINE), outcome=TrialOutcome.INFRASTRUCTURE, levels=(), best=None)
@@ -109,7 +110,52 @@ def test_three_faults_in_a_row_end_the_run_with_the_cause(tmp_path: Path) -> Non
     with pytest.raises(EnvironmentFaultError) as caught:
         run.loop.run()
     assert "another process has the port" in caught.value.message
-    assert len(run.store.records()) == 3
+    assert len(run.store.records()) == FAULTS_IN_A_ROW + len(PAUSES_S)
+    assert [e.seconds for e in run.events if isinstance(e, Paused)] == list(PAUSES_S)
+
+
+@pytest.mark.parametrize("outage_s", [20.0, 90.0, 500.0])
+def test_an_outage_of_the_machine_delays_the_night_and_does_not_end_it(tmp_path: Path, outage_s: float) -> None:
+    run = StudyRun(plan(tmp_path / "s", starts=6))
+    clock = run.loop.clock
+
+    def run_trial(assignment: Assignment) -> TrialRecord:
+        began_s = clock.now_ns() / 1e9
+        clock.sleep(2.0)
+        return trial_of(assignment, MACHINE) if 5.0 < began_s < 5.0 + outage_s else landscape(assignment)
+
+    run.run_trial = run_trial
+    result = run.loop.run()
+    assert result.complete
+    assert sum(r.counts and r.role is not Role.CONFIRM for r in run.store.records()) == 6
+
+
+def test_no_pause_goes_beyond_the_time_budget(tmp_path: Path) -> None:
+    run = StudyRun(replace(plan(tmp_path / "s"), time_budget_s=500.0), lambda a: trial_of(a, MACHINE))
+    with pytest.raises(EnvironmentFaultError, match="another process has the port"):
+        run.loop.run()
+    assert run.loop.clock.now_ns() <= 500e9
+
+
+def test_an_interrupt_ends_a_pause(tmp_path: Path) -> None:
+    run = StudyRun(plan(tmp_path / "s"), lambda a: trial_of(a, MACHINE))
+    run.loop.emit = lambda event: run.stop.set() if isinstance(event, Paused) else None
+    assert not run.loop.run().complete
+    assert run.loop.clock.now_ns() < PAUSES_S[0] * 1e9
+
+
+def test_a_candidate_that_the_machine_never_starts_is_given_up_while_others_start(tmp_path: Path) -> None:
+    run = StudyRun(plan(tmp_path / "s", starts=6))
+    lost: list[str] = []
+
+    def run_trial(assignment: Assignment) -> TrialRecord:
+        if assignment.trial == 2:
+            lost.append(assignment.candidate.id)
+        return trial_of(assignment, MACHINE) if assignment.candidate.id in lost else landscape(assignment)
+
+    run.run_trial = run_trial
+    assert run.loop.run().complete
+    assert sum(r.candidate.id in lost for r in run.store.records()) == ATTEMPTS
 
 
 def test_an_interrupted_run_keeps_what_finished_and_goes_on_to_its_target(tmp_path: Path) -> None:

@@ -17,14 +17,17 @@ from tuner.measurement import LoadKind, Measurement
 from tuner.study import confirm
 from tuner.study.events import (
     Event,
+    Explained,
     GroupQuarantined,
     GroupsCompared,
     LayoutDropped,
     LevelMeasured,
+    Paused,
     RuleApplied,
     SearchEnded,
     TrialFinished,
     TrialStarted,
+    Unexplained,
 )
 from tuner.study.forecast import UNKNOWN_START_S, left_s
 from tuner.study.layout_race import FIRST_TRIALS
@@ -106,6 +109,13 @@ def notice_line(event: Event) -> str | None:
             return f"QUARANTINED {event.group}: trial {event.trial:04d} left {event.left}"
         case GroupsCompared():
             return _comparison(event)
+        case Unexplained():
+            return _question(event)
+        case Explained():
+            return f"trial {event.record.trial:04d} failed by its own flags{_by(event.by)}; the search goes on"
+        case Paused():
+            why = event.cause.explanation if event.cause else "starts fail through no fault of the candidate"
+            return f"{why} Trying again in {formatting.duration(event.seconds)}"
         case SearchEnded():
             return _search_end(event)
         case _:
@@ -134,6 +144,20 @@ def _comparison(event: GroupsCompared) -> str:
         f"layout {event.layout}, all at once: {formatting.change(event.slowest_qps, event.alone_qps)} QPS on the "
         f"slowest of {event.groups} servers against one alone"
     )
+
+
+def _question(event: Unexplained) -> str:
+    """Quote an unexplained failure and say what decides it."""
+    cause, known = event.record.start.cause, event.known
+    said = f": {cause.line}" if cause and cause.line else ""
+    test = (
+        "the next candidate shows" if known is None else f"the candidate of trial {known.trial:04d}, which ran, shows"
+    )
+    return f"the log of trial {event.record.trial:04d} does not say whose fault it is{said}\n{test} if anything starts"
+
+
+def _by(record: TrialRecord | None) -> str:
+    return "" if record is None else f": trial {record.trial:04d} starts"
 
 
 def _search_end(event: SearchEnded) -> str | None:

@@ -31,6 +31,7 @@ from tuner.study.search import Search
 from tuner.study.seeds import seeds
 from tuner.study.setting import StudySetting
 from tuner.study.store import Store
+from tuner.study.unread import settled
 from tuner.telemetry.gpu import gpu_adapter
 from tuner.vllm.defaults import vllm_defaults
 from tuner.vllm.flags import installed_vllm
@@ -137,7 +138,7 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
 
     with (
         _folder_kept(store),
-        progress(plan, environment.vllm_version, store.records(), look) as shown,
+        progress(plan, environment.vllm_version, settled(plan, store.records()), look) as shown,
         _signals_set(stop, shown),
     ):
         runner = local_trials(plan, store, clock, gpu_adapter(), shown.show, stop)
@@ -150,7 +151,7 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
             emit=shown.show,
             on_result=write_outputs,
         ).run()
-    print_lines(result_lines(result, store.records(), plan.baseline, paths))
+    print_lines(result_lines(result, settled(plan, store.records()), plan.baseline, paths))
     if stop.is_set():
         raise InterruptedSearchError(
             f"interrupted after {result.starts} starts; the best so far is written",

@@ -78,7 +78,7 @@ class Picture:
 
     @property
     def done(self) -> int:
-        return sum(r.counts and r.role is not Role.CHECK for r in self.records)
+        return sum(r.counts and r.role.measures for r in self.records)
 
     @property
     def best(self) -> Figures | None:

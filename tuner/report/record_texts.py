@@ -22,6 +22,7 @@ RECORD_TEXTS: dict[str, tuple[str, str]] = {
     "role-search": ("search", "搜索"),
     "role-check": ("all groups at once", "各组同时运行"),
     "role-confirm": ("fresh start", "确认"),
+    "role-experiment": ("experiment", "排查"),
     "phase-start": ("start", "启动"),
     "phase-warm-up": ("warm-up", "预热"),
     "phase-measure": ("measure", "测量"),

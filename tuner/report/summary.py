@@ -16,7 +16,7 @@ from tuner.report.quote import production
 from tuner.report.tables import StudyFiles, shown_level, trial_rows
 from tuner.report.translations import Words
 from tuner.study.kv_budget import LENGTH
-from tuner.study.record import Role, TrialOutcome, TrialRecord, accepted_tokens
+from tuner.study.record import TrialOutcome, TrialRecord, accepted_tokens
 from tuner.study.result import Figures, StudyResult
 
 
@@ -237,5 +237,5 @@ def _about_confirmation(result: StudyResult | None, words: Words) -> list[Cautio
 def default_reasons(study: StudyFiles, words: Words) -> str:
     """Say why the default's trials were not feasible, each reason once. Empty if all were."""
     rows = [row for row in trial_rows(study) if row.candidate == study.plan.baseline and row.level is not None]
-    said = [remark(row, words) for row in rows if row.record.best is None and row.record.role is not Role.CHECK]
+    said = [remark(row, words) for row in rows if row.record.best is None and row.record.role.measures]
     return "; ".join(dict.fromkeys(filter(None, said)))

@@ -19,6 +19,7 @@ from tuner.measurement import Load, Measurement
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Figures, StudyResult
+from tuner.study.unread import settled
 from tuner.study.upgrade import read_plan, read_record, read_result
 
 T = TypeVar("T")
@@ -65,8 +66,8 @@ class StudyFiles:
         return any(placed.layout.replicas > 1 for placed in self.plan.layouts)
 
     def starts_of(self, candidate: Candidate) -> tuple[TrialRecord, ...]:
-        """Return the trials of a candidate, without those that ran on all GPU groups at once."""
-        return tuple(r for r in self.records if r.candidate == candidate and r.role is not Role.CHECK)
+        """Return the trials of a candidate, without checks and experiments."""
+        return tuple(r for r in self.records if r.candidate == candidate and r.role.measures)
 
     def quoted(self, figures: Figures | None) -> TrialRecord | None:
         """Return the trial that stands for a candidate: the first one behind its figures."""
@@ -98,7 +99,7 @@ def read_study(folder: Path) -> StudyFiles:
         plan=plan,
         environment=environment,
         result=result,
-        records=tuple(sorted((r for r in records if r is not None), key=lambda r: r.trial)),
+        records=settled(plan, sorted((r for r in records if r is not None), key=lambda r: r.trial)),
         unread=tuple(unread),
     )
 

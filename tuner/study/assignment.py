@@ -14,6 +14,9 @@ from tuner.placement import GpuGroup
 from tuner.study.plan import Ladder, LoadPolicy
 from tuner.study.record import Role, TrialRecord
 
+EXPERIMENT_S = 5.0
+"""Seconds of load in an experiment."""
+
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
@@ -71,6 +74,13 @@ def check_task(load: LoadPolicy, alone: Measurement) -> Task:
     if isinstance(load, Ladder):
         return RunLadder((int(alone.load.level),), load.level_s)
     return Saturate(load.settings.saturation_s)
+
+
+def experiment_task(load: LoadPolicy) -> Task:
+    """Return the task of a server whose start is all that matters: a short load, to see that it answers."""
+    if isinstance(load, Ladder):
+        return RunLadder(load.levels[:1], min(load.level_s, EXPERIMENT_S))
+    return Saturate(min(load.settings.saturation_s, EXPERIMENT_S))
 
 
 def confirm_task(load: LoadPolicy, found: TrialRecord, confirmed: Sequence[TrialRecord]) -> Task:

@@ -13,6 +13,7 @@ from tuner.study.record import Role, TrialRecord
 from tuner.study.result import LayoutStanding, StudyResult
 from tuner.study.stopping import SearchEnd
 from tuner.verdict import Verdict
+from tuner.vllm.cause import Cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,30 @@ class GroupQuarantined:
 
 
 @dataclass(frozen=True, slots=True)
+class Unexplained:
+    """Failure that the log does not explain. `known` ran before and decides it, None: the next candidate does."""
+
+    record: TrialRecord
+    known: TrialRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """Failure that was the candidate's: `by` has started since."""
+
+    record: TrialRecord
+    by: TrialRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """Pause of `seconds` before the next start, after faults of the machine."""
+
+    cause: Cause | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class SearchEnded:
     """The end of the search; confirmation runs follow. `patience` is the plan's."""
 
@@ -108,6 +133,9 @@ Event = (
     | LayoutDropped
     | GroupsCompared
     | GroupQuarantined
+    | Unexplained
+    | Explained
+    | Paused
     | SearchEnded
     | StudyFinished
 )

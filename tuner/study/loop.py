@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -14,22 +14,25 @@ from tuner.clock import Clock
 from tuner.errors import EnvironmentFaultError
 from tuner.layout import Layout, PlacedLayout
 from tuner.placement import GpuGroup
-from tuner.study import confirm, forecast
-from tuner.study.assignment import Assignment, check_task, confirm_task, search_task
+from tuner.study import confirm, forecast, machine_faults, unread
+from tuner.study.assignment import Assignment, check_task, confirm_task, experiment_task, search_task
 from tuner.study.conclusion import conclude
 from tuner.study.confirm import Confirmation
 from tuner.study.disturbance import in_closed_loop, runs_alone
 from tuner.study.doors import confirming_runs, doors
 from tuner.study.events import (
     Event,
+    Explained,
     GroupQuarantined,
     GroupsCompared,
     LayoutDropped,
+    Paused,
     RuleApplied,
     SearchEnded,
     StudyFinished,
     TrialFinished,
     TrialStarted,
+    Unexplained,
 )
 from tuner.study.fleet import Fleet, FleetStoppedError
 from tuner.study.plan import Ladder, StudyPlan
@@ -39,13 +42,7 @@ from tuner.study.search import Proposal, Search, SpaceExhaustedError
 from tuner.study.sentence import sentence
 from tuner.study.stopping import SearchEnd, search_end
 from tuner.study.store import Store
-from tuner.vllm.cause import REQUEST_REFUSED
-
-ATTEMPTS = 3
-"""Number of starts that a candidate gets in all when the machine is at fault."""
-
-FAULTS_IN_A_ROW = 3
-"""Number of consecutive faults of the machine that end the run: the rest would fare no better."""
+from tuner.study.units import units_at
 
 
 @dataclass(kw_only=True)
@@ -65,6 +62,7 @@ class Loop:
     _attempts: Counter[str] = field(default_factory=Counter, init=False)
     _held: Proposal | None = field(default=None, init=False)
     _quarantined: set[int] = field(default_factory=set, init=False)
+    _pauses: int = field(default=0, init=False)
     _began_ns: int = field(default=0, init=False)
     _spent_before_s: float = field(default=0.0, init=False)
 
@@ -82,10 +80,10 @@ class Loop:
         return result
 
     def _resume(self) -> None:
-        self._records = list(self.store.records())
+        self._records = list(unread.settled(self.plan, self.store.records()))
         self._spent_before_s = forecast.spent_s(self.plan, self._records)
         self._began_ns = self.clock.now_ns()
-        self.search.restore(self._records)
+        self.search.restore(self._records, [r.search_trial for r in self._questions if r.search_trial is not None])
 
     # --- search
 
@@ -101,6 +99,8 @@ class Loop:
                 break
             self._finish_next()  # it may bring a gain or free time, so that the search goes on after all
         self._put_back()
+        if not self.fleet.stopped:
+            machine_faults.raise_if_nothing_ran(self._records)
         if end is not None:
             self.emit(SearchEnded(end, self.plan.patience))
 
@@ -112,9 +112,11 @@ class Loop:
         """
         while not self.fleet.stopped and (self._held is not None or self._free(self.plan.groups)):
             end = search_end(self.plan, self._records, self._elapsed_s, len(self._running))
+            self.store.need_room()
+            if end is not SearchEnd.NO_TIME and self._examines():
+                continue
             if end is not None:
                 return end
-            self.store.need_room()
             if self._held is not None and self._is_given_up(self._held):
                 self._put_back()
             if self._held is None:
@@ -136,6 +138,22 @@ class Loop:
         for rule in proposal.newly_applied:
             self.emit(RuleApplied(rule))
         return proposal
+
+    def _examines(self) -> bool:
+        """Start the experiment that the next unexplained failure needs. False if none is due or none can start now."""
+        if any(assignment.role is Role.EXPERIMENT for assignment in self._running.values()):
+            return False
+        for question in self._questions:
+            place = set(units_at(self.plan, question.start.group))
+            for known in unread.ran_before(self._records, question):
+                groups = self._free(self.plan.placed(self.plan.layout_of(known.candidate)).groups)
+                group = next((g for g in groups if place & set(units_at(self.plan, g.name))), None)
+                if group is not None:
+                    self.emit(Unexplained(question, known))
+                    task = experiment_task(self.plan.load)
+                    self._submit(self._fresh(Role.EXPERIMENT, known.candidate, (group,), task))
+                    return True
+        return False
 
     def _put_back(self) -> None:
         """Give a held proposal back to the search, which may answer it without a start."""
@@ -268,8 +286,8 @@ class Loop:
         )
 
     def _submit(self, assignment: Assignment) -> None:
-        counted = sum(r.counts and r.role is not Role.CHECK for r in self._records) + len(self._running)
-        number = 1 if assignment.role is Role.CHECK else counted + 1
+        counted = sum(r.counts and r.role.measures for r in self._records) + len(self._running)
+        number = counted + 1 if assignment.role.measures else 1
         planned = max(number, self.plan.starts + self.plan.confirm_starts)
         made, trial, place = assignment, assignment.trial, assignment.place
         self.emit(TrialStarted(trial, made.role, made.candidate, place, number, planned, made.door, made.replicas))
@@ -284,26 +302,42 @@ class Loop:
         for future in wait(self._running, return_when=FIRST_COMPLETED).done:
             assignment = self._running.pop(future)
             self._take_in(assignment, future.result())
+        self._pause_after_faults()
 
     def _take_in(self, assignment: Assignment, record: TrialRecord) -> None:
-        best = max((r.qps for r in self._records if r.qps is not None and r.role is not Role.CHECK), default=0.0)
-        self._records.append(record)
-        if record.search_trial is not None:
-            if record.counts or record.attempt >= ATTEMPTS:
-                self.search.tell(record)
-            else:
-                self.search.requeue(record.search_trial)
-        else:
+        best = max((r.qps for r in self._records if r.qps is not None and r.role.measures), default=0.0)
+        before = {r.trial: r.outcome for r in self._records}
+        self._records = list(unread.settled(self.plan, (*self._records, record)))
+        if record.search_trial is None:
             self.search.observe(record)
-        self.emit(
-            TrialFinished(
-                record, is_best=record.role is not Role.CHECK and record.qps is not None and record.qps > best
-            )
-        )
+        self.emit(TrialFinished(record, is_best=record.role.measures and record.qps is not None and record.qps > best))
+        self._answer_all(record, before)
         self._save(self._result(complete=False))
         self._quarantine(assignment, record)
-        _raise_if_requests_are_refused(record)
-        self._raise_if_the_machine_is_broken(record)
+        machine_faults.raise_if_nothing_starts(self.plan, self.store, self._records, record)
+
+    def _answer_all(self, record: TrialRecord, before: Mapping[int, TrialOutcome]) -> None:
+        """Answer the new record's proposal, and those of open questions that it decides."""
+        for known in self._records:
+            is_decided = known.outcome is not before.get(known.trial, record.outcome)
+            if is_decided:
+                self.emit(Explained(known, unread.started_since(self.plan, self._records, known)))
+            if known.search_trial is not None and (is_decided or known.trial == record.trial):
+                self._answer(known)
+
+    def _answer(self, record: TrialRecord) -> None:
+        """Give the search its answer, or queue the candidate for another start. An open question gets none yet."""
+        assert record.search_trial is not None
+        if record.counts or machine_faults.is_given_up(self.plan, self._records, record):
+            self.search.tell(record)
+        elif record not in self._questions:
+            self.search.requeue(record.search_trial)
+        elif not unread.ran_before(self._records, record):
+            self.emit(Unexplained(record, None))
+
+    @property
+    def _questions(self) -> list[TrialRecord]:
+        return unread.questions(self._records)
 
     def _quarantine(self, assignment: Assignment, record: TrialRecord) -> None:
         """Use the trial's GPUs no more if its server left something there."""
@@ -320,17 +354,17 @@ class Loop:
                 hint=f"end what holds it (nvidia-smi names the processes), then: {self.store.resume_command}",
             )
 
-    def _raise_if_the_machine_is_broken(self, record: TrialRecord) -> None:
-        last = [r for r in self._records if r.outcome is not TrialOutcome.INTERRUPTED][-FAULTS_IN_A_ROW:]
-        in_a_row = len(last) == FAULTS_IN_A_ROW and all(r.outcome is TrialOutcome.INFRASTRUCTURE for r in last)
-        given_up = record.outcome is TrialOutcome.INFRASTRUCTURE and record.attempt >= ATTEMPTS
-        if in_a_row or given_up:
-            cause = record.start.cause
-            raise EnvironmentFaultError(
-                f"{FAULTS_IN_A_ROW} starts failed through no fault of the candidate: "
-                f"{cause.explanation if cause else 'unknown cause'}",
-                hint=cause.hint if cause else f"read {self.store.folder}/trials/{record.trial:04d}/server.log",
-            )
+    def _pause_after_faults(self) -> None:
+        """Wait before the next start if the last ones all failed through the machine."""
+        pause_s = machine_faults.next_pause_s(self._records, self._pauses, self._elapsed_s, self.plan.time_budget_s)
+        if pause_s is None or self.fleet.stopped:
+            self._pauses = self._pauses if machine_faults.faults_in_a_row(self._records) else 0
+            return
+        self._pauses += 1
+        self.emit(Paused(machine_faults.faults_in_a_row(self._records)[0].start.cause, pause_s))
+        until_ns = self.clock.now_ns() + round(pause_s * 1e9)
+        while self.clock.now_ns() < until_ns and not self.fleet.stopped:
+            self.clock.sleep(0.5)
 
     # --- result
 
@@ -360,10 +394,3 @@ class Loop:
     def _save(self, result: StudyResult) -> None:
         self.store.save_result(result)
         self.on_result(result)
-
-
-def _raise_if_requests_are_refused(record: TrialRecord) -> None:
-    """End a study whose requests no server will answer."""
-    cause = record.start.cause
-    if cause is not None and cause.kind == REQUEST_REFUSED:
-        raise EnvironmentFaultError(cause.explanation, hint=cause.hint)

@@ -18,18 +18,28 @@ SCHEMA = 3
 
 
 class Role(StrEnum):
-    """Purpose of a start. `CHECK` runs the default on all GPU groups at once, to see how they disturb each other."""
+    """Purpose of a start.
+
+    `CHECK` runs the default on all GPU groups at once, to see how they disturb each other. `EXPERIMENT` starts what
+    ran before, to see whose fault an unexplained failure was.
+    """
 
     DEFAULT = "default"
     SEED = "seed"
     SEARCH = "search"
     CHECK = "check"
     CONFIRM = "confirm"
+    EXPERIMENT = "experiment"
 
     @property
     def searches(self) -> bool:
         """Return True if the trial looks for the best candidate."""
         return self in (Role.DEFAULT, Role.SEED, Role.SEARCH)
+
+    @property
+    def measures(self) -> bool:
+        """Return True if the trial's figures are the candidate's."""
+        return self not in (Role.CHECK, Role.EXPERIMENT)
 
 
 class TrialOutcome(StrEnum):

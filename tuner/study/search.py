@@ -6,7 +6,7 @@ import math
 import random
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
 from optuna.trial import Trial, TrialState
@@ -83,8 +83,8 @@ class Search:
             self._enqueue_first()
 
     @storage_errors()
-    def restore(self, records: Iterable[TrialRecord]) -> None:
-        """Resume a study from its finished and interrupted trials."""
+    def restore(self, records: Iterable[TrialRecord], undecided: Collection[int] = ()) -> None:
+        """Resume a study from its finished and interrupted trials. The answers of `undecided` proposals are to come."""
         records = tuple(records)
         by_number = {r.search_trial: r for r in records if r.search_trial is not None}
         self._others = [r for r in records if r.search_trial is None]
@@ -97,7 +97,7 @@ class Search:
                 self._asked[frozen.number] = (trial, self._candidate(trial))
                 if record is not None and record.counts:
                     self.tell(record)
-                else:
+                elif frozen.number not in undecided:
                     self.requeue(frozen.number)
             elif record is not None:
                 self._remember(self._axis_point(frozen.params), record)
