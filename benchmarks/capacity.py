@@ -52,7 +52,7 @@ def warm(bench: Bench) -> float | None:
     if before.rate is None:
         return None
     incumbent = Incumbent(before.rate, before.saturation, before.answer_s)
-    steps = Steps(bench.probe, bench.saturate, SearchSettings(), incumbent)
+    steps = Steps.of_full_server(bench.probe, bench.saturate, SearchSettings(), incumbent)
     return steps.search(steps.saturation.rate * incumbent.rate / incumbent.saturation, widen=1.0).rate
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from datetime import datetime
 
 NOT_OBSERVED = "–"
 
@@ -68,6 +69,17 @@ def change(new: float | None, old: float | None) -> str:
     digits = 0 if abs(percent) >= 9.95 else 1
     text = f"{percent:+.{digits}f}"
     return f"{'0' if float(text) == 0 else text} %"
+
+
+def change_within(low: float, middle: float, high: float) -> str:
+    """Format a change with its interval, all shares: `change_within(0.31, 0.35, 0.39)` → "+35 % ± 4 %"."""
+    half = max(high - middle, middle - low) * 100
+    return f"{change(1 + middle, 1.0)} ± {half:.{0 if half >= 0.95 else 1}f} %"
+
+
+def time_of_day(iso: str) -> str:
+    """Format the time of an ISO 8601 date: "01:40"."""
+    return datetime.fromisoformat(iso).strftime("%H:%M")
 
 
 def share(value: float | None) -> str:

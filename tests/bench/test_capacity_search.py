@@ -126,7 +126,7 @@ def test_a_step_is_longer_the_further_the_tail_is_below_the_limit(log_ratio: flo
 
 def test_steps_alone_estimate_losers_too() -> None:
     server = Known(7.0)
-    steps = Steps(server.probe, server.saturate, SearchSettings(), Incumbent(10.0, 12.5))
+    steps = Steps.of_full_server(server.probe, server.saturate, SearchSettings(), Incumbent(10.0, 12.5))
     assert steps.search(steps.saturation.rate * 0.8, widen=1.0).rate == pytest.approx(7.0, rel=0.002)
 
 
@@ -155,7 +155,8 @@ def test_where_the_time_of_an_answer_is_known_one_closed_loop_is_enough() -> Non
     assert before.rate is not None
     server.probed.clear()
     incumbent = Incumbent(before.rate, before.saturation, before.answer_s)
-    found = Steps(server.probe, server.saturate, SearchSettings(), incumbent).search(before.rate, widen=1.0)
+    steps = Steps.of_full_server(server.probe, server.saturate, SearchSettings(), incumbent)
+    found = steps.search(before.rate, widen=1.0)
     assert found.seconds == 36 + 24 * len(server.probed)
 
 

@@ -27,6 +27,7 @@ from tuner.environment import Environment, Gpu
 from tuner.launch import Door
 from tuner.measurement import Caution, CautionKind
 from tuner.study.assignment import Assignment, confirm_task, search_task
+from tuner.study.confirm import Confirmation
 from tuner.study.doors import doors
 from tuner.study.layout_race import standing
 from tuner.study.plan import Ladder, StudyPlan
@@ -180,7 +181,7 @@ class Machine:
         if not self._plan.searches_layouts or found.best is None:
             return self.search(number, Role.CONFIRM, found.candidate)
         groups = self._plan.placed(layout).machine
-        task = confirm_task(self._plan.load, found, [])
+        task = confirm_task(self._plan.load, Confirmation(found, Door.SERVER), [])
         assert isinstance(task, RunLadder)
         door = Door.NGINX if layout.replicas > 1 else Door.SERVER
         warm_up_s = self._plan.load.warm_up_s

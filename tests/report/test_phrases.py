@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from tests.report.every_value import EVERY_CAUTION, EVERY_NOTE, EVERY_REASON
@@ -12,7 +13,7 @@ from tuner.report.phrases import caution_detail, chinese_conclusion, note_line, 
 from tuner.report.translations import Language, Words
 from tuner.slo import parse_slo
 from tuner.study.conclusion import Conclusion, ConclusionKey, Servers
-from tuner.study.result import Lack
+from tuner.study.result import Disturbance, Gain, Lack
 from tuner.study.sentence import sentence
 from tuner.verdict import Outcome, Verdict
 
@@ -27,6 +28,17 @@ CONCLUSIONS = [
     for servers in (None, Servers(Layout(4), has_gpus=True, door=Door.NGINX),
                     Servers(Layout(2), has_gpus=False, door=Door.VLLM), Servers(Layout(1, 4), has_gpus=True))
 ]  # fmt: skip
+CONFIRMED = [
+    replace(said, gain=Gain(low, low + 0.03, low + 0.06, 2), disturbed=disturbed)
+    for key, low, disturbed in (
+        (ConclusionKey.NO_GAIN, -0.01, None),
+        (ConclusionKey.SUSTAINS, 0.17, None),
+        (ConclusionKey.GAINS, 0.17, None),
+        (ConclusionKey.NOT_CONFIRMED, 0.17, Disturbance("2026-11-21T01:10:00+00:00", "2026-11-21T01:40:00+00:00")),
+    )
+    for said in CONCLUSIONS
+    if said.key is key and said.servers is None
+]
 
 
 def said() -> str:
@@ -38,7 +50,7 @@ def said() -> str:
             lines.append(f"{words(key)}: {caution_detail(caution, words)} → {words(f'{key}-next')}")
         lines += [reasons(Verdict(Outcome.INFEASIBLE, (reason,)), words) for reason in EVERY_REASON]
         lines += [note_line(note, words) for note in EVERY_NOTE]
-    for conclusion in CONCLUSIONS:
+    for conclusion in (*CONCLUSIONS, *CONFIRMED):
         lines += [sentence(conclusion), chinese_conclusion(conclusion, Words(Language.CHINESE))]
     return "\n".join(lines) + "\n"
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from tests.study.builders import level, plan, record
-from tests.study.open_server import open_level
-from tuner.bench.capacity_search import Claim
+from tests.study.open_server import open_level, open_plan
+from tuner.bench.capacity_search import Capacity, Claim, Ended
 from tuner.candidate import Candidate
 from tuner.study import confirm
 from tuner.study.plan import StudyPlan
@@ -129,3 +130,97 @@ def test_a_default_that_kept_no_rate_is_shown_at_the_lowest_one_and_not_in_close
     levels = (level(13.0, p99_ms=4000), open_level(10.0, p99_ms=2000), open_level(5.0, p99_ms=800))
     shown = confirm.seen([record(0, DEFAULT, levels, role=Role.DEFAULT)], DEFAULT)
     assert shown is not None and (shown.qps, shown.level) == (5.0, "5.00 requests/s")
+
+
+def block(trial: int, candidate: Candidate, rate: float, *, claim: float | None = None) -> TrialRecord:
+    """Make a confirmation run whose block found `rate`, with a claim of `claim`, or without one."""
+    made = record(trial, candidate, (open_level(rate),), role=Role.CONFIRM)
+    found = Capacity(Ended.FOUND, rate, rate, 1.1 * rate, 0.0, 60.0)
+    return replace(made, capacity=found, claim=None if claim is None else Claim(claim, (), 360.0))
+
+
+def night(
+    made: StudyPlan, searched: tuple[float, float], pairs: Sequence[tuple[float, float]], *, claims: int = 2
+) -> list[TrialRecord]:
+    """Records of a night: estimates of default and winner, then pairs of blocks. The first `claims` of them claim 5 %
+    less."""
+    found = Capacity(Ended.FOUND, None, None, None, 50.0, 60.0)
+    records = [
+        replace(record(n, candidate, (open_level(rate),), role=role), capacity=replace(found, rate=rate))
+        for n, (candidate, rate, role) in enumerate(
+            ((DEFAULT, searched[0], Role.DEFAULT), (OTHER, searched[1], Role.SEARCH))
+        )
+    ]
+    for k, rates in enumerate(pairs):
+        for candidate, rate in zip((DEFAULT, OTHER), rates, strict=True):
+            records.append(block(len(records), candidate, rate, claim=0.95 * rate if k < claims else None))
+    return records
+
+
+@pytest.fixture(scope="module")
+def open_made(tmp_path_factory: pytest.TempPathFactory) -> StudyPlan:
+    return open_plan(tmp_path_factory.mktemp("open") / "s")
+
+
+def last_word(made: StudyPlan, records: Sequence[TrialRecord]) -> confirm.Answer:
+    return confirm.answer(made, records, complete=True)
+
+
+def test_a_gain_has_the_interval_of_its_pairs_and_decides_by_it(open_made: StudyPlan) -> None:
+    clear = last_word(open_made, night(open_made, (12.0, 15.0), [(12.0, 15.1), (12.1, 15.0)]))
+    assert clear.decision is Decision.WINNER
+    assert clear.gain is not None and clear.gain.low < 0.25 < clear.gain.high < 0.31
+    small = last_word(open_made, night(open_made, (12.4, 12.7), [(12.4, 12.7), (12.5, 12.7)]))
+    assert small.decision is Decision.KEEP_DEFAULT
+    assert small.gain is not None and small.gain.low < 0 < small.gain.middle < 0.03
+
+
+def test_a_default_that_a_neighbour_slowed_is_measured_again_and_gives_no_false_gain(open_made: StudyPlan) -> None:
+    disturbed = night(open_made, (12.4, 12.7), [(9.4, 12.7), (9.5, 12.6)])
+    assert last_word(open_made, disturbed).decision is Decision.NOT_CONFIRMED
+    due = confirm.next_to_confirm(open_made, disturbed)
+    assert due is not None and not due.claims
+    pairs = [(9.4, 12.7), (9.5, 12.6), (12.3, 12.6), (12.4, 12.6), (12.3, 12.7)]
+    again = night(open_made, (12.4, 12.7), pairs, claims=5)
+    settled = last_word(open_made, again)
+    assert settled.gain is not None and settled.gain.low < 0.024 < settled.gain.high < 0.07
+    assert settled.default is not None and settled.default.qps == pytest.approx(0.95 * 12.3)
+
+
+def test_runs_far_from_the_others_are_not_quoted_and_their_claim_is_made_again(open_made: StudyPlan) -> None:
+    records = night(open_made, (12.4, 15.0), [(9.4, 15.0), (12.4, 15.0), (12.3, 15.1)], claims=1)
+    assert confirm.fresh_runs(open_made, records, DEFAULT) == []
+    due = confirm.next_to_confirm(open_made, records)
+    assert due is not None and due.claims
+
+
+def test_a_winner_is_not_named_without_fresh_runs_unless_none_were_wanted(open_made: StudyPlan) -> None:
+    only_searched = night(open_made, (12.0, 15.0), [])
+    assert last_word(open_made, only_searched).decision is Decision.NOT_CONFIRMED
+    assert last_word(replace(open_made, confirm_starts=0), only_searched).decision is Decision.WINNER
+
+
+def test_after_a_machine_slowed_for_good_pairs_still_tell_the_gain(open_made: StudyPlan) -> None:
+    pairs = [(12.0, 15.0), (9.6, 15.0), (9.6, 12.0), (9.7, 12.0), (9.6, 12.1)]
+    found = last_word(open_made, night(open_made, (12.0, 15.0), pairs, claims=5))
+    assert found.gain is not None and found.gain.low < 0.25 < found.gain.high
+    assert found.decision is Decision.WINNER
+
+
+def test_confirmation_runs_end_though_the_pairs_never_agree(open_made: StudyPlan) -> None:
+    records = night(open_made, (12.0, 15.0), [(12.0 + 4 * (k % 2), 15.0 - 4 * (k % 3)) for k in range(6)], claims=6)
+    assert confirm.next_to_confirm(open_made, records) is None
+    assert last_word(open_made, records).decision is Decision.NOT_CONFIRMED
+
+
+def test_a_default_that_broke_a_limit_has_one_fresh_start_to_keep_it(made: StudyPlan) -> None:
+    broken = record(0, DEFAULT, (level(50.0, p99_ms=900),), role=Role.DEFAULT)
+    records = [broken, record(1, OTHER, (level(60.0),))]
+    turns = []
+    while (due := confirm.next_to_confirm(made, records)) is not None:
+        turns.append(due.found.candidate)
+        p99_ms = 900 if due.found is broken else 300
+        records.append(record(len(records), due.found.candidate, (level(60.0, p99_ms),), role=Role.CONFIRM))
+    assert turns == [OTHER, DEFAULT, OTHER]
+    assert last_word(made, records).decision is Decision.WINNER
+    assert confirm.lack(records, DEFAULT) is Lack.BREAKS_LIMITS

@@ -25,8 +25,9 @@ def timed(trial: int, phases: Phases, role: Role = Role.SEARCH) -> TrialRecord:
 def test_before_any_start_the_assumed_one_is_counted_everywhere(tmp_path: Path) -> None:
     made = plan(tmp_path / "s", starts=12, confirm_starts=4, groups=2)  # 2 s of load in a trial
     assert start_s((), Cache.COLD) == start_s((), Cache.WARM) == UNKNOWN_START_S
-    assert search_trial_s(made, ()) == confirmation_s(made, ()) == UNKNOWN_START_S + 2
-    assert left_s(made, ()) == (UNKNOWN_START_S + 2) * (12 / 2 + 4)
+    assert search_trial_s(made, ()) == UNKNOWN_START_S + 2
+    assert confirmation_s(made, ()) == UNKNOWN_START_S + 4  # the winning levels of winner and default
+    assert left_s(made, ()) == (UNKNOWN_START_S + 2) * 12 / 2 + (UNKNOWN_START_S + 4) * 4
 
 
 def test_a_trial_is_forecast_with_the_median_start_and_the_longest_load(tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_before_any_start_trials_take_the_mean_share_and_every_check_is_to_come(
     made = layouts_plan(tmp_path / "s", starts=12, confirm_starts=4)
     trial_s, level_s = UNKNOWN_START_S + 2, UNKNOWN_START_S + 1
     share = (1 / 4 + 1 / 2 + 1) / 3
-    assert left_s(made, ()) == pytest.approx(12 * trial_s * share + 2 * level_s + 4 * trial_s)
+    assert left_s(made, ()) == pytest.approx(12 * trial_s * share + 2 * level_s + 4 * (trial_s + 2))
 
 
 def test_a_check_that_was_made_or_has_nothing_to_be_compared_with_is_not_to_come(tmp_path: Path) -> None:

@@ -136,8 +136,9 @@ def test_a_study_of_several_gpus_concludes_with_layout_and_the_door_that_confirm
     winner = Candidate.of({**Layout(2).flags, "max-num-seqs": 64})
     found = [record(0, made.baseline, (level(10.0),), role=Role.DEFAULT), record(1, winner, (level(9.0),), replicas=2)]
     run = with_start(record(2, winner, (level(17.0),), role=Role.CONFIRM), door=Door.VLLM)
+    beside = record(3, made.baseline, (level(10.0),), role=Role.CONFIRM)
     assert concluded_of(made, found).servers == Servers(Layout(2), has_gpus=True)
-    said = sentence(concluded_of(made, [*found, run]))
+    said = sentence(concluded_of(made, [*found, run, beside]))
     assert "on 2 GPUs as 2x1 through vLLM's data parallelism" in said
     workers = replace(made, layouts=(PlacedLayout(Layout(2), (GpuGroup(workers=(0,)), GpuGroup(workers=(1,)))),))
     assert "on 2 CPU workers as 2x1" in sentence(concluded_of(workers, found))

@@ -143,6 +143,7 @@ class Capacity:
     A candidate that ended early has no estimate. After a race `failed` bounds it from above, and `likely` is what
     the tail says, at most the incumbent's rate. It is good to 4 % for candidates up to a fifth slower
     (docs/measuring.md). An untried one completed too little in its closed loop for any rate to be tried.
+    `saturation` is 0 if the server was not filled, as in a block.
     """
 
     ended: Ended
@@ -166,7 +167,7 @@ def search_capacity(
     """Search the highest rate. With an incumbent most candidates end after the closed probe or the race. `queue_s`
     is what the tightest limit lets a request wait, in seconds; 0 if no limit is about waiting."""
     rules = rules or SearchSettings()
-    steps = Steps(probe, saturate, rules, incumbent)
+    steps = Steps.of_full_server(probe, saturate, rules, incumbent)
     saturation = steps.saturation.rate
     if saturation <= 0:
         return steps.ended(Ended.UNTRIED)
@@ -186,6 +187,14 @@ def search_capacity(
     return steps.search(max(expected, beyond), widen=1.0 if foreseen else 2.0)
 
 
+def search_near(probe: Probe, start: float, rules: SearchSettings | None = None, answer_s: float = 0.0) -> Capacity:
+    """Find the highest rate by steps from `start`, without a closed loop. `answer_s` is the mean answer time.
+
+    Two servers are compared by such a block: on one trace, what it reads high is the same for both.
+    """
+    return Steps(probe, rules or SearchSettings(), Saturation(0.0, answer_s)).search(start, widen=2.0)
+
+
 def _likely(raced: ProbeResult, best: float, queue_s: float) -> float | None:
     """Estimate the capacity of a race's loser, at most `best`.
 
@@ -200,19 +209,27 @@ def _likely(raced: ProbeResult, best: float, queue_s: float) -> float | None:
 
 
 class Steps:
-    """Probes of one server, with their cost."""
+    """Probes of one server, with their cost. `closed_s` seconds went into its closed loops before."""
 
-    def __init__(self, probe: Probe, saturate: ClosedProbe, rules: SearchSettings, incumbent: Incumbent | None) -> None:
+    def __init__(self, probe: Probe, rules: SearchSettings, saturation: Saturation, closed_s: float = 0.0) -> None:
         self._probe = probe
         self._rules = rules
         self._probes: list[ProbeResult] = []
-        seconds = rules.saturate_seconds(incumbent.answer_s if incumbent else 0.0)
-        self._closed_s = seconds
-        self.saturation = saturate(seconds)
-        longer_s = rules.saturate_seconds(self.saturation.answer_s)
+        self._closed_s = closed_s
+        self.saturation = saturation
+
+    @classmethod
+    def of_full_server(
+        cls, probe: Probe, saturate: ClosedProbe, rules: SearchSettings, incumbent: Incumbent | None
+    ) -> Steps:
+        """Fill the server first."""
+        seconds = spent_s = rules.saturate_seconds(incumbent.answer_s if incumbent else 0.0)
+        saturation = saturate(seconds)
+        longer_s = rules.saturate_seconds(saturation.answer_s)
         if longer_s > 1.2 * seconds:  # the closed loop had hardly left its first wave
-            self._closed_s += longer_s
-            self.saturation = saturate(longer_s)
+            spent_s += longer_s
+            saturation = saturate(longer_s)
+        return cls(probe, rules, saturation, spent_s)
 
     def race(self, rate: float) -> ProbeResult:
         return self._run(rate, Stop.AT_END)

@@ -17,9 +17,10 @@ from tuner.bench.capacity_search import (
     Stop,
     claim,
     search_capacity,
+    search_near,
 )
 from tuner.bench.level import Level, best_of
-from tuner.bench.task import ClaimRate, HoldRate, RunLadder, Saturate, SearchCapacity, Task
+from tuner.bench.task import ClaimRate, HoldRate, MeasureBlock, RunLadder, Saturate, SearchCapacity, Task
 from tuner.load.prompts import SEARCH_TRACE
 from tuner.load.stream import Failure
 from tuner.measurement import Load, LoadKind
@@ -31,6 +32,9 @@ RISE = 1.02
 
 HEADROOM = 1.05
 """Factor for the spread of two closed loops that are compared."""
+
+OPEN_SEARCHES = SearchCapacity | MeasureBlock | ClaimRate
+"""Tasks that look for a rate."""
 
 
 class LoadOutcome(StrEnum):
@@ -174,10 +178,16 @@ def measure_task(task: Task, loads: Loads, queue_s: float = 0.0) -> Measured:
                 loads.saturate(task.seconds)
             case SearchCapacity():
                 capacity = search_capacity(loads.probe, loads.saturate, task.incumbent, task.settings, queue_s)
+            case MeasureBlock():
+                capacity = search_near(loads.probe, task.start, task.settings, task.answer_s)
             case ClaimRate():
                 full = None if task.saturate_s is None else loads.saturate(task.saturate_s).rate
-                claimed = claim(loads.probe, _lowered(task, full), task.settings, queue_s)
-                claimed = replace(claimed, saturation=full)
+                share = _share_left(task, full)
+                if task.block is not None:
+                    capacity = search_near(loads.probe, share * task.block.start, task.settings, task.block.answer_s)
+                estimate = _estimate(task, capacity, share)
+                if estimate is not None:
+                    claimed = replace(claim(loads.probe, estimate, task.settings, queue_s), saturation=full)
     except LoadCutError as error:
         cut = error.cut
     except InvalidLoadError as error:
@@ -193,12 +203,22 @@ def measure_task(task: Task, loads: Loads, queue_s: float = 0.0) -> Measured:
     return Measured(levels, outcome, best, loads.seconds - before_s, capacity, claimed, tuple(notes), cut)
 
 
-def _lowered(task: ClaimRate, full: float | None) -> float:
-    """Return the rate at which a claim begins. It may be `HEADROOM` higher than the full servers' loss would have it,
-    since a claim only goes down."""
+def _share_left(task: ClaimRate, full: float | None) -> float:
+    """Return the share of the estimate that is tried first. It may be `HEADROOM` higher than the full servers' loss
+    would have it, since a claim only goes down."""
     if not full or not task.saturation:
-        return task.estimate
-    return task.estimate * min(1.0, HEADROOM * full / task.saturation)
+        return 1.0
+    return min(1.0, HEADROOM * full / task.saturation)
+
+
+def _estimate(task: ClaimRate, block: Capacity | None, share: float) -> float | None:
+    """Return the rate at which a claim begins, None if no rate of its block kept the limits. A rate too low for a
+    block may still be claimed."""
+    if block is None or block.ended is Ended.UNTRIED:
+        return share * task.estimate
+    if block.rate is None or task.at_most is None:
+        return block.rate
+    return min(block.rate, task.at_most)
 
 
 def _climb(task: RunLadder, loads: Loads) -> None:
@@ -231,7 +251,7 @@ def best_held(levels: Sequence[Level], held: float | None) -> int | None:
 
 
 def _best(task: Task, levels: Sequence[Level], capacity: Capacity | None, claimed: Claim | None) -> int | None:
-    is_open = isinstance(task, SearchCapacity | ClaimRate)
+    is_open = isinstance(task, OPEN_SEARCHES)
     return best_held(levels, _held(capacity, claimed)) if is_open else best_of(tuple(levels))
 
 
@@ -249,7 +269,7 @@ def outcome_of(
         return None
     if _best(task, levels, capacity, claimed) is not None:
         return LoadOutcome.FEASIBLE
-    if not isinstance(task, SearchCapacity | ClaimRate):
+    if not isinstance(task, OPEN_SEARCHES):
         told = (level.verdict.outcome for level in levels if level.verdict.outcome is not Outcome.INVALID)
         return LoadOutcome(next(told, Outcome.INVALID))
     if _held(capacity, claimed) is not None or (capacity is None and claimed is None):

@@ -13,7 +13,7 @@ import numpy as np
 from tuner.bench.capacity_search import ProbeResult, Saturation, Stop
 from tuner.bench.level import Level, LevelRun
 from tuner.bench.measured import Cut, InvalidLoadError, LoadCutError, Measured, measure_task
-from tuner.bench.task import ClaimRate, HoldRate, RunLadder, SearchCapacity, Task
+from tuner.bench.task import ClaimRate, HoldRate, MeasureBlock, RunLadder, SearchCapacity, Task
 from tuner.load.arrivals import Arrivals, arriving
 from tuner.load.backlog import Backlog
 from tuner.load.drive import LevelProgress, Samples, drive_closed, drive_open
@@ -92,7 +92,7 @@ class LiveSession:
 
     def warm_up(self, task: Task) -> None:
         """Load the server before measuring. The first load is 8 to 20 % slower (docs/vllm.md)."""
-        if isinstance(task, HoldRate | SearchCapacity | ClaimRate):
+        if isinstance(task, HoldRate | SearchCapacity | MeasureBlock | ClaimRate):
             self._arrivals = task.arrivals
         if self._pace is not None:
             return

@@ -35,11 +35,24 @@ class SearchCapacity:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasureBlock:
+    """Search for the highest rate by steps from `start`, without a closed loop. Candidates whose blocks had the same
+    traffic can be compared. `answer_s` is the mean answer time, 0 if unknown."""
+
+    start: float
+    settings: SearchSettings = field(default_factory=SearchSettings)
+    arrivals: Arrivals = field(default_factory=Arrivals)
+    answer_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ClaimRate:
     """Proof of a rate on several traces, from `estimate` downwards.
 
     Several servers behind a door are filled first, for `saturate_s` seconds. Alone they came to `saturation`
     requests/s in all. What is lost of that lowers the estimate. None: the servers are not filled.
+
+    `block` comes before the claim, which then begins at its rate, but not above `at_most`.
     """
 
     estimate: float
@@ -47,6 +60,8 @@ class ClaimRate:
     arrivals: Arrivals = field(default_factory=Arrivals)
     saturate_s: float | None = None
     saturation: float | None = None
+    block: MeasureBlock | None = None
+    at_most: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,4 +71,4 @@ class Saturate:
     seconds: float
 
 
-Task = RunLadder | HoldRate | SearchCapacity | ClaimRate | Saturate
+Task = RunLadder | HoldRate | SearchCapacity | MeasureBlock | ClaimRate | Saturate

@@ -28,7 +28,7 @@ from tuner.study.forecast import spent_s
 from tuner.study.plan import LoadPolicy, OpenSearch, StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.result import Figures, StudyResult
-from tuner.study.sentence import LACKS
+from tuner.study.sentence import LACKS, gain_text
 from tuner.study.units import short_place
 
 DRAWN_PER_SECOND = 1.0
@@ -238,7 +238,7 @@ def _best(p: Picture) -> list[RenderableType]:
     default_is_best = best is not None and best.candidate == p.plan.baseline
     gain = ""
     if best and default and p.default_keeps and not default_is_best:
-        gain = f"  {formatting.change(best.qps, default.qps)}"
+        gain = f"  {gain_text(p.result.gain if p.result else None, best.qps, default.qps)}"
     lines: list[RenderableType] = []
     title = "winner       " if p.state is State.COMPLETE else "best so far  "
     if best is None:

@@ -11,11 +11,14 @@ from tuner.cli.folders import State, study_names
 from tuner.cli.status import picture_of
 from tuner.cli.tables import Form, print_json, print_table
 from tuner.errors import UsageError
+from tuner.study.result import Decision, Gain
+from tuner.study.sentence import gain_text
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """Line of one study. `best_qps` and `gain` are None if nothing, or not the default, kept the limits.
+    """Line of one study. `best_qps` and `default_qps` are None if nothing, or not the default, kept the limits. `gain`
+    is the winner's, None before it is confirmed.
     `unreadable` says why its files cannot be read."""
 
     study: str
@@ -25,6 +28,7 @@ class _Row:
     starts_planned: int | None = None
     best_qps: float | None = None
     default_qps: float | None = None
+    gain: Gain | None = None
     created_at: str | None = None
     unreadable: str | None = None
 
@@ -62,6 +66,7 @@ def _row(folder: Path) -> _Row:
         starts_planned=p.planned,
         best_qps=p.best.qps if p.best else None,
         default_qps=p.default.qps if p.default and p.default_keeps else None,
+        gain=p.result.gain if p.result and p.result.decision is Decision.WINNER else None,
         created_at=p.plan.created_at,
     )
 
@@ -74,6 +79,6 @@ def _cells(row: _Row) -> tuple[str, ...]:
         str(row.state),
         f"{row.starts} of {row.starts_planned}",
         formatting.significant(row.best_qps),
-        formatting.change(row.best_qps, row.default_qps),
+        gain_text(row.gain, row.best_qps, row.default_qps),
         row.model or "",
     )

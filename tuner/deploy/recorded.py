@@ -198,7 +198,12 @@ def _role(recorded: Recorded) -> str:
     result, candidate = recorded.result, recorded.record.candidate
     is_default = candidate == recorded.plan.baseline
     if result.winner is not None and result.winner.candidate == candidate:
-        what = "vLLM's default configuration, the best of the study" if is_default else "the study's winner"
+        confirmed = result.decision is not Decision.NOT_CONFIRMED
+        best = "the study's winner" if confirmed else "the study's best candidate, not confirmed by fresh starts"
+        kept = (
+            f"vLLM's default configuration, {'the best of the study' if confirmed else 'no gain over it was confirmed'}"
+        )
+        what = kept if is_default else best
         return what if result.complete else f"{what} so far: the search was not over"
     if is_default:
         beaten = "; nothing beat it" if result.decision is Decision.KEEP_DEFAULT else ""

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, bdtrc  # P(B <= k) and P(B > k), without the second that scipy.stats takes to import
+from scipy.special import bdtr, bdtrc, stdtrit  # P(B <= k), P(B > k), t; scipy.stats takes a second to import
 
 Values = NDArray[np.float64]
 
@@ -45,3 +45,8 @@ def confidence_above(violations: int, count: int, allowed: float) -> float:
 def confidence_below(violations: int, count: int, allowed: float) -> float:
     """Return the Clopper-Pearson confidence that the true share of violations is below `allowed`: P(B > violations)."""
     return float(bdtrc(violations, count, allowed))
+
+
+def student_t(freedom: int, confidence: float) -> float:
+    """Return the half-width, in standard errors, of a mean's two-sided interval with `freedom` degrees of freedom."""
+    return float(stdtrit(freedom, (1 + confidence) / 2))

@@ -15,6 +15,8 @@ from tuner.report.tables import StudyFiles, TrialRow
 from tuner.report.translations import TABLE, Language, Words
 from tuner.study.conclusion import Conclusion, ConclusionKey, Servers, conclude
 from tuner.study.record import TrialOutcome
+from tuner.study.result import Disturbance
+from tuner.study.sentence import gained
 from tuner.telemetry.cautions import FEW_REQUESTS, Caution, Observation, Sign
 from tuner.verdict import REASONS, Reason, ReasonKind, Verdict
 
@@ -22,6 +24,8 @@ _AT = "P99 TTFT {ttft}（{limits}），无抢占，{sure}；{tail}。"
 CONCLUSIONS = {
     ConclusionKey.NOTHING_FEASIBLE: "{so_far}没有候选配置在无抢占的情况下满足 {limits}；{tail}。",
     ConclusionKey.KEEP_DEFAULT: "{so_far}保留默认配置：没有候选配置显著超过它的 {qps}{servers}（{sure}）；{tail}。",
+    ConclusionKey.NO_GAIN: "{so_far}保留默认配置：相对其 {qps}{servers}，最大提升为 {gain}（{sure}）；{tail}。",
+    ConclusionKey.NOT_CONFIRMED: "未获确认{disturbed}：{keep} {qps}{servers}；{tail}。",
     ConclusionKey.GAINS: "QPS 比默认配置 {gain}{servers}，" + _AT,
     ConclusionKey.ONLY_WINNER: "{qps}{servers}（默认配置{lack}），" + _AT,
     ConclusionKey.SUSTAINS: "可持续 {rate} QPS{servers}{accuracy}（{arrivals}），比默认配置 {gain}，" + _AT,
@@ -88,7 +92,9 @@ def chinese_conclusion(said: Conclusion, words: Words) -> str:
         tail=f"共启动 {said.starts} 次，用时 {time}，其中 {said.refused} 次被拒绝",
         qps=formatting.qps(said.qps),
         rate=formatting.significant(said.qps),
-        gain=formatting.change(said.qps, said.default_qps),
+        gain=gained(said),
+        disturbed=_chinese_disturbed(said.disturbed),
+        keep="保留默认配置" if said.default_qps else f"默认配置{words(f'lack-{said.lack}')}，最佳估计为",
         ttft=formatting.ms(said.p99_ttft_ms),
         sure=f"经 {said.confirmed} 次全新启动确认" if said.confirmed else "尚未经全新启动确认",
         accuracy="" if said.accuracy is None else f", ± {formatting.share(said.accuracy)}",
@@ -97,6 +103,12 @@ def chinese_conclusion(said: Conclusion, words: Words) -> str:
         servers=_chinese_servers(said.servers),
     )
     return text.replace("）（", "；")  # one pair of parentheses for both remarks
+
+
+def _chinese_disturbed(span: Disturbance | None) -> str:
+    if span is None:
+        return "（没有足够的全新启动）"
+    return f"（{formatting.time_of_day(span.begin)} 至 {formatting.time_of_day(span.end)} 机器受到干扰）"
 
 
 def _chinese_servers(servers: Servers | None) -> str:

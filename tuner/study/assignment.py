@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tuner.bench.capacity_search import Incumbent
-from tuner.bench.task import ClaimRate, RunLadder, Saturate, SearchCapacity, Task
+from tuner.bench.task import ClaimRate, MeasureBlock, RunLadder, Saturate, SearchCapacity, Task
 from tuner.candidate import Candidate
 from tuner.launch import Door
 from tuner.measurement import Measurement
 from tuner.placement import GpuGroup
+from tuner.study.confirm import Confirmation
 from tuner.study.plan import Ladder, LoadPolicy
 from tuner.study.record import Role, TrialRecord
 
@@ -83,16 +84,33 @@ def experiment_task(load: LoadPolicy) -> Task:
     return Saturate(min(load.settings.saturation_s, EXPERIMENT_S))
 
 
-def confirm_task(load: LoadPolicy, found: TrialRecord, confirmed: Sequence[TrialRecord]) -> Task:
-    """Return the task of a confirmation run. A ladder repeats the winning level for twice the time; an open loop
-    claims. `found` is the trial of the search. No claim starts above what an earlier one of `confirmed` held. Several
-    servers are filled first: it shows what their door costs."""
-    assert found.best_level is not None and found.qps is not None
+def confirm_task(load: LoadPolicy, due: Confirmation, confirmed: Sequence[TrialRecord]) -> Task:
+    """Return the task of a confirmation run. `confirmed` are the earlier ones of its candidate.
+
+    A closed loop repeats the winning levels of both candidates for twice the time. In an open loop a block is
+    followed by a claim, which starts at no rate above what an earlier one held. Several servers are filled first: it
+    shows what their door costs.
+    """
+    found, beside = due.found, due.beside
     if isinstance(load, Ladder):
-        return RunLadder((int(found.best_level.load.level) * found.replicas,), 2 * load.level_s)
-    held = [r.qps for r in confirmed if r.qps is not None]
+        levels = {_clients(trial) for trial in (found, beside) if trial is not None and trial.qps is not None}
+        return RunLadder(tuple(sorted(levels)), 2 * load.level_s)
+    rates = [r.block for r in confirmed if r.block is not None]
+    start = rates[-1] if rates else found.qps or (beside.qps if beside else None)
+    assert start is not None
+    answer_s = found.capacity.answer_s if found.capacity else 0.0
+    block = MeasureBlock(start, load.settings, load.arrivals, answer_s)
+    if not due.claims:
+        return block
+    at_most = min((r.qps for r in confirmed if r.qps is not None and not r.is_only_block), default=None)
+    claim = ClaimRate(start, load.settings, load.arrivals, block=block, at_most=at_most)
     if found.replicas == 1 or found.capacity is None:
-        return ClaimRate(min([found.qps, *held]), load.settings, load.arrivals)
-    saturate_s = load.settings.saturate_seconds(found.capacity.answer_s)
-    saturation = None if held else found.saturation  # an earlier run has shown the loss
-    return ClaimRate(min([found.qps, *held]), load.settings, load.arrivals, saturate_s, saturation)
+        return claim
+    saturation = None if rates else found.saturation  # an earlier run has shown the loss
+    return replace(claim, saturate_s=load.settings.saturate_seconds(answer_s), saturation=saturation)
+
+
+def _clients(found: TrialRecord) -> int:
+    """Return the clients of the whole machine at a trial's winning level."""
+    assert found.best_level is not None
+    return int(found.best_level.load.level) * found.replicas

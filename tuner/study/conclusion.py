@@ -14,15 +14,18 @@ from tuner.study import confirm
 from tuner.study.accuracy import accuracy
 from tuner.study.plan import OpenSearch, StudyPlan
 from tuner.study.record import TrialRecord
-from tuner.study.result import Decision, Figures, Lack, StudyResult
+from tuner.study.result import Decision, Disturbance, Figures, Gain, Lack, StudyResult
 
 
 class ConclusionKey(StrEnum):
     """Sentence that a study ends with. Each language has one template per key. The keys with `SUSTAINS` belong to
-    open-loop studies, those with `ONLY` to a default without figures."""
+    open-loop studies, those with `ONLY` to a default without figures. With `NO_GAIN` the interval of the best gain
+    includes 0."""
 
     NOTHING_FEASIBLE = "nothing-feasible"
     KEEP_DEFAULT = "keep-default"
+    NO_GAIN = "no-gain"
+    NOT_CONFIRMED = "not-confirmed"
     GAINS = "gains"
     ONLY_WINNER = "only-winner"
     SUSTAINS = "sustains"
@@ -45,6 +48,8 @@ class Conclusion:
     Args:
         qps: Figure of the winner, or of the default where that is kept.
         default_qps: Figure of the default. None if it has none that counts.
+        gain: Gain over the default with its interval. None without paired confirmation runs.
+        disturbed: Time in which the machine was not quiet, so that nothing was confirmed. None if it was quiet.
         lack: Reason why the default has no figures; read only by the keys with `ONLY`.
         confirmed: Number of confirmation runs behind `qps`. 0 if there are none yet.
         accuracy: Share by which the rate may be off. None before a confirmation run, and in a closed loop.
@@ -67,12 +72,14 @@ class Conclusion:
     lack: Lack = Lack.NOT_MEASURED
     complete: bool = True
     servers: Servers | None = None
+    gain: Gain | None = None
+    disturbed: Disturbance | None = None
 
 
 def conclude(plan: StudyPlan, result: StudyResult, records: Sequence[TrialRecord]) -> Conclusion:
     """Choose the sentence of a study so far. The sentence in `result` is not read."""
     search = plan.load if isinstance(plan.load, OpenSearch) else None
-    shown = (result.default or result.winner) if result.decision is Decision.KEEP_DEFAULT else result.winner
+    shown = result.winner
     key = _key(result, is_open=search is not None)
     if shown is None:
         return Conclusion(key, plan.slos, result.starts, result.refused, result.elapsed_s, complete=result.complete)
@@ -91,6 +98,8 @@ def conclude(plan: StudyPlan, result: StudyResult, records: Sequence[TrialRecord
         lack=confirm.lack(records, plan.baseline) or Lack.NOT_MEASURED,
         complete=result.complete,
         servers=_servers(plan, result, shown),
+        gain=result.gain,
+        disturbed=result.disturbed,
     )
 
 
@@ -105,8 +114,10 @@ def _servers(plan: StudyPlan, result: StudyResult, shown: Figures) -> Servers | 
 def _key(result: StudyResult, *, is_open: bool) -> ConclusionKey:
     if result.decision is Decision.NOTHING_FEASIBLE or (result.winner is None and result.default is None):
         return ConclusionKey.NOTHING_FEASIBLE
+    if result.decision is Decision.NOT_CONFIRMED:
+        return ConclusionKey.NOT_CONFIRMED
     if result.decision is Decision.KEEP_DEFAULT:
-        return ConclusionKey.KEEP_DEFAULT
+        return ConclusionKey.KEEP_DEFAULT if result.gain is None else ConclusionKey.NO_GAIN
     if result.default is None:
         return ConclusionKey.SUSTAINS_ONLY if is_open else ConclusionKey.ONLY_WINNER
     return ConclusionKey.SUSTAINS if is_open else ConclusionKey.GAINS

@@ -7,27 +7,47 @@ had no part in choosing.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tuner.bench.capacity_search import Incumbent
 from tuner.bench.level import lowest
 from tuner.candidate import Candidate
 from tuner.launch import Door
 from tuner.layout import Layout
-from tuner.measurement import LoadKind, Measurement
+from tuner.measurement import Measurement
 from tuner.study.disturbance import undisturbed_share
-from tuner.study.doors import confirming_runs, door_beside, has_held, is_extra, is_refuted, next_door, quoted_door
+from tuner.study.doors import (
+    compared_runs,
+    confirming_runs,
+    door_beside,
+    has_held,
+    is_refuted,
+    next_door,
+    quoted_door,
+)
+from tuner.study.gain import disturbed, gain, is_settled, steady_runs
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
-from tuner.study.result import Decision, Figures, Lack
+from tuner.study.result import Decision, Disturbance, Figures, Gain, Lack
+
+MOST_RUNS = 3
+"""Most confirmation runs for one that is planned: repeated, of further pairs, and of finalists that were refuted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """Next confirmation run: the trial of the search that it confirms, and its door."""
+    """Next confirmation run.
+
+    Attributes:
+        found: Trial of the search that it confirms.
+        beside: Trial of the candidate that it is compared with. None if there is none.
+        claims: False for one more pair, which only compares.
+    """
 
     found: TrialRecord
     door: Door
+    beside: TrialRecord | None = None
+    claims: bool = True
 
 
 def finalists(plan: StudyPlan, records: Sequence[TrialRecord], broken: Collection[Layout] = ()) -> list[TrialRecord]:
@@ -56,9 +76,9 @@ def incumbent(plan: StudyPlan, records: Sequence[TrialRecord]) -> Incumbent | No
 
 
 def fresh_runs(plan: StudyPlan, records: Sequence[TrialRecord], candidate: Candidate) -> list[TrialRecord]:
-    """List the confirmation runs that a candidate's figures come from: those through its quoted door that decided."""
-    door = quoted_door(plan, records, candidate)
-    return [r for r in confirming_runs(records, candidate) if r.start.door is door]
+    """List the confirmation runs that a candidate's figures come from: those through its quoted door that decided and
+    agree with each other."""
+    return [r for r in steady_runs(plan, records, candidate) if r in confirming_runs(records, candidate)]
 
 
 def next_to_confirm(
@@ -66,42 +86,52 @@ def next_to_confirm(
 ) -> Confirmation | None:
     """Choose what is confirmed next; None if nothing is left to confirm.
 
-    Winner and default come in turn, W D D W, so that a drift of the machine falls on both. A default that kept no
-    limit is not confirmed. A default that nothing beat is, alone: its figure is quoted too. A second door of the
-    winner follows the first at once, in a run beyond those planned.
+    Winner and default come in turn, W D D W, so that a drift of the machine falls on both. A run that decides nothing,
+    or is far from the others, is repeated. Then come further pairs until the gain is known. A default that nothing
+    beat is confirmed alone: its figure is quoted too. A second door of the winner follows the first at once.
     """
     ranked = finalists(plan, records, broken)
-    if not ranked or plan.confirm_starts == 0:
+    if not ranked or sum(r.role is Role.CONFIRM and r.counts for r in records) >= MOST_RUNS * plan.confirm_starts:
         return None
     winner = ranked[0]
     door, quoted = (choose(plan, records, winner.candidate) for choose in (next_door, quoted_door))
     if door is not quoted:
         return Confirmation(winner, door)
-    if (
-        sum(r.role is Role.CONFIRM and r.counts and not is_extra(plan, records, r) for r in records)
-        >= plan.confirm_starts
-    ):
-        return None
     wanted = max(1, plan.confirm_starts // 2)
     winner_runs = len(fresh_runs(plan, records, winner.candidate))
-    if winner.candidate == plan.baseline:
+    default = None if plan.layout_of(plan.baseline) in broken else _measured_default(records, plan)
+    if winner.candidate == plan.baseline or default is None:
         return Confirmation(winner, door) if winner_runs < wanted else None
-    default = _confirmable_default(plan, records, broken)
+    of_default = Confirmation(default, door_beside(plan, records, plan.baseline, door), winner)
+    of_winner = Confirmation(winner, door, default if default.qps is not None else None)
     default_runs = len(fresh_runs(plan, records, plan.baseline))
-    default_wanted = 0 if default is None else wanted
+    default_wanted = wanted if _may_keep_limits(records, plan) else 1
     if winner_runs < wanted and (winner_runs <= default_runs // 2 or default_runs >= default_wanted):
-        return Confirmation(winner, door)
-    if default is None or default_runs >= default_wanted:
+        return of_winner
+    if default_runs < default_wanted:
+        return of_default
+    if figures(plan, records, plan.baseline) is None or is_settled(plan, records, winner.candidate):
         return None
-    return Confirmation(default, door_beside(plan, records, plan.baseline, door))
+    ours, theirs = (len(_compared(plan, records, c)) for c in (winner.candidate, plan.baseline))
+    last = max((r for r in records if r.role is Role.CONFIRM), key=lambda r: r.trial)
+    again = last.candidate == winner.candidate if ours == theirs else ours < theirs
+    return replace(of_winner if again else of_default, claims=False)
 
 
-def _confirmable_default(
-    plan: StudyPlan, records: Sequence[TrialRecord], broken: Collection[Layout]
-) -> TrialRecord | None:
-    if plan.layout_of(plan.baseline) in broken:
-        return None
-    return next((r for r in records if r.role.searches and r.candidate == plan.baseline and r.qps is not None), None)
+def _compared(plan: StudyPlan, records: Sequence[TrialRecord], candidate: Candidate) -> list[TrialRecord]:
+    return compared_runs(records, candidate, quoted_door(plan, records, candidate))
+
+
+def _measured_default(records: Sequence[TrialRecord], plan: StudyPlan) -> TrialRecord | None:
+    """Find the search's trial of the default, if it was loaded to an end. None if it did not start."""
+    measured = (TrialOutcome.FEASIBLE, TrialOutcome.INFEASIBLE)
+    found = [r for r in records if r.role.searches and r.candidate == plan.baseline and r.outcome in measured]
+    return max(found, key=lambda r: r.qps or 0.0, default=None)
+
+
+def _may_keep_limits(records: Sequence[TrialRecord], plan: StudyPlan) -> bool:
+    """Return True if the default kept the limits once. If not, one fresh start has the last word."""
+    return any(r.candidate == plan.baseline and r.qps is not None and r.role is not Role.CHECK for r in records)
 
 
 def figures(plan: StudyPlan, records: Sequence[TrialRecord], candidate: Candidate) -> Figures | None:
@@ -143,11 +173,11 @@ def compared(
     plan: StudyPlan, records: Sequence[TrialRecord], broken: Collection[Layout] = ()
 ) -> tuple[Figures | None, Figures | None]:
     """Return the figures of the best finalist and of the default, both of one kind. None if no start counts. An
-    estimate reads higher than a claim: until both are claimed, the two estimates are compared."""
+    estimate reads higher than fresh runs: until both have those, the two estimates are compared."""
     ranked = finalists(plan, records, broken)
     default = figures(plan, records, plan.baseline)
     winner = figures(plan, records, ranked[0].candidate) if ranked else None
-    if plan.load.kind is LoadKind.OPEN and winner and default and winner.fresh is not default.fresh:
+    if winner and default and winner.fresh is not default.fresh:
         return searched(records, winner.candidate), searched(records, plan.baseline)
     return winner, default
 
@@ -194,8 +224,41 @@ def _machine_qps(record: TrialRecord, level: Measurement) -> float | None:
     return record.replicas * level.qps
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a study has come to. `winner` is the best finalist, `gain` and `disturbed` are as in StudyResult."""
+
+    decision: Decision
+    winner: Figures | None
+    default: Figures | None
+    gain: Gain | None = None
+    disturbed: Disturbance | None = None
+
+
+def answer(
+    plan: StudyPlan, records: Sequence[TrialRecord], broken: Collection[Layout] = (), *, complete: bool
+) -> Answer:
+    """Decide between winner and default. Until both have fresh runs it is a provisional answer by their estimates, and
+    the last word only where no confirmation was wanted."""
+    winner, default = compared(plan, records, broken)
+    by_search = decide(winner, default)
+    if winner is None or winner.candidate == plan.baseline:
+        return Answer(by_search, winner, default)
+    found = gain(plan, records, winner.candidate)
+    needs_proof = complete and plan.confirm_starts > 0
+    is_fresh = winner.fresh and (default is None or default.fresh)
+    if not is_fresh or (default is not None and found is None):
+        return Answer(Decision.NOT_CONFIRMED if needs_proof else by_search, winner, default)
+    if default is None or found is None:
+        return Answer(by_search, winner, default)
+    if needs_proof and not is_settled(plan, records, winner.candidate):
+        span = disturbed(plan, records, (winner.candidate, plan.baseline))
+        return Answer(Decision.NOT_CONFIRMED, winner, default, found, span)
+    return Answer(Decision.WINNER if found.low > 0 else Decision.KEEP_DEFAULT, winner, default, found)
+
+
 def decide(winner: Figures | None, default: Figures | None) -> Decision:
-    """Decide between winner and default. The winner's slowest start must beat the default's fastest."""
+    """Decide between estimates. The winner's slowest start must beat the default's fastest."""
     if winner is None:
         return Decision.NOTHING_FEASIBLE if default is None else Decision.KEEP_DEFAULT
     if default is None:

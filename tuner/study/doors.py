@@ -27,9 +27,23 @@ def doors_of(plan: StudyPlan, candidate: Candidate) -> tuple[Door, ...]:
 
 
 def confirming_runs(records: Iterable[TrialRecord], candidate: Candidate) -> list[TrialRecord]:
-    """List a candidate's confirmation runs that decided, one way or the other."""
+    """List a candidate's confirmation runs that decided about its figures, one way or the other."""
+    mine = (r for r in records if _confirms(r, candidate))
+    return [r for r in mine if r.outcome in REFUTED or (r.outcome is TrialOutcome.FEASIBLE and not r.is_only_block)]
+
+
+def compared_runs(records: Iterable[TrialRecord], candidate: Candidate, door: Door) -> list[TrialRecord]:
+    """List a candidate's runs through a door that decided, with those that are only blocks. The k-th of winner and
+    default have the same traffic."""
     decided = (TrialOutcome.FEASIBLE, *REFUTED)
-    return [r for r in records if _confirms(r, candidate) and r.outcome in decided]
+    return [r for r in records if _confirms(r, candidate) and r.start.door is door and r.outcome in decided]
+
+
+def door_cost(plan: StudyPlan, records: Sequence[TrialRecord], candidate: Candidate) -> float | None:
+    """Return the share of the throughput that the quoted door takes. None for one server, or if it is unknown."""
+    if plan.layout_of(candidate).replicas == 1:
+        return None
+    return _cost(plan, records, candidate, quoted_door(plan, records, candidate))
 
 
 def has_held(runs: Sequence[TrialRecord]) -> bool:

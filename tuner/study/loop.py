@@ -19,7 +19,7 @@ from tuner.study.assignment import Assignment, check_task, confirm_task, experim
 from tuner.study.conclusion import conclude
 from tuner.study.confirm import Confirmation
 from tuner.study.disturbance import in_closed_loop, runs_alone
-from tuner.study.doors import confirming_runs, doors
+from tuner.study.doors import compared_runs, doors
 from tuner.study.events import (
     Event,
     Explained,
@@ -239,10 +239,10 @@ class Loop:
         candidate = due.found.candidate
         groups = self._machine(self.plan.placed(self.plan.layout_of(candidate)))
         assert groups is not None
-        runs = [r for r in confirming_runs(self._records, candidate) if r.start.door is due.door]
-        # Claims of winner and default share their traffic: the first of each has one, the second another. So do doors.
+        runs = compared_runs(self._records, candidate, due.door)
+        # Runs of winner and default share their traffic: the first of each has one, the second another. So do doors.
         traffic = 1 if isinstance(self.plan.load, Ladder) else 1 + len(runs)
-        task = confirm_task(self.plan.load, due.found, runs)
+        task = confirm_task(self.plan.load, due, runs)
         return replace(self._fresh(Role.CONFIRM, candidate, groups, task), traffic=traffic, door=due.door)
 
     def _in_time_to_confirm(self, found: TrialRecord) -> bool:
@@ -370,14 +370,14 @@ class Loop:
 
     def _result(self, *, complete: bool) -> StudyResult:
         records = self._records
-        winner, default = confirm.compared(self.plan, records, self._broken_layouts)
-        decision = confirm.decide(winner, default)
-        shown = default if decision is Decision.KEEP_DEFAULT else winner
+        answer = confirm.answer(self.plan, records, self._broken_layouts, complete=complete)
+        keeps = answer.decision in (Decision.KEEP_DEFAULT, Decision.NOT_CONFIRMED) and answer.default is not None
+        shown = answer.default if keeps else answer.winner
         result = StudyResult(
             study=self.plan.study,
-            decision=decision,
+            decision=answer.decision,
             winner=shown,
-            default=default,
+            default=answer.default,
             default_seen=confirm.seen(records, self.plan.baseline),
             starts=len(records),
             refused=sum(r.outcome in (TrialOutcome.REFUSED, TrialOutcome.DIED) for r in records),
@@ -388,6 +388,8 @@ class Loop:
             learnt=self.search.learnt,
             layouts=self.search.layouts,
             doors=doors(self.plan, records, shown.candidate) if shown is not None else (),
+            gain=answer.gain,
+            disturbed=answer.disturbed,
         )
         return replace(result, sentence=sentence(conclude(self.plan, result, records)))
 

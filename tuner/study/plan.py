@@ -55,8 +55,8 @@ class Ladder:
 
     @property
     def confirm_s(self) -> float:
-        """Seconds of load in one confirmation run."""
-        return self.warm_up_s + 2 * self.level_s
+        """Most seconds of load in one confirmation run: the winning levels of winner and default."""
+        return self.warm_up_s + 4 * self.level_s
 
 
 @dataclass(frozen=True, slots=True)

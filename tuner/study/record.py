@@ -69,7 +69,8 @@ class TrialRecord:
         trial: Number in the study, from 0; its folder is trials/NNNN.
         best: Index in `levels` of the level that counts. None if none is feasible.
         search_trial: Number of the Optuna trial that it answers. None if it answers none.
-        capacity: Answer of the capacity search. None in a closed loop, and if the load did not come to its end.
+        capacity: Answer of the capacity search, or of a confirmation run's block. None in a closed loop, and if the
+            load did not come to its end.
         incumbent: The best candidate that it raced against. None without a race.
         claim: Answer of a confirmation run in an open loop. None for all others.
         replicas: Servers of the whole machine that the measured one stands for. 1 if all of them were measured.
@@ -111,10 +112,23 @@ class TrialRecord:
         return self._of_the_machine(self.best_level.qps if self.capacity is None else self.capacity.rate)
 
     @property
+    def block(self) -> float | None:
+        """Return what pairs of confirmation runs compare: the whole machine's rate by its block, or its QPS in a closed
+        loop. None for other trials, and if nothing was feasible. An older run has no block but its claim."""
+        if self.role is not Role.CONFIRM or self.best_level is None:
+            return None
+        return self.qps if self.capacity is None else self._of_the_machine(self.capacity.rate)
+
+    @property
+    def is_only_block(self) -> bool:
+        """Return True for a confirmation run that claimed nothing: it compares, and is not quoted."""
+        return self.role is Role.CONFIRM and self.capacity is not None and self.claim is None
+
+    @property
     def saturation(self) -> float | None:
         """Return the whole machine's QPS in the saturating closed loop, None without one."""
         found = self.claim or self.capacity
-        return None if found is None else self._of_the_machine(found.saturation)
+        return None if found is None else self._of_the_machine(found.saturation or None)
 
     def said_load(self, level: Measurement) -> str:
         """Name a level's load: `8 concurrent`, or `4 × 8 concurrent` where its server stands for four."""

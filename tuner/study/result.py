@@ -14,7 +14,26 @@ from tuner.study.learnt import LearntRule
 class Decision(StrEnum):
     WINNER = "winner"
     KEEP_DEFAULT = "keep-default"
+    NOT_CONFIRMED = "not-confirmed"
     NOTHING_FEASIBLE = "nothing-feasible"
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """Gain over the default, as shares of its rate: the middle of `pairs` paired runs, and its 95 % interval."""
+
+    low: float
+    middle: float
+    high: float
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Disturbance:
+    """Time in which the machine was not quiet, from `begin` to `end` in ISO 8601."""
+
+    begin: str
+    end: str
 
 
 class Lack(StrEnum):
@@ -113,7 +132,9 @@ class LayoutStanding:
 
 @dataclass(frozen=True, slots=True)
 class StudyResult:
-    """Result so far. `winner` and `default` are None if no start of theirs kept the limits.
+    """Result so far. `winner` and `default` are None if no start of theirs kept the limits. `winner` is what is to be
+    launched: the default where that is kept. `gain` is the best candidate's, None without a pair of confirmation
+    runs. `disturbed` is when the machine was not quiet, None unless that left the gain unconfirmed.
 
     `default_seen` then shows the default's best level. `complete` is False while trials are to come. `learnt` are
     the rules of the search, withdrawn ones included; nothing that they exclude was measured. `layouts` are empty in
@@ -134,3 +155,5 @@ class StudyResult:
     learnt: tuple[LearntRule, ...] = ()
     layouts: tuple[LayoutStanding, ...] = ()
     doors: tuple[DoorFigures, ...] = ()
+    gain: Gain | None = None
+    disturbed: Disturbance | None = None

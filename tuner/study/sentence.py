@@ -5,7 +5,7 @@ from __future__ import annotations
 from tuner import formatting
 from tuner.launch import Door
 from tuner.study.conclusion import Conclusion, ConclusionKey, Servers
-from tuner.study.result import Lack
+from tuner.study.result import Disturbance, Gain, Lack
 
 LACKS = {
     Lack.BREAKS_LIMITS: "breaks the limits",
@@ -32,16 +32,45 @@ def sentence(said: Conclusion) -> str:
             sure = f", {_runs(said)}," if said.confirmed else ""
             keep = "Keep the default" if said.complete else "The default leads so far"
             return f"{keep}: nothing beat its {qps}{sure} by more than the noise; {tail}."
+        case ConclusionKey.NO_GAIN:
+            keep = "Keep the default" if said.complete else "The default leads so far"
+            return f"{keep}: the best gain over its {qps} is {gained(said)}, {_runs(said)}; {tail}."
+        case ConclusionKey.NOT_CONFIRMED:
+            keep = (
+                "keep the default, with"
+                if said.default_qps
+                else f"the default {LACKS[said.lack]}, the best estimate is"
+            )
+            return f"Not confirmed{_disturbed(said.disturbed)}: {keep} {qps}; {tail}."
         case ConclusionKey.GAINS:
-            gain = f"{formatting.change(said.qps, said.default_qps)} QPS over the default{_servers(said.servers)}"
+            gain = f"{gained(said)} QPS over the default{_servers(said.servers)}"
         case ConclusionKey.ONLY_WINNER:
             gain = f"{qps} where the default {LACKS[said.lack]}"
         case ConclusionKey.SUSTAINS:
-            gain = f"{_sustains(said)}, {formatting.change(said.qps, said.default_qps)} over the default"
+            gain = f"{_sustains(said)}, {gained(said)} over the default"
         case ConclusionKey.SUSTAINS_ONLY:
             gain = f"{_sustains(said)}, where the default {LACKS[said.lack]}"
     sure = _runs(said) if said.confirmed else "not confirmed by a fresh start yet"
     return f"{gain} at P99 TTFT {formatting.ms(said.p99_ttft_ms)} ({limits}), no preemption, {sure}; {tail}."
+
+
+def gained(said: Conclusion) -> str:
+    """Say the gain over the default, with its interval once there is one."""
+    return gain_text(said.gain, said.qps, said.default_qps)
+
+
+def gain_text(gain: Gain | None, qps: float | None, default_qps: float | None) -> str:
+    """Say a gain with its interval. Before the first pair of confirmation runs two figures are compared."""
+    if gain is None:
+        return formatting.change(qps, default_qps)
+    return formatting.change_within(gain.low, gain.middle, gain.high)
+
+
+def _disturbed(span: Disturbance | None) -> str:
+    if span is None:
+        return " by fresh starts"
+    begin, end = formatting.time_of_day(span.begin), formatting.time_of_day(span.end)
+    return f", the machine was disturbed from {begin} to {end}"
 
 
 def _runs(said: Conclusion) -> str:
