@@ -116,11 +116,14 @@ class Verdict:
 def judge(measurement: Measurement, slos: Sequence[Slo]) -> Verdict:
     """Judge a level. Feasible means: all limits kept on enough requests, no failure, no preemption, no backlog.
 
-    A preemption or a failed request is the server's, whatever the client did. Then comes the client: latencies that
-    it distorted are invalid. A level that cannot pass any more is infeasible however few its requests.
+    If the client stood still or lacked sockets, whatever failed is its own. Else a preemption or a failed request is
+    the server's. Then comes the client's lag: latencies that it distorted are invalid. A level that cannot pass any
+    more is infeasible however few its requests.
     """
     attainments = [_attainment(measurement, slo) for slo in slos]
     margin = max((m for a in attainments if (m := _margin(a)) is not None), default=None)
+    if (ended := measurement.aborted) is not None and ended.is_the_clients:
+        return Verdict(Outcome.INVALID, (Reason(ReasonKind.ENDED_EARLY, ended=ended),), margin)
     seen = _seen(measurement)
     if not seen and (reasons := _client_faults(measurement, attainments)):
         return Verdict(Outcome.INVALID, reasons, margin)

@@ -27,7 +27,7 @@ LIMIT = parse_slo("p99 ttft <= 500ms")
 EVERY_REASON = (
     *(Reason(kind, 0.93, 975.0, str(LIMIT)) for kind in ReasonKind if kind is not ReasonKind.ENDED_EARLY),
     *(
-        Reason(ReasonKind.ENDED_EARLY, ended=EarlyEnd(kind, 18, LIMIT))
+        Reason(ReasonKind.ENDED_EARLY, ended=EarlyEnd(kind, 18, LIMIT, seconds=22.0))
         for kind in EarlyEndKind
         if kind is not EarlyEndKind.RECORDED
     ),

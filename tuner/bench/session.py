@@ -186,7 +186,8 @@ class LiveSession:
             requests = self.prompts.requests(f"warm-up-{clients}-{attempt}", WARM_UP_WAVES * clients)
             samples = self._check(drive_closed(self.target, requests, clients, left_s, watch=self._interrupted))
             only_the_first = attempt == 0 and len(samples.requests) <= clients
-            if time.monotonic() >= deadline and not only_the_first:
+            stood_still = samples.aborted is not None and samples.aborted.kind is EarlyEndKind.CLIENT_FROZEN
+            if time.monotonic() >= deadline and not only_the_first and not stood_still:
                 return Pace.of(samples, clients)
         raise AssertionError("itertools.count ends")
 

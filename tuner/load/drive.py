@@ -11,12 +11,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tuner.load.early_end import EarlyEnd
+from tuner.load.early_end import EarlyEnd, EarlyEndKind
 from tuner.load.prompts import Request
+from tuner.load.sockets import allow_connections, own_lack
 from tuner.load.stream import Capture, Connection, Failure, RequestSample, Target, encode, sample
 
 TICK_S = 0.005
 WATCH_S = 0.1
+FROZEN_S = 1.0
+"""Gap of the ticker after which the client itself stood still. Neither load nor a busy machine makes one so long."""
+
+_GAP_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""Clock of the gaps. The usual one stands still while a laptop sleeps."""
+
 IDLE_LIMIT_NS = 2_000_000_000
 """Longest idle time of a reused connection. vLLM closes one after 5 s."""
 
@@ -141,6 +148,7 @@ def _drive(
     drain_s: float,
     watch: Watch | None,
 ) -> Samples:
+    allow_connections()
     payloads = [encode(target, request) for request in requests]
     session = _Session(target, payloads, watch)
     with _garbage_collection_frozen(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -182,6 +190,7 @@ class _Session:
         self._closed = 0
         self._progress = LevelProgress()
         self._stop: asyncio.Future[None] | None = None
+        self._beat_s = 0.0
         self.captures: list[Capture] = []
         self.lag_ms: list[float] = []
         self.started_ns = self.drained_ns = 0
@@ -198,9 +207,11 @@ class _Session:
         loop = asyncio.get_running_loop()
         self._stop = loop.create_future()
         self.started_ns, cpu_s = time.monotonic_ns(), time.thread_time()
+        self._beat_s = time.clock_gettime(_GAP_CLOCK)
         sending = asyncio.ensure_future(send(self))
         beat = asyncio.create_task(self._beat())
         await asyncio.wait({sending, self._stop}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        self._notice_gap()  # a timeout may come before the next beat
         if not sending.done():
             cut = Failure.CUT if self.stopped else Failure.TIMEOUT
             self._end()
@@ -243,8 +254,11 @@ class _Session:
         try:
             connection = await self._connect(reuse=not again and self._closed <= self._kept)
         except OSError as error:
-            capture.finish(Failure.CONNECT)
-            if isinstance(error, ConnectionRefusedError):
+            lack = own_lack(error)
+            capture.finish(Failure.CONNECT if lack is None else Failure.CUT)
+            if lack is not None:
+                self._abort(EarlyEnd(lack))
+            elif isinstance(error, ConnectionRefusedError):
                 self.lost = True
                 self._end()
             return
@@ -279,9 +293,22 @@ class _Session:
             await asyncio.sleep(TICK_S)
             now = time.monotonic()
             self.lag_ms.append(max(0.0, (now - before - TICK_S) * 1000))
+            self._notice_gap()
             if self._watch is not None and now >= next_watch:
                 next_watch = now + WATCH_S
                 self._ask(self._watch)
+
+    def _notice_gap(self) -> None:
+        """End the level if the client stood still. Whatever else ended it is not the server's then."""
+        before_s, self._beat_s = self._beat_s, time.clock_gettime(_GAP_CLOCK)
+        if (gap_s := self._beat_s - before_s) > FROZEN_S:
+            self.aborted = EarlyEnd(EarlyEndKind.CLIENT_FROZEN, seconds=gap_s)
+            self._end()
+
+    def _abort(self, reason: EarlyEnd) -> None:
+        if self.aborted is None:
+            self.aborted = reason
+            self._end()
 
     def _ask(self, watch: Watch) -> None:
         now_ns = time.monotonic_ns()
@@ -301,9 +328,8 @@ class _Session:
         progress.in_flight = len(self._in_flight)
         progress.unanswered_ms = unanswered
         reason = watch(progress)
-        if reason is not None and self.aborted is None:
-            self.aborted = reason
-            self._end()
+        if reason is not None:
+            self._abort(reason)
 
 
 @contextmanager

@@ -58,6 +58,10 @@ CHINESE_EARLY_ENDS = {
     EarlyEndKind.REQUEST_FAILED: "有请求失败",
     EarlyEndKind.PREEMPTED: "发生抢占",
     EarlyEndKind.LIMIT_EXCEEDED: "{late} 个请求超出 {limit}",
+    EarlyEndKind.CLIENT_FROZEN: "压测端停顿了 {seconds:.0f} 秒",
+    EarlyEndKind.NO_DESCRIPTORS: "压测端没有可用的文件描述符：请提高硬限制",
+    EarlyEndKind.NO_PORTS: "压测端没有可用的本地端口：请扩大内核的本地端口范围",
+    EarlyEndKind.NO_SOCKET_MEMORY: "压测端没有可用于套接字的内存：请提高内核的套接字内存上限",
     EarlyEndKind.RECORDED: "{recorded}",
 }
 """Chinese text of each early end of a level."""
