@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import signal
+import ssl
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -159,6 +160,23 @@ def test_a_key_of_the_environment_is_sent_and_never_shown(tiny_model: str, tmp_p
     assert "sk-very-secret" not in ended.stdout + ended.stderr + (tmp_path / "o" / "bench.json").read_text()
 
 
+def test_an_encrypted_server_needs_trust_and_a_proxy_the_address_of_the_metrics(
+    tiny_model: str, own_certificate: ssl.SSLContext
+) -> None:
+    page = b"sglang:num_running_reqs 0.0\nsglang:num_queue_reqs 0.0\nvllm:num_preemptions_total 0.0\n"
+    with (
+        serving(answer(4, 0.001, 0.001), pages={"/v1/models": ONE_MODEL}, tls=own_certificate) as server,
+        serving([], pages={"/metrics": page}) as behind,
+    ):
+        words = ("bench", "--url", server.url, "--tokenizer", tiny_model, *SHORT, "--rate", "60")
+        assert "--insecure" in refused(tuner(*words), 4)
+        assert "shows no metrics" in refused(tuner(*words, "--insecure", "--metrics-url", f"{behind.url}/other"), 4)
+        ended = tuner(*words, "--insecure", "--metrics-url", behind.url, VLLM_API_KEY="sk-mine")
+        assert ended.returncode == 0, ended.stderr
+        assert "not observed" not in ended.stdout + ended.stderr
+        assert set(server.authorizations) == {"Bearer sk-mine"} and behind.authorizations == []
+
+
 # ── what a person or a server can get wrong
 
 
@@ -166,7 +184,7 @@ def test_a_key_of_the_environment_is_sent_and_never_shown(tiny_model: str, tmp_p
     ("words", "code", "said"),
     [
         (("--url", "http://127.0.0.1:9", "--rate", "1"), 4, "no server answers"),
-        (("--url", "https://127.0.0.1:8000"), 2, "give a URL like http://"),
+        (("--url", "https://127.0.0.1:9"), 4, "no server answers"),
         (("--url", "127.0.0.1:8000"), 2, "give a URL like http://"),
         (("--url", "http://127.0.0.1:port"), 2, "is not a URL"),
         (("--url", "http://:sk-secret@127.0.0.1:8000"), 2, "VLLM_API_KEY"),

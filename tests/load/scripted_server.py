@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -104,9 +105,12 @@ class ScriptedServer:
     `pages` are bodies by path, for GET. Other paths of GET, and POST /tokenize, are not found.
     """
 
-    def __init__(self, scripts: Iterable[list[Step]], pages: Mapping[str, bytes] | None = None) -> None:
+    def __init__(
+        self, scripts: Iterable[list[Step]], pages: Mapping[str, bytes] | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._scripts = list(scripts)
         self._pages = dict(pages or {})
+        self.tls = tls
         self.served: list[Served] = []
         self.authorizations: list[str] = []
         self.connections = 0
@@ -118,7 +122,7 @@ class ScriptedServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}"
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -190,15 +194,17 @@ class ScriptedServer:
 
 
 @contextmanager
-def serving(*scripts: list[Step], pages: Mapping[str, bytes] | None = None) -> Iterator[ScriptedServer]:
+def serving(
+    *scripts: list[Step], pages: Mapping[str, bytes] | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[ScriptedServer]:
     """Run the server in its own thread and event loop, on a free port of 127.0.0.1."""
-    server = ScriptedServer(scripts, pages)
+    server = ScriptedServer(scripts, pages, tls)
     ready = threading.Event()
     loop = server.loop
     stop = asyncio.Event()
 
     async def main() -> None:
-        listener = server.listener = await asyncio.start_server(server.handle, "127.0.0.1", 0)
+        listener = server.listener = await asyncio.start_server(server.handle, "127.0.0.1", 0, ssl=tls)
         server.port = listener.sockets[0].getsockname()[1]
         ready.set()
         await stop.wait()

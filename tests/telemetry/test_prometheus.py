@@ -105,6 +105,47 @@ def test_a_page_without_vllms_metrics_is_not_observed(text: str) -> None:
     assert parse(text, 1) is None
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        'vllm:num_preemptions_total{engine="0"} NaN',
+        'vllm:num_preemptions_total{engine="0"} +Inf',
+        'vllm:num_preemptions_total{engine="0"} 7.0.0',
+        'vllm:num_preemptions_total{engine="0"}',
+        'vllm:num_preemptions_total{engine="0',
+        "vllm:num_preemptions_total",
+        'vllm:num_preemptions_total{engine=0"} 1',
+    ],
+)
+def test_a_metric_with_a_malformed_line_is_not_observed_and_the_others_are(line: str) -> None:
+    seen = parsed(f"{TWO_ENGINES}{line}\n")
+    assert seen.preemptions is None
+    assert (seen.running, seen.prompt_tokens) == (7, 1000)
+
+
+def test_labels_may_hold_anything() -> None:
+    text = 'vllm:request_success_total{ model_name="a}b,\\"c\\\\", finished_reason = "abort" } 5 1700000000000\n'
+    assert parsed(text).succeeded == 0
+
+
+def test_a_counter_that_fell_is_not_observed() -> None:
+    assert deltas(Scrape(0, preemptions=5, queue_s=2.0, queued=9), Scrape(1, preemptions=3, queue_s=3.0, queued=8)) == (
+        deltas(Scrape(0), Scrape(1))
+    )
+
+
+@pytest.mark.parametrize(
+    ("running", "waiting"),
+    [
+        ("sglang:num_running_reqs", "sglang:num_queue_reqs"),
+        ("llamacpp:requests_processing", "llamacpp:requests_deferred"),
+    ],
+)
+def test_other_engines_tell_if_they_are_busy_and_no_preemptions(running: str, waiting: str) -> None:
+    seen = parsed(f'{running}{{tp_rank="0"}} 0\n{waiting} 2\n')
+    assert (seen.running, seen.waiting, seen.idle, seen.preemptions) == (0, 2, False, None)
+
+
 def test_counters_are_differences() -> None:
     later = TWO_ENGINES.replace("} 5.0", "} 8.0").replace("} 1000.0", "} 3000.0").replace("} 250.0", "} 1250.0")
     rise = deltas(parsed(TWO_ENGINES), parsed(later))

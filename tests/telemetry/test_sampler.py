@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow.parquet as pq
 import pytest
@@ -25,10 +26,16 @@ class _Metrics(BaseHTTPRequestHandler):
     scrapes = 0
     running = 2
     engines = 1
+    bad: ClassVar[list[bytes | int]] = []
+    """Bodies and statuses that are sent first."""
 
     def do_GET(self) -> None:
         kind = type(self)
         kind.scrapes += 1
+        bad = kind.bad.pop() if kind.bad else None
+        if isinstance(bad, int):
+            self.send_error(bad)
+            return
         counted = min(kind.scrapes, 4)
         lines = [
             line
@@ -42,7 +49,7 @@ class _Metrics(BaseHTTPRequestHandler):
         text = "\n".join([*lines, ""])
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(text.encode())
+        self.wfile.write(text.encode() if bad is None else bad)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -50,7 +57,7 @@ class _Metrics(BaseHTTPRequestHandler):
 
 @contextmanager
 def served() -> Iterator[tuple[str, type[_Metrics]]]:
-    handler = type("Handler", (_Metrics,), {"scrapes": 0, "running": 2, "engines": 1})
+    handler = type("Handler", (_Metrics,), {"scrapes": 0, "running": 2, "engines": 1, "bad": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -102,6 +109,25 @@ def test_preemptions_can_be_seen_while_the_level_runs(metrics: tuple[str, type[_
         seen.append(recording.preemptions)
     assert (seen[0], seen[-1]) == (None, 3)
     recording.finish()
+
+
+@pytest.mark.parametrize("bad", [b"", b'vllm:num_preemptions_total{engine="0"} 1', 503, 500])
+def test_a_scrape_that_fails_is_made_again(metrics: tuple[str, type[_Metrics]], bad: bytes | int) -> None:
+    """The counter rises with every answer, so the figures tell which answers were used."""
+    url, handler = metrics
+    handler.bad = [bad, bad]
+    recording = Sampler(Watched(url), interval_s=10).start()
+    handler.bad = [bad]
+    telemetry = recording.finish()
+    assert telemetry.before is not None and telemetry.before.preemptions == 3
+    assert telemetry.after is not None and telemetry.after.preemptions == 4
+
+
+def test_a_page_that_is_not_there_is_asked_for_once(metrics: tuple[str, type[_Metrics]]) -> None:
+    url, handler = metrics
+    handler.bad = [404] * 9
+    assert Watched(url).page(3) is None
+    assert handler.scrapes == 1
 
 
 def test_a_server_that_stays_busy_is_not_idle(metrics: tuple[str, type[_Metrics]]) -> None:

@@ -124,6 +124,13 @@ def check(vllm: Vllm = VLLM, gpus: Gpus = None, studies: Studies = STUDIES, as_j
 def bench(
     url: Annotated[str, typer.Option(help="Address of the running server.")] = "http://127.0.0.1:8000",
     model: Annotated[str | None, typer.Option(help="Name of the model as it is served. Default: the only one.")] = None,
+    metrics_url: Annotated[
+        list[str] | None,
+        typer.Option(help="Address of /metrics where --url is a proxy's, repeatable. Default: /metrics of --url."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Trust in any certificate of an https server, such as its own.")
+    ] = False,
     tokenizer: Annotated[
         str | None, typer.Option(help="Model folder or tokenizer.json. Default: this machine's, else the server's.")
     ] = None,
@@ -178,7 +185,8 @@ def bench(
         url=url, slos=tuple(slo or DEFAULT_SLOS), model=model, tokenizer=tokenizer, workload=workload, rate=rate,
         levels=levels, level_seconds=level_seconds, probe_seconds=probe_seconds, warm_up_seconds=warm_up_seconds,
         seed=seed, burstiness=burstiness, extra_body=extra_body, stops=Stops.NATURAL if natural_stops else Stops.EXACT,
-        claiming=Claiming.TESTED if claim else Claiming.SKIPPED, out=out,
+        claiming=Claiming.TESTED if claim else Claiming.SKIPPED, out=out, metrics_urls=tuple(metrics_url or ()),
+        insecure=insecure,
     )  # fmt: skip
     run_bench(options, form)
 

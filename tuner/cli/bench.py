@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tuner import formatting, jsonfile
 from tuner.bench.capacity_search import Capacity, Claim, Ended
@@ -38,8 +40,10 @@ from tuner.load.arrivals import chosen_arrivals
 from tuner.load.endpoint import FoundServer, check_answer, check_fit, find_endpoint, tokenizer_source
 from tuner.load.prompts import Prompts
 from tuner.load.requests_log import RequestLog
+from tuner.load.stream import Target
 from tuner.measurement import LoadKind
 from tuner.slo import parse_slo
+from tuner.telemetry.prometheus import TRIES, parsed
 from tuner.telemetry.sampler import Sampler, TelemetryLog, Watched
 from tuner.verdict import Outcome, Verdict
 from tuner.vllm import variables
@@ -76,12 +80,15 @@ class _Command:
     def run(self, form: Form) -> None:
         options = self._options
         folder = output_folder(options.out)
-        endpoint = find_endpoint(options.url, options.model, _api_key())
+        endpoint = find_endpoint(options.url, options.model, _api_key(), insecure=options.insecure)
         check_fit(endpoint, self._workload)
         source = tokenizer_source(endpoint, options.tokenizer)
-        prompts = Prompts.for_model(self._workload, source, options.seed, endpoint.target.base_url)
-        check_answer(endpoint.target, prompts)
-        sampler = Sampler(Watched(f"{endpoint.target.base_url}/metrics"))
+        target = endpoint.target
+        prompts = Prompts.for_model(
+            self._workload, source, options.seed, target.base_url, target.api_key, insecure=target.insecure
+        )
+        check_answer(target, prompts)
+        sampler = Sampler(*_watched(target, options.metrics_urls))
         if not sampler.wait_until_idle(IDLE_LIMIT_S):
             raise EnvironmentFaultError(
                 "the server is busy with requests of others", hint="keep them away: they would count as its load"
@@ -188,6 +195,7 @@ class _Command:
             arrivals=str(self._arrivals),
             sentence=sentence,
             preemptions_observed=any(lv.measurement.server.preemptions is not None for lv in self._runs),
+            load_observed=any(lv.measurement.server.running_peak is not None for lv in self._runs),
             kept=tuple(kept(level) for level in self._runs),
             levels=tuple(self._runs),
             capacity=self._capacity,
@@ -209,7 +217,10 @@ class _LevelLog:
     def __call__(self, run: LevelRun) -> None:
         self._runs.append(run.level)
         load = run.measurement.load
-        self._console.say(f"    {level_line(run.measurement, run.verdict if load.kind is self._asked else None)}")
+        verdict = run.verdict
+        if verdict.outcome is Outcome.UNDECIDED and kept(run.level):  # preemptions alone were not observed
+            verdict = replace(verdict, outcome=Outcome.FEASIBLE, reasons=())
+        self._console.say(f"    {level_line(run.measurement, verdict if load.kind is self._asked else None)}")
         if self._requests is not None and self._telemetry is not None:
             self._requests.add(load.level, run.samples, load.kind)
             self._telemetry.add(load.level, run.telemetry)
@@ -230,6 +241,23 @@ def _whole(measured: Measured) -> Measured:
             )
         case Cut.NOT_OFFERED:
             raise _client_fault(measured.levels[-1].verdict)
+
+
+def _watched(target: Target, metrics_urls: Sequence[str]) -> list[Watched]:
+    """Return the servers to scrape. Raises EnvironmentFaultError if one that the user named shows nothing known."""
+    own = Watched(f"{target.base_url}/metrics", api_key=target.api_key, insecure=target.insecure)
+    named = []
+    for url in metrics_urls:
+        full = url if urlsplit(url).path.strip("/") else f"{url.rstrip('/')}/metrics"
+        is_own = urlsplit(full).netloc == urlsplit(target.base_url).netloc
+        found = replace(own, metrics_url=full, api_key=target.api_key if is_own else None)
+        if parsed(found.page(TRIES)) is None:
+            raise EnvironmentFaultError(
+                f"{full} shows no metrics of vLLM, SGLang or llama.cpp",
+                hint="give --metrics-url the address of the server itself, behind the proxy",
+            )
+        named.append(found)
+    return named or [own]
 
 
 def _client_fault(verdict: Verdict) -> EnvironmentFaultError:

@@ -43,6 +43,8 @@ class BenchOptions:
     extra_body: str | None = None
     claiming: Claiming = Claiming.SKIPPED
     out: Path | None = None
+    metrics_urls: tuple[str, ...] = ()
+    insecure: bool = False
 
 
 def chosen_workload(options: BenchOptions) -> Workload:

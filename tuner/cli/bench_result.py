@@ -25,7 +25,8 @@ class BenchResult:
     """Result of a bench. `sentence` is the answer; `kept` says for each of `levels` if it kept every limit.
 
     `arrivals` are those of an open loop, in words. `preemptions_observed` is False if the server's /metrics does not
-    count them: the limits were then kept as far as a client can see. `capacity` and `claim` are None if none was
+    count them: the limits were then kept as far as a client can see. `load_observed` is False if it does not tell how
+    many requests run. `capacity` and `claim` are None if none was
     searched.
     """
 
@@ -43,6 +44,7 @@ class BenchResult:
     levels: tuple[Level, ...]
     capacity: Capacity | None = None
     claim: Claim | None = None
+    load_observed: bool = True
 
 
 def print_result(result: BenchResult) -> None:
@@ -64,6 +66,8 @@ def print_result(result: BenchResult) -> None:
     print(f"\n{result.sentence}")
     if not result.preemptions_observed:
         print("Preemptions were not observed: this server's /metrics does not count them as vLLM's does.")
+    if not result.load_observed:
+        print("Requests of others were not observed: this server's /metrics does not tell how many run.")
     if result.stops is Stops.NATURAL:
         print("Answers ended on their own: these figures compare only with others of --natural-stops.")
     if result.capacity is not None and result.capacity.rate is not None and result.claim is None:

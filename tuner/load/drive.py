@@ -180,6 +180,7 @@ class _Session:
 
     def __init__(self, target: Target, payloads: Sequence[bytes], watch: Watch | None) -> None:
         self._address = target.address
+        self._tls = target.tls
         self._payloads = payloads
         self._watch = watch
         self._idle: list[Connection] = []
@@ -282,7 +283,7 @@ class _Session:
                 return connection
             connection.close()
         host, port = self._address
-        _, connection = await asyncio.get_running_loop().create_connection(Connection, host, port)
+        _, connection = await asyncio.get_running_loop().create_connection(Connection, host, port, ssl=self._tls)
         return connection
 
     async def _beat(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -33,16 +33,17 @@ class FoundServer:
     max_model_len: int | None = None
 
 
-def find_endpoint(url: str, model: str | None, api_key: str | None) -> FoundServer:
+def find_endpoint(url: str, model: str | None, api_key: str | None, *, insecure: bool = False) -> FoundServer:
     """Read /v1/models. Raises UsageError for an impossible URL or model, EnvironmentFaultError for anything else."""
     base_url = _base_url(url)
-    served = _models(base_url, api_key)
+    target = Target(base_url, model or "", api_key, insecure=insecure)
+    served = _models(target)
     if served is None:
         if model is None:
             raise EnvironmentFaultError(
                 f"{base_url}/v1/models is not there", hint="correct --url; or give --model where a server has no list"
             )
-        return FoundServer(Target(base_url, model, api_key))
+        return FoundServer(target)
     names = [str(entry["id"]) for entry in served]
     if model is None and len(names) != 1:
         raise UsageError(f"{base_url} serves {len(names)} models", hint=f"choose with --model: {_listed(names)}")
@@ -51,7 +52,7 @@ def find_endpoint(url: str, model: str | None, api_key: str | None) -> FoundServ
     entry = served[0 if model is None else names.index(model)]
     root, length = entry.get("root"), entry.get("max_model_len")
     return FoundServer(
-        Target(base_url, str(entry["id"]), api_key),
+        replace(target, model=str(entry["id"])),
         root if isinstance(root, str) else None,
         length if isinstance(length, int) and length > 0 else None,
     )
@@ -82,7 +83,8 @@ def tokenizer_source(endpoint: FoundServer, given: str | None) -> str:
         if name is not None and tokenizer_file(name) is not None:
             return name
     try:
-        ServerCounter(endpoint.target.base_url, endpoint.target.model).count(["word"])
+        target = endpoint.target
+        ServerCounter(target.base_url, target.model, target.api_key, insecure=target.insecure).count(["word"])
     except TunerError as error:
         raise UsageError(
             f"prompts of exact lengths need a tokenizer, and {endpoint.target.base_url}/tokenize counts no tokens",
@@ -150,6 +152,7 @@ def _advice(first: RequestSample, request: Request) -> str:
     return "see the server's log: it answered one request alone like this"
 
 
+_TLS_HINT = "this machine does not trust its certificate: name its authority in SSL_CERT_FILE, or give --insecure"
 _KEY_HINT = f"set {variables.API_KEY} or OPENAI_API_KEY to the server's key"
 
 
@@ -170,11 +173,11 @@ def _base_url(url: str) -> str:
     return base_url
 
 
-def _models(base_url: str, api_key: str | None) -> Sequence[Mapping[str, object]] | None:
+def _models(target: Target) -> Sequence[Mapping[str, object]] | None:
     """Return the entries of /v1/models. None if the page does not exist."""
-    url = f"{base_url}/v1/models"
+    url = f"{target.base_url}/v1/models"
     try:
-        with control_client(timeout_s=TIMEOUT_S, api_key=api_key) as client:
+        with control_client(timeout_s=TIMEOUT_S, api_key=target.api_key, insecure=target.insecure) as client:
             answer = client.get(url)
         if answer.status_code in (404, 405):
             return None
@@ -185,9 +188,8 @@ def _models(base_url: str, api_key: str | None) -> Sequence[Mapping[str, object]
     except (ValueError, httpx.ProtocolError, httpx.DecodingError) as error:
         raise _nonsense(url) from error
     except httpx.HTTPError as error:
-        raise EnvironmentFaultError(
-            f"no server answers at {base_url}: {error}", hint="start the server first, or correct --url"
-        ) from error
+        hint = _TLS_HINT if "CERTIFICATE_VERIFY_FAILED" in str(error) else "start the server first, or correct --url"
+        raise EnvironmentFaultError(f"no server answers at {target.base_url}: {error}", hint=hint) from error
     entries = found.get("data") if isinstance(found, dict) else None
     if not isinstance(entries, list) or not all(isinstance(e, dict) and e.get("id") for e in entries):
         raise _nonsense(url)

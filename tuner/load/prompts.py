@@ -69,12 +69,14 @@ class FileCounter:
 class ServerCounter:
     """Counter by the server's POST /tokenize, a millisecond a text."""
 
-    def __init__(self, base_url: str, model: str) -> None:
+    def __init__(self, base_url: str, model: str, api_key: str | None = None, *, insecure: bool = False) -> None:
         self._url = f"{base_url.rstrip('/')}/tokenize"
         self._model = model
+        self._api_key = api_key
+        self._insecure = insecure
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        with control_client(timeout_s=30) as client:
+        with control_client(timeout_s=30, api_key=self._api_key, insecure=self._insecure) as client:
             return [self._count(client, text) for text in texts]
 
     def _count(self, client: httpx.Client, text: str) -> int:
@@ -100,7 +102,9 @@ def tokenizer_file(model: str) -> Path | None:
     return Path(cached) if isinstance(cached, str) else None
 
 
-def token_counter(model: str, base_url: str | None) -> TokenCounter:
+def token_counter(
+    model: str, base_url: str | None, api_key: str | None = None, *, insecure: bool = False
+) -> TokenCounter:
     """Choose a counter. Raises EnvironmentFaultError if there is neither a tokenizer.json nor a server."""
     if path := tokenizer_file(model):
         return FileCounter(path)
@@ -109,7 +113,7 @@ def token_counter(model: str, base_url: str | None) -> TokenCounter:
             f"no tokenizer.json for {model!r} on this machine, and no server to ask",
             hint="give --model a folder with a tokenizer.json, or download the model first",
         )
-    return ServerCounter(base_url, model)
+    return ServerCounter(base_url, model, api_key, insecure=insecure)
 
 
 class Vocabulary:
@@ -158,9 +162,18 @@ class Prompts:
         self._source = source
 
     @classmethod
-    def for_model(cls, workload: Workload, model: str, seed: int, base_url: str | None) -> Prompts:
+    def for_model(
+        cls,
+        workload: Workload,
+        model: str,
+        seed: int,
+        base_url: str | None,
+        api_key: str | None = None,
+        *,
+        insecure: bool = False,
+    ) -> Prompts:
         """Build the source. The server at `base_url` counts tokens only if this machine has no tokenizer.json."""
-        counter = token_counter(model, base_url)
+        counter = token_counter(model, base_url, api_key, insecure=insecure)
         if workload.file is not None:
             entries, sha256 = read_recording(Path(workload.file))
             if sha256 != workload.file_sha256:

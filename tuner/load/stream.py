@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import ssl
 import time
 from array import array
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import cast
 from urllib.parse import urlsplit
 
 from tuner.errors import UsageError
+from tuner.http import tls
 from tuner.load.prompts import Request
 from tuner.load.reply import CHUNKED_END, Reply, is_complete, keeps_alive, read_reply
 
@@ -34,21 +36,29 @@ class Failure(StrEnum):
     CUT = "cut"
 
 
+_PORTS = {"http": 80, "https": 443}
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Server under load and the model it serves. `headers` go with every request."""
+    """Server under load and the model it serves. `headers` go with every request; `insecure` trusts any certificate."""
 
     base_url: str
     model: str
     api_key: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    insecure: bool = False
 
     @property
     def address(self) -> tuple[str, int]:
         parts = urlsplit(self.base_url)
-        if parts.scheme != "http" or not parts.hostname:
+        if parts.scheme not in _PORTS or not parts.hostname:
             raise UsageError(f"no load can be sent to {self.base_url!r}", hint="give a URL like http://127.0.0.1:8000")
-        return parts.hostname, parts.port or 80
+        return parts.hostname, parts.port or _PORTS[parts.scheme]
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        return tls(insecure=self.insecure) if urlsplit(self.base_url).scheme == "https" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +107,11 @@ def encode(target: Target, request: Request) -> bytes:
         **request.extra_body,
     }
     payload = json.dumps(body, ensure_ascii=False).encode()
-    host, port = target.address
+    parts = urlsplit(target.base_url)
     key = (("Authorization", f"Bearer {target.api_key}"),) if target.api_key else ()
     more = "".join(f"{name}: {value}\r\n" for name, value in (*key, *target.headers))
     head = (
-        f"POST {urlsplit(target.base_url).path.rstrip('/')}/v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\n"
+        f"POST {parts.path.rstrip('/')}/v1/chat/completions HTTP/1.1\r\nHost: {parts.netloc}\r\n"
         f"Content-Type: application/json\r\nAccept: text/event-stream\r\n{more}"
         f"Content-Length: {len(payload)}\r\n\r\n"
     )

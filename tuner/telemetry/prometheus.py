@@ -1,21 +1,47 @@
-"""Reader of vLLM's /metrics. Counters become deltas, old names new ones, engines and servers a sum. None if a metric is
-missing."""
+"""Reader of /metrics, vLLM's and what others have of it. Counters become deltas, old names new ones, engines and
+servers a sum. None if a metric is missing, malformed or no number."""
 
 from __future__ import annotations
 
+import math
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
 
 from tuner.http import control_client
 from tuner.vllm.metrics import EXPOSED, FINISHED_REASONS
 
-_WANTED = tuple(name for names in EXPOSED.values() for name in names)
+OTHERS: Mapping[str, tuple[str, ...]] = {
+    "running": ("sglang:num_running_reqs", "llamacpp:requests_processing"),
+    "waiting": ("sglang:num_queue_reqs", "llamacpp:requests_deferred"),
+    "kv_usage": ("sglang:token_usage", "llamacpp:kv_cache_usage_ratio"),
+    "prompt_tokens": ("sglang:prompt_tokens_total", "llamacpp:prompt_tokens_total"),
+    "generation_tokens": ("sglang:generation_tokens_total", "llamacpp:tokens_predicted_total"),
+}
+"""Our name of a metric → its names in other engines. They count no preemptions."""
+
+_NAMES = {name: (*names, *OTHERS.get(name, ())) for name, names in EXPOSED.items()}
+_WANTED = tuple(name for names in _NAMES.values() for name in names)
+_LINE = re.compile(r'([a-zA-Z_:][\w:]*)(?:\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?[ \t]+(\S+)(?:[ \t]+-?\d+)?\s*')
+_LABEL = re.compile(r'(\w+)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"')
+
 SCRAPE_TIMEOUT_S = 5.0
+TRIES = 3
+"""Number of times that a page is asked for where no other reading can stand for it."""
+
+RETRY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One line of a page."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +98,28 @@ class Page:
     at_ns: int
 
 
-def read_page(metrics_url: str) -> Page | None:
-    """Read /metrics. None if the server does not answer."""
-    try:
-        with control_client(timeout_s=SCRAPE_TIMEOUT_S) as client:
-            answer = client.get(metrics_url).raise_for_status()
-    except httpx.HTTPError:
-        return None
-    return Page(answer.text, time.monotonic_ns())
+def read_page(metrics_url: str, *, tries: int = 1, api_key: str | None = None, insecure: bool = False) -> Page | None:
+    """Read /metrics. None if the server does not answer with a whole page, `tries` times in a row.
+
+    A page that the server does not have, or does not show, is not asked for again.
+    """
+    with control_client(timeout_s=SCRAPE_TIMEOUT_S, api_key=api_key, insecure=insecure) as client:
+        for attempt in range(tries):
+            if attempt:
+                time.sleep(RETRY_S)
+            try:
+                answer = client.get(metrics_url)
+            except (httpx.HTTPError, httpx.InvalidURL):
+                continue
+            if answer.is_success and answer.text.endswith("\n"):  # else it was cut off
+                return Page(answer.text, time.monotonic_ns())
+            if answer.is_client_error or answer.is_redirect:
+                return None
+    return None
 
 
 def scrape(metrics_url: str) -> Scrape | None:
-    """Read /metrics. None if the server does not answer, or answers without one of vLLM's metrics."""
+    """Read /metrics. None if the server does not answer, or answers without a known metric."""
     return parsed(read_page(metrics_url))
 
 
@@ -114,7 +150,7 @@ def summed(servers: Sequence[Scrape | None]) -> Scrape | None:
     scrapes = [one for one in servers if one is not None]
     if len(scrapes) < len(servers) or not scrapes:
         return None
-    values = {name: [getattr(one, name) for one in scrapes] for name in EXPOSED}
+    values = {name: [getattr(one, name) for one in scrapes] for name in _NAMES}
     return Scrape(
         max(one.at_ns for one in scrapes),
         **{name: None if None in found else _combine(name)(found) for name, found in values.items()},
@@ -132,30 +168,44 @@ def totals(before: Sequence[Scrape | None], after: Sequence[Scrape | None]) -> t
 
 
 def _from_zero(first: Scrape, last: Scrape) -> Scrape:
-    values = {name: getattr(first, name) for name in EXPOSED}
+    values = {name: getattr(first, name) for name in _NAMES}
     appeared = [name for name in COUNTERS if values[name] is None and getattr(last, name) is not None]
     return Scrape(first.at_ns, **{**values, **dict.fromkeys(appeared, 0.0)})
 
 
 def _samples(text: str) -> dict[str, list[Sample]]:
-    """Parse the wanted lines alone. All of them would hold the interpreter, and the load, for 10 ms."""
-    wanted = "\n".join(line for line in text.splitlines() if line.startswith(_WANTED))
+    """Parse the wanted lines alone. A metric with a malformed line, or with a value that is no number, is left out."""
     samples: dict[str, list[Sample]] = {}
-    for family in text_string_to_metric_families(wanted + "\n"):
-        for found in family.samples:
-            samples.setdefault(found.name, []).append(found)
-    return samples
+    spoilt = set()
+    for line in text.split("\n"):
+        if not line.startswith(_WANTED):
+            continue
+        match = _LINE.fullmatch(line)
+        value = _number(match[3]) if match else None
+        if match is None or value is None:
+            spoilt.add(re.split(r"[{\s]", line, maxsplit=1)[0])
+        elif match[1] in _WANTED:
+            samples.setdefault(match[1], []).append(Sample(match[1], dict(_LABEL.findall(match[2] or "")), value))
+    return {name: found for name, found in samples.items() if name not in spoilt}
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _scrape(samples: dict[str, list[Sample]], at_ns: int) -> Scrape | None:
-    values = {name: _value(name, samples) for name in EXPOSED}
+    values = {name: _value(name, samples) for name in _NAMES}
     if all(value is None for value in values.values()):
         return None
     return Scrape(at_ns, **values)
 
 
 def _value(name: str, samples: dict[str, list[Sample]]) -> float | None:
-    for exposed in EXPOSED[name]:
+    for exposed in _NAMES[name]:
         if found := samples.get(exposed):
             break
     else:
@@ -175,8 +225,9 @@ def deltas(before: Scrape | None, after: Scrape | None) -> Deltas:
 
     def rise(name: str) -> float | None:
         first, last = getattr(before, name), getattr(after, name)
-        # A counter without labels yet (no request finished before) is exposed only from its first increment on.
-        return None if last is None else last - (first or 0.0)
+        # A counter without labels yet (no request finished before) is exposed only from its first increment on. One
+        # that fell is another server's, or half a page's.
+        return None if last is None or last < (first or 0.0) else last - (first or 0.0)
 
     def whole(name: str) -> int | None:
         value = rise(name)

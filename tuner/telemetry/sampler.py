@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from tuner.telemetry.gpu import GpuAdapter, GpuReading, NoGpu
 from tuner.telemetry.host import Host, HostReading
-from tuner.telemetry.prometheus import COUNTERS, Page, Scrape, engines, parsed, read_page, scrape, summed, totals
+from tuner.telemetry.prometheus import COUNTERS, TRIES, Page, Scrape, deltas, engines, parsed, read_page, summed, totals
 
 INTERVAL_S = 0.5
 SETTLE_S = 3.0
@@ -25,12 +25,19 @@ STILL_S = 5.0
 class Watched:
     """One server to sample.
 
-    `metrics_url` is its /metrics, `gpu_indices` are NVML's. Its `engines` share the GPUs evenly.
+    `metrics_url` is its /metrics, `gpu_indices` are NVML's. Its `engines` share the GPUs evenly. `api_key` goes with
+    every scrape; `insecure` accepts any certificate.
     """
 
     metrics_url: str
     gpu_indices: tuple[int, ...] = ()
     engines: int = 1
+    api_key: str | None = None
+    insecure: bool = False
+
+    def page(self, tries: int = 1) -> Page | None:
+        """Read /metrics."""
+        return read_page(self.metrics_url, tries=tries, api_key=self.api_key, insecure=self.insecure)
 
     def gpus_of(self, engine: int) -> tuple[int, ...]:
         """Return the GPUs of one engine."""
@@ -90,11 +97,11 @@ class Sampler:
 
     def pages(self) -> tuple[Page | None, ...]:
         """Read /metrics of every server."""
-        return tuple(read_page(server.metrics_url) for server in self.servers)
+        return tuple(server.page() for server in self.servers)
 
-    def scrapes(self) -> tuple[Scrape | None, ...]:
+    def scrapes(self, tries: int = 1) -> tuple[Scrape | None, ...]:
         """Scrape every server."""
-        return tuple(scrape(server.metrics_url) for server in self.servers)
+        return tuple(parsed(server.page(tries)) for server in self.servers)
 
     def wait_until_idle(self, limit_s: float) -> bool:
         """Wait up to `limit_s` for idle servers. Returns False if time ran out.
@@ -121,7 +128,7 @@ class Recording:
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
         self._host = Host(sampler.leaders)
-        self._before = self._latest = sampler.scrapes()
+        self._before = self._latest = sampler.scrapes(TRIES)
         self._rows: list[Row] = []
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
@@ -133,7 +140,7 @@ class Recording:
         before, latest = totals(self._before, self._latest)
         if not self._rows or before is None or latest is None or latest.preemptions is None:
             return None
-        return round(latest.preemptions - (before.preemptions or 0.0))
+        return deltas(before, latest).preemptions
 
     def finish(self) -> Telemetry:
         """End the recording after the last answer. Waits until the counters stand still, at most `SETTLE_S`."""
@@ -144,10 +151,10 @@ class Recording:
 
     def _settled(self) -> tuple[Scrape | None, ...]:
         deadline = time.monotonic() + SETTLE_S
-        last = self._sampler.scrapes()
+        last = self._sampler.scrapes(TRIES)
         while None not in last and time.monotonic() < deadline:
             time.sleep(SETTLE_STEP_S)
-            now = self._sampler.scrapes()
+            now = self._sampler.scrapes(TRIES)
             if None in now or all(
                 getattr(one, name) == getattr(earlier, name)
                 for one, earlier in zip(now, last, strict=True)
