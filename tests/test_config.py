@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.load.test_recorded import timed
+from tests.load.test_recorded import lines, timed
 from tests.vllm.test_flags import HELP
 from tuner import jsonfile
 from tuner.bench.capacity_search import SearchSettings
@@ -321,9 +321,11 @@ def test_traffic_with_times_of_its_own_is_replayed_and_the_plan_and_the_page_say
     assert ("--burstiness" in words) is (burstiness is not None)
 
 
-def test_times_out_of_order_are_refused_before_vllm_is_asked_for_anything(model: Path, tmp_path: Path) -> None:
-    own = timed(tmp_path / "own.jsonl", 5, 1)
-    with pytest.raises(UsageError, match="line 2 arrived before"):
+def test_a_trace_of_lengths_is_refused_before_vllm_is_asked_for_anything(model: Path, tmp_path: Path) -> None:
+    own = lines(
+        tmp_path / "own.jsonl", {"timestamp": 0, "input_length": 6758, "output_length": 500, "hash_ids": [0, 1]}
+    )
+    with pytest.raises(UsageError, match="a trace of lengths"):
         planned(SearchOptions(model=str(model), vllm="/nowhere/vllm serve", workload=own), tmp_path)
 
 

@@ -24,6 +24,7 @@ from tuner.layout.choice import Units, chosen_layouts, layout_parameters
 from tuner.layout.request import layout_request
 from tuner.layout.rules import Memory, limits_of
 from tuner.load.arrivals import chosen_arrivals
+from tuner.load.fit import fitted, local_counter
 from tuner.load.workload import Workload, with_body, workload
 from tuner.measurement import LoadKind
 from tuner.model import folder_of
@@ -124,8 +125,13 @@ def plan_study(
     own_flags = flag_names(extra, short=knobs.SHORT_OPTIONS)
     asked = _asked_length(options, own_flags)
     _check_own_flags(extra, given)
-    _check_own_length(given, load)
     limit = own_length(model, own_flags)
+    if load.file is not None:
+        say(f"counting the tokens of {load.name}")
+        known = (asked, given.get(LENGTH), _constant(space).get(LENGTH), None if limit is None else limit.most)
+        accepted = [tokens for tokens in known if isinstance(tokens, int) and tokens > 0]
+        load = fitted(load, local_counter(model), min(accepted, default=None))
+    _check_own_length(given, load)
     needed = needed_tokens(load, limit)
     if asked is not None:
         checked_length(asked, needed, limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,15 @@ class Environment:
     cpu_count: int
     memory_gib: float
     kernel: str
+
+
+def cache_folder() -> Path:
+    """Return the folder for repeatable answers. It need not exist, nor be writable."""
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME, and no passwd entry; containers say / then
+        home = Path("/")
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "tuner"
 
 
 def tuner_version() -> str:

@@ -17,7 +17,7 @@ import psutil
 
 from tuner import formatting
 from tuner.config import Machine
-from tuner.environment import Gpu
+from tuner.environment import Gpu, cache_folder
 from tuner.errors import EnvironmentFaultError, UsageError
 from tuner.placement import parse_gpus
 from tuner.server.ports import fresh_port
@@ -39,15 +39,6 @@ _NUMBER_OF_NAPS, _NAP_S = 100, 0.001
 _LATE_MS = 5.0
 """Lateness of a wake-up that would show in measured latencies."""
 _SLOW_CLOCKS = ("hpet", "acpi_pm", "jiffies", "refined-jiffies")
-
-
-def cache_folder() -> Path:
-    """Return the folder for repeatable answers. It need not exist, nor be writable."""
-    try:
-        home = Path.home()
-    except RuntimeError:  # no HOME, and no passwd entry; containers say / then
-        home = Path("/")
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "tuner"
 
 
 def this_machine() -> Machine:

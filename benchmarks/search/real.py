@@ -23,7 +23,8 @@ from tuner.bench.task import RunLadder
 from tuner.candidate import Candidate
 from tuner.clock import RealClock
 from tuner.config import SearchOptions, plan_study
-from tuner.machine import cache_folder, this_machine
+from tuner.environment import cache_folder
+from tuner.machine import this_machine
 from tuner.study.assignment import Assignment
 from tuner.study.local_servers import local_trials
 from tuner.study.plan import Ladder, StudyPlan

@@ -17,9 +17,10 @@ from tuner.cli.plan import show_plan
 from tuner.cli.tables import Form
 from tuner.clock import RealClock
 from tuner.config import SearchOptions, plan_study
+from tuner.environment import cache_folder
 from tuner.layout import Layout, PlacedLayout
 from tuner.load.workload import workload
-from tuner.machine import cache_folder, this_machine
+from tuner.machine import this_machine
 from tuner.placement import GpuGroup
 from tuner.study.kv_budget import kv_table
 from tuner.study.setting import StudySetting

@@ -12,7 +12,8 @@ from tuner.cli.plan import show_plan
 from tuner.cli.tables import Form
 from tuner.clock import RealClock
 from tuner.config import SearchOptions, plan_study
-from tuner.machine import cache_folder, this_machine
+from tuner.environment import cache_folder
+from tuner.machine import this_machine
 from tuner.placement import own_cores
 from tuner.study.record import TrialOutcome
 from tuner.study.store import Store

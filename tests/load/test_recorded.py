@@ -7,12 +7,19 @@ import pytest
 
 from tuner.errors import UsageError
 from tuner.load.prompts import SEARCH_TRACE, Prompts, Request
+from tuner.load.reading import LeftOut, TimesFound, TrafficReading, WhyLeftOut, reading_line
 from tuner.load.workload import workload
 
 
 def lines(path: Path, *rows: object) -> str:
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
     return str(path)
+
+
+def reading(text: str) -> TrafficReading:
+    found = workload(text).reading
+    assert found is not None
+    return found
 
 
 def made(text: str, model: str, key: str = "a", count: int = 10) -> list[Request]:
@@ -104,29 +111,60 @@ def test_times_may_be_seconds_or_iso(times: tuple[object, ...], tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    ("times", "says"),
+    "times",
     [
-        ((9, 3, 5), "line 2 arrived before the request above it"),
-        ((1, None, 3), "line 2 has no arrival time, and others have one"),
-        ((None, 2, 3), "line 1 has no arrival time, and others have one"),
-        ((-1, 2, 3), "line 1 has an arrival time of -1"),
-        ((1, float("nan"), 3), "line 2 has an arrival time of nan"),
-        ((1, 10**400, 3), "line 2 has an arrival time of 1000"),
-        ((1, True, 3), "line 2 has an arrival time of True"),
-        ((1, [2], 3), "line 2 has an arrival time of [2]"),
-        ((1, "2026-11-25T08:00:00", 3), "line 2 has an arrival time of another form"),
-        (("2026-11-25T08:00:00", "2026-11-25T08:00:01Z"), "line 2 has an arrival time of another form"),
-        (("25 November", "26 November"), "line 1 has an arrival time of '25 November'"),
-        ((4, 4, 4), "are all the same"),
-        ((4,), "are all the same"),
+        (1, None, 3),
+        (1, -1, 3),
+        (1, float("nan"), 3),
+        (1, 10**400, 3),
+        (1, True, 3),
+        (1, [2], 3),
+        (1, "2026-11-25T08:00:00", 3),
+        ("2026-11-25T08:00:00", "2026-11-25T08:00:01Z", "2026-11-25T08:00:02"),
+        ("2026-11-25T08:00:00", "25 November", "2026-11-25T08:00:02"),
     ],
 )
-def test_times_that_cannot_be_replayed_are_refused_with_the_line(
-    times: tuple[object, ...], says: str, tmp_path: Path
+def test_a_row_without_a_time_like_the_others_is_left_out(times: tuple[object, ...], tmp_path: Path) -> None:
+    found = reading(timed(tmp_path / "t.jsonl", *times))
+    assert found.times is TimesFound.REPLAYED
+    assert found.left_out == (LeftOut(WhyLeftOut.NO_TIME, 1, "line 2"),)
+
+
+@pytest.mark.parametrize(
+    ("times", "found"),
+    [
+        ((None, None), TimesFound.NONE),
+        ((4, 4, 4), TimesFound.ALL_ALIKE),
+        ((4,), TimesFound.ALL_ALIKE),
+        (("25 November", "26 November"), TimesFound.TOO_FEW),
+        ((1, None, None, None), TimesFound.TOO_FEW),
+        ((1, 1764057600, 2, 1764057601), TimesFound.TOO_FEW),
+    ],
+)
+def test_times_that_cannot_be_replayed_are_said_and_cost_no_request(
+    times: tuple[object, ...], found: TimesFound, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError) as caught:
-        workload(timed(tmp_path / "t.jsonl", *times))
-    assert says in caught.value.message and caught.value.hint
+    planned = workload(timed(tmp_path / "t.jsonl", *times))
+    assert planned.reading is not None and planned.reading.requests == len(times)
+    assert planned.reading.times is found and planned.timed is (found is TimesFound.REPLAYED)
+    assert "arrival times" in reading_line(planned.reading)
+
+
+@pytest.mark.parametrize("unit", [1, 10**3, 10**6, 10**9])
+@pytest.mark.parametrize("key", ["timestamp", "created", "created_at", "startTime"])
+@pytest.mark.parametrize("form", [int, str])
+def test_times_have_many_names_and_units(unit: int, key: str, form: type, tmp_path: Path, tiny_model: str) -> None:
+    rows = ({"prompt": f"p{i}", key: form((1764057600 + at) * unit)} for i, at in enumerate((4, 0, 2)))
+    text = lines(tmp_path / "t.jsonl", *rows)
+    requests = made(text, tiny_model, SEARCH_TRACE, 3)
+    assert [(r.messages[0][1], r.arrival_s) for r in requests] == [("p1", 0), ("p2", 2), ("p0", 4)]
+    assert reading(text).moved == 2
+
+
+def test_times_of_several_units_in_one_file_are_converted_and_counted(tmp_path: Path, tiny_model: str) -> None:
+    text = timed(tmp_path / "t.jsonl", 1764057600, 1764057602000, "1764057603000000", 1764057604)
+    assert [r.arrival_s for r in made(text, tiny_model, SEARCH_TRACE, 4)] == [0, 2, 3, 4]
+    assert reading(text).mended == 2 and "2 in another unit, converted" in reading_line(reading(text))
 
 
 def test_a_file_that_changed_since_the_plan_is_not_loaded(tmp_path: Path, tiny_model: str) -> None:
@@ -164,17 +202,20 @@ def test_the_workload_estimates_lengths_on_the_long_side(tmp_path: Path, tiny_mo
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("{", "line 1"),
-        ("[1]", "is not an object"),
-        ('{"max_tokens": 5}', "neither prompt nor messages"),
-        ('{"prompt": "x", "max_tokens": 0}', "max_tokens of 0"),
-        ('{"prompt": "x", "max_tokens": "9"}', "max_tokens of '9'"),
-        ('{"messages": [{"role": "alien", "content": "x"}]}', "known role"),
-        ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "known role"),
+        ("{", "1 cut off by the end of the file (first: line 1)"),
+        ("[1]", "not an object (first: entry 1)"),
+        ('{"max_tokens": 5}', "with neither prompt nor messages (first: line 1)"),
+        ('{"prompt": "x", "max_tokens": 0}', "impossible output length"),
+        ('{"prompt": "x", "max_tokens": "many"}', "impossible output length"),
+        ('{"messages": [{"role": "alien", "content": "x"}]}', "unknown role"),
+        ('{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}', "images"),
         ("", "has no request"),
+        ("\n".join(['{"prompt": "x"}', *["null"] * 12]), "only 1 of 13 requests"),
     ],
 )
-def test_a_wrong_file_is_refused_with_line_and_reason(tmp_path: Path, content: str, says: str) -> None:
+def test_a_file_of_which_hardly_anything_can_be_sent_is_refused_with_place_and_reason(
+    tmp_path: Path, content: str, says: str
+) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(content)
     with pytest.raises(UsageError) as caught:

@@ -38,7 +38,9 @@ from tuner.errors import (
 )
 from tuner.load.arrivals import chosen_arrivals
 from tuner.load.endpoint import FoundServer, check_answer, check_fit, find_endpoint, tokenizer_source
-from tuner.load.prompts import Prompts
+from tuner.load.fit import fitted
+from tuner.load.prompts import Prompts, token_counter
+from tuner.load.reading import reading_line
 from tuner.load.requests_log import RequestLog
 from tuner.load.stream import Target
 from tuner.measurement import LoadKind
@@ -81,9 +83,13 @@ class _Command:
         options = self._options
         folder = output_folder(options.out)
         endpoint = find_endpoint(options.url, options.model, _api_key(), insecure=options.insecure)
-        check_fit(endpoint, self._workload)
         source = tokenizer_source(endpoint, options.tokenizer)
         target = endpoint.target
+        counter = token_counter(source, target.base_url, target.api_key, insecure=target.insecure)
+        self._workload = fitted(self._workload, counter, endpoint.max_model_len)
+        if self._workload.reading is not None:
+            self._console.say(f"read {self._workload.file}: {reading_line(self._workload.reading)}")
+        check_fit(endpoint, self._workload)
         prompts = Prompts.for_model(
             self._workload, source, options.seed, target.base_url, target.api_key, insecure=target.insecure
         )
@@ -189,6 +195,7 @@ class _Command:
             url=endpoint.target.base_url,
             model=endpoint.target.model,
             workload=self._workload.name,
+            reading=self._workload.reading,
             stops=options.stops,
             slos=tuple(map(str, self._slos)),
             seed=options.seed,

@@ -9,6 +9,7 @@ from tuner import formatting
 from tuner.bench.capacity_search import Capacity, Claim, Ended
 from tuner.bench.level import Level
 from tuner.cli.tables import print_table
+from tuner.load.reading import TrafficReading
 from tuner.measurement import LoadKind
 from tuner.verdict import Evidence, kept_limits
 
@@ -26,8 +27,8 @@ class BenchResult:
 
     `arrivals` are those of an open loop, in words. `preemptions_observed` is False if the server's /metrics does not
     count them: the limits were then kept as far as a client can see. `load_observed` is False if it does not tell how
-    many requests run. `capacity` and `claim` are None if none was
-    searched.
+    many requests run. `capacity` and `claim` are None if none was searched. `reading` says what was read of a traffic
+    file, None for other workloads.
     """
 
     schema: int
@@ -45,6 +46,7 @@ class BenchResult:
     capacity: Capacity | None = None
     claim: Claim | None = None
     load_observed: bool = True
+    reading: TrafficReading | None = None
 
 
 def print_result(result: BenchResult) -> None:

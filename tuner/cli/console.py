@@ -13,6 +13,7 @@ from tuner.bench.phrases import note_text
 from tuner.candidate import Candidate
 from tuner.launch import Door
 from tuner.layout import split_layout
+from tuner.load.reading import reading_line
 from tuner.measurement import LoadKind, Measurement
 from tuner.study import confirm
 from tuner.study.events import (
@@ -245,6 +246,8 @@ def plan_lines(plan: StudyPlan, vllm_version: str, sampler: str) -> str:
     lines = [f"study     {plan.study}", f"model     {plan.model}", f"vLLM      {vllm_version}"]
     lines.append(f"limits    {', '.join(map(str, plan.slos))}, no preemption, no failed request")
     lines.append(f"workload  {plan.workload.name}: up to {plan.workload.longest} tokens a request")
+    if plan.workload.reading is not None:
+        lines.append(f"read      {reading_line(plan.workload.reading)}")
     lines += _length_lines(plan)
     lines.append(f"load      {plan.load.kind} loop: {load_words(plan.load)}")
     lines += _layout_lines(plan)

@@ -10,12 +10,12 @@ from tuner.cli.kv import kv_lines, layouts_lines
 from tuner.cli.tables import Form, print_json
 from tuner.clock import RealClock
 from tuner.config import SearchOptions, plan_study
-from tuner.environment import Environment, differences
+from tuner.environment import Environment, cache_folder, differences
 from tuner.errors import UsageError
 from tuner.formatting import one_line
 from tuner.kv.config_json import UnknownModelError
 from tuner.launch import launch
-from tuner.machine import cache_folder, this_machine
+from tuner.machine import this_machine
 from tuner.report.quote import shell_line
 from tuner.study.kv_budget import kv_table
 from tuner.study.learnt import known_rules

@@ -14,10 +14,10 @@ from tuner.cli.progress import Look, Progress, progress
 from tuner.clock import RealClock
 from tuner.config import ChangedEnvironment, SearchOptions, plan_study, split_secrets
 from tuner.deploy.start import write_scripts
-from tuner.environment import Environment, describe, differences
+from tuner.environment import Environment, cache_folder, describe, differences
 from tuner.errors import EnvironmentFaultError, InterruptedSearchError, NothingFeasibleError, UsageError
 from tuner.load.workload import extra_body_text
-from tuner.machine import cache_folder, this_machine
+from tuner.machine import this_machine
 from tuner.server.diagnosis import signal_name
 from tuner.server.interrupts import ENDING, handled
 from tuner.server.leftovers import end_leftovers

@@ -17,8 +17,9 @@ from tokenizers import Tokenizer
 
 from tuner.errors import EnvironmentFaultError, UsageError
 from tuner.http import control_client
-from tuner.load.recorded import DEFAULT_OUTPUT_TOKENS, Entry, read_recording
-from tuner.load.workload import BodyValue, Share, Workload
+from tuner.load.recorded import Entry, RecordedFile, Sizes, file_sha256, fitting, is_timed, read_recording
+from tuner.load.token_counts import TokenCounter, counted_sizes
+from tuner.load.workload import Share, Workload
 
 WORDS = tuple(files("tuner.load").joinpath("words.txt").read_text(encoding="ascii").split())
 """Plain English words. Most are one token in common tokenizers; the code relies on none."""
@@ -34,29 +35,26 @@ SEARCH_TRACE = "search"
 class Request:
     """One chat completion. `messages` are (role, content); `prompt_tokens` counts their words without the template.
 
-    `max_tokens` is the exact length of the answer, unless the workload stops naturally. `extra_body` holds further
-    fields of the request body. `arrival_s` is its arrival on the recording's clock, which runs on when the traffic
-    repeats. None if the traffic has no times.
+    `max_tokens` is the exact length of the answer, unless it stops naturally. `extra_body` holds further fields of the
+    request body, as they are. One of them is `messages` where a recorded turn is more than a text. `arrival_s` is its
+    arrival on the recording's clock, which runs on when the traffic repeats. None if the traffic has no times.
     """
 
     messages: tuple[tuple[str, str], ...]
     prompt_tokens: int
     max_tokens: int
-    extra_body: Mapping[str, BodyValue] = field(default_factory=dict)
+    extra_body: Mapping[str, object] = field(default_factory=dict)
     natural_stop: bool = False
     arrival_s: float | None = None
-
-
-class TokenCounter(Protocol):
-    def count(self, texts: Sequence[str]) -> list[int]:
-        """Count the tokens of each text alone."""
-        ...
 
 
 class FileCounter:
     """Counter that uses the model's own tokenizer.json."""
 
+    is_stable = True
+
     def __init__(self, path: Path) -> None:
+        self.identity = file_sha256(path)
         self._tokenizer = Tokenizer.from_file(str(path))
         # A saved tokenizer may truncate or pad; counts must not.
         self._tokenizer.no_truncation()
@@ -69,7 +67,10 @@ class FileCounter:
 class ServerCounter:
     """Counter by the server's POST /tokenize, a millisecond a text."""
 
+    is_stable = False
+
     def __init__(self, base_url: str, model: str, api_key: str | None = None, *, insecure: bool = False) -> None:
+        self.identity = f"served/{model}"
         self._url = f"{base_url.rstrip('/')}/tokenize"
         self._model = model
         self._api_key = api_key
@@ -175,13 +176,14 @@ class Prompts:
         """Build the source. The server at `base_url` counts tokens only if this machine has no tokenizer.json."""
         counter = token_counter(model, base_url, api_key, insecure=insecure)
         if workload.file is not None:
-            entries, sha256 = read_recording(Path(workload.file))
+            sha256 = file_sha256(Path(workload.file))
             if sha256 != workload.file_sha256:
                 raise UsageError(
                     f"{workload.file} has changed since the study was planned",
                     hint="restore the old file, or choose another name with --study",
                 )
-            return cls(workload, RecordedPrompts(workload, entries, counter, seed))
+            recording = read_recording(Path(workload.file), sha256)
+            return cls(workload, RecordedPrompts(workload, recording, counted_sizes(recording, counter), seed))
         return cls(workload, Synthetic(workload, vocabulary(counter, model), seed))
 
     def requests(self, key: str | int, count: int, repeat: int = 0) -> list[Request]:
@@ -232,13 +234,13 @@ class RecordedPrompts:
     shares within a level what the traffic shares, and nothing across levels.
     """
 
-    def __init__(self, workload: Workload, entries: Sequence[Entry], counter: TokenCounter, seed: int) -> None:
+    def __init__(self, workload: Workload, recording: RecordedFile, sizes: Sizes, seed: int) -> None:
         self._workload = workload
-        self._entries = tuple(entries)
+        self._kept = fitting(recording, sizes, None if workload.reading is None else workload.reading.limit)
+        self._entries = [recording.entries[index] for index in self._kept]
+        self._sizes = sizes
         self._seed = seed
-        self._cycle_s = _cycle_s(entries)
-        self._prompt_tokens = counter.count(["".join(text for _, text in entry.messages) for entry in entries])
-        self._max_tokens = _max_tokens(entries, counter)
+        self._cycle_s = _cycle_s(self._entries)
 
     def requests(self, key: str | int, count: int, repeat: int = 0) -> list[Request]:
         salted = f"{key}/{repeat}"
@@ -259,41 +261,52 @@ class RecordedPrompts:
 
     def _timed(self, key: str, place: int, running: int, cycle_s: float) -> Request:
         turn, index = divmod(running, len(self._entries))
-        at_s = turn * cycle_s + (self._entries[index].arrival_s or 0.0)
+        at_s = turn * cycle_s + (self._entries[index].arrival_s or 0.0) - (self._entries[0].arrival_s or 0.0)
         return replace(self._request(key, place, index), arrival_s=at_s)
 
     def _request(self, key: str, place: int, index: int) -> Request:
         entry, turn = self._entries[index], place // len(self._entries)
-        salt = hashlib.sha256(f"{self._seed}/{key}/{turn}".encode()).hexdigest()[:16]
+        fields = entry.content
+        messages = fields.pop("messages")
+        # What the file keeps apart by a salt of its own stays apart.
+        own_salt = fields.pop("cache_salt", "")
+        salt = hashlib.sha256(f"{self._seed}/{key}/{turn}{own_salt}".encode()).hexdigest()[:16]
+        plain = _plain(messages)
+        if not plain:
+            fields["messages"] = messages
+        natural = entry.natural or self._workload.natural_stops
+        body = extra_body(self._workload, self._workload.shares[0], {**fields, "cache_salt": salt})
         return Request(
-            messages=entry.messages,
-            prompt_tokens=self._prompt_tokens[index],
-            max_tokens=self._max_tokens[index],
-            extra_body=extra_body(self._workload, self._workload.shares[0], cache_salt=salt),
-            natural_stop=self._workload.natural_stops,
+            messages=plain,
+            prompt_tokens=int(self._sizes.prompt[self._kept[index]]),
+            max_tokens=int(self._sizes.output[self._kept[index]]),
+            extra_body={name: value for name, value in body.items() if not (natural and name == "ignore_eos")},
+            natural_stop=natural,
         )
 
 
-def _max_tokens(entries: Sequence[Entry], counter: TokenCounter) -> list[int]:
-    # Only answers that are needed and there: a server asked to count an empty text may refuse.
-    answers = [entry.answer for entry in entries if entry.max_tokens is None and entry.answer]
-    counted = dict(zip(answers, counter.count(answers), strict=True))
-    return [
-        entry.max_tokens or (DEFAULT_OUTPUT_TOKENS if entry.answer is None else max(1, counted.get(entry.answer, 0)))
-        for entry in entries
-    ]
+def _plain(messages: object) -> tuple[tuple[str, str], ...]:
+    """Return (role, content) of messages that are nothing more. Empty if one is more."""
+    pairs = []
+    for message in messages if isinstance(messages, list) else ():
+        if message.keys() != {"role", "content"} or not isinstance(message["content"], str):
+            return ()
+        pairs.append((message["role"], message["content"]))
+    return tuple(pairs)
 
 
 def _cycle_s(entries: Sequence[Entry]) -> float | None:
     """Return the seconds until the traffic repeats. None if it has no times."""
-    last_s = entries[-1].arrival_s
-    return None if last_s is None else last_s * len(entries) / (len(entries) - 1)
+    first_s, last_s = entries[0].arrival_s, entries[-1].arrival_s
+    if first_s is None or last_s is None or not is_timed(entries):
+        return None
+    return (last_s - first_s) * len(entries) / (len(entries) - 1)
 
 
-def extra_body(workload: Workload, share: Share, **own: BodyValue) -> dict[str, BodyValue]:
+def extra_body(workload: Workload, share: Share, own: Mapping[str, object] | None = None) -> dict[str, object]:
     """Return the fields beside model, messages and length, with a source's `own`. Servers refuse fields that they do
     not know, so none is sent with a value that is the default anyway."""
-    body: dict[str, BodyValue] = dict(own)
+    body: dict[str, object] = dict(own or {})
     if not workload.natural_stops:
         body["ignore_eos"] = True
     if share.thinking:

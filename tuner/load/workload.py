@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tuner.errors import UsageError
-from tuner.load.recorded import DEFAULT_OUTPUT_TOKENS, Entry, is_recording, read_recording
+from tuner.load.reading import TimesFound, TrafficReading
+from tuner.load.recorded import Sizes, estimated_sizes, is_recording, read_recording, reading_of
 
 BodyValue = bool | int | float | str | None | list["BodyValue"] | Mapping[str, "BodyValue"]
 """Value of a field in a request's JSON body."""
@@ -47,10 +48,10 @@ class Share:
 class Workload:
     """Description of the traffic. Prompt lengths count the generated words; the chat template's tokens come on top.
 
-    `file` is the absolute path of recorded traffic, `file_sha256` its content at planning. The lengths in
-    `shares` are then estimates from bytes, and `timed` tells if its requests have arrival times. A `temperature` of
-    None leaves sampling to the model. `extra_body` are further fields of every request, with their values as JSON. A
-    field of null is left out of all.
+    `file` is the absolute path of recorded traffic, `file_sha256` its content at planning, `reading` its summary (None
+    in older plans). `timed` tells if its requests have arrival times. A `temperature` of None leaves sampling to the
+    model. `extra_body` are further fields of every request, with their values as JSON. A field of null is left out of
+    all.
     """
 
     name: str
@@ -60,17 +61,22 @@ class Workload:
     file: str | None = None
     file_sha256: str | None = None
     timed: bool = False
+    reading: TrafficReading | None = None
     temperature: float | None = None
     extra_body: tuple[tuple[str, str], ...] = ()
 
     @property
     def longest(self) -> int:
         """Return the longest request's tokens, without the template. max-model-len must hold it."""
+        if self.reading is not None:
+            return self.reading.longest
         return max(s.prompt.high + s.output.high for s in self.shares)
 
     @property
     def mean(self) -> float:
         """Return the mean request's tokens, without the template."""
+        if self.reading is not None:
+            return self.reading.mean
         return sum(s.weight * (s.prompt.mean + s.output.mean) for s in self.shares) / sum(s.weight for s in self.shares)
 
 
@@ -134,7 +140,7 @@ PRESETS: dict[str, Workload] = {
 _RANGE = r"(\d{1,9})(?:-(\d{1,9}))?"
 _RANDOM = re.compile(rf"random:{_RANGE},{_RANGE}")
 _PREFIX = re.compile(rf"prefix:(\d{{1,9}}),{_RANGE},{_RANGE}")
-FORMS = ("random:IN,OUT", "prefix:SHARED,OWN,OUT", "a .json or .jsonl file")
+FORMS = ("random:IN,OUT", "prefix:SHARED,OWN,OUT", "a .json, .jsonl or .parquet file")
 
 
 def workload(text: str) -> Workload:
@@ -189,31 +195,29 @@ def _lengths(low: str, high: str | None) -> Lengths:
     return Lengths(int(low), int(high if high is not None else low))
 
 
-BYTES_PER_TOKEN = 3
-"""Bytes per token, estimated on the long side. English has about 4.3, Chinese and code about 3."""
-
-
 def _recorded(text: str) -> Workload:
-    entries, sha256 = read_recording(Path(text))
-    share = Share(
-        1.0,
-        _spread([-(-entry.prompt_bytes // BYTES_PER_TOKEN) for entry in entries]),
-        _spread([_estimated_output(entry) for entry in entries]),
-    )
-    timed = entries[0].arrival_s is not None
-    source = f"recorded traffic: {len(entries)} requests" + (" with their arrival times" if timed else "")
+    name = Path(text).name
+    try:
+        str(Path(text).absolute()).encode()
+    except UnicodeEncodeError as error:
+        shown = text.encode("utf-8", "replace").decode()
+        raise UsageError(f"the name of the workload {shown!r} is not UTF-8", hint="rename the file") from error
+    recording = read_recording(Path(text))
     # Absolute, so that a study is resumed from any folder.
-    return Workload(Path(text).name, source, (share,), file=str(Path(text).absolute()), file_sha256=sha256, timed=timed)
+    found = Workload(name, "", (), file=str(Path(text).absolute()), file_sha256=recording.sha256)
+    return measured(found, estimated_sizes(recording.entries))
 
 
-def _estimated_output(entry: Entry) -> int:
-    if entry.max_tokens is not None:
-        return entry.max_tokens
-    return DEFAULT_OUTPUT_TOKENS if entry.answer is None else max(1, -(-len(entry.answer.encode()) // BYTES_PER_TOKEN))
-
-
-def _spread(lengths: list[int]) -> Lengths:
-    return Lengths(max(1, min(lengths)), max(1, *lengths))
+def measured(workload: Workload, sizes: Sizes, limit: int | None = None) -> Workload:
+    """Return the workload of a file with the lengths of its entries. Those that need more tokens than `limit` are left
+    out. Raises UsageError if hardly anything is left."""
+    assert workload.file is not None
+    path = Path(workload.file)
+    reading = reading_of(path, read_recording(path, workload.file_sha256), sizes, limit)
+    prompt, output = (Lengths(max(1, seen.low), max(1, seen.high)) for seen in (reading.prompt, reading.output))
+    timed = reading.times is TimesFound.REPLAYED
+    source = f"recorded traffic: {reading.requests} requests" + (" with their arrival times" if timed else "")
+    return replace(workload, source=source, shares=(Share(1.0, prompt, output),), timed=timed, reading=reading)
 
 
 def _synthetic(text: str, shared: int, own: Lengths, output: Lengths) -> Workload:

@@ -11,6 +11,7 @@ from tuner.environment import Gpu
 from tuner.errors import UsageError
 from tuner.flagwords import flag_names
 from tuner.kv.config_json import UnknownModelError, read_config
+from tuner.load.fit import TEMPLATE_TOKENS
 from tuner.load.workload import Workload
 from tuner.model import ModelLength, folder_of, model_length
 from tuner.space.parameter import Kind
@@ -20,9 +21,6 @@ from tuner.study.plan import StudyPlan
 from tuner.study.request_length import LengthSource, RequestLength
 from tuner.study.setting import StudySetting
 from tuner.vllm import knobs
-
-TEMPLATE_TOKENS = 128
-"""Tokens of room for the chat template around a prompt."""
 
 UNMODELLED_FACTOR = 2
 """Times the length that must fit where the arithmetic leaves out a part of the memory."""

@@ -1,0 +1,102 @@
+"""Names that logs and data sets give to the parts of a request. The first of several counts."""
+
+from __future__ import annotations
+
+import re
+
+CONVERSATION_KEYS = ("messages", "conversations", "conversation", "turns")
+PROMPT_KEYS = ("prompt", "text", "texts", "question", "instruction", "query", "input")
+SYSTEM_KEYS = ("system", "system_prompt", "instructions")
+ANSWER_KEYS = ("response", "output", "answer", "completion", "generated_text", "choices")
+WHOLE_BODY_KEYS = ("body", "request_body", "payload", "raw_payload")
+BODY_KEYS = (*WHOLE_BODY_KEYS, "request", "kwargs", "input")
+"""Keys around a request: OpenAI Batch, evalscope, AIPerf, LiteLLM, Langfuse. Of the first ones all fields are sent."""
+
+PARAMETER_KEYS = (
+    "model_parameters",
+    "modelParameters",
+    "optional_params",
+    "parameters",
+    "sampling_params",
+    "extra_body",
+)
+MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios", "image_url")
+
+ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(
+        ("assistant", "gpt", "bing", "chatgpt", "bard", "claude", "bot", "ai", "model", "chatbot"), "assistant"
+    ),
+    "function_call": "assistant",
+    **dict.fromkeys(("tool", "observation", "ipython"), "tool"),
+    **{role: role for role in ("system", "developer", "function")},
+}
+TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+MEDIA_PARTS = ("image", "image_url", "input_image", "audio", "audio_url", "input_audio", "video", "video_url", "file",
+               "input_file", "document")  # fmt: skip
+TURN_FIELDS = ("name", "tool_calls", "tool_call_id", "function_call", "reasoning_content", "reasoning")
+"""Fields of a conversation's turn that are part of a request. The rest describes the data set."""
+
+OUTPUT_KEYS = (
+    "completion_tokens", "completionTokens", "output_tokens", "outputTokens", "output_length", "output_len",
+    "output_tokens_count", "output_token_count", "num_output_tokens", "generated_tokens", "num_generated_tokens",
+    "response_tokens", "completion_length", "output_sequence_length",
+)  # fmt: skip
+CAP_KEYS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "max_new_tokens", "maxTokens", "n_predict")
+USAGE_KEYS = ("usage", "usage_details", "usageDetails", "usage_object", "token_usage")
+LENGTH_KEYS = (
+    "input_length", "input_tokens", "input_len", "input_sequence_length", "prompt_tokens", "prompt_len",
+    "num_prefill_tokens", "hash_ids", "ContextTokens", "context_tokens", "Request tokens", "request_tokens",
+)  # fmt: skip
+OTHER_APIS = re.compile("embedding|moderation|rerank|score|/audio|transcription|/images|image_generation")
+
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("tools", "response_format"), object),
+    **dict.fromkeys(
+        ("temperature", "top_p", "presence_penalty", "frequency_penalty", "min_p", "repetition_penalty",
+         "length_penalty"), (int, float),
+    ),
+    **dict.fromkeys(
+        ("n", "top_logprobs", "seed", "top_k", "truncate_prompt_tokens", "prompt_logprobs", "priority", "best_of",
+         "thinking_token_budget"), int,
+    ),
+    **dict.fromkeys(
+        ("parallel_tool_calls", "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens",
+         "add_generation_prompt", "continue_final_message", "add_special_tokens", "include_reasoning", "echo",
+         "use_beam_search"), bool,
+    ),
+    **dict.fromkeys(("functions", "stop_token_ids", "bad_words", "allowed_token_ids", "guided_choice"), list),
+    **dict.fromkeys(
+        ("logit_bias", "prediction", "chat_template_kwargs", "structured_outputs", "vllm_xargs"), dict
+    ),
+    **dict.fromkeys(
+        ("user", "reasoning_effort", "verbosity", "guided_regex", "guided_grammar", "chat_template", "cache_salt",
+         "suffix"), str,
+    ),
+    "stop": (str, list),
+    "tool_choice": (str, dict),
+    "function_call": (str, dict),
+    "guided_json": (str, dict),
+    "logprobs": (bool, int),
+}  # fmt: skip
+"""Fields of a chat completion, OpenAI's and vLLM's, with their types. A row may hold them beside data about itself."""
+
+COMPLETION_ONLY = ("logprobs", "echo", "suffix", "best_of", "use_beam_search")
+"""Fields whose meaning differs, or which are unknown, where a prompt is sent as a chat."""
+
+OWN_FIELDS = frozenset((
+    *CONVERSATION_KEYS, *PROMPT_KEYS, *SYSTEM_KEYS, *ANSWER_KEYS, *BODY_KEYS, *PARAMETER_KEYS, *CAP_KEYS, *OUTPUT_KEYS,
+    *USAGE_KEYS, "model", "stream", "stream_options", "stop_sequences", "min_tokens", "ignore_eos",
+))  # fmt: skip
+"""Fields of a wrapped body that tuner sets itself or reads elsewhere."""
+
+ENDS_EARLY = (
+    "stop",
+    "stop_token_ids",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+)
+ANTHROPIC_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
