@@ -82,7 +82,7 @@ def test_winner_and_default_claim_in_turn_on_traffic_that_they_share(run: tuple[
     assert {a.traffic for a in run[1].assignments if a.role is not Role.CONFIRM} == {0}
 
 
-def test_a_start_claims_no_more_than_an_earlier_one_held_and_the_least_is_the_promise(tmp_path: Path) -> None:
+def test_a_claim_begins_at_its_block_and_the_least_of_several_is_the_promise(tmp_path: Path) -> None:
     def run_trial(assignment: Assignment) -> TrialRecord:
         return open_trial(assignment, fresh_share=0.93 if assignment.traffic == 2 else 0.98)
 
@@ -94,9 +94,8 @@ def test_a_start_claims_no_more_than_an_earlier_one_held_and_the_least_is_the_pr
     assert len(held) == 2 and held[1] < held[0]
     assert result.winner.qps == result.winner.qps_low == held[1]
     for record in confirmed:
-        assert record.claim is not None
-        first = record.claim.probes[0].rate
-        assert first <= next(r.qps or 0 for r in run.store.records() if r.candidate == record.candidate)
+        assert record.claim is not None and record.capacity is not None
+        assert record.claim.probes[0].rate == record.capacity.rate == record.block
 
 
 def test_a_finalist_whose_claim_fails_makes_room_for_the_next(tmp_path: Path) -> None:

@@ -216,9 +216,7 @@ def _estimate(task: ClaimRate, block: Capacity | None, share: float) -> float | 
     block may still be claimed."""
     if block is None or block.ended is Ended.UNTRIED:
         return share * task.estimate
-    if block.rate is None or task.at_most is None:
-        return block.rate
-    return min(block.rate, task.at_most)
+    return block.rate
 
 
 def _climb(task: RunLadder, loads: Loads) -> None:

@@ -52,7 +52,7 @@ class ClaimRate:
     Several servers behind a door are filled first, for `saturate_s` seconds. Alone they came to `saturation`
     requests/s in all. What is lost of that lowers the estimate. None: the servers are not filled.
 
-    `block` comes before the claim, which then begins at its rate, but not above `at_most`.
+    `block` comes before the claim, which then begins at its rate.
     """
 
     estimate: float
@@ -61,7 +61,6 @@ class ClaimRate:
     saturate_s: float | None = None
     saturation: float | None = None
     block: MeasureBlock | None = None
-    at_most: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,9 +87,8 @@ def experiment_task(load: LoadPolicy) -> Task:
 def confirm_task(load: LoadPolicy, due: Confirmation, confirmed: Sequence[TrialRecord]) -> Task:
     """Return the task of a confirmation run. `confirmed` are the earlier ones of its candidate.
 
-    A closed loop repeats the winning levels of both candidates for twice the time. In an open loop a block is
-    followed by a claim, which starts at no rate above what an earlier one held. Several servers are filled first: it
-    shows what their door costs.
+    A closed loop repeats the winning levels of both candidates for twice the time. In an open loop a claim follows a
+    block. Several servers are filled first: it shows what their door costs.
     """
     found, beside = due.found, due.beside
     if isinstance(load, Ladder):
@@ -102,8 +101,7 @@ def confirm_task(load: LoadPolicy, due: Confirmation, confirmed: Sequence[TrialR
     block = MeasureBlock(start, load.settings, load.arrivals, answer_s)
     if not due.claims:
         return block
-    at_most = min((r.qps for r in confirmed if r.qps is not None and not r.is_only_block), default=None)
-    claim = ClaimRate(start, load.settings, load.arrivals, block=block, at_most=at_most)
+    claim = ClaimRate(start, load.settings, load.arrivals, block=block)
     if found.replicas == 1 or found.capacity is None:
         return claim
     saturation = None if rates else found.saturation  # an earlier run has shown the loss

@@ -25,7 +25,7 @@ from tuner.study.doors import (
     next_door,
     quoted_door,
 )
-from tuner.study.gain import disturbed, gain, is_settled, steady_runs
+from tuner.study.gain import disturbed, gain, is_settled, odd_trials
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision, Disturbance, Figures, Gain, Lack
@@ -76,9 +76,12 @@ def incumbent(plan: StudyPlan, records: Sequence[TrialRecord]) -> Incumbent | No
 
 
 def fresh_runs(plan: StudyPlan, records: Sequence[TrialRecord], candidate: Candidate) -> list[TrialRecord]:
-    """List the confirmation runs that a candidate's figures come from: those through its quoted door that decided and
-    agree with each other."""
-    return [r for r in steady_runs(plan, records, candidate) if r in confirming_runs(records, candidate)]
+    """List the confirmation runs that a candidate's figures come from: those through its quoted door that decided, and
+    whose pair is like the others."""
+    ranked = finalists(plan, records)
+    odd = odd_trials(plan, records, ranked[0].candidate) if ranked else ()
+    door = quoted_door(plan, records, candidate)
+    return [r for r in confirming_runs(records, candidate) if r.start.door is door and r.trial not in odd]
 
 
 def next_to_confirm(
@@ -252,7 +255,7 @@ def answer(
     if default is None or found is None:
         return Answer(by_search, winner, default)
     if needs_proof and not is_settled(plan, records, winner.candidate):
-        span = disturbed(plan, records, (winner.candidate, plan.baseline))
+        span = disturbed(plan, records, winner.candidate)
         return Answer(Decision.NOT_CONFIRMED, winner, default, found, span)
     return Answer(Decision.WINNER if found.low > 0 else Decision.KEEP_DEFAULT, winner, default, found)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import median
 
@@ -37,29 +38,50 @@ MEDIAN_SPREAD = 1.2533
 MAD_TO_SD = 1.4826
 """Factor from the median absolute deviation to a standard deviation."""
 
-STEADY = 2.0
-"""Accuracies by which a run may differ from the others of its candidate and still count."""
+ODD = 2.0
+"""Accuracies by which a pair may differ from the others. Beyond it neither of its runs is quoted."""
 
 
-def steady_runs(plan: StudyPlan, records: Sequence[TrialRecord], candidate: Candidate) -> list[TrialRecord]:
-    """List a candidate's runs through its quoted door that agree with each other. What it is quoted with comes from
-    them. A run differs if its block is far from most others, or if it could not claim what its block promised."""
-    runs = compared_runs(records, candidate, quoted_door(plan, records, candidate))
-    blocks = [r.block for r in runs if r.block]
-    middle = median(blocks) if len(blocks) > 2 else None
-    shares = [share for r in records if r.role is Role.CONFIRM and (share := _claimed_share(r)) is not None]
-    usual = median(shares) if len(shares) > 2 else None
-    return [
-        r
-        for r in runs
-        if _agrees(plan, r.block, middle, r.block)
-        and (_agrees(plan, _claimed_share(r), usual, r.block) or (_claimed_share(r) or 0.0) >= (usual or 0.0))
-    ]
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A run of the winner and one of the default, on the same traffic."""
+
+    ours: TrialRecord
+    theirs: TrialRecord
+
+    @property
+    def blocks(self) -> float | None:
+        """Return ln(winner / default) of the blocks. None if one of them found no rate."""
+        return _log_ratio(self.ours.block, self.theirs.block)
+
+    @property
+    def claims(self) -> float | None:
+        """Return ln(winner / default) of the claims. None if one of them claimed nothing."""
+        both = self.ours.claim and self.theirs.claim
+        return _log_ratio(self.ours.qps, self.theirs.qps) if both else None
+
+
+def odd_trials(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -> frozenset[int]:
+    """Return the runs of pairs that differ from the others: something beside the two servers was at work. Their
+    figures are not quoted."""
+    pairs = _pairs(plan, records, winner)
+    logs = [log for pair in pairs if (log := pair.blocks) is not None]
+    if not logs:
+        return frozenset()
+    middle = median(logs)
+    odd = set()
+    for pair in pairs:
+        # Of two pairs nobody knows which one is odd.
+        shown = (pair.claims, pair.blocks if len(logs) > 2 else None)
+        allowed = ODD * _accuracy(plan, pair.theirs.block)
+        if any(log is not None and abs(log - middle) > allowed for log in shown):
+            odd |= {pair.ours.trial, pair.theirs.trial}
+    return frozenset(odd)
 
 
 def gain(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -> Gain | None:
     """Return the gain of a candidate over the default. None before the first pair."""
-    logs = _pairs(plan, records, winner)
+    logs = [log for pair in _pairs(plan, records, winner) if (log := pair.blocks) is not None]
     if not logs:
         return None
     middle = median(logs)
@@ -85,19 +107,11 @@ def is_settled(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidat
     return found.low > 0 or found.high < 0 or half <= _accuracy(plan, _worth(plan, records, winner))
 
 
-def disturbed(plan: StudyPlan, records: Sequence[TrialRecord], candidates: Sequence[Candidate]) -> Disturbance | None:
-    """Return the time of the confirmation runs that decided nothing or differ from the others. None without one."""
-    steady = {r.trial for candidate in candidates for r in steady_runs(plan, records, candidate)}
-    undecided = (TrialOutcome.INVALID, TrialOutcome.UNDECIDED, TrialOutcome.FEASIBLE)
-    runs = [
-        r
-        for r in records
-        if r.role is Role.CONFIRM
-        and r.candidate in candidates
-        and r.outcome in undecided
-        and r.trial not in steady
-        and r.start.door is quoted_door(plan, records, r.candidate)
-    ]
+def disturbed(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -> Disturbance | None:
+    """Return the time of the confirmation runs that decided nothing or whose pair is odd. None without one."""
+    odd = odd_trials(plan, records, winner)
+    undecided = (TrialOutcome.INVALID, TrialOutcome.UNDECIDED)
+    runs = [r for r in records if r.role is Role.CONFIRM and (r.trial in odd or r.outcome in undecided)]
     if not runs:
         return None
     begins = [datetime.fromisoformat(r.start.started_at) for r in runs]
@@ -105,30 +119,21 @@ def disturbed(plan: StudyPlan, records: Sequence[TrialRecord], candidates: Seque
     return Disturbance(min(begins).isoformat(timespec="seconds"), max(ends).isoformat(timespec="seconds"))
 
 
-def _pairs(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -> list[float]:
-    """Return ln(winner / default) of every pair of blocks."""
+def _pairs(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -> list[Pair]:
     ours, theirs = (
         compared_runs(records, candidate, quoted_door(plan, records, candidate))
         for candidate in (winner, plan.baseline)
     )
-    return [math.log(a.block / b.block) for a, b in zip(ours, theirs, strict=False) if a.block and b.block]
+    return [Pair(*both) for both in zip(ours, theirs, strict=False)] if winner != plan.baseline else []
 
 
-def _claimed_share(record: TrialRecord) -> float | None:
-    """Return the share of its block that a run claimed. None without a claim."""
-    return record.qps / record.block if record.claim and record.qps and record.block else None
-
-
-def _agrees(plan: StudyPlan, value: float | None, middle: float | None, rate: float | None) -> bool:
-    if middle is None or value is None:
-        return True
-    return abs(math.log(value / middle)) <= STEADY * _accuracy(plan, rate)
+def _log_ratio(ours: float | None, theirs: float | None) -> float | None:
+    return math.log(ours / theirs) if ours and theirs else None
 
 
 def _searched_gain(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -> float | None:
     """Return ln(winner / default) by the search, with what the door takes. None if one of them is unknown."""
-    ours, theirs = _worth(plan, records, winner), _worth(plan, records, plan.baseline)
-    return math.log(ours / theirs) if ours and theirs else None
+    return _log_ratio(_worth(plan, records, winner), _worth(plan, records, plan.baseline))
 
 
 def _worth(plan: StudyPlan, records: Sequence[TrialRecord], candidate: Candidate) -> float | None:
