@@ -43,8 +43,8 @@ def vllm_command() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def own_certificate(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
-    """Make a server's context with a certificate that nobody signed."""
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a key and a certificate that nobody signed, in one file."""
     folder = tmp_path_factory.mktemp("tls")
     files = ("-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem"))
     subprocess.run(
@@ -52,6 +52,14 @@ def own_certificate(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
         check=True,
         capture_output=True,
     )
+    both = folder / "both.pem"
+    both.write_text((folder / "key.pem").read_text() + (folder / "cert.pem").read_text())
+    return both
+
+
+@pytest.fixture(scope="session")
+def own_certificate(certificate: Path) -> ssl.SSLContext:
+    """Return a server's context with that certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    context.load_cert_chain(certificate)
     return context

@@ -124,6 +124,10 @@ def test_a_flag_of_the_users_own_is_not_searched(model: Path, vllm: str, tmp_pat
         ({"extra": ("--port", "9000")}, 2),
         ({"extra": ("--host=0.0.0.0",)}, 2),
         ({"extra": ("--disable_log_stats",)}, 2),
+        ({"extra": ("--uds", "/tmp/vllm.sock")}, 2),
+        ({"extra": ("--ssl_keyfile=key.pem", "--ssl-certfile", "cert.pem")}, 2),
+        ({"extra": ("--headless",)}, 2),
+        ({"extra": ("-n", "2")}, 2),
     ],
 )
 def test_bad_input_is_one_line_a_hint_and_its_exit_code(
@@ -134,6 +138,24 @@ def test_bad_input_is_one_line_a_hint_and_its_exit_code(
         planned(options, tmp_path)
     assert caught.value.exit_code == code
     assert caught.value.hint and "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("words", ["--nnodes 1", "--no-enable-ssl-refresh"])
+def test_flags_that_leave_the_port_open_are_taken(words: str, model: Path, vllm: str, tmp_path: Path) -> None:
+    plan, _ = planned(SearchOptions(model=str(model), vllm=vllm, extra=tuple(words.split())), tmp_path)
+    assert plan.base.extra == tuple(words.split())
+
+
+@pytest.mark.parametrize("words", ["-p 8000:8000", "--network bridge", "--gpus all"])
+def test_a_container_with_a_network_of_its_own_is_refused(words: str, model: Path, vllm: str, tmp_path: Path) -> None:
+    engine = tmp_path / "docker"
+    engine.symlink_to(vllm.split()[0])
+    options = SearchOptions(model=str(model), vllm=f"{engine} run {words} vllm/vllm-openai")
+    with pytest.raises(UsageError, match="network of its own"):
+        planned(options, tmp_path)
+    planned(
+        replace(options, vllm=f"{engine} run --network=host {words.replace('--network bridge', '')} image"), tmp_path
+    )
 
 
 H100 = Machine(tuple(Gpu(i, "NVIDIA H100", 79.6, f"GPU-{i}") for i in range(4)), (0, 0, 1, 1))

@@ -18,7 +18,7 @@ from tuner.doors import DoorChoice, chosen_doors, lacks, parse_door
 from tuner.environment import Environment, Gpu, describe
 from tuner.errors import UsageError
 from tuner.flagwords import flag_names, flag_values, given_flags, number
-from tuner.launch import LaunchBase, is_container
+from tuner.launch import LaunchBase, check_reachable, is_container
 from tuner.layout import AUTO, FLAGS
 from tuner.layout.choice import Units, chosen_layouts, layout_parameters
 from tuner.layout.request import layout_request
@@ -136,6 +136,7 @@ def plan_study(
     if asked is not None:
         checked_length(asked, needed, limit)
     command = split_command(options.vllm)
+    check_reachable(command, {**flag_values(command, short=knobs.SHORT_OPTIONS), **given})
     say(f"asking {options.vllm!r} which flags it has")
     vllm = installed_vllm(command, cache / "flags")
     _check_whole_names(own_flags, vllm.flags)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from tuner.candidate import Candidate
+from tuner.errors import UsageError
 from tuner.flagwords import Value, flag_names, flag_values, words_for
 from tuner.placement import GpuGroup
 from tuner.vllm import knobs, variables
@@ -157,6 +159,28 @@ def _model_arguments(base: LaunchBase) -> list[str]:
 
 def is_container(command: tuple[str, ...]) -> bool:
     return bool(command) and command[0].rsplit("/", 1)[-1] in CONTAINER_ENGINES
+
+
+def check_reachable(command: tuple[str, ...], given: Mapping[str, Value]) -> None:
+    """Raise UsageError for a launch whose port can never answer tuner's requests."""
+    for name, instead in knobs.NO_PLAIN_PORT.items():
+        value = given.get(name)
+        if value is not None and value is not False and str(value) != "1":
+            raise UsageError(
+                f"--{name}: a server with it {instead}, and tuner's requests would never reach it",
+                hint="leave it out of the search, and give it where the winner is started",
+            )
+    if is_container(command) and "run" in command and not _shares_network(command):
+        raise UsageError(
+            "the container has a network of its own, and every server gets another port of this machine",
+            hint=f"share the machine's: {command[0]} run --network host …, without -p",
+        )
+
+
+def _shares_network(command: tuple[str, ...]) -> bool:
+    """Tell if a container is reachable at the machine's own ports."""
+    words = " ".join(command).replace("=", " ").split()
+    return any(word in ("--network", "--net") and value != "bridge" for word, value in itertools.pairwise(words))
 
 
 def _container_env(command: tuple[str, ...], env: dict[str, str]) -> tuple[str, ...]:

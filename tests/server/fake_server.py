@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import signal
+import ssl
 import sys
 import threading
 import time
@@ -32,6 +33,8 @@ class Api(BaseHTTPRequestHandler):
     begun = 0
     lost = 0
     silent = False
+    slow_s = 0.0
+    models = 200
 
     def do_POST(self) -> None:
         Api.begun += 1
@@ -53,13 +56,14 @@ class Api(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if Api.silent:
             time.sleep(FOREVER_S)
+        time.sleep(Api.slow_s)
         if self.path == "/streams":
             self._answer(json.dumps([Api.begun, Api.lost]).encode())
             return
         self._answer(json.dumps({"data": [{"id": "served", "root": self.model, "max_model_len": 512}]}).encode())
 
     def _answer(self, body: bytes) -> None:
-        self.send_response(self.health if self.path == "/health" else 200)
+        self.send_response({"/health": self.health, "/v1/models": self.models}.get(self.path, 200))
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -75,6 +79,7 @@ def main() -> None:
     parser.add_argument("--fault", action="append", default=[])
     parser.add_argument("--log", type=Path, help="print this file first")
     parser.add_argument("--exit", type=int, help="then exit with this code")
+    parser.add_argument("--certificate", help="file with key and certificate: speak TLS")
     parser.add_argument("--note", type=Path, help="write pids of children and names of files here")
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
@@ -90,6 +95,10 @@ def main() -> None:
     Api.model = given.model
     ThreadingHTTPServer.request_queue_size = 64
     server = ThreadingHTTPServer((given.host, given.port), Api)
+    if given.certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(given.certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     for fault in given.fault:
         if fault in LATE_FAULTS:
             threading.Timer(2.0, LATE_FAULTS[fault]).start()
@@ -140,6 +149,21 @@ def leave_shared_memory() -> list[str]:
     return [segment.name, str(socket_file)]
 
 
+def ask_for_a_key() -> list[str]:
+    Api.models = 401
+    return []
+
+
+def have_no_health() -> list[str]:
+    Api.health = 404
+    return []
+
+
+def be_slow() -> list[str]:
+    Api.slow_s = 1.5
+    return []
+
+
 def hang() -> list[str]:
     time.sleep(FOREVER_S)
     return []
@@ -185,6 +209,9 @@ FAULTS: dict[str, Callable[[], list[str]]] = {
     "deep-grandchild": deep_grandchild,
     "shared-memory": leave_shared_memory,
     "hang": hang,
+    "key": ask_for_a_key,
+    "no-health": have_no_health,
+    "slow": be_slow,
     "kill-self-late": list,
     "exit-0-late": list,
     "lose-engine-late": list,

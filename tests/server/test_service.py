@@ -29,7 +29,7 @@ from tests.server.support import (
 from tuner.errors import EnvironmentFaultError, InterruptedSearchError
 from tuner.launch import LaunchSpec
 from tuner.placement import GpuGroup
-from tuner.server import running_file, shutdown, start
+from tuner.server import readiness, running_file, shutdown, start
 from tuner.server.diagnosis import Fault
 from tuner.server.service import Deployment, ServerDidNotStart, start_limit
 
@@ -282,6 +282,44 @@ def test_a_container_is_ended_by_its_id_when_its_client_is_not_enough(tmp_path: 
         assert server.model_name == "served"
     assert server.stopped is not None
     assert eventually(lambda: not listens(server.port))
+
+
+def test_a_server_that_answers_slowly_gets_ready(tmp_path: Path) -> None:
+    with fake_running(tmp_path, "--fault", "slow") as server:
+        assert server.model_name == "served"
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "hint"),
+    [
+        (("--fault", "key"), "obstructed-key", "VLLM_API_KEY"),
+        (("--certificate", "CERTIFICATE"), "obstructed-encrypted", "certificate"),
+        (("--fault", "no-health", "--log", "READY"), "obstructed-other-pages", "--vllm"),
+        (("--fault", "hang", "--log", "READY"), "obstructed-no-listener", "socket file"),
+    ],
+)
+def test_a_server_that_can_never_be_ready_is_named_long_before_the_limit(
+    words: tuple[str, ...], kind: str, hint: str, tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "GRACE_S", 1.0)
+    ready = tmp_path / "ready"
+    ready.write_text("INFO:     Application startup complete.")
+    files = {"READY": str(ready), "CERTIFICATE": str(certificate)}
+    with (
+        pytest.raises(ServerDidNotStart) as refused,
+        fake_running(tmp_path, *(files.get(word, word) for word in words), start_limit_s=120),
+    ):
+        pytest.fail("was ready")
+    cause = refused.value.cause
+    assert (cause.kind, cause.fault) == (kind, Fault.STUDY)
+    assert hint in cause.hint
+    assert refused.value.start_s < 60
+
+
+def test_a_server_that_does_not_call_itself_ready_has_until_the_limit(tmp_path: Path) -> None:
+    with pytest.raises(ServerDidNotStart) as refused, fake_running(tmp_path, "--fault", "hang", start_limit_s=2):
+        pytest.fail("was ready")
+    assert refused.value.cause.kind == "start-limit"
 
 
 def test_the_start_limit_learns_from_the_first_start() -> None:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from enum import StrEnum
 
 from tuner.server import logtext
-from tuner.vllm import log_lines
+from tuner.server.readiness import Endpoint, Obstacle
+from tuner.vllm import knobs, log_lines, variables
 from tuner.vllm.bounds import MessageContext
 from tuner.vllm.cause import Bound, Cause, Fault
 from tuner.vllm.log_patterns import BROAD, GENERIC, SPECIFIC, Pattern
@@ -65,6 +66,38 @@ def foreign_listener(port: int) -> Cause:
         f"A process that is not ours listens on port {port}, which was free a moment before.",
         "start again: every start takes a fresh port",
     )
+
+
+_OBSTACLES = {
+    Obstacle.KEY: (
+        "asks for a key that tuner does not have: {url}/v1/models answers 401 or 403",
+        f"set {variables.API_KEY} to the server's key; tuner hands it to every server",
+    ),
+    Obstacle.ENCRYPTED: ("speaks TLS, and tuner plain HTTP", "leave its certificate out of the search"),
+    Obstacle.NO_LISTENER: (
+        "calls itself ready and does not listen on port {port}",
+        "leave the words that choose its address to tuner: host, port, socket file",
+    ),
+    Obstacle.NOT_REACHED: (
+        "calls itself ready, and no connection to {url} succeeds",
+        "a container needs the machine's network: docker run --network host …",
+    ),
+    Obstacle.OTHER_MODEL: (
+        "is ready, and {url}/v1/models does not list {model}",
+        f"leave --{knobs.SERVED_MODEL_NAME} out in a container, or name the same model to --model",
+    ),
+    Obstacle.OTHER_PAGES: (
+        "calls itself ready, and {url} does not answer as vLLM does on /health and /v1/models",
+        "check the command that starts it (--vllm): it is another program, or serves under a prefix",
+    ),
+}
+
+
+def obstructed(obstacle: Obstacle, endpoint: Endpoint) -> Cause:
+    """Explain a server that will never be ready."""
+    words, hint = _OBSTACLES[obstacle]
+    seen = words.format(url=endpoint.base_url, port=endpoint.port, model=endpoint.model)
+    return Cause(f"obstructed-{obstacle.value}", Fault.STUDY, "", f"The server {seen}.", hint)
 
 
 def signal_name(number: int) -> str:

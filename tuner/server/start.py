@@ -13,7 +13,7 @@ from tuner.launch import LaunchSpec
 from tuner.server import leftovers, logtext, proctable
 from tuner.server.child import Child, ChildSpec, address, reachable
 from tuner.server.containers import end_container, with_cid_file
-from tuner.server.diagnosis import ServerPhase, diagnose, foreign_listener, over_limit
+from tuner.server.diagnosis import ServerPhase, diagnose, foreign_listener, obstructed, over_limit
 from tuner.server.ports import fresh_port
 from tuner.server.proctable import ProcessEntry
 from tuner.server.readiness import Endpoint, Health, NotReady, Ready, Watch, health
@@ -82,6 +82,9 @@ class Start:
         """Explain a start that came to nothing."""
         if outcome is NotReady.FOREIGN_LISTENER:
             return foreign_listener(self.endpoint.port)
+        obstacle = self._watch.obstacle
+        if obstacle is not None and outcome is NotReady.OBSTRUCTED:
+            return obstructed(obstacle, self.endpoint)
         cause = self._diagnose(ServerPhase.STARTING)
         return over_limit(limit_s, cause) if outcome is NotReady.OVER_LIMIT else cause
 

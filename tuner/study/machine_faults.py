@@ -85,7 +85,8 @@ def _nothing_starts(cause: Cause | None) -> EnvironmentFaultError:
     """Explain a study of which no configuration starts."""
     if cause is not None and cause.fault is Fault.STUDY:
         return EnvironmentFaultError(
-            f"nothing in this study can start: {cause.explanation} {_quoted(cause)}", hint=cause.hint
+            f"nothing in this study can start: {cause.explanation} {_quoted(cause) if cause.line else ''}".rstrip(),
+            hint=cause.hint,
         )
     return EnvironmentFaultError(
         f"default and first candidates fail alike, so nothing in this study can start. {_quoted(cause)}",

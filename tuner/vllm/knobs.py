@@ -53,11 +53,26 @@ REVISION = "revision"
 ROPE_SCALING = "rope-scaling"
 SCHEDULER_RESERVE_FULL_ISL = "scheduler-reserve-full-isl"
 SCHEDULING_POLICY = "scheduling-policy"
+SERVED_MODEL_NAME = "served-model-name"
 SHUTDOWN_TIMEOUT = "shutdown-timeout"
 SPECULATIVE_CONFIG = "speculative-config"
 STREAM_INTERVAL = "stream-interval"
 TENSOR_PARALLEL = "tensor-parallel-size"
 WATERMARK = "watermark"
+
+NO_PLAIN_PORT: Mapping[str, str] = {
+    "uds": "serves a socket file",
+    "grpc": "serves gRPC alone",
+    "headless": "serves no requests",
+    "nnodes": "waits for other machines",
+    "ssl-keyfile": "serves TLS alone",
+    "ssl-certfile": "serves TLS alone",
+    "ssl-ca-certs": "serves TLS alone",
+    "ssl-cert-reqs": "serves TLS alone",
+    "ssl-ciphers": "serves TLS alone",
+    "enable-ssl-refresh": "serves TLS alone",
+}
+"""Flags with which no plain HTTP port opens, and what the server does instead. --nnodes 1 is harmless."""
 
 SHORT_OPTIONS: Mapping[str, str] = {
     "O": "optimization-level",
