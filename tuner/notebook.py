@@ -19,7 +19,7 @@ from tuner.report.tables import StudyFiles, read_study, shown_level, trial_rows
 from tuner.report.translations import Language, Words
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
-from tuner.study.result import Figures
+from tuner.study.result import Figures, Gain
 from tuner.vllm.facts import StartFacts
 
 Cells = dict[str, object]
@@ -50,6 +50,12 @@ class Study:
         """Return the winner: `candidate` (its flags), `qps`, `p99_ttft_ms`, `trials`, `fresh`. None if nothing won.
         `fresh` is True if confirmation runs measured the figures."""
         return self.files.winner
+
+    @property
+    def gain(self) -> Gain | None:
+        """Return the best candidate's gain over the default: `low`, `middle`, `high` (a 95 % interval, as shares) and
+        `pairs`. None before the first pair of confirmation runs."""
+        return self.files.result.gain if self.files.result else None
 
     @property
     def command(self) -> str | None:

@@ -45,7 +45,7 @@ from tuner.report.translations import TABLE, Language, Words
 from tuner.study import learnt
 from tuner.study.conclusion import ConclusionKey
 from tuner.study.record import Role, TrialOutcome, TrialRecord
-from tuner.study.result import Lack
+from tuner.study.result import Decision, Gain, Lack
 from tuner.telemetry.cautions import Caution, Sign
 from tuner.telemetry.gpu import THROTTLE_REASONS
 from tuner.verdict import REASONS, Outcome, ReasonKind, Verdict
@@ -89,6 +89,21 @@ def test_the_first_screen_says_what_won(files: StudyFiles) -> None:
     assert "VLLM_CACHE_ROOT" not in page.text
     gain = (files.winner.qps / files.default.qps - 1) * 100
     assert f"+{gain:.0f} %" in page.text
+
+
+def test_a_gain_has_its_interval_and_one_that_was_not_confirmed_a_next_step(one_layout: StudyFiles) -> None:
+    assert one_layout.result is not None
+    kept = replace(
+        one_layout.result, winner=one_layout.default, decision=Decision.NOT_CONFIRMED, gain=Gain(-0.04, 0.12, 0.31, 6)
+    )
+    for language, gain in (
+        (Language.ENGLISH, "+12 % ± 19 %, from 6 pairs of fresh starts"),
+        (Language.CHINESE, "+12 % ± 19 %（6 对全新启动）"),
+    ):
+        page = Page(report(replace(one_layout, result=kept), language=language))
+        words = Words(language)
+        assert gain in page.text
+        assert words("caution-not-confirmed") in page.text and words("caution-not-confirmed-next") in page.text
 
 
 def test_every_part_is_there(files: StudyFiles) -> None:

@@ -108,7 +108,11 @@ def _top(study: StudyFiles, words: Words, gpu_price: float | None) -> dict[str, 
         "launch_note": _launch_note(launched, machine, words) if launched and machine else "",
         "accepts": formatting.count(winner.accepts) if winner and winner.accepts else "",
         "flags": _flags(study, words),
-        "summary": [*summary.summary_rows(first, second, words, gpu_price), *summary.length_rows(study, words)]
+        "summary": [
+            *summary.summary_rows(first, second, words, gpu_price),
+            *summary.gain_rows(study.result.gain if study.result else None, words),
+            *summary.length_rows(study, words),
+        ]
         if first
         else [],
         "first_name": words("default") if study.default_won or winner is None else words("winner"),

@@ -48,6 +48,8 @@ PAGE_TEXTS: dict[str, tuple[str, str]] = {
     ),
     # --- rows of the comparison
     "row-qps": ("QPS", "QPS"),
+    "row-gain": ("Gain over the default, 95 % interval", "相对默认配置的提升（95 % 区间）"),
+    "gain-of-pairs": ("{gain}, from {pairs} pairs of fresh starts", "{gain}（{pairs} 对全新启动）"),
     "row-qps-range": ("QPS over its starts", "各次启动的 QPS 范围"),
     "row-p99": ("P99 TTFT, worst start", "P99 TTFT（最差一次启动）"),
     "row-p99-bounds": ("P99 TTFT, 95 % bounds", "P99 TTFT 的 95 % 置信界"),

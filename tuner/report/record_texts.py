@@ -96,6 +96,11 @@ RECORD_TEXTS: dict[str, tuple[str, str]] = {
         "最优配置的数据来自参与选择的启动，结果偏乐观",
     ),
     "caution-not-fresh-next": ("confirm it with fresh starts", "请用全新启动确认"),
+    "caution-not-confirmed": (
+        "the best candidate's gain was not confirmed, so the default is kept",
+        "最佳候选配置的提升未获确认，因此保留默认配置",
+    ),
+    "caution-not-confirmed-next": ("search again while the machine is quiet", "请在机器空闲时重新搜索"),
     "caution-one-start": (
         "one fresh start only: the spread between starts is not known",
         "仅有一次全新启动：启动之间的差异未知",

@@ -17,7 +17,7 @@ from tuner.report.tables import StudyFiles, shown_level, trial_rows
 from tuner.report.translations import Words
 from tuner.study.kv_budget import LENGTH
 from tuner.study.record import TrialOutcome, TrialRecord, accepted_tokens
-from tuner.study.result import Figures, StudyResult
+from tuner.study.result import Decision, Figures, Gain, StudyResult
 
 
 class Side(NamedTuple):
@@ -200,6 +200,14 @@ def caution_rows(study: StudyFiles, words: Words) -> list[CautionRow]:
     return [*rows.values(), *_about_length(study, words), *_about_confirmation(study.result, words)]
 
 
+def gain_rows(gain: Gain | None, words: Words) -> list[SummaryRow]:
+    """Show the best candidate's gain with its interval. Nothing before the first pair of confirmation runs."""
+    if gain is None:
+        return []
+    said = formatting.change_within(gain.low, gain.middle, gain.high)
+    return [SummaryRow(words("row-gain"), words("gain-of-pairs", gain=said, pairs=gain.pairs), "")]
+
+
 def length_rows(study: StudyFiles, words: Words) -> list[SummaryRow]:
     """Show what longer requests cost, where the study searched their length; nothing where it measured one length."""
     if all(parameter.flag != LENGTH for parameter in study.plan.parameters):
@@ -227,6 +235,8 @@ def _about_length(study: StudyFiles, words: Words) -> list[CautionRow]:
 def _about_confirmation(result: StudyResult | None, words: Words) -> list[CautionRow]:
     if result is None or result.winner is None:
         return []
+    if result.decision is Decision.NOT_CONFIRMED:
+        return [CautionRow(words("caution-not-confirmed"), "", words("caution-not-confirmed-next"), "")]
     if not result.winner.fresh:
         return [CautionRow(words("caution-not-fresh"), "", words("caution-not-fresh-next"), "")]
     if len(result.winner.trials) == 1:
