@@ -305,12 +305,12 @@ class Loop:
         self._pause_after_faults()
 
     def _take_in(self, assignment: Assignment, record: TrialRecord) -> None:
-        best = max((r.qps for r in self._records if r.qps is not None and r.role.measures), default=0.0)
+        best = max((r.qps for r in self._records if r.qps is not None and r.role.searches), default=0.0)
         before = {r.trial: r.outcome for r in self._records}
         self._records = list(unread.settled(self.plan, (*self._records, record)))
         if record.search_trial is None:
             self.search.observe(record)
-        self.emit(TrialFinished(record, is_best=record.role.measures and record.qps is not None and record.qps > best))
+        self.emit(TrialFinished(record, is_best=record.role.searches and record.qps is not None and record.qps > best))
         self._answer_all(record, before)
         self._save(self._result(complete=False))
         self._quarantine(assignment, record)
