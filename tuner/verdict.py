@@ -43,6 +43,10 @@ class ReasonKind(StrEnum):
     CLIENT_BUSY = "client-busy"
     CLIENT_LATE = "client-late"
     WITHIN_CLIENT_LAG = "within-client-lag"
+    OTHERS_BUSY = "others-busy"
+    GPU_THROTTLED = "gpu-throttled"
+    GPU_SHARED = "gpu-shared"
+    MEASURED_AGAIN = "measured-again"
     REQUESTS_FAILED = "requests-failed"
     PREEMPTIONS = "preemptions"
     LIMIT_BROKEN = "limit-broken"
@@ -59,6 +63,10 @@ REASONS = {
     ReasonKind.CLIENT_BUSY: "the load generator used {value:.0%} of its core: it was the bottleneck",
     ReasonKind.CLIENT_LATE: "the load generator was {value:.0f} ms late at P99",
     ReasonKind.WITHIN_CLIENT_LAG: "{subject} is broken by less than the client's own lag of {value:.1f} ms may add",
+    ReasonKind.OTHERS_BUSY: "other programs took {value:.1f} cores, and {of:.1f} at the quietest level",
+    ReasonKind.GPU_THROTTLED: "GPU {value:.0f} was throttled: {subject}",
+    ReasonKind.GPU_SHARED: "another process computed on GPU {value:.0f}: {subject}",
+    ReasonKind.MEASURED_AGAIN: "it was measured again",
     ReasonKind.REQUESTS_FAILED: "{value:.0f} requests failed: {subject}",
     ReasonKind.PREEMPTIONS: "{value:.0f} preemptions",
     ReasonKind.LIMIT_BROKEN: "{subject} is broken: {value:.0f}ms over {of:.0f} requests",
@@ -122,10 +130,8 @@ def judge(measurement: Measurement, slos: Sequence[Slo]) -> Verdict:
     """
     attainments = [_attainment(measurement, slo) for slo in slos]
     margin = max((m for a in attainments if (m := _margin(a)) is not None), default=None)
-    if (ended := measurement.aborted) is not None and ended.is_the_clients:
-        return Verdict(Outcome.INVALID, (Reason(ReasonKind.ENDED_EARLY, ended=ended),), margin)
-    seen = _seen(measurement)
-    if not seen and (reasons := _client_faults(measurement, attainments)):
+    seen = () if _stood_still(measurement) else _seen(measurement)
+    if not seen and (reasons := client_faults(measurement, slos) or _within_lag(measurement, attainments)):
         return Verdict(Outcome.INVALID, reasons, margin)
     if reasons := (*seen, *_broken(attainments)):
         return Verdict(Outcome.INFEASIBLE, reasons, margin, _confidence_infeasible(measurement, attainments))
@@ -169,22 +175,56 @@ def most_violations(requests: int, slo: Slo) -> int:
     return math.floor(round((1 - slo.quantile) * requests, 9))
 
 
-def _client_faults(measurement: Measurement, attainments: Sequence[Attainment]) -> tuple[Reason, ...]:
-    client = measurement.client
+def lag_invalid_ms(slos: Sequence[Slo]) -> float:
+    """Return the lateness from which the client says nothing of the server."""
+    tightest_ms = min((slo.limit_ms for slo in slos if slo.metric is Metric.TTFT), default=0.0)
+    return max(LAG_INVALID_MS, LAG_INVALID_SHARE * tightest_ms)
+
+
+def client_faults(measurement: Measurement, slos: Sequence[Slo]) -> tuple[Reason, ...]:
+    """List what the client did wrong, whatever the server did."""
+    if _stood_still(measurement):
+        return (Reason(ReasonKind.ENDED_EARLY, ended=measurement.aborted),)
     reasons = []
-    if client.cpu_share is not None and client.cpu_share > CLIENT_CPU_LIMIT:
-        reasons.append(Reason(ReasonKind.CLIENT_BUSY, client.cpu_share))
-    lag_ms = max(client.lag_p99_ms or 0.0, client.late_p99_ms or 0.0)
-    tightest_ms = min((a.slo.limit_ms for a in attainments if a.slo.metric is Metric.TTFT), default=0.0)
-    if lag_ms > max(LAG_INVALID_MS, LAG_INVALID_SHARE * tightest_ms):
+    if (share := measurement.client.cpu_share) is not None and share > CLIENT_CPU_LIMIT:
+        reasons.append(Reason(ReasonKind.CLIENT_BUSY, share))
+    if (lag_ms := _lag_ms(measurement)) > lag_invalid_ms(slos):
         reasons.append(Reason(ReasonKind.CLIENT_LATE, lag_ms))
-    if lag_ms > lag_limit_ms([a.slo for a in attainments]) and measurement.aborted is None:
-        reasons.extend(
-            Reason(ReasonKind.WITHIN_CLIENT_LAG, lag_ms, subject=str(a.slo))
-            for a in attainments
-            if a.value_ms is not None and a.slo.limit_ms < a.value_ms <= a.slo.limit_ms + LAG_INFLATION * lag_ms
-        )
     return tuple(reasons)
+
+
+def failed_alone(measurement: Measurement) -> bool:
+    """Return True if nothing but failed requests speaks against a level."""
+    failed = measurement.failed_total
+    return (
+        failed > 0
+        and not measurement.server.preemptions
+        and not _left_behind(measurement)
+        and all(
+            a.violations - failed <= most_violations(max(a.counted, FEWEST_REQUESTS), a.slo)
+            for a in measurement.attainments
+        )
+    )
+
+
+def _stood_still(measurement: Measurement) -> bool:
+    """Return True if the client stood still or lacked sockets. Whatever failed is its own then."""
+    return measurement.aborted is not None and measurement.aborted.is_the_clients
+
+
+def _lag_ms(measurement: Measurement) -> float:
+    return max(measurement.client.lag_p99_ms or 0.0, measurement.client.late_p99_ms or 0.0)
+
+
+def _within_lag(measurement: Measurement, attainments: Sequence[Attainment]) -> tuple[Reason, ...]:
+    lag_ms = _lag_ms(measurement)
+    if lag_ms <= lag_limit_ms([a.slo for a in attainments]) or measurement.aborted is not None:
+        return ()
+    return tuple(
+        Reason(ReasonKind.WITHIN_CLIENT_LAG, lag_ms, subject=str(a.slo))
+        for a in attainments
+        if a.value_ms is not None and a.slo.limit_ms < a.value_ms <= a.slo.limit_ms + LAG_INFLATION * lag_ms
+    )
 
 
 def _seen(measurement: Measurement) -> tuple[Reason, ...]:

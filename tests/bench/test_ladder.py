@@ -170,11 +170,11 @@ def test_stopped_it_returns_what_it_has(tiny_model: str) -> None:
     assert len(measured.levels) == 1 and measured.cut is Cut.INTERRUPTED
 
 
-def test_failures_end_the_level_at_once(tiny_model: str) -> None:
+def test_failures_end_the_level_at_once_and_the_ladder_when_they_come_again(tiny_model: str) -> None:
     with serving(*[FAST] * 150, [Reset()]) as server, metrics(lambda: 0) as url:
-        ((measured, verdict),) = Ladder().climb(server, url, tiny_model, (4, 8), level_s=5)
-    assert verdict.outcome is Outcome.INFEASIBLE
-    assert measured.aborted == EarlyEnd(EarlyEndKind.REQUEST_FAILED)
+        levels = Ladder().climb(server, url, tiny_model, (4, 8), level_s=5)
+    assert [(m.load.level, v.outcome) for m, v in levels] == [(4, Outcome.INVALID), (4, Outcome.INFEASIBLE)]
+    assert [m.aborted for m, _ in levels] == [EarlyEnd(EarlyEndKind.REQUEST_FAILED)] * 2
 
 
 def test_every_request_is_a_row(tmp_path: Path, tiny_model: str) -> None:

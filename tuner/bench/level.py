@@ -38,8 +38,10 @@ class LevelRun:
 
 
 def asked(levels: tuple[Level, ...]) -> tuple[Level, ...]:
-    """Return the levels that had limits to keep. The closed loop before an open one only fills the server."""
-    return tuple(level for level in levels if level.measurement.load.kind is LoadKind.OPEN) or levels
+    """Return the levels that had limits to keep. The closed loop before an open one only fills the server. What was
+    measured again is left out."""
+    limited = tuple(level for level in levels if level.measurement.load.kind is LoadKind.OPEN) or levels
+    return tuple(level for level in limited if level.verdict.outcome is not Outcome.INVALID) or limited
 
 
 def lowest(levels: tuple[Level, ...]) -> Level | None:

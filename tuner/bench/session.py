@@ -6,24 +6,26 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from tuner.bench.capacity_search import ProbeResult, Saturation, Stop
 from tuner.bench.level import Level, LevelRun
 from tuner.bench.measured import Cut, InvalidLoadError, LoadCutError, Measured, measure_task
+from tuner.bench.quiet import LOOK_S, PATIENCE_LEVELS, PATIENCE_S, Doubt, DoubtKind, Surroundings
 from tuner.bench.task import ClaimRate, HoldRate, MeasureBlock, RunLadder, SearchCapacity, Task
 from tuner.load.arrivals import Arrivals, arriving
 from tuner.load.backlog import Backlog
-from tuner.load.drive import LevelProgress, Samples, drive_closed, drive_open
+from tuner.load.drive import LevelProgress, Samples, drive_closed, drive_open, idle_lag_ms
 from tuner.load.early_end import BACKLOG_GROWS, INTERRUPTED, EarlyEnd, EarlyEndKind
 from tuner.load.prompts import Prompts, Request
 from tuner.load.stream import Target
 from tuner.measurement import Load, LoadKind, measure
 from tuner.slo import Metric, Slo, longest_wait_s
+from tuner.telemetry.cautions import machine_cautions
 from tuner.telemetry.sampler import Recording, Sampler
-from tuner.verdict import FEWEST_REQUESTS, Evidence, Outcome, judge, kept_limits, most_violations
+from tuner.verdict import FEWEST_REQUESTS, Evidence, Outcome, Reason, client_faults, judge, kept_limits, most_violations
 
 CONCURRENCIES = (16, 64, 256)
 """Numbers of clients that a warm-up tries in turn, if it is unknown how many fill the server."""
@@ -69,6 +71,7 @@ class LiveSession:
         alive: Asked after every load. Behind a door the others may answer although one server is lost.
         on_level: Called with every level before the next one begins.
         clients: Number of clients that fill the server. None: the warm-up finds it.
+        on_wait: Called with the reasons before a wait for a quiet machine, and with none after it.
     """
 
     target: Target
@@ -81,11 +84,14 @@ class LiveSession:
     seed: int = 0
     clients: int | None = None
     alive: Callable[[], bool] = lambda: True
+    on_wait: Callable[[tuple[Reason, ...]], None] = lambda reasons: None
     levels: list[Level] = field(default_factory=list, init=False)
     seconds: float = field(default=0.0, init=False)
     _arrivals: Arrivals = field(default_factory=Arrivals, init=False)
     _pace: Pace | None = field(default=None, init=False)
     _repeats: Counter[str] = field(default_factory=Counter, init=False)
+    _surroundings: Surroundings = field(default_factory=Surroundings, init=False)
+    _patience_s: float = field(default=PATIENCE_S, init=False)
 
     def run(self, task: Task) -> Measured:
         return measure_task(task, self, longest_wait_s(self.slos))
@@ -127,26 +133,64 @@ class LiveSession:
 
     def saturate(self, seconds: float) -> Saturation:
         """Keep the server full. At most the first third is left out, and no limit ends it: it is no candidate."""
-        self._wait_until_idle()
-        assert self._pace is not None
-        clients = self._pace.clients
-        prepared = self._requests("saturation", self._pace.requests(seconds, clients))
-        recording = self.sampler.start()
-        samples = drive_closed(self.target, prepared, clients, seconds, watch=self._interrupted)
-        run = self._finished(samples, recording, Load(LoadKind.CLOSED, clients))
+
+        def doubt(level: Level) -> Doubt | None:
+            faults = client_faults(level.measurement, self.slos)
+            return self._surroundings.spoilt(level.measurement, faults)
+
+        run = self._undisturbed(lambda: self._filling(seconds), doubt)
         seen = run.measurement
         if seen.e2e_ms is None:
             return Saturation(0.0, run.seconds)
         # If answers take longer than `seconds`, none ends in its time; those that come later tell the pace too.
         return Saturation(seen.qps or seen.completed / run.seconds, seen.e2e_ms.mean / 1000)
 
-    def _undisturbed(self, load: Callable[[], LevelRun]) -> LevelRun:
-        """Repeat a load once if it says nothing of the server. Raises InvalidLoadError if it does not then."""
-        for _ in range(2):
+    def _filling(self, seconds: float) -> LevelRun:
+        self._wait_until_idle()
+        assert self._pace is not None
+        clients = self._pace.clients
+        prepared = self._requests("saturation", self._pace.requests(seconds, clients))
+        recording = self.sampler.start()
+        samples = drive_closed(self.target, prepared, clients, seconds, watch=self._interrupted)
+        return self._finished(samples, recording, Load(LoadKind.CLOSED, clients))
+
+    def _undisturbed(
+        self, load: Callable[[], LevelRun], doubt_of: Callable[[Level], Doubt | None] | None = None
+    ) -> LevelRun:
+        """Load, and load again what says nothing of the server (quiet.py), each kind of doubt once. Raises
+        InvalidLoadError if the load cannot be offered undisturbed."""
+        doubted: set[DoubtKind] = set()
+        while True:
             run = load()
-            if run.verdict.outcome is not Outcome.INVALID:
-                return run
-        raise InvalidLoadError(run.measurement.load, run.verdict)
+            doubt = (doubt_of or self._surroundings.doubt)(run.level)
+            again = doubt is not None and doubt.kind in doubted
+            if doubt is None or (again and doubt.kind in (DoubtKind.LOUD, DoubtKind.FAILED)):
+                self._surroundings.counts(run.measurement, again=again)
+                return self._kept(run)
+            run = self._kept(replace(run, verdict=replace(run.verdict, outcome=Outcome.INVALID, reasons=doubt.reasons)))
+            if again or doubt.kind is DoubtKind.CLIENT:
+                raise InvalidLoadError(run.measurement.load, run.verdict)
+            doubted.add(doubt.kind)
+            if doubt.kind is not DoubtKind.FAILED:
+                self._wait_for_quiet(doubt, run.measurement.planned_s)
+
+    def _wait_for_quiet(self, doubt: Doubt, level_s: float) -> None:
+        """Wait until the machine is as quiet as it was, or patience ends."""
+        self.on_wait(doubt.reasons)
+        most_s = min(self._patience_s, PATIENCE_LEVELS * level_s)
+        waited_s = LOOK_S
+        while not self._is_quiet() and waited_s < most_s:
+            waited_s += LOOK_S
+        self._patience_s -= waited_s
+        self.on_wait(())
+
+    def _is_quiet(self) -> bool:
+        """Look at the machine without load."""
+        if self.should_stop():
+            raise LoadCutError(Cut.INTERRUPTED)
+        recording = self.sampler.start()
+        lag_ms = idle_lag_ms(LOOK_S)
+        return self._surroundings.is_quiet(machine_cautions(recording.finish()), lag_ms, self.slos)
 
     def _open(self, rate: float, seconds: float, trace: str, stop: Stop) -> LevelRun:
         self._wait_until_idle()
@@ -206,7 +250,9 @@ class LiveSession:
         telemetry = recording.finish()
         self._check(samples)
         measurement = measure(samples, telemetry, load, seed=self.seed, slos=self.slos)
-        run = LevelRun(measurement, judge(measurement, self.slos), samples, telemetry)
+        return LevelRun(measurement, judge(measurement, self.slos), samples, telemetry)
+
+    def _kept(self, run: LevelRun) -> LevelRun:
         self.levels.append(run.level)
         self.seconds += run.seconds
         self.on_level(run)

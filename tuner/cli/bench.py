@@ -27,7 +27,7 @@ from tuner.cli.bench_options import (
     output_folder,
 )
 from tuner.cli.bench_result import BenchResult, kept, print_result, sustains
-from tuner.cli.console import Console, level_line
+from tuner.cli.console import Console, level_line, waiting
 from tuner.cli.tables import Form, print_json
 from tuner.config import parse_levels
 from tuner.errors import (
@@ -47,7 +47,7 @@ from tuner.measurement import LoadKind
 from tuner.slo import parse_slo
 from tuner.telemetry.prometheus import TRIES, parsed
 from tuner.telemetry.sampler import Sampler, TelemetryLog, Watched
-from tuner.verdict import Outcome, Verdict
+from tuner.verdict import Outcome, Reason, Verdict
 from tuner.vllm import variables
 
 SCHEMA = 1
@@ -107,7 +107,7 @@ class _Command:
         with _interruptible() as stop:
             session = LiveSession(
                 endpoint.target, prompts, self._slos, sampler, stop, self._level_log(folder), options.warm_up_seconds,
-                options.seed,
+                options.seed, on_wait=self._say_wait,
             )  # fmt: skip
             try:
                 sentence = self._load(session)
@@ -122,6 +122,10 @@ class _Command:
             print_result(result)
         if error is not None:
             raise error
+
+    def _say_wait(self, reasons: tuple[Reason, ...]) -> None:
+        if reasons:
+            self._console.say(f"    {waiting(reasons)}")
 
     def _load(self, session: Session) -> str:
         """Load the server as asked and say what it sustains. Raises a TunerError if it sustains nothing."""
@@ -270,8 +274,8 @@ def _watched(target: Target, metrics_urls: Sequence[str]) -> list[Watched]:
 def _client_fault(verdict: Verdict) -> EnvironmentFaultError:
     reasons = "; ".join(map(str, verdict.reasons))
     return EnvironmentFaultError(
-        f"the load generator was the bottleneck, which says nothing of the server: {reasons}",
-        hint="leave it a core of its own, or run `tuner bench --self-check` to see what it can do here",
+        f"the load could not be offered undisturbed, which says nothing of the server: {reasons}",
+        hint="leave the load generator a core of its own; `tuner bench --self-check` shows what it can do here",
     )
 
 

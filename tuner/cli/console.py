@@ -24,6 +24,7 @@ from tuner.study.events import (
     LayoutDropped,
     LevelMeasured,
     Paused,
+    QuietAwaited,
     RuleApplied,
     SearchEnded,
     TrialFinished,
@@ -40,7 +41,7 @@ from tuner.study.result import Lack, LayoutStanding, StudyResult, WhyDropped
 from tuner.study.sentence import LACKS
 from tuner.study.stopping import LEAST_GAIN, SearchEnd
 from tuner.study.units import short_place
-from tuner.verdict import Outcome, Verdict
+from tuner.verdict import Outcome, Reason, Verdict
 
 DOORS = {Door.SERVER: "", Door.VLLM: " through vLLM", Door.NGINX: " through nginx"}
 """Words for the door of a trial."""
@@ -77,6 +78,8 @@ class Console:
                 )
             case LevelMeasured():
                 self.say(f"    {level_line(event.measurement, event.verdict)}")
+            case QuietAwaited() if event.reasons:
+                self.say(f"    {waiting(event.reasons)}")
             case TrialFinished():
                 best = " · best so far" if event.is_best and event.record.role is not Role.CONFIRM else ""
                 self.say(f"  → {outcome_line(event.record)}{best}")
@@ -121,6 +124,11 @@ def notice_line(event: Event) -> str | None:
             return _search_end(event)
         case _:
             return None
+
+
+def waiting(reasons: tuple[Reason, ...]) -> str:
+    """Say why a load waits before it is repeated."""
+    return f"waiting for a quiet machine: {'; '.join(map(str, reasons))}"
 
 
 def dropped_line(standing: LayoutStanding) -> str:

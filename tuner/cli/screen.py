@@ -17,13 +17,31 @@ from rich.live import Live
 from rich.text import Text
 
 from tuner import formatting
-from tuner.cli.console import DOORS, describe, describe_flags, load_words, notice_line, outcome_words, printable
+from tuner.cli.console import (
+    DOORS,
+    describe,
+    describe_flags,
+    load_words,
+    notice_line,
+    outcome_words,
+    printable,
+    waiting,
+)
 from tuner.cli.folders import State
 from tuner.cli.snapshot import GroupNow, LevelNow, Picture, whole_machine
 from tuner.cli.tables import spaced
 from tuner.clock import Clock, RealClock
 from tuner.formatting import one_line
-from tuner.study.events import Event, LevelMeasured, PhaseChanged, StudyFinished, TrialFinished, TrialStarted
+from tuner.study.events import (
+    MEASURING,
+    Event,
+    LevelMeasured,
+    PhaseChanged,
+    QuietAwaited,
+    StudyFinished,
+    TrialFinished,
+    TrialStarted,
+)
 from tuner.study.forecast import spent_s
 from tuner.study.plan import LoadPolicy, OpenSearch, StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
@@ -129,6 +147,9 @@ class Screen:
                 self._running[event.trial] = _Running(now, now_ns)
             case PhaseChanged() if (running := self._running.get(event.trial)) is not None:
                 self._running[event.trial] = _Running(replace(running.now, phase=event.phase), now_ns)
+            case QuietAwaited() if (running := self._running.get(event.trial)) is not None:
+                phase = waiting(event.reasons[:1]) if event.reasons else MEASURING
+                self._running[event.trial] = _Running(replace(running.now, phase=phase), now_ns)
             case LevelMeasured() if (running := self._running.get(event.trial)) is not None:
                 level = LevelNow.of(event.measurement)
                 self._running[event.trial] = replace(running, now=replace(running.now, level=level))

@@ -333,6 +333,15 @@ class _Session:
             self._abort(reason)
 
 
+def idle_lag_ms(seconds: float) -> float:
+    """Return the P99 lateness of the ticker without a load."""
+    lags_ms, ends = [0.0], time.monotonic() + seconds
+    while (before := time.monotonic()) < ends:
+        time.sleep(TICK_S)
+        lags_ms.append((time.monotonic() - before - TICK_S) * 1000)
+    return _percentile(lags_ms, 99) or 0.0
+
+
 @contextmanager
 def _garbage_collection_frozen() -> Iterator[None]:
     """Freeze collection. A full one over a million kept packets takes longer than an answer."""

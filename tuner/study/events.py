@@ -12,8 +12,11 @@ from tuner.study.learnt import LearntRule
 from tuner.study.record import Role, TrialRecord
 from tuner.study.result import LayoutStanding, StudyResult
 from tuner.study.stopping import SearchEnd
-from tuner.verdict import Verdict
+from tuner.verdict import Reason, Verdict
 from tuner.vllm.cause import Cause
+
+MEASURING = "measuring"
+"""Phase of a trial whose server is under load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,15 @@ class PhaseChanged:
     trial: int
     group: str
     phase: str
+
+
+@dataclass(frozen=True, slots=True)
+class QuietAwaited:
+    """Wait for a quiet machine before a level is repeated. `reasons` say what is wrong with it, none at its end."""
+
+    trial: int
+    group: str
+    reasons: tuple[Reason, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +139,7 @@ class StudyFinished:
 Event = (
     TrialStarted
     | PhaseChanged
+    | QuietAwaited
     | LevelMeasured
     | TrialFinished
     | RuleApplied

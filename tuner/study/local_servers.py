@@ -22,7 +22,7 @@ from tuner.load.requests_log import RequestLog
 from tuner.load.stream import Failure, Target
 from tuner.server.service import Service, ServiceRequest, serving, start_limit
 from tuner.study.assignment import Assignment
-from tuner.study.events import Event, LevelMeasured, PhaseChanged
+from tuner.study.events import Event, LevelMeasured, PhaseChanged, QuietAwaited
 from tuner.study.plan import StudyPlan, saturating_clients
 from tuner.study.store import Store
 from tuner.study.trial import ReadyServer, TrialRunner
@@ -103,6 +103,7 @@ class LocalServers:
             should_stop=self.stop.is_set,
             alive=service.alive,
             on_level=self._level_log(assignment),
+            on_wait=lambda reasons: self.emit(QuietAwaited(assignment.trial, assignment.place, reasons)),
             warm_up_s=assignment.warm_up_s,
             seed=seed,
             clients=len(assignment.groups) * saturating_clients(servers.specs[0].max_num_seqs),

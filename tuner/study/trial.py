@@ -14,7 +14,7 @@ from tuner.launch import Deployment, Door, LaunchBase, deployment
 from tuner.server.service import ServerDidNotStart
 from tuner.server.shutdown import StopReport
 from tuner.study.assignment import Assignment
-from tuner.study.events import Event, PhaseChanged
+from tuner.study.events import MEASURING, Event, PhaseChanged
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.start_record import Phases, StartRecord
 from tuner.verdict import Outcome
@@ -96,7 +96,7 @@ class TrialRunner:
     def _served(self, assignment: Assignment, servers: Deployment) -> Served:
         with self.serve(assignment, servers) as server:
             ready_ns = self.clock.now_ns()
-            self._tell(assignment, "measuring")
+            self._tell(assignment, MEASURING)
             measured = NOTHING if server.refused else server.session.run(assignment.task)
             interrupted = measured.cut is Cut.INTERRUPTED or self.stop.is_set()
             cause = None if interrupted else server.refused or server.fault(measured)

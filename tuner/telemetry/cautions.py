@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -81,10 +81,22 @@ def cautions(samples: Samples, telemetry: Telemetry | None, slos: Sequence[Slo])
         CautionKind.FEW_REQUESTS: _few(samples, slos),
         CautionKind.DRIFT: _drift(samples),
         CautionKind.METRICS_MISSING: _metrics(telemetry),
-        CautionKind.THROTTLED: _throttled(telemetry),
-        CautionKind.FOREIGN_PROCESS: _foreign(telemetry),
-        CautionKind.HOST_BUSY: _host(telemetry),
     }
+    return (*_with_signs(found), *machine_cautions(telemetry))
+
+
+def machine_cautions(telemetry: Telemetry | None) -> tuple[Caution, ...]:
+    """Find what others did on the machine, with or without a load of ours."""
+    return _with_signs(
+        {
+            CautionKind.THROTTLED: _throttled(telemetry),
+            CautionKind.FOREIGN_PROCESS: _foreign(telemetry),
+            CautionKind.HOST_BUSY: _host(telemetry),
+        }
+    )
+
+
+def _with_signs(found: Mapping[CautionKind, Iterable[Observation]]) -> tuple[Caution, ...]:
     return tuple(Caution(kind, seen) for kind, signs in found.items() if (seen := tuple(signs)))
 
 

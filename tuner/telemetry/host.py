@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,18 +13,22 @@ import psutil
 @dataclass(frozen=True, slots=True)
 class HostReading:
     """Figures since the reading before. `*_cores` are CPU seconds per second, `server_cores` those of all servers. It
-    is None if one of them is gone or another user's."""
+    is None if one of them is gone or another user's. `sibling_cores` are those of what else this process started: the
+    servers of trials beside this one."""
 
     cpu_share: float
     busy_cores: float
     client_cores: float
     server_cores: float | None
     memory_available_bytes: int
+    sibling_cores: float = 0.0
 
     @property
     def foreign_cores(self) -> float | None:
         """Return the CPU of all other programs."""
-        return None if self.server_cores is None else max(0.0, self.busy_cores - self.client_cores - self.server_cores)
+        if self.server_cores is None:
+            return None
+        return max(0.0, self.busy_cores - self.client_cores - self.server_cores - self.sibling_cores)
 
 
 class Host:
@@ -32,6 +37,8 @@ class Host:
     def __init__(self, leaders: Sequence[int] = ()) -> None:
         trees = [_tree(pid) for pid in leaders]
         self._server = [process for tree in trees for process in tree] if all(trees) else []
+        known = {process.pid for process in self._server}
+        self._siblings = [process for process in _tree(os.getpid())[1:] if process.pid not in known]
         self._cores = psutil.cpu_count() or 1
         self._last = self._counters()
 
@@ -50,6 +57,7 @@ class Host:
             client_cores=(now.client_s - last.client_s) / seconds,
             server_cores=max(0.0, now.server_s - last.server_s) / seconds if self._server else None,
             memory_available_bytes=psutil.virtual_memory().available,
+            sibling_cores=max(0.0, now.sibling_s - last.sibling_s) / seconds,
         )
 
     def _counters(self) -> _Counters:
@@ -61,6 +69,7 @@ class Host:
             busy_s=sum(times[:8]) - idle,  # guest time is part of user time
             client_s=own.user + own.system,
             server_s=sum(_cpu_s(process) for process in self._server),
+            sibling_s=sum(_cpu_s(process) for process in self._siblings),
         )
 
 
@@ -70,6 +79,7 @@ class _Counters:
     busy_s: float
     client_s: float
     server_s: float
+    sibling_s: float
 
 
 def _tree(pid: int) -> list[psutil.Process]:
