@@ -44,6 +44,10 @@ CONFIGS: dict[str, tuple[dict[str, object], ModelLength]] = {
         {"max_position_embeddings": 32768, "rope_scaling": YARN},
         ModelLength(32768, 131072),
     ),
+    "yarn beside a default": (
+        {"max_position_embeddings": 32768, "rope_scaling": YARN, "rope_parameters": {"rope_type": "default"}},
+        ModelLength(32768, 131072),
+    ),
     "no factor": (
         {"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
         ModelLength(4096, 4096),
@@ -81,6 +85,20 @@ def test_a_window_bounds_the_length_only_where_it_is_switched_off() -> None:
     config = {"max_position_embeddings": 32768, "sliding_window": 4096}
     assert model_length(config) == ModelLength(32768, 32768)
     assert model_length(config, window_off=True) == ModelLength(4096, 4096)
+
+
+@pytest.mark.parametrize("factor", [1e308, float("inf"), float("nan"), -2, True, "4"])
+def test_a_factor_that_no_rope_has_changes_nothing(factor: object) -> None:
+    rope = {"rope_type": "linear", "factor": factor}
+    assert model_length({"max_position_embeddings": 4096, "rope_scaling": rope}) == ModelLength(4096, 4096)
+
+
+@pytest.mark.parametrize("key", ["text_config", "llm_config", "language_config"])
+def test_yarn_of_a_nested_language_model_multiplies_its_length(key: str, tmp_path: Path) -> None:
+    own = {"max_position_embeddings": 32768.0, "rope_scaling": YARN}
+    for config in ({key: own}, {"thinker_config": {key: own}}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert model_length(read_config(tmp_path)) == ModelLength(32768, 131072)
 
 
 @pytest.mark.parametrize("value", [None, True, "4096", 0, -1, 1e30])

@@ -51,6 +51,7 @@ UNUSABLE_SHARE = 0.02
 """Upper bound on the share of NVML's total memory that the driver reserves. It is 1.5 % on 24 and 32 GB cards, less
 on larger ones. gpu-memory-utilization is relative to what CUDA reports."""
 
+UNMODELLED_FLAGS = (*knobs.CHANGE_MEMORY, *(flag for flag in knobs.CHANGE_CONFIG if flag != knobs.REVISION))
 OTHER_PARTS = ("vision_config", "audio_config")
 
 QUANTISED_ON_LOAD = {"fp8": 1.0, "bitsandbytes": 0.5}
@@ -345,4 +346,4 @@ def _not_modelled(
         notes += [f"the weights of {key}: fewer tokens than shown" for key in OTHER_PARTS if config.get(key)]
     if flags.quantization and as_stored and not own:
         notes.append(f"--{knobs.QUANTIZATION} {flags.quantization}: the weights are counted as they are stored")
-    return (*notes, *(f"--{flag}" for flag in knobs.CHANGE_MEMORY if flag in flags.mentioned))
+    return (*notes, *(f"--{flag}" for flag in UNMODELLED_FLAGS if flag in flags.mentioned))

@@ -27,7 +27,7 @@ from tuner.load.arrivals import chosen_arrivals
 from tuner.load.fit import fitted, local_counter
 from tuner.load.workload import Workload, with_body, workload
 from tuner.measurement import LoadKind
-from tuner.model import folder_of
+from tuner.model import GGUF, folder_of
 from tuner.placement import core_shares, own_cores, parse_gpus
 from tuner.server.door import nginx_program
 from tuner.slo import parse_slo
@@ -197,17 +197,19 @@ def checked_study_name(name: str) -> str:
 
 
 def checked_model(text: str) -> str:
-    """Return an absolute folder, or a hub name. start.sh then works from anywhere."""
+    """Return an absolute folder or GGUF file, or a hub name. start.sh then works from anywhere."""
     try:
         path = Path(text).expanduser()
     except RuntimeError as error:  # ~user who does not exist
         raise UsageError(f"no model at {text!r}", hint=str(error)) from error
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / name).is_file() for name in ("config.json", "params.json")):
             raise UsageError(f"{text} has no config.json", hint="give the folder that the model was downloaded to")
         return str(path.resolve())
+    if path.is_file() and path.suffix == GGUF:
+        return str(path.absolute())
     looks_local = text.startswith((".", "/", "~")) or text.count("/") != 1 or path.parent.is_dir()
-    if looks_local or not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+    if looks_local or not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", text):  # org/name, of GGUF files org/name:QUANT
         raise UsageError(f"no model at {text!r}", hint="a folder with config.json, or a hub name such as Qwen/Qwen3-8B")
     return text
 

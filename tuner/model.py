@@ -29,7 +29,10 @@ LENGTH_KEYS = (
 UNSCALED_ROPE = ("su", "longrope", "llama3")
 """RoPE types whose factor vLLM does not apply (config/model.py _get_and_verify_max_len)."""
 
-YARN_ROPE = ("yarn", "deepseek_yarn", "deepseek_llama_scaling")
+MOST_FACTOR = 1e6
+"""Largest factor of RoPE that is believed."""
+
+YARN_ROPE = ("yarn", "deepseek_yarn", "deepseek_llama_scaling", "telechat3-yarn")
 """YaRN types. Older vLLM multiplies the original length by the factor, newer vLLM takes the stated length."""
 
 
@@ -142,23 +145,42 @@ def shared_out(layers: int, count: int) -> tuple[int, ...]:
     return tuple(stages)
 
 
-def folder_of(model: str) -> Path | None:
-    """Find a model's folder, or its snapshot in the local Hugging Face cache."""
+GGUF = ".gguf"
+
+
+def folder_of(model: str, revision: object = None) -> Path | None:
+    """Find a model's folder, or its snapshot in the local Hugging Face cache. None if there is no config.json."""
     if (Path(model) / "config.json").is_file():
         return Path(model)
+    if Path(model).exists():
+        return None
     from huggingface_hub import try_to_load_from_cache  # slow to import, and most models are folders
+    from huggingface_hub.constants import HF_HUB_CACHE
 
     try:
-        cached = try_to_load_from_cache(model, "config.json")
+        cached = try_to_load_from_cache(model, "config.json", revision=None if revision is None else str(revision))
     except ValueError:  # not the shape of a repository name
         return None
-    return Path(cached).parent if isinstance(cached, str) else None
+    if isinstance(cached, str):
+        return Path(cached).parent
+    # Without a file of what main is, as after a download of one revision, a single snapshot is that of the model.
+    snapshots = list(Path(HF_HUB_CACHE).glob(f"models--{model.replace('/', '--')}/snapshots/*/config.json"))
+    return snapshots[0].parent if cached is None and revision is None and len(snapshots) == 1 else None
+
+
+def why_unread(model: str) -> str:
+    """Say why there is no config.json to read."""
+    if model.endswith(GGUF) or ":" in model:
+        return f"{model} is a GGUF model, whose layers are not read here"
+    if Path(model).exists():
+        return f"{model} has no config.json; params.json is not read here"
+    return f"{model} is not on this disk, so that its config.json cannot be read"
 
 
 def shape_from_config(name: str, config: Config, quantised: Config | None = None) -> ModelShape:
     """Build a Llama-like model's shape, dense or with experts. `quantised` says how, if not in config.json."""
     layers, hidden, heads = layer_count(config), hidden_width(config), attention_heads(config)
-    vocab = whole(config, "vocab_size")
+    vocab = whole(config, "vocab_size", "padded_vocab_size")
     if not (hidden and heads and vocab):
         raise UnknownModelError("config.json: a model without width, heads or vocabulary")
     length = model_length(config)
@@ -229,8 +251,8 @@ def model_length(config: Config, *, window_off: bool = False) -> ModelLength | N
     ropes = _ropes(config)
     own = most = derived
     for kind, rope in ropes if "gemma3" not in str(config.get("model_type")) else []:  # its length is scaled already
-        factor = rope.get("factor")
-        if kind in UNSCALED_ROPE or isinstance(factor, bool) or not isinstance(factor, (int, float)) or factor <= 0:
+        factor = _factor(rope)
+        if kind in UNSCALED_ROPE or factor is None:
             continue
         if kind in YARN_ROPE:
             scaled = int((positive(rope, "original_max_position_embeddings") or derived) * factor)
@@ -242,10 +264,17 @@ def model_length(config: Config, *, window_off: bool = False) -> ModelLength | N
     return ModelLength(own, most)
 
 
+def _factor(rope: Mapping[str, object]) -> float | None:
+    """Return what a RoPE multiplies the length by. None if it does not say."""
+    factor = rope.get("factor")
+    known = isinstance(factor, (int, float)) and not isinstance(factor, bool) and 0 < factor < MOST_FACTOR
+    return float(factor) if known and isinstance(factor, (int, float)) else None
+
+
 def _ropes(config: Config) -> list[tuple[str, Mapping[str, object]]]:
     """Return each RoPE setting with its type. Some models have one per kind of layer."""
-    whole = config.get("rope_scaling") or config.get("rope_parameters")
-    if not isinstance(whole, Mapping):
-        return []
-    nested = [rope for rope in whole.values() if isinstance(rope, Mapping)]
-    return [(str(rope.get("rope_type") or rope.get("type") or "default"), rope) for rope in nested or [whole]]
+    found: list[Mapping[str, object]] = []
+    for key in ("rope_scaling", "rope_parameters"):
+        stated = mapping(config, key)
+        found += [rope for rope in stated.values() if isinstance(rope, Mapping)] or ([stated] if stated else [])
+    return [(str(rope.get("rope_type") or rope.get("type") or "default"), rope) for rope in found]

@@ -83,7 +83,9 @@ def listed(config: Config, key: str) -> Sequence[object] | None:
 
 def layer_count(config: Config) -> int:
     """Return the decoder's layers. Raises UnknownModelError."""
-    layers = whole(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    kinds = config.get("layers_block_type") or config.get("hybrid_override_pattern")  # some list them and count nothing
+    stated = len(kinds) if isinstance(kinds, (list, str)) and kinds else None
+    layers = whole(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers", default=stated)
     if not 0 < layers <= MOST_LAYERS:
         raise UnknownModelError(f"config.json: a model of {layers:,} layers")
     return layers

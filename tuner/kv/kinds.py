@@ -23,6 +23,9 @@ FULL, WINDOW, CHUNKED, STATE, NOTHING = (
     LayerKind.FULL, LayerKind.WINDOW, LayerKind.CHUNKED, LayerKind.STATE, LayerKind.NOTHING,
 )  # fmt: skip
 
+INDEXED = ("indexed_attention", "deepseek_sparse_attention", "sparse_attention", "sparse")
+"""Names of layers with latent attention over the tokens that an indexer chooses."""
+
 NAMES: Mapping[str, LayerKind] = {
     **dict.fromkeys(("full_attention", "attention", "full", "global_attention", "global"), FULL),
     **dict.fromkeys(("sliding_attention", "sliding_window", "sliding", "local_attention", "local", "swa"), WINDOW),
@@ -32,6 +35,7 @@ NAMES: Mapping[str, LayerKind] = {
         STATE,
     ),
     "hybrid": LayerKind.FULL_AND_STATE,
+    **dict.fromkeys(INDEXED, FULL),
     **dict.fromkeys(("moe", "mlp", "feed_forward"), NOTHING),
 }
 """Names in `layer_types` and `layers_block_type`."""
@@ -40,10 +44,18 @@ PATTERN = {"M": STATE, "*": FULL, "-": NOTHING, "E": NOTHING}
 """Letters of `hybrid_override_pattern`."""
 
 EVERY_NTH_FULL: Mapping[str, int] = {
-    "gemma2": 2, "gpt_oss": 2, "cohere2": 4, "cohere2_moe": 4, "exaone4": 4, "exaone_moe": 4, "olmo3": 4,
-    "gemma3n": 5, "gemma3n_text": 5, "gemma3": 6, "gemma3_text": 6, "gemma4": 6, "gemma4_text": 6,
-}  # fmt: skip
-"""Families with windows between every n-th full layer, where config.json does not list them (transformers)."""
+    **dict.fromkeys(("gemma2", "vaultgemma", "gpt_oss"), 2),
+    **dict.fromkeys(("cohere2", "cohere2_moe", "exaone4", "exaone4_5", "exaone_moe", "olmo3", "muse_glimmer_text"), 4),
+    **dict.fromkeys(("gemma3n", "gemma3n_text"), 5),
+    **dict.fromkeys(("gemma3", "gemma3_text", "gemma4", "gemma4_text", "gemma4_unified_text"), 6),
+}
+"""Families with windows before every n-th full layer, where config.json does not list them (transformers)."""
+
+FIRST_OF_FOUR_FULL = ("cwm", "granite_swa", "granitemoe_swa")
+"""Families with three windows after every full layer, where config.json does not list them (transformers)."""
+
+ALL_FULL = ("laguna", "mellum", "cohere_compass", "cohere_compass_text")
+"""Families that state a window and use it only in layers that config.json lists."""
 
 EVERY_NTH_ATTENDS: Mapping[str, int] = {
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid"), 4),
@@ -54,8 +66,8 @@ STATE_ONLY = ("mamba", "mamba2", "falcon_mamba")
 """Families without attention."""
 
 UNTOLD = (
-    "linear_attn_config", "linear_num_", "linear_key_", "linear_value_", "linear_conv_", "linear_head_",
-    "full_attention_interval", "mamba_", "ssm_", "state_size", "attn_layer_",
+    "attn_type_list", "linear_attn_config", "linear_num_", "linear_key_", "linear_value_", "linear_conv_",
+    "linear_head_", "full_attention_interval", "mamba_", "ssm_", "state_size", "attn_layer_",
 )  # fmt: skip
 """Beginnings of keys of models with states. Without a spelling of the kinds it is unknown which layers have one."""
 
@@ -131,19 +143,17 @@ def _block(block: object) -> LayerKind:
     if (kind := NAMES.get(str(own.get("block_type")))) is not None:
         return kind
     attention = mapping(own, "attention")
-    if not attention:
-        raise UnknownModelError("block_configs in config.json: a block of an unknown kind")
+    if not attention or attention.get("window_length") or attention.get("is_mamba"):
+        raise UnknownModelError("block_configs in config.json: a block of a kind that is not modelled")
     return NOTHING if attention.get("no_op") or attention.get("replace_with_linear") else FULL
 
 
-def _flagged(key: str, meanings: Mapping[object, LayerKind]) -> Callable[[Config, int], list[LayerKind] | None]:
+def _flagged(key: str, meanings: Mapping[int, LayerKind]) -> Callable[[Config, int], list[LayerKind] | None]:
     """Return a reader of a list of numbers, one a layer."""
 
     def read(config: Config, layers: int) -> list[LayerKind] | None:
-        flags = listed(config, key)
-        if flags is None or len(flags) < layers or any(flag not in meanings for flag in flags[:layers]):
-            return None
-        return [meanings[flag] for flag in flags[:layers]]
+        flags = [flag for flag in listed(config, key) or () if isinstance(flag, int) and flag in meanings]
+        return [meanings[flag] for flag in flags[:layers]] if len(flags) >= layers else None
 
     return read
 
@@ -196,7 +206,12 @@ def _chunked(config: Config, layers: int) -> list[LayerKind] | None:
 
 
 def _windowed(config: Config, layers: int) -> list[LayerKind] | None:
-    for key in ("sliding_window_pattern", "_sliding_window_pattern"):
+    if (
+        config.get("use_sliding_window") is not False
+        and (first := as_whole(config.get("max_window_layers"))) is not None
+    ):
+        return [WINDOW if layer >= first else FULL for layer in range(layers)]
+    for key in ("sliding_window_pattern", "_sliding_window_pattern", "global_attn_every_n_layers"):
         pattern = config.get(key)
         if isinstance(pattern, str) and pattern and set(pattern) <= {"L", "G"}:
             kinds = [WINDOW if pattern[layer % len(pattern)] == "L" else FULL for layer in range(layers)]
@@ -216,6 +231,10 @@ def _by_family(config: Config, layers: int) -> list[LayerKind] | None:
         return [STATE] * layers
     if family == "falcon_h1" or "FalconH1ForCausalLM" in architectures:
         return [LayerKind.FULL_AND_STATE] * layers
+    if family in ALL_FULL:
+        return [FULL] * layers
+    if family in FIRST_OF_FOUR_FULL:
+        return [FULL if layer % 4 == 0 else WINDOW for layer in range(layers)]
     if period := EVERY_NTH_ATTENDS.get(family):
         return _every(layers, period, FULL, STATE)
     if period := EVERY_NTH_FULL.get(family) or next(

@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from tuner.kv.config_json import Config, UnknownModelError, as_whole, layer_count, listed, mapping, positive, whole
 from tuner.kv.formats import SCALED_BY_HEAD
-from tuner.kv.kinds import LayerKind, layer_kinds, window_of
+from tuner.kv.kinds import INDEXED, LayerKind, layer_kinds, window_of
 
 DS_MLA_BYTES: Mapping[str, int] = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
 """Bytes of a token of sparse multi-head latent attention (MLA): values, scales and RoPE (mla_attention.py)."""
@@ -23,8 +23,12 @@ UNMODELLED_KEYS: Mapping[str, str] = {
     "compress_ratios": "compressed KV", "compress_ratio": "compressed KV", "ple_layer_ids": "per-layer embeddings",
     "sparse_attention_config": "sparse attention", "indexer_n_heads": "its indexer", "loop_num": "loops over layers",
     "param_sink_number": "sinks in the KV cache", "rswa_window": "a window over the answer",
+    "index_kpool": "a pooled index", "per_layer_config": "layers that differ", "is_encoder_decoder": "an encoder's KV",
 }  # fmt: skip
 """Keys of models that keep something else than K and V, a latent or a state."""
+
+UNMODELLED_FAMILIES = ("hrm_text", "iquestloopcoder", "iquest_loopcoder", "inkling_text", "dots3_note")
+"""Families whose layers keep something else than one K and V, which no key tells."""
 
 NO_LATENT = ("minicpm3",)
 """Families that state `kv_lora_rank` and keep K and V."""
@@ -66,8 +70,12 @@ class LayerCache:
 def layer_caches(config: Config, element: KvElement, ranks: int) -> tuple[LayerCache, ...]:
     """Return the caches of all layers on one of `ranks` GPUs. Raises UnknownModelError with what is not modelled."""
     for key, what in UNMODELLED_KEYS.items():
-        if config.get(key):
+        if config.get(key) and not (key == "per_layer_config" and config.get("global_head_dim")):
             raise UnknownModelError(f"{key} in config.json: {what} is not modelled")
+    family = str(config.get("model_type"))
+    indexed = set(map(str, listed(config, "layer_types") or ())) & set(INDEXED)
+    if family in UNMODELLED_FAMILIES or (indexed and not latent_width(config)):
+        raise UnknownModelError(f"a model of the type {family[:40]}: what its layers keep is not modelled")
     kinds = layer_kinds(config)
     state = _state_bytes(config, element, ranks) if {LayerKind.STATE, LayerKind.FULL_AND_STATE} & set(kinds) else 0
     found: list[LayerCache] = []
@@ -177,7 +185,10 @@ def _latent_bytes(config: Config, layer: int, latent: int, element: KvElement) -
 
 
 def _without_indexer(config: Config, layer: int) -> bool:
-    """Return True for a layer that uses an earlier layer's choice of tokens (vLLM, deepseek_v2.py)."""
+    """Return True for a layer that attends to all, or uses an earlier layer's choice (vLLM, deepseek_v2.py)."""
+    names = listed(config, "layer_types") or ()
+    if set(map(str, names)) & set(INDEXED) and names[layer] not in INDEXED:
+        return True
     pattern = config.get("index_topk_pattern")
     if isinstance(pattern, (str, list)):
         return layer < len(pattern) and pattern[layer] == "S"
@@ -288,9 +299,7 @@ def _mamba_width(config: Config) -> int:
 
 def _linear(config: Config, element: KvElement, ranks: int) -> int | None:
     """MiniMax-01 and Ling: linear attention with the width of its heads, squared."""
-    if not (listed(config, "attn_type_list") or positive(config, "layer_group_size") or listed(config, "layer_types")):
-        return None
-    if any(key.startswith(("linear_", "mamba_", "ssm_")) for key in config):
+    if not str(config.get("model_type")).startswith(("minimax", "bailing")):
         return None
     return attention_heads(config) // ranks * head_width(config) ** 2 * element.activation_bytes
 

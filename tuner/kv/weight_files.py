@@ -22,7 +22,8 @@ def weight_file_bytes(folder: Path) -> int:
 
 def _sets(folder: Path) -> dict[str, int]:
     """Return the bytes of each set of files. One whole model in a file of its usual name stands for all."""
-    sizes = {p.name: p.stat().st_size for p in folder.glob("*.safetensors") if not p.name.startswith(BESIDE)}
+    files = [path for path in folder.glob("*.safetensors") if path.is_file() and not path.name.startswith(BESIDE)]
+    sizes = {path.name: path.stat().st_size for path in files}
     if whole := sizes.get("model.safetensors"):
         return {"model": whole}
     sets: dict[str, int] = {}

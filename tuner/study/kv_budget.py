@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from tuner.candidate import Candidate, Value
 from tuner.capacity import (
@@ -21,7 +22,7 @@ from tuner.capacity import (
 from tuner.environment import Gpu
 from tuner.kv.config_json import UnknownModelError
 from tuner.layout import Layout
-from tuner.model import folder_of
+from tuner.model import folder_of, why_unread
 from tuner.space.parameter import Parameter
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
@@ -72,9 +73,9 @@ def kv_table(setting: StudySetting, records: Iterable[TrialRecord] = (), layout:
     such servers are read. Raises UnknownModelError with the reason if nothing can be said."""
     plan = setting.plan
     layout = layout or plan.own_layout
-    folder = folder_of(plan.model)
+    folder = _folder(setting)
     if folder is None:
-        raise UnknownModelError(f"{plan.model} is not on this disk, so that its config.json cannot be read")
+        raise UnknownModelError(why_unread(plan.model))
     usual = setting.values(Candidate.of({**dict(plan.space.fixed), **setting.on(layout)}))
     memory = model_memory(folder, _flags(setting, usual))
     gpu_bytes = _gpu_bytes(setting.gpus)
@@ -91,6 +92,11 @@ def kv_table(setting: StudySetting, records: Iterable[TrialRecord] = (), layout:
     rows = tuple((v, room) for v in values if (room := _room(memory, flag, v, gpu_bytes)) is not None)
     why = None if rows else "the weights' bytes: no weight files in the folder, and config.json does not tell them"
     return KvTable(flag, rows, memory, trial, why)
+
+
+def _folder(setting: StudySetting) -> Path | None:
+    """Return the folder with the config.json that vLLM reads."""
+    return folder_of(setting.plan.model, setting.given.get(knobs.REVISION))
 
 
 def _room(memory: ModelMemory, flag: str, value: float, gpu_bytes: int | None) -> KvRoom | None:
@@ -141,7 +147,7 @@ def most_sequences(setting: StudySetting, values: Mapping[str, Value]) -> int | 
     vLLM refuses more sequences than it has blocks for their states. Where the arithmetic leaves something out, it is
     vLLM's default. None if there is no such limit.
     """
-    folder = folder_of(setting.plan.model)
+    folder = _folder(setting)
     if folder is None:
         return None
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from tuner.candidate import Value
 from tuner.capacity import KvRoom, ModelMemory
@@ -130,7 +131,8 @@ def _from_user(plan: StudyPlan, asked: int | None, needed: int) -> tuple[int | N
 def _from_model(plan: StudyPlan, own: int | None, found: tuple[KvRoom, ModelMemory] | None) -> LengthSource:
     """Return MODEL if the default's KV cache surely holds a request of the model's own length, else the reason."""
     if own is None:
-        return LengthSource.NOT_ON_DISK if folder_of(plan.model) is None else LengthSource.LENGTH_UNKNOWN
+        here = folder_of(plan.model) is not None or ":" in plan.model or Path(plan.model).exists()
+        return LengthSource.LENGTH_UNKNOWN if here else LengthSource.NOT_ON_DISK
     if found is None:
         return LengthSource.MEMORY_UNKNOWN
     room, memory = found

@@ -26,6 +26,7 @@ HF_OVERRIDES = "hf-overrides"
 HF_TOKEN = "hf-token"
 HOST = "host"
 KV_CACHE_DTYPE = "kv-cache-dtype"
+KV_CACHE_DTYPE_SKIP_LAYERS = "kv-cache-dtype-skip-layers"
 KV_CACHE_MEMORY_BYTES = "kv-cache-memory-bytes"
 KV_OFFLOADING_SIZE = "kv-offloading-size"
 KV_TRANSFER_CONFIG = "kv-transfer-config"
@@ -33,6 +34,9 @@ LANGUAGE_MODEL_ONLY = "language-model-only"
 LIMIT_MM_PER_PROMPT = "limit-mm-per-prompt"
 LONG_PREFILL_TOKEN_THRESHOLD = "long-prefill-token-threshold"
 LONG_PREFILL_TOKEN_THRESHOLD_ADAPTIVE = "long-prefill-token-threshold-adaptive"
+MAMBA_BLOCK_SIZE = "mamba-block-size"
+MAMBA_CACHE_DTYPE = "mamba-cache-dtype"
+MAMBA_CACHE_MODE = "mamba-cache-mode"
 MAMBA_SSM_CACHE_DTYPE = "mamba-ssm-cache-dtype"
 MAX_CUDAGRAPH_CAPTURE_SIZE = "max-cudagraph-capture-size"
 MAX_LONG_PARTIAL_PREFILLS = "max-long-partial-prefills"
@@ -104,7 +108,8 @@ SHORT_OPTIONS: Mapping[str, str] = {
 
 CHANGE_MEMORY = (
     DATA_PARALLEL, DECODE_CONTEXT_PARALLEL, SPECULATIVE_CONFIG, ENABLE_LORA, CPU_OFFLOAD_GB,
-    KV_OFFLOADING_SIZE, KV_TRANSFER_CONFIG, NUM_GPU_BLOCKS_OVERRIDE,
+    KV_OFFLOADING_SIZE, KV_TRANSFER_CONFIG, NUM_GPU_BLOCKS_OVERRIDE, KV_CACHE_DTYPE_SKIP_LAYERS, MAMBA_BLOCK_SIZE,
+    MAMBA_CACHE_DTYPE, MAMBA_CACHE_MODE,
 )  # fmt: skip
 """Flags that change a server's memory in ways that tuner/capacity.py does not model."""
 
