@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.load.test_recorded import lines, timed
+from tests.load.test_recorded import timed
+from tests.load.traffic_files import lines
 from tests.vllm.test_flags import HELP
 from tuner import jsonfile
 from tuner.bench.capacity_search import SearchSettings

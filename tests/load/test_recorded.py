@@ -5,15 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.load.traffic_files import lines
 from tuner.errors import UsageError
 from tuner.load.prompts import SEARCH_TRACE, Prompts, Request
 from tuner.load.reading import LeftOut, TimesFound, TrafficReading, WhyLeftOut, reading_line
 from tuner.load.workload import workload
-
-
-def lines(path: Path, *rows: object) -> str:
-    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
-    return str(path)
 
 
 def reading(text: str) -> TrafficReading:

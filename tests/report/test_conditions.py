@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from tests.load.traffic_files import lines
 from tuner.launch import LaunchSpec
+from tuner.load.reading import TimesFound, WhyLeftOut
+from tuner.load.workload import workload
 from tuner.report.conditions import environment_rows, repeat_command
 from tuner.report.cost import cost
 from tuner.report.quote import production_env, shell_line, shell_word
 from tuner.report.summary import flag_rows
 from tuner.report.tables import StudyFiles
-from tuner.report.translations import Words
+from tuner.report.translations import Language, Words
 
 
 def test_the_search_can_be_repeated_from_the_page(one_layout: StudyFiles) -> None:
@@ -41,6 +45,24 @@ def test_the_environment_is_shown_in_full(files: StudyFiles, words: Words) -> No
     assert rows["not searched"].startswith("max-num-partial-prefills: ")
     without = {row.label for row in environment_rows(dataclasses.replace(files, environment=None), words)}
     assert "vLLM" not in without and "workload" in without
+
+
+def test_what_was_read_of_a_traffic_file_is_shown_with_what_was_left_out(
+    files: StudyFiles, words: Words, tmp_path: Path
+) -> None:
+    text = lines(tmp_path / "own.jsonl", {"prompt": "secret words"}, None, {"prompt": "more", "output_length": 5})
+    plan = dataclasses.replace(files.plan, workload=workload(text))
+    shown = "\n".join(row.text for row in environment_rows(dataclasses.replace(files, plan=plan), words))
+    english = words.language is Language.ENGLISH
+    assert ("2 of 3 requests are sent" if english else "3 个请求中发送 2 个") in shown
+    assert ("1 not an object (first: line 2)" if english else "1 个不是 JSON 对象（首个：line 2）") in shown
+    assert "256 token" in shown and "secret" not in shown
+
+
+def test_every_reason_has_words_in_both_languages() -> None:
+    for language in Language:
+        assert len({Words(language)(f"left-out-{why}") for why in WhyLeftOut}) == len(WhyLeftOut)
+        assert all(Words(language)(f"read-times-{found}") for found in TimesFound)
 
 
 def test_cost_follows_from_price_gpus_and_qps(files: StudyFiles) -> None:

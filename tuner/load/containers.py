@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import codecs
 import gzip
+import io
 import json
 import lzma
 import re
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, cast
+from typing import cast
 
 from tuner.errors import UsageError
 from tuner.load.reading import WhyLeftOut
@@ -66,7 +67,7 @@ def rows(path: Path) -> Iterator[FileRow]:
         opener: Callable[..., object] = next(
             (opener for magic, opener in _OPENERS.items() if head.startswith(magic)), open
         )
-        with cast("IO[bytes]", opener(path, "rb")) as unpacked:
+        with cast(io.BufferedReader, opener(path, "rb")) as unpacked:
             yield from _wrapped_list(_text_rows(path, _Text(unpacked)))
     except OSError as error:
         raise UsageError(f"cannot read the workload {path}: {error.strerror or error}", hint=FORMS) from error
@@ -75,7 +76,7 @@ def rows(path: Path) -> Iterator[FileRow]:
 class _Text:
     """Text of a file in pieces. `cut` is True once a packed file ended too soon."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: io.BufferedReader) -> None:
         self._file = file
         self.cut = False
 
@@ -92,7 +93,7 @@ class _Text:
 
     def _read(self) -> bytes:
         try:
-            return self._file.read(_CHUNK)
+            return self._file.read1(_CHUNK)  # what comes before an error is not lost
         except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError):
             self.cut = True
             return b""
@@ -107,7 +108,9 @@ def _text_rows(path: Path, text: _Text) -> Iterator[FileRow]:
     if (name := _csv(first)) is not None:
         raise UsageError(f"{path} is {name}", hint=f"only files with the requests' texts are read: {FORMS}")
     value, fault = _value(first) if is_whole or not first.startswith("[") else (None, WhyLeftOut.NOT_JSON)
-    starts_array = first.startswith("[") and (fault is not None or (isinstance(value, list) and not second))
+    bad_first_line = len(first) > 1 and isinstance(_value(second)[0], dict)
+    broken_array = fault is not None and not bad_first_line
+    starts_array = first.startswith("[") and (broken_array or (isinstance(value, list) and not second))
     starts_pretty = bool(first.startswith("{") and is_whole and fault and second and _value(second)[1])
     whole = chain([head], pieces)
     if starts_array or starts_pretty:

@@ -72,12 +72,12 @@ class TimesFound(StrEnum):
 class LeftOut:
     """Rows that were left out for one reason. `first` is the place of the first."""
 
-    reason: WhyLeftOut
+    why: WhyLeftOut
     count: int
     first: str
 
     def __str__(self) -> str:
-        return f"{self.count:,} {REASONS[self.reason]} (first: {self.first})"
+        return f"{self.count:,} {REASONS[self.why]} (first: {self.first})"
 
 
 def left_out(found: Iterable[tuple[WhyLeftOut, str]]) -> tuple[LeftOut, ...]:

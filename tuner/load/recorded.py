@@ -162,7 +162,7 @@ def check_left(path: Path, rows: int, left: int, out: Sequence[LeftOut]) -> None
     hint = 'a line looks like {"prompt": "…", "max_tokens": 100} or {"messages": [{"role": "user", "content": "…"}]}'
     if not out:
         raise UsageError(f"{path} has no request in it", hint=hint)
-    if out[0].reason is WhyLeftOut.LENGTHS_ONLY:
+    if out[0].why is WhyLeftOut.LENGTHS_ONLY:
         raise UsageError(
             f"{path} is a trace of lengths without text, as Mooncake's and Bailian's (JSON lines): {out[0]}",
             hint="such traces are not read; give a file with texts, or lengths alone: --workload random:IN,OUT",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from tuner import formatting
 from tuner.flagwords import words_for
+from tuner.load.reading import DEFAULT_OUTPUT_TOKENS, TrafficReading
 from tuner.load.workload import extra_body_text
 from tuner.report.quote import shell_word
 from tuner.report.tables import StudyFiles
@@ -43,7 +44,11 @@ def environment_rows(study: StudyFiles, words: Words) -> list[FactRow]:
             ("env-tuner", environment.tuner_version),
         ]
     facts += [("env-workload", f"{plan.workload.name} ({plan.workload.source})")]
-    facts += [("", text) for text in _shares(study, words)]
+    reading = plan.workload.reading
+    if reading is None:
+        facts += [("", text) for text in _shares(study, words)]
+    else:
+        facts += [("" if i else "env-read", text) for i, text in enumerate(_read(reading, words))]
     facts += [
         ("env-limits", ", ".join(map(str, plan.slos)) or words("none")),
         ("env-levels", _load(plan.load, words)),
@@ -85,6 +90,24 @@ def _shares(study: StudyFiles, words: Words) -> list[str]:
         )
         for share in shares
     ]
+
+
+def _read(reading: TrafficReading, words: Words) -> list[str]:
+    """Say what was read of a traffic file. `reading_line` says the same on a terminal."""
+    texts = [words("read-rows", requests=formatting.count(reading.requests), rows=formatting.count(reading.rows))]
+    for name, seen in (("prompt", reading.prompt), ("output", reading.output)):
+        counts = {"p50": seen.p50, "p99": seen.p99, "high": seen.high}
+        texts.append(words(f"read-{name}", **{key: formatting.count(tokens) for key, tokens in counts.items()}))
+    texts += [] if reading.counted else [words("read-estimated")]
+    texts.append(words(f"read-times-{reading.times}"))
+    for name in ("recorded", "capped", "assumed", "as_chat", "tools", "natural", "moved", "mended"):
+        if count := getattr(reading, name):
+            key = f"read-{name.replace('_', '-')}"
+            texts.append(words(key, n=formatting.count(count), tokens=DEFAULT_OUTPUT_TOKENS))
+    for left in reading.left_out:
+        why = words(f"left-out-{left.why}")
+        texts.append(words("read-left-out", n=formatting.count(left.count), why=why, first=left.first))
+    return texts
 
 
 def repeat_command(study: StudyFiles) -> str:

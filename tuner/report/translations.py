@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from tuner import formatting
 from tuner.report.page_texts import PAGE_TEXTS
 from tuner.report.record_texts import RECORD_TEXTS
+from tuner.report.traffic_texts import TRAFFIC_TEXTS
 
 if TYPE_CHECKING:  # the command line imports Language: it must not wait for numpy
     from tuner.load.arrivals import Arrivals
     from tuner.measurement import Load
 
-TABLE = {**PAGE_TEXTS, **RECORD_TEXTS}
+TABLE = {**PAGE_TEXTS, **RECORD_TEXTS, **TRAFFIC_TEXTS}
 """English and Chinese text by key."""
 
 

@@ -1,0 +1,103 @@
+"""Builders of traffic files in the forms that tools and data sets write. All texts are made up."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+Object = dict[str, object]
+
+QUESTION = "Where does the river meet the sea?"
+ANSWER = "At the old harbour, behind the mill."
+USER: Object = {"role": "user", "content": QUESTION}
+REPLY: Object = {"role": "assistant", "content": ANSWER}
+TOOL: Object = {"type": "function", "function": {"name": "tide", "parameters": {"type": "object", "properties": {}}}}
+CALL: Object = {"id": "c1", "type": "function", "function": {"name": "tide", "arguments": "{}"}}
+
+
+def conversation(asker: str = "human", teller: str = "gpt", count: int = 2) -> list[Object]:
+    """ShareGPT's turns."""
+    turns = [(asker, QUESTION), (teller, ANSWER)] * count
+    return [{"from": who, "value": text} for who, text in turns[:count]]
+
+
+def batch_line(**body: object) -> Object:
+    """A line of an OpenAI Batch file."""
+    return {"custom_id": "r-1", "method": "POST", "url": "/v1/chat/completions",
+            "body": {"model": "m", "messages": [USER], **body}}  # fmt: skip
+
+
+def lines(path: Path, *rows: object) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def json_lines(rows: Sequence[object]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def crlf_lines(rows: Sequence[object]) -> bytes:
+    return json_lines(rows).replace(b"\n", b"\r\n")
+
+
+def json_array(rows: Sequence[object]) -> bytes:
+    return json.dumps(rows).encode()
+
+
+def pretty_array(rows: Sequence[object]) -> bytes:
+    return json.dumps(rows, indent=2, ensure_ascii=False).encode()
+
+
+def array_of_lines(rows: Sequence[object]) -> bytes:
+    return b"[\n" + b",\n".join(json.dumps(row).encode() for row in rows) + b"\n]\n"
+
+
+def object_around(rows: Sequence[object]) -> bytes:
+    return json.dumps({"object": "list", "data": rows}, indent=1).encode()
+
+
+def pretty_objects(rows: Sequence[object]) -> bytes:
+    return "\n".join(json.dumps(row, indent=2) for row in rows).encode()
+
+
+def with_mark(rows: Sequence[object]) -> bytes:
+    return json_lines(rows).decode().encode("utf-8-sig")
+
+
+def utf16(rows: Sequence[object]) -> bytes:
+    return json_lines(rows).decode().encode("utf-16")
+
+
+def gzipped(rows: Sequence[object]) -> bytes:
+    return gzip.compress(json_lines(rows))
+
+
+def gzipped_array(rows: Sequence[object]) -> bytes:
+    return gzip.compress(pretty_array(rows))
+
+
+def bzipped(rows: Sequence[object]) -> bytes:
+    return bz2.compress(json_lines(rows))
+
+
+def xzipped(rows: Sequence[object]) -> bytes:
+    return lzma.compress(json_lines(rows))
+
+
+def parquet(rows: Sequence[object]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([row for row in rows if isinstance(row, dict)]), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+CONTAINERS: tuple[Callable[[Sequence[object]], bytes], ...] = (
+    json_lines, crlf_lines, json_array, pretty_array, array_of_lines, object_around, pretty_objects, with_mark, utf16,
+    gzipped, gzipped_array, bzipped, xzipped, parquet,
+)  # fmt: skip
