@@ -21,7 +21,7 @@ from tuner.server.diagnosis import Fault
 from tuner.server.service import ServerDidNotStart
 from tuner.study.record import TrialOutcome
 from tuner.study.store import Store
-from tuner.vllm.bounds import HELD_SHARE_HOST
+from tuner.vllm.memory import HELD_SHARE_HOST
 
 pytestmark = pytest.mark.real_vllm
 

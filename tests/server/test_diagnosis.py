@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tuner.server.diagnosis import Bound, Cause, Fault, ServerPhase, diagnose, over_limit
-from tuner.vllm.log_patterns import BROAD, GENERIC, SPECIFIC
+from tuner.vllm.log_patterns import BROAD, GENERIC, SEARCHED, SILENT_DEATHS, SPECIFIC
 
 LOGS = Path(__file__).with_name("logs")
-C, E, U = Fault.CANDIDATE, Fault.ENVIRONMENT, Fault.UNKNOWN
+C, S, E, U = Fault.CANDIDATE, Fault.STUDY, Fault.ENVIRONMENT, Fault.UNKNOWN
 START, SERVE = ServerPhase.STARTING, ServerPhase.SERVING
 
 GOLDEN: dict[str, tuple[int, ServerPhase, str, Fault, tuple[Bound, ...]]] = {
@@ -19,10 +19,10 @@ GOLDEN: dict[str, tuple[int, ServerPhase, str, Fault, tuple[Bound, ...]]] = {
     "0.32-batched-below-len": (1, START, "batched-below-len", C, (Bound("max-num-batched-tokens", ">=", 512),)),
     "0.32-batched-below-seqs": (1, START, "batched-below-seqs", C, (Bound("max-num-seqs", "<=", 2),)),
     "0.32-cpu-utilization": (1, START, "host-memory-wanted", C, (Bound("gpu-memory-utilization", "<=", 0.802),)),
-    "0.32-dp-engine-killed": (0, SERVE, "engine-died", E, ()),
-    "0.32-dp-engine-of-api-servers-killed": (1, SERVE, "engine-died", E, ()),
+    "0.32-dp-engine-killed": (0, SERVE, "engine-died", U, ()),
+    "0.32-dp-engine-of-api-servers-killed": (1, SERVE, "engine-died", U, ()),
     "0.32-dp-terminated": (0, SERVE, "terminated", E, ()),
-    "0.32-engine-killed": (0, SERVE, "engine-died", E, ()),
+    "0.32-engine-killed": (0, SERVE, "engine-died", U, ()),
     "0.32-kv-too-big": (1, START, "host-kv-memory", C, (Bound("kv-cache-memory-bytes", "<=", 6 * 2**30),)),
     "0.32-kv-too-small": (1, START, "kv-too-small", C, (Bound("max-model-len", "<=", 10112),)),
     "0.32-len-above-model": (1, START, "len-above-model", C, (Bound("max-model-len", "<=", 16384),)),
@@ -34,7 +34,7 @@ GOLDEN: dict[str, tuple[int, ServerPhase, str, Fault, tuple[Bound, ...]]] = {
     ),
     "0.32-tokenizer-missing": (1, START, "tokenizer-missing", E, ()),
     "0.32-unknown-flag": (2, START, "unknown-flag", C, ()),
-    "0.32-worker-killed": (0, SERVE, "worker-died", E, ()),
+    "0.32-worker-killed": (0, SERVE, "worker-died", U, ()),
     "constructed-0.20-kv-too-small": (1, START, "kv-too-small", C, (Bound("max-model-len", "<=", 16128),)),
     "constructed-0.20-memory-wanted": (1, START, "memory-wanted", C, (Bound("gpu-memory-utilization", "<=", 0.958),)),
     "constructed-0.20-not-found": (1, START, "model-not-found", E, ()),
@@ -52,7 +52,7 @@ GOLDEN: dict[str, tuple[int, ServerPhase, str, Fault, tuple[Bound, ...]]] = {
     "constructed-0.27-memory-moved": (1, START, "memory-moved", E, ()),
     "constructed-0.28-disk-full": (1, START, "disk-full", E, ()),
     "constructed-0.28-memory-held": (1, START, "memory-wanted", E, ()),
-    "constructed-0.29-too-few-gpus": (1, START, "too-few-gpus", C, (Bound("tensor-parallel-size", "<=", 4),)),
+    "constructed-0.29-too-few-gpus": (1, START, "too-few-gpus", S, ()),
     "constructed-0.30-core-killed": (1, START, "killed", E, ()),
     "constructed-0.31-shm-full": (1, START, "shm-full", E, ()),
     "constructed-0.32-no-device": (1, START, "no-device", E, ()),
@@ -178,8 +178,8 @@ def test_a_hanging_start_keeps_a_cause_that_the_log_names() -> None:
 
 
 def test_every_explanation_can_be_filled_from_its_own_pattern() -> None:
-    for pattern in (*SPECIFIC, *BROAD, *GENERIC):
-        groups = dict.fromkeys(pattern.regex.groupindex, "1")
+    for pattern in (*SPECIFIC, *BROAD, SEARCHED, *SILENT_DEATHS, *GENERIC):
+        groups = {"line": "1", **dict.fromkeys(pattern.regex.groupindex, "1")}
         assert pattern.explanation.format(**groups).endswith((".", "1", " "))
         assert pattern.kind == pattern.kind.lower()
 

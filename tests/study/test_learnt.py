@@ -253,7 +253,7 @@ def test_a_range_that_lies_above_what_one_request_needs_has_no_floor(tmp_path: P
 # ── several layouts
 
 LAYOUTS = (Layout(8, 1), Layout(4, 2), Layout(4, 1, 2), Layout(2, 2, 2), Layout(1, 8))
-CONTEXT_KINDS = sorted(set(CONTEXTS) - {"too-few-gpus"})
+CONTEXT_KINDS = sorted(CONTEXTS)
 BOUNDS = st.builds(
     Bound, st.sampled_from((*AXES, "max-model-len")), st.sampled_from(("<=", ">=")), st.floats(0, 40_000)
 )

@@ -1,9 +1,10 @@
-"""Server log → cause, by a table of patterns."""
+"""Server log → cause: the exceptions that ended the first process, read by tables of patterns."""
 
 from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 
@@ -12,7 +13,12 @@ from tuner.server.readiness import Endpoint, Obstacle
 from tuner.vllm import knobs, log_lines, variables
 from tuner.vllm.bounds import MessageContext
 from tuner.vllm.cause import Bound, Cause, Fault
-from tuner.vllm.log_patterns import BROAD, GENERIC, SPECIFIC, Pattern
+from tuner.vllm.fatal import fatal_chain, start_phase
+from tuner.vllm.log_lines import StartPhase
+from tuner.vllm.log_parse import LogLine, parse_log
+from tuner.vllm.log_patterns import BROAD, GENERIC, KILLED_HINT, SILENT_DEATHS, SPECIFIC, tables
+from tuner.vllm.memory import memory_figures
+from tuner.vllm.pattern import Pattern
 
 __all__ = ["Bound", "Cause", "Fault", "ServerPhase", "diagnose", "foreign_listener", "over_limit", "signal_name"]
 
@@ -28,19 +34,41 @@ class ServerPhase(StrEnum):
 
 
 def diagnose(
-    log_text: str, *, exit_code: int | None, phase: ServerPhase, held_by_others_gib: float | None = None
+    log_text: str,
+    *,
+    exit_code: int | None,
+    phase: ServerPhase,
+    held_by_others_gib: float | None = None,
+    oom_kills: int | None = None,
 ) -> Cause:
     """Explain the end of a server. Exit code 0 is a crash too if it should have run.
 
     `exit_code` is None for a server that still runs, and negative for a signal. `held_by_others_gib` is the memory
-    in use on the fullest of its GPUs before the start, None if unknown.
+    in use on the fullest of its GPUs before the start, None if unknown. `oom_kills` is how many processes the kernel
+    ended meanwhile for want of memory, None if it does not tell.
     """
     text = logtext.clean(log_text)
+    lines = parse_log(text)
+    if phase is ServerPhase.SERVING:
+        lines = _since_ready(lines)  # a message that the start survived explains no later death
     arguments = log_lines.ARGUMENTS.search(text)
-    context = MessageContext(arguments[0] if arguments else "", held_by_others_gib, first_exception=None)
-    cause = _from_tables(text, phase, context) or _from_exit_code(text, exit_code, phase)
-    if phase is ServerPhase.SERVING and cause.kind == "oom":
+    context = MessageContext(arguments[0] if arguments else "", held_by_others_gib)
+    cause = _from_log(lines, phase, context) or _from_exit_code(lines, exit_code, phase)
+    if cause.kind in ("killed", "worker-died", "engine-died"):
+        cause = _with_oom_kills(cause, oom_kills)
+    if phase is ServerPhase.SERVING and cause.kind.startswith("oom"):
         return replace(cause, kind="oom-under-load")
+    return cause
+
+
+def _with_oom_kills(cause: Cause, oom_kills: int | None) -> Cause:
+    """Say what the kernel's count tells of a silent death. Without it, a silent death proves nothing."""
+    if oom_kills:
+        words = f"{cause.explanation} The kernel ended it, since the machine ran out of host memory."
+        return replace(cause, kind="killed", fault=Fault.ENVIRONMENT, explanation=words)
+    if cause.kind == "killed" and oom_kills == 0:
+        words = f"{cause.explanation} Not by the kernel for want of memory: somebody sent the signal."
+        return replace(cause, explanation=words)
     return cause
 
 
@@ -105,45 +133,60 @@ def signal_name(number: int) -> str:
     return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
-def _from_tables(text: str, phase: ServerPhase, context: MessageContext) -> Cause | None:
-    if phase is ServerPhase.SERVING and (ready := log_lines.READY.search(text)) is not None:
-        text = text[ready.end() :]  # a message that the start survived explains no later death
-    text = log_lines.NO_FAILURE.sub("", text)
-    for table in (SPECIFIC, BROAD, GENERIC):
-        if (found := _first(table, text)) is not None:
-            root = _root_exception(text)
-            known = replace(context, first_exception=None if root is None else root.start())
-            return _cause(*found, text, known)
+def _since_ready(lines: list[LogLine]) -> list[LogLine]:
+    ready = next((at for at, line in enumerate(lines) if log_lines.READY.search(line.text)), None)
+    return lines if ready is None else lines[ready + 1 :]
+
+
+def _from_log(lines: Sequence[LogLine], phase: ServerPhase, context: MessageContext) -> Cause | None:
+    """Name the cause from the exceptions that ended the first process, else from what the log says of its end."""
+    chain = fatal_chain(lines)
+    silent = _first_line(lines, SILENT_DEATHS)
+    if chain is not None and (silent is None or chain.begins < silent[0]):
+        at = StartPhase.SERVING if phase is ServerPhase.SERVING else start_phase(lines, chain)
+        context = replace(context, phase=at, figures=memory_figures(chain.text))
+        for table in tables(chain, context):
+            for text in (one.text for one in chain.raised):
+                for pattern in table:
+                    if (match := pattern.regex.search(text)) is not None:
+                        return _cause(pattern, match, text, context)
+    told = silent or _first_line(lines, SPECIFIC if chain is None else ()) or _first_line(lines, (*BROAD, *GENERIC))
+    if told is None:
+        return None
+    cause = _cause(told[1], told[2], lines[told[0]].text, context)
+    return cause if chain is None or chain.begins > told[0] else replace(cause, line=_short(chain.quoted))
+
+
+def _first_line(lines: Sequence[LogLine], table: Sequence[Pattern]) -> tuple[int, Pattern, re.Match[str]] | None:
+    """Find the first line that reports a failure of a table, and the first pattern of the table that it has."""
+    for at, line in enumerate(lines):
+        if line.reports_failure:
+            for pattern in table:
+                if (match := pattern.regex.search(line.text)) is not None:
+                    return at, pattern, match
     return None
-
-
-def _first(table: tuple[Pattern, ...], text: str) -> tuple[Pattern, re.Match[str]] | None:
-    matches = [(pattern, match) for pattern in table if (match := pattern.regex.search(text)) is not None]
-    if table is GENERIC:
-        return matches[0] if matches else None
-    return min(matches, key=lambda found: found[1].start(), default=None)
 
 
 def _cause(pattern: Pattern, match: re.Match[str], text: str, context: MessageContext) -> Cause:
     fault = pattern.fault if isinstance(pattern.fault, Fault) else pattern.fault(match, context)
     groups = {name: (value or "").strip() for name, value in match.groupdict().items()}
     line = _line_at(text, match.start("line") if "line" in groups else match.start())
-    if pattern in GENERIC and context.first_exception is not None:
-        line = _line_at(text, context.first_exception)
+    words = pattern.explanation.format(**{"line": line, **groups})
     return Cause(
         kind=pattern.kind,
         fault=fault,
         line=line,
-        explanation=logtext.shorten(pattern.explanation.format(**groups)),
+        explanation=logtext.shorten(words),
         hint=pattern.hint,
         # Memory that others hold may be free at the next start: a bound from it would be wrong.
         bounds=pattern.learn(match, context) if fault is Fault.CANDIDATE else (),
     )
 
 
-def _from_exit_code(text: str, exit_code: int | None, phase: ServerPhase) -> Cause:
-    root = _root_exception(text)
-    line = _last_line(text) if root is None else _line_at(text, root.start("line"))
+def _from_exit_code(lines: Sequence[LogLine], exit_code: int | None, phase: ServerPhase) -> Cause:
+    chain = fatal_chain(lines)
+    last = next((line.text for line in reversed(lines) if line.text.strip()), "")
+    line = _short(last if chain is None else chain.quoted)
     if exit_code is None:
         return Cause("no-answer", Fault.UNKNOWN, line, "The server runs and does not answer.", "see the end of the log")
     if exit_code in _NOT_FOUND_EXITS:
@@ -162,8 +205,7 @@ def _from_exit_code(text: str, exit_code: int | None, phase: ServerPhase) -> Cau
 def _from_signal(line: str, number: int) -> Cause:
     name = signal_name(number)
     if number == signal.SIGKILL:
-        words = "The server was killed with SIGKILL, probably by the kernel's out-of-memory killer."
-        return Cause("killed", Fault.ENVIRONMENT, line, words, "check `dmesg | grep -i oom`")
+        return Cause("killed", Fault.ENVIRONMENT, line, "The server was killed with SIGKILL.", KILLED_HINT)
     if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         words = f"Somebody else ended the server with {name}."
         return Cause("terminated", Fault.ENVIRONMENT, line, words, "see who ends processes on this machine")
@@ -173,11 +215,6 @@ def _from_signal(line: str, number: int) -> Cause:
     return Cause("crashed", Fault.UNKNOWN, line, f"The server crashed with {name}.", "see the end of the log")
 
 
-def _root_exception(text: str) -> re.Match[str] | None:
-    """Find the first exception that does not merely report another."""
-    return next((m for m in log_lines.EXCEPTION.finditer(text) if not log_lines.CONSEQUENCE.search(m["line"])), None)
-
-
 def _line_at(text: str, position: int) -> str:
     """Return the line around `position`, shortened if necessary."""
     start = text.rfind("\n", 0, position) + 1
@@ -185,9 +222,8 @@ def _line_at(text: str, position: int) -> str:
     line = text[start : len(text) if end < 0 else end]
     if len(line) > logtext.MAX_LINE_CHARS:
         line = text[position : len(text) if end < 0 else end]
+    return _short(line)
+
+
+def _short(line: str) -> str:
     return logtext.shorten(logtext.redact(line))
-
-
-def _last_line(text: str) -> str:
-    lines = text.rstrip().rsplit("\n", 1)
-    return logtext.shorten(logtext.redact(lines[-1]))

@@ -14,6 +14,7 @@ from tuner.server import leftovers, logtext, proctable
 from tuner.server.child import Child, ChildSpec, address, reachable
 from tuner.server.containers import end_container, with_cid_file
 from tuner.server.diagnosis import ServerPhase, diagnose, foreign_listener, obstructed, over_limit
+from tuner.server.kernel_oom import oom_kills, oom_kills_since
 from tuner.server.ports import fresh_port
 from tuner.server.proctable import ProcessEntry
 from tuner.server.readiness import Endpoint, Health, NotReady, Ready, Watch, health
@@ -43,6 +44,7 @@ class Start:
         self._clock = request.clock
         self._gpu_memory = request.gpu_memory
         self._baseline = (request.gpu_memory.used_bytes(spec.gpus) if spec.gpus else None) or {}
+        self._oom_kills = oom_kills()
         self._secrets = _secrets(spec)
         self._scratch = leftovers.new_scratch()
         argv = spec.argv(request.host, port)
@@ -122,6 +124,7 @@ class Start:
             exit_code=self.process.exit_code(),
             phase=phase,
             held_by_others_gib=held_gib,
+            oom_kills=oom_kills_since(self._oom_kills),
         )
 
     # ── end

@@ -5,7 +5,8 @@ and holds for what asks at least as much as that start did, in the same way:
 
 - Out of memory: at least as many sequences, tokens a step and tokens a request, and as much memory, all else equal.
   (vLLM profiles a step of max-num-batched-tokens and gives the KV cache what is left. A larger step can thus leave a
-  little more room for CUDA graphs. A start that shows it withdraws the rule.)
+  little more room for CUDA graphs. A start that shows it withdraws the rule.) Where the weights or the largest step
+  alone are too much, the KV cache's share of the memory has no part in it.
 - KV cache too small: at most as much memory, and at least as many sequences and tokens a step, which use it up.
 - A bound of vLLM's own message: a length that the KV cache cannot hold is one for at most that KV cache. Memory that
   other processes hold is missing whatever else is asked for.
@@ -142,7 +143,7 @@ def _rules_from_refusal(setting: StudySetting, record: TrialRecord) -> Iterator[
     if context is None:
         return
     values = setting.values(record.candidate)
-    idle = context.beside_kv_bytes if knobs.KV_CACHE_MEMORY_BYTES in values else frozenset()
+    idle = context.idle | (context.beside_kv_bytes if knobs.KV_CACHE_MEMORY_BYTES in values else frozenset())
     corner = _corner(context, setting, values, idle)
     # Of a flag that is not given, every candidate has the refused start's value: a bound on it separates nothing.
     named = [b for b in cause.bounds if b.flag not in idle and b.flag in (setting.searched | setting.constant.keys())]

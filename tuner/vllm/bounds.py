@@ -8,12 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tuner.vllm.cause import Bound, Fault
-
-HELD_SHARE = 0.1
-"""Share of a GPU's memory that others may hold permanently (a desktop, a small service). A candidate must live with
-it. More is another job or an orphan, and will be gone another time."""
-HELD_SHARE_HOST = 0.5
-"""The same share of host memory (CPU build), part of which the system and other programs always hold."""
+from tuner.vllm.log_lines import StartPhase
+from tuner.vllm.memory import HELD_SHARE_HOST, MemoryFigures, Shortage, is_unified, may_be_held, shortage
 
 GIB = 2**30
 
@@ -22,13 +18,14 @@ GIB = 2**30
 class MessageContext:
     """Facts beside the message. `arguments` is vLLM's own line of non-default arguments, "" if missing.
 
-    `held_by_others_gib` was in use on the fullest GPU before the start, None if not observed. `first_exception` is
-    the position of the first exception that does not merely report another, None if there is none.
+    `held_by_others_gib` was in use on the fullest GPU before the start, None if not observed. `phase` is that of the
+    failure, None if the log does not tell. `figures` are those of an out-of-memory message.
     """
 
     arguments: str
     held_by_others_gib: float | None
-    first_exception: int | None = None
+    phase: StartPhase | None = None
+    figures: MemoryFigures | None = None
 
     def given(self, name: str) -> float | None:
         """Return the given value of an argument (with underscores). None if vLLM took its default."""
@@ -73,11 +70,11 @@ def free_share(match: re.Match[str], _context: MessageContext) -> tuple[Bound, .
 
 
 def gpu_held(match: re.Match[str], context: MessageContext) -> Fault:
-    total = float(match["total"])
-    held = context.held_by_others_gib
-    if held is None:
+    """Blame a start that finds too little memory free. On unified memory the page cache counts as in use."""
+    total, held = float(match["total"]), context.held_by_others_gib
+    if held is None or is_unified(total):
         held = total - float(match["free"])
-    return Fault.ENVIRONMENT if held > HELD_SHARE * total else Fault.CANDIDATE
+    return Fault.ENVIRONMENT if held > may_be_held(total) else Fault.CANDIDATE
 
 
 def host_held(match: re.Match[str], _context: MessageContext) -> Fault:
@@ -85,25 +82,17 @@ def host_held(match: re.Match[str], _context: MessageContext) -> Fault:
     return Fault.ENVIRONMENT if total - float(match["free"]) > HELD_SHARE_HOST * total else Fault.CANDIDATE
 
 
-def cuda_oom(match: re.Match[str], _context: MessageContext) -> Fault:
-    """Blame by torch's figures: what is neither free nor ours belongs to others."""
-    total, free, ours = match["total"], match["free"], match["ours"]
-    if total and free and ours:
-        held = float(total) - _gib(free, match["free_unit"]) - _gib(ours, match["ours_unit"])
-        if held > HELD_SHARE * float(total):
-            return Fault.ENVIRONMENT
-    return Fault.CANDIDATE
+def memory_held(_match: re.Match[str], context: MessageContext) -> Fault:
+    """Blame an out-of-memory message by its figures."""
+    if context.figures is None:
+        return Fault.CANDIDATE
+    return Fault.CANDIDATE if short_of_memory(context.figures, context) is Shortage.OWN else Fault.ENVIRONMENT
 
 
-def vanished(match: re.Match[str], context: MessageContext) -> Fault:
-    """Blame a worker's death. One that failed says why first; one without a word was killed, mostly for want of
-    memory."""
-    said_why = context.first_exception is not None and context.first_exception < match.start()
-    return Fault.UNKNOWN if said_why else Fault.ENVIRONMENT
-
-
-def _gib(number: str, unit: str) -> float:
-    return float(number) * {"GiB": 1.0, "MiB": 2.0**-10, "KiB": 2.0**-20, "bytes": 2.0**-30}[unit]
+def short_of_memory(figures: MemoryFigures, context: MessageContext) -> Shortage:
+    """Decide whose memory was missing."""
+    nothing_of_ours = context.phase is StartPhase.BEGINNING
+    return shortage(figures, context.held_by_others_gib, nothing_of_ours=nothing_of_ours)
 
 
 def host_kv(match: re.Match[str], _context: MessageContext) -> tuple[Bound, ...]:

@@ -20,12 +20,13 @@ class OtherFlags(Enum):
 class RefusalContext:
     """Scope of a refusal. `axes` are flags, each with the direction away from the refused start.
 
-    With `OtherFlags.IRRELEVANT` only the bounds in the refusal's message give a rule. `beside_kv_bytes` are the axes
-    that have no influence if kv-cache-memory-bytes is given.
+    With `OtherFlags.IRRELEVANT` only the bounds in the refusal's message give a rule. `idle` are flags without
+    influence, `beside_kv_bytes` the axes that have none if kv-cache-memory-bytes is given.
     """
 
     axes: Mapping[str, str] = field(default_factory=dict)
     others: OtherFlags = OtherFlags.IRRELEVANT
+    idle: frozenset[str] = frozenset()
     beside_kv_bytes: frozenset[str] = frozenset()
 
 
@@ -36,6 +37,12 @@ _OUT_OF_MEMORY = RefusalContext(
     {knobs.GPU_MEMORY_UTILIZATION: ">=", knobs.KV_CACHE_MEMORY_BYTES: ">=", **_MEMORY_USERS},
     OtherFlags.EQUAL,
     beside_kv_bytes=frozenset({knobs.GPU_MEMORY_UTILIZATION}),
+)
+# Before the KV cache is allocated its share of the memory has no part in a shortage: less of it would not help.
+_OUT_OF_MEMORY_BEFORE_KV = RefusalContext(
+    _MEMORY_USERS,
+    OtherFlags.EQUAL,
+    idle=frozenset({knobs.GPU_MEMORY_UTILIZATION, knobs.KV_CACHE_MEMORY_BYTES}),
 )
 TOO_LITTLE_KV = RefusalContext(
     {knobs.GPU_MEMORY_UTILIZATION: "<=", knobs.KV_CACHE_MEMORY_BYTES: "<=", **_MEMORY_USERS},
@@ -50,7 +57,8 @@ _ALWAYS = RefusalContext()
 CONTEXTS: Mapping[str, RefusalContext] = {
     "oom": _OUT_OF_MEMORY,
     "oom-warm-up": _OUT_OF_MEMORY,
-    "oom-weights": _OUT_OF_MEMORY,
+    "oom-weights": _OUT_OF_MEMORY_BEFORE_KV,
+    "oom-profiling": _OUT_OF_MEMORY_BEFORE_KV,
     "kv-too-small": TOO_LITTLE_KV,
     "no-kv-memory": TOO_LITTLE_KV,
     "mamba-blocks": TOO_LITTLE_KV,
@@ -59,7 +67,7 @@ CONTEXTS: Mapping[str, RefusalContext] = {
     "host-kv-memory": RefusalContext({knobs.MAX_NUM_SEQS: ">=", knobs.MAX_NUM_BATCHED_TOKENS: ">="}),
     "len-above-model": _ALWAYS,
     "partial-prefills": _ALWAYS,
-    "too-few-gpus": _ALWAYS,
+    "batched-below-item": _ALWAYS,
     "batched-below-seqs": RefusalContext({knobs.MAX_NUM_BATCHED_TOKENS: "<="}),
     "batched-below-len": RefusalContext({knobs.MAX_MODEL_LEN: ">=", knobs.ENABLE_CHUNKED_PREFILL: "=="}),
     "active-above-seqs": RefusalContext({knobs.MAX_NUM_SEQS: "<="}),

@@ -1,0 +1,153 @@
+"""Log text → lines with process, level and message, in every form that vLLM's output takes.
+
+vLLM prefixes a line with one or two processes, `VLLM_LOGGING_PREFIX`, level, time and source, or writes JSON. torch,
+Ray, uvicorn and Python's logging have stamps of their own. Containers put their times and names before all that.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tuner.vllm import log_lines
+
+
+class LogLevel(StrEnum):
+    """LogLevel of a line that has a stamp."""
+
+    DEBUG = "D"
+    INFO = "I"
+    WARNING = "W"
+    ERROR = "E"
+    CRITICAL = "C"
+
+    @property
+    def is_failure(self) -> bool:
+        return self in (LogLevel.ERROR, LogLevel.CRITICAL)
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line without its prefixes.
+
+    Attributes:
+        process: Names of the processes that wrote it, outermost first. Empty if it names none.
+        level: None for a line without a stamp: stderr, a traceback, the further lines of a message.
+    """
+
+    process: tuple[str, ...]
+    level: LogLevel | None
+    text: str
+
+    @property
+    def reports_failure(self) -> bool:
+        """Return True if its words may name a failure, should the log have no exception."""
+        if self.level is None or self.level.is_failure:
+            return not log_lines.SURVIVED.search(self.text) and not log_lines.FRAME.match(self.text)
+        # Of several API servers each is told to end by the main process, whatever the reason.
+        is_one_of_several = any(name.startswith("ApiServer_") for name in self.process)
+        return not is_one_of_several and log_lines.TOLD_QUIETLY.search(self.text) is not None
+
+
+_LEVELS = r"DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL"
+_CLOCK = r"\d\d:\d\d:\d\d(?:[.,]\d+)?"
+_TIME = rf"\d{{4}}-\d\d-\d\d[T ]{_CLOCK}(?:Z|[+-]\d\d:?\d\d)?"
+
+# Colours whose escape character a copy has lost.
+_COLOURS = re.compile(r"(?:#033|\\x1b|\\033|\^\[)?\[\d{1,2}(?:;\d{1,3})*m")
+_ENDS = re.compile(r"(?:#015|\\n|\s|\[repeated \d+x across cluster\])+$")
+_CONTAINERS = re.compile(
+    rf"\[?{_TIME}\]?\s*(?:(?:stdout|stderr) [FP] )?(?:\[(?:Info|Warning|Error|Debug)\] (?:\(\w+\) )?)?"
+    rf"|\[(?:pod/[^\]\s]+|container|stdout|stderr|/[\w/]+|vllm[\w-]*)\]:? "
+    rf"|[A-Z][a-z]{{2}} [ \d]\d {_CLOCK} \S+ [\w./@-]+(?:\[\d+\])?: "
+    rf"|\| (?:{_LEVELS}) \| (?:stderr|stdout) \| "
+    rf"|[A-Za-z][\w.-]*\s+\| "
+    rf"|(?:\w+ )?(?:STDOUT|STDERR): "
+    rf"|[a-z0-9]{{8,20}}\[(?:info|warn|error)\]|\d{{13}},\"?"
+    rf"|[>▍│|] "
+)
+_PROCESS = re.compile(r"\((?P<one>[^()]{0,120}?\bpid=\d+)[^()]{0,120}\) ?|\[(?P<two>rank\d+)\]:? ?")
+# VLLM_LOGGING_PREFIX stands before the process, or before the level up to 0.29.
+_OWN_PREFIX = re.compile(
+    rf"[^'\"{{}}\s(][^'\"{{}}(]{{0,80}}?(?=(?:\([^()]*\bpid=\d+\) )?(?:{_LEVELS}) \d\d-\d\d {_CLOCK} "
+    rf"\[?[\w./<>-]+:\d+\])"
+)
+_STAMPS = (
+    re.compile(rf"(?P<level>{_LEVELS})(?: \d\d-\d\d {_CLOCK})? \[?[\w./<>-]+:\d+\] ?"),  # vLLM
+    # torch, C++ and Python
+    re.compile(rf"\[?(?P<level>[IWEFC])\d{{0,4}} ?(?:{_CLOCK} )?(?:\d+ )?[\w./-]+\.\w+:\d+\] ?"),
+    # Ray, Python's logging, uvicorn
+    re.compile(rf"(?:- )?(?P<level>{_LEVELS})\s+(?:-\s+)?[\w.]+\.py:\d+(?: --? | - )"),
+    re.compile(rf"- (?P<level>{_LEVELS}) - |\[(?P<level_2>{_LEVELS})\] |(?P<level_3>{_LEVELS}):\s+"),
+)
+_BY_LETTER = {level.value: level for level in LogLevel} | {"F": LogLevel.CRITICAL}
+
+_JSON_LEVEL = ("levelname", "level", "severity")
+_JSON_MESSAGE = ("message", "msg", "event")
+_JSON_PROCESS = ("processName", "process", "pid")
+_JSON_TRACEBACK = ("exc_info", "exc_text", "exception", "traceback", "stack_trace")
+
+
+def parse_log(text: str) -> list[LogLine]:
+    """Parse a log."""
+    return [line for raw in text.split("\n") for line in _parse(raw)]
+
+
+def _parse(raw: str) -> Iterator[LogLine]:
+    if raw.lstrip().startswith("{") and (found := _object(raw)) is not None:
+        yield from _of_object(found)
+        return
+    text = _COLOURS.sub("", raw)
+    if (match := _OWN_PREFIX.match(text)) is not None:
+        text = text[match.end() :]
+    process: list[str] = []
+    level = None
+    while text and not text[0].isspace():
+        if (match := _PROCESS.match(text)) is not None:
+            process.append(match["one"] or match["two"])
+            level = None  # a stamp before the process is that of a wrapper
+        elif (match := _stamp(text)) is not None:
+            level = _BY_LETTER[next(group for group in match.groupdict().values() if group)[0]]
+        elif (match := _CONTAINERS.match(text)) is None:
+            break
+        text = text[match.end() :]
+    if text.startswith("{") and (found := _object(text)) is not None:
+        yield from _of_object(found, tuple(process))
+    else:
+        yield LogLine(tuple(process), level, _ENDS.sub("", text))
+
+
+def _stamp(text: str) -> re.Match[str] | None:
+    return next((match for pattern in _STAMPS if (match := pattern.match(text)) is not None), None)
+
+
+def _object(raw: str) -> dict[str, object] | None:
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _of_object(found: dict[str, object], process: tuple[str, ...] = ()) -> Iterator[LogLine]:
+    """Yield the lines of a JSON record, or of the plain line inside a container engine's record."""
+    inner = found.get("log")
+    if isinstance(inner, str):
+        for line in inner.rstrip("\n").split("\n"):
+            yield from _parse(line)
+        return
+    name = " ".join(str(found[key]) for key in _JSON_PROCESS if found.get(key))
+    process = (*process, name) if name else process
+    level = _BY_LETTER.get(_text(found, _JSON_LEVEL)[:1].upper())
+    for part in (_text(found, _JSON_MESSAGE), _text(found, _JSON_TRACEBACK)):
+        for line in part.split("\n") if part else ():
+            for own in _parse(line):  # the message may be a line with prefixes again
+                yield LogLine(process + own.process, own.level or level, own.text)
+
+
+def _text(found: dict[str, object], names: tuple[str, ...]) -> str:
+    """Return the first of these fields that is given, "" if none."""
+    return next((str(found[name]) for name in names if found.get(name)), "")

@@ -1,0 +1,155 @@
+"""Messages by which vLLM refuses what every start of a study shares: the model, its format, the passed arguments."""
+
+from __future__ import annotations
+
+import re
+
+from tuner.vllm.cause import Fault
+from tuner.vllm.pattern import Pattern
+
+_R = re.compile
+_S = Fault.STUDY
+
+STUDY_PATTERNS: tuple[Pattern, ...] = (
+    Pattern(
+        "remote-code", _S,
+        _R(
+            r"trust_remote_code=True|(?:set|pass|use|with|enable) [`'\"]?(?:--)?trust[_-]remote[_-]code"
+            r"|requires? you to execute the (?:configuration|model|modeling|tokenizer) file"
+            r"|contains custom code which must be"
+        ),
+        "The model brings code of its own, which vLLM runs only if it is allowed.", "add: -- --trust-remote-code",
+    ),
+    Pattern(
+        "model-unsupported", _S,
+        _R(
+            r"Model architectures? \[?[^\n]*? (?:are|is) not supported|does not recognize this architecture"
+            r"|No model architectures are specified|has no vLLM implementation|Cannot find model module"
+            r"|There is no module or parameter named|Unrecognized (?:configuration class|model in)"
+            r"|model type [`'\"]?[\w-]+[`'\"]? (?:is not supported|but)|not a valid model architecture"
+            r"|Following weights were not initialized from checkpoint|architecture \S+ is not supported"
+            r"|[Uu]nknown RoPE scaling|Attempted to load weight|size mismatch for "
+            r"|does not support (?:the )?[`'\"]?\w+[`'\"]? (?:task|runner|API)|is not a multimodal model"
+        ),
+        "This vLLM does not know the model's architecture.", "use a newer vLLM or another model",
+    ),
+    Pattern(
+        "dtype-unsupported", _S,
+        _R(r"Bfloat16 is only supported on GPUs|dtype [\w.]+ is not supported"
+           r"|does not support (?:dtype )?(?:b?float16|bf16)"),
+        "This GPU does not compute in the model's number format.", "add: -- --dtype half",
+    ),
+    Pattern(
+        "fp8-unsupported", _S,
+        _R(
+            r"fp8e4nv (?:data type is )?not supported|(?i:fp8[^\n]{0,80}not supported (?:on|in|by|for) (?:this"
+            r"|the current|"
+            r"CUDA arch|CUDA|GPU|Ampere|your|compute))|_scaled_mm is only supported on|type fp8\w+ not supported"
+            r"|FP8[^\n]{0,60}(?:requires|only supported on)|No compiled cutlass_scaled_mm|cutlass_scaled_mm[^\n]* not "
+        ),
+        "This GPU has no FP8 of the kind that the model or the KV cache asks for.",
+        "use another --kv-cache-dtype or a model that is not in FP8",
+    ),
+    Pattern(
+        "quantization-unsupported", _S,
+        _R(
+            r"quantization method \S+ is not supported for the current GPU|Quantization scheme is not supported for"
+            r"|[Uu]nknown quantization method|quantization is currently not supported|Min(?:imum)?\.? capability:"
+            r"|does not match the quantization (?:method )?(?:specified|argument)|[Ii]nvalid quantization"
+            r"|quantization method \S+ (?:is not supported|does not)|not supported for quantization method"
+            r"|[Nn]o (?:kernel|backend)[^\n]{0,60}(?:quantiz|NvFp4|NVFP4|MXFP4)|(?:NVFP4|MXFP4|NvFp4|FP4)[^\n]{0,60}"
+            r"(?:requires|not supported|only supported)|Failed to find a kernel that can implement"
+            r"|BitsAndBytes[^\n]{0,60}not supported|is not supported by any (?:MoE|kernel|backend)"
+            r"|Cannot find the config file for \w+"
+        ),
+        "The model's quantization does not run on this GPU with this vLLM.", "use another model or another GPU",
+    ),
+    Pattern(
+        "no-attention-backend", _S,
+        _R(
+            r"No valid attention backend|is not valid for this configuration|[Ii]nvalid attention backend"
+            r"|[Uu]nsupported attention backend|Head size \d+ is not supported|head_size \d+ is not supported"
+            r"|FlashAttention only supports|FlashMLA[^\n]{0,60}only supported|Sinks are only supported"
+            r"|does not support head[_ ]size|attention backend[^\n]{0,60} not supported"
+        ),
+        "vLLM has no attention kernel for this model on this GPU.",
+        "leave --attention-backend to vLLM, or use another model or GPU",
+    ),
+    Pattern(
+        "kernel-too-large", _S, _R(r"OutOfResources|out of resource: (?:shared memory|registers|tensor memory)"),
+        "A kernel of vLLM needs more on-chip memory than this GPU has.", "use a newer vLLM, another model or another "
+        "GPU",
+    ),
+    Pattern(
+        "kv-connector", _S,
+        _R(r"Unsupported (?:kv )?connector|issubclass\(connector_cls|connector_module_path|[Uu]nknown (?:kv )?connector"
+           r"|KV ?[Cc]onnector[^\n]{0,60}(?:not supported|does not support|not found)"),
+        "This vLLM does not know the KV connector.", "correct --kv-transfer-config in the words after --",
+    ),
+    Pattern(
+        "too-few-gpus", _S,
+        _R(r"World size \((?P<world>\d+)\) is larger than the number of available GPUs \((?P<gpus>\d+)\)"),
+        "The launch wants {world} GPUs and sees {gpus}.", "lower --tensor-parallel-size or give more --gpus",
+    ),
+    Pattern(
+        "too-few-gpus", _S,
+        _R(
+            r"number of required (?:GPUs|\w+s) exceeds the total number of available|invalid device ordinal"
+            r"|[Tt]ensor parallel size \(\d+\) (?:cannot be|is) (?:larger|greater)"
+            r"|local rank \d+ is out of (?:bounds|range)"
+            r"|Error setting CUDA_VISIBLE_DEVICES|Cannot provide a placement group|not enough (?:GPUs|devices)"
+            r"|hipErrorInvalidDevice\b|cudaErrorInvalidDevice\b"
+        ),
+        "The launch wants more GPUs than there are.", "lower --tensor-parallel-size or give more --gpus",
+    ),
+    Pattern(
+        "experts-not-divisible", _S,
+        _R(r"experts?\w*(?:=\d+)?[^\n]{0,40} (?:must|should) be divisible by|experts[^\n]{0,80} not divisible|% ep_size"
+           r"|divisible by (?:ep_size|expert.parallel)"),
+        "The model's experts do not divide among the GPUs of expert parallelism.",
+        "choose another --tensor-parallel-size, or leave out --enable-expert-parallel",
+    ),
+    Pattern(
+        "parser-unknown", _S,
+        _R(r"[Ii]nvalid (?:tool call|reasoning) parser|(?:tool|reasoning) parser[^\n]{0,40} (?:not found"
+           r"|not registered)"
+           r"|Reasoning parser [^\n]* not found|chat template[^\n]{0,160}(?:failed to be opened"
+           r"|looks like a file path)"),
+        "vLLM does not know a parser or a template of the passed arguments.", "correct the words after --",
+    ),
+    Pattern(
+        "lora-unsupported", _S,
+        _R(r"LoRA rank \d+ is greater than|does not support LoRA|LoRA[^\n]{0,60}not supported|max_lora_rank"),
+        "vLLM refuses the LoRA arguments.", "correct the words after --",
+    ),
+    Pattern(
+        "speculative-unsupported", _S,
+        _R(r"(?i:speculative|draft|spec[_ ]decod\w*|eagle3?|mtp)[^\n]{0,100}(?:not supported|unsupported"
+           r"|does not support|must be"
+           r"|not a valid argument)|draft_tensor_parallel_size"),
+        "vLLM refuses the speculative configuration.", "correct --speculative-config in the words after --",
+    ),
+)  # fmt: skip
+
+STUDY_CLASSES: tuple[Pattern, ...] = (
+    Pattern(
+        "stray-words", _S, _R(r"error: unrecognized arguments: (?P<words>(?!--?[A-Za-z])[^\n]*)"),
+        "The passed arguments hold words that belong to no flag: {words}", "correct the words after --",
+    ),
+    Pattern(
+        "bad-value", _S,
+        _R(
+            r"validation errors? for (?P<config>(?:Model|Load|LoRA|KVTransfer|Speculative|StructuredOutputs"
+            r"|MultiModal|Pooler)"
+            r"Config)\n(?P<line>[^\n]+)(?:\n +(?P<why>Input [^\n\[]+))?"
+        ),
+        "vLLM's {config} refuses a value: {line} {why}", "correct the words after --",
+    ),
+)  # fmt: skip
+
+WEIGHTS_MISMATCH = Pattern(
+    "model-unsupported", _S, _R(r"^(?:Key|Assertion|Value|Index|Attribute|Runtime)Error"),
+    "The model's weights are not those that this vLLM expects of its architecture: {line}",
+    "use another vLLM or another form of the model",
+)  # fmt: skip
+"""Meaning of an exception of a new wording that comes while weights are put into the model."""
