@@ -101,8 +101,6 @@ def _parse(raw: str) -> Iterator[LogLine]:
         yield from _of_object(found)
         return
     text = _COLOURS.sub("", raw)
-    if (match := _OWN_PREFIX.match(text)) is not None:
-        text = text[match.end() :]
     process: list[str] = []
     level = None
     while text and not text[0].isspace():
@@ -111,7 +109,7 @@ def _parse(raw: str) -> Iterator[LogLine]:
             level = None  # a stamp before the process is that of a wrapper
         elif (match := _stamp(text)) is not None:
             level = _BY_LETTER[next(group for group in match.groupdict().values() if group)[0]]
-        elif (match := _CONTAINERS.match(text)) is None:
+        elif (match := _CONTAINERS.match(text) or _OWN_PREFIX.match(text)) is None:
             break
         text = text[match.end() :]
     if text.startswith("{") and (found := _object(text)) is not None:
