@@ -9,7 +9,7 @@ from tests.load.builders import HOST, level, request
 from tests.load.builders import telemetry as telemetry_of
 from tuner.candidate import Candidate
 from tuner.cli.console import result_lines
-from tuner.cli.status import last_level
+from tuner.cli.status import last_level, load_times_s
 from tuner.load.requests_log import RequestLog
 from tuner.measurement import LoadKind
 from tuner.study.learnt import FlagLimit, LearntRule
@@ -34,6 +34,15 @@ def test_the_last_level_of_a_running_trial_is_the_one_that_came_last_and_not_the
 
 def test_a_trial_that_measured_nothing_yet_has_no_last_level(tmp_path: Path) -> None:
     assert last_level(tmp_path) is None
+    assert load_times_s(tmp_path, 0) is None
+
+
+def test_the_load_so_far_and_the_time_at_the_last_rate_are_read_off_the_requests(tmp_path: Path) -> None:
+    requests = RequestLog(tmp_path / "requests.parquet")
+    for start_s, load in ((5, 12.7), (15, 12.5), (25, 12.5)):
+        requests.add(load, level([request(i, due_ms=1000 * start_s + 100 * i) for i in range(100)]), LoadKind.OPEN)
+    assert load_times_s(tmp_path, round(40e9)) == (35.0, 25.0)
+    assert load_times_s(tmp_path, round(1e9)) == (0.0, 0.0), "another machine's clock"
 
 
 def test_the_last_words_of_a_search_say_what_was_learnt_and_avoided() -> None:

@@ -44,10 +44,11 @@ from tuner.study.events import (
 )
 from tuner.study.forecast import spent_s
 from tuner.study.plan import LoadPolicy, OpenSearch, StudyPlan
-from tuner.study.record import TrialOutcome, TrialRecord
+from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Figures, StudyResult
 from tuner.study.sentence import LACKS, gain_text
 from tuner.study.units import short_place
+from tuner.verdict import Outcome
 
 DRAWN_PER_SECOND = 1.0
 """Frames per second. The load shares this process, and drawing takes the interpreter from it."""
@@ -73,10 +74,35 @@ NOT_MEASURED = "not measured yet"
 """Text in place of figures before a start has ended."""
 
 
+PASSES = (Outcome.FEASIBLE, Outcome.UNDECIDED)
+"""Outcomes of a level after which a claim stays at its rate."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Running:
+    """A trial and the moments of its forecast. `loaded_ns` is None before its load."""
+
     now: GroupNow
+    began_ns: int
     since_ns: int
+    attempt_ns: int
+    loaded_ns: int | None = None
+
+    def at(self, now_ns: int) -> GroupNow:
+        """Return its state at a moment."""
+        return replace(
+            self.now,
+            phase_s=(now_ns - self.since_ns) / 1e9,
+            trial_s=(now_ns - self.began_ns) / 1e9,
+            load_s=None if self.loaded_ns is None else (now_ns - self.loaded_ns) / 1e9,
+            attempt_s=(now_ns - self.attempt_ns) / 1e9,
+        )
+
+    def in_phase(self, phase: str, now_ns: int) -> _Running:
+        """Enter a phase. The first load begins the first attempt."""
+        changed = replace(self, now=replace(self.now, phase=phase), since_ns=now_ns)
+        begins = phase == MEASURING and self.loaded_ns is None
+        return replace(changed, loaded_ns=now_ns, attempt_ns=now_ns) if begins else changed
 
 
 class Screen:
@@ -127,7 +153,7 @@ class Screen:
     def picture(self) -> Picture:
         with self._lock:
             now_ns = self._clock.now_ns()
-            taken = [replace(g.now, phase_s=(now_ns - g.since_ns) / 1e9) for g in self._running.values()]
+            taken = [running.at(now_ns) for running in self._running.values()]
             return Picture(
                 plan=self._plan,
                 vllm_version=self._vllm_version,
@@ -144,15 +170,20 @@ class Screen:
             case TrialStarted():
                 now = GroupNow(event.group, event.trial, event.role, event.candidate, "starting")
                 now = replace(now, door=event.door, replicas=event.replicas)
-                self._running[event.trial] = _Running(now, now_ns)
+                self._running[event.trial] = _Running(now, now_ns, now_ns, now_ns)
             case PhaseChanged() if (running := self._running.get(event.trial)) is not None:
-                self._running[event.trial] = _Running(replace(running.now, phase=event.phase), now_ns)
+                self._running[event.trial] = running.in_phase(event.phase, now_ns)
             case QuietAwaited() if (running := self._running.get(event.trial)) is not None:
                 phase = waiting(event.reasons[:1]) if event.reasons else MEASURING
-                self._running[event.trial] = _Running(replace(running.now, phase=phase), now_ns)
+                self._running[event.trial] = running.in_phase(phase, now_ns)
             case LevelMeasured() if (running := self._running.get(event.trial)) is not None:
                 level = LevelNow.of(event.measurement)
-                self._running[event.trial] = replace(running, now=replace(running.now, level=level))
+                goes_on = running.now.role is Role.CONFIRM and event.verdict and event.verdict.outcome in PASSES
+                self._running[event.trial] = replace(
+                    running,
+                    now=replace(running.now, level=level),
+                    attempt_ns=running.attempt_ns if goes_on else now_ns,
+                )
             case TrialFinished():
                 self._running.pop(event.record.trial, None)
                 if (left := event.record.start.dirty) is not None:

@@ -36,7 +36,8 @@ class LevelNow:
 @dataclass(frozen=True, slots=True)
 class GroupNow:
     """State of the place of a trial, or of a GPU or worker between two trials: then `trial` is None. `role` and
-    `candidate` are None if unknown. Each server stands for `replicas` of the machine."""
+    `candidate` are None if unknown. Each server stands for `replicas` of the machine. `trial_s`, `load_s` and
+    `attempt_s` are those of forecast.Running."""
 
     group: str
     trial: int | None = None
@@ -47,6 +48,16 @@ class GroupNow:
     level: LevelNow | None = None
     door: Door = Door.SERVER
     replicas: int = 1
+    trial_s: float | None = None
+    load_s: float | None = None
+    attempt_s: float = 0.0
+
+    @property
+    def running(self) -> forecast.Running | None:
+        """Return what the forecast takes of it. None without a trial, or if too little is known of it."""
+        if self.role is None or self.candidate is None or self.trial_s is None:
+            return None
+        return forecast.Running(self.role, self.candidate, self.group, self.trial_s, self.load_s, self.attempt_s)
 
 
 def whole_machine(plan: StudyPlan, taken: Iterable[GroupNow]) -> tuple[GroupNow, ...]:
@@ -117,6 +128,10 @@ class Picture:
         """Return the seconds until the plan is done at this pace, or time is up. None if nothing runs."""
         if self.state is not State.RUNNING:
             return None
-        budget = self.plan.time_budget_s
-        by_pace_s = forecast.left_s(self.plan, self.records)
-        return by_pace_s if budget is None else min(by_pace_s, max(0.0, budget - self.elapsed_s))
+        running = [now for group in self.groups if (now := group.running) is not None]
+        by_pace_s = forecast.left_s(self.plan, self.records, running)
+        if self.plan.time_budget_s is None:
+            return by_pace_s
+        # What runs is finished, also beyond the budget.
+        rest_s = forecast.longest_rest_s(self.plan, self.records, running)
+        return min(by_pace_s, max(self.plan.time_budget_s - self.elapsed_s, rest_s))

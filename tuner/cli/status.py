@@ -28,6 +28,7 @@ from tuner.server import proctable, running_file
 from tuner.server.running_file import Marker
 from tuner.study import forecast
 from tuner.study.assignment import Assignment
+from tuner.study.compile_cache import Cache
 from tuner.study.learnt import LearntRule
 from tuner.study.plan import StudyPlan
 from tuner.study.result import Figures
@@ -96,14 +97,22 @@ def _groups(study: StudyFiles) -> tuple[GroupNow, ...]:
         if marker is None or name is None:
             continue
         level = last_level(folder)
+        trial_s = max(0.0, time.time() - marker.started_unix_ns / 1e9)
+        is_ready = level is not None or _all_listen(folder)
+        loaded = load_times_s(folder, time.monotonic_ns())
+        if loaded is None and is_ready:  # nothing is written before the end of the first level
+            loaded = (max(0.0, trial_s - forecast.start_s(study.records, Cache.WARM)),) * 2
         now = GroupNow(
             group=name,
             trial=int(folder.name),
             role=given.role if given else None,
             candidate=given.candidate if given else None,
-            phase="under load" if level or _all_listen(folder) else "starting",
-            phase_s=max(0.0, time.time() - marker.started_unix_ns / 1e9),
+            phase="under load" if is_ready else "starting",
+            phase_s=trial_s,
             level=level,
+            trial_s=trial_s,
+            load_s=loaded[0] if loaded else None,
+            attempt_s=loaded[1] if loaded else 0.0,
         )
         taken.append(replace(now, door=given.door, replicas=given.replicas) if given else now)
     return whole_machine(study.plan, taken)
@@ -158,6 +167,21 @@ def last_level(folder: Path) -> LevelNow | None:
         p99_ttft_ms=order_statistic(ttft_ms, 0.99) if len(ttft_ms) else None,
         kv_usage_peak=max(kv, default=None),
     )
+
+
+def load_times_s(folder: Path, now_ns: int) -> tuple[float, float] | None:
+    """Return the seconds since a trial's first request was due, and since its last load began. None before the end of
+    its first level."""
+    try:
+        rows = pq.read_table(folder / "requests.parquet", columns=["level", "kind", "due_ns"]).to_pylist()
+    except (OSError, ValueError, KeyError):
+        return None
+    if not rows:
+        return None
+    last = rows[-1]
+    same = takewhile(lambda r: (r["kind"], r["level"]) == (last["kind"], last["level"]), reversed(rows))
+    first_ns, began_ns = (min(row["due_ns"] for row in of) for of in (rows, same))
+    return max(0, now_ns - first_ns) / 1e9, max(0, now_ns - began_ns) / 1e9
 
 
 @dataclass(frozen=True, slots=True)
