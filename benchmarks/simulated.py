@@ -220,13 +220,13 @@ def _true_capacity(regime: Regime, start: float, pool: Pool, seconds: float, tra
         low, high = low * 0.94, low
     rates = np.geomspace(low, high, 3)
     shares = np.array([late(float(rate), seconds, traces) for rate in rates])
-    estimate = _crossing(rates, shares.mean(axis=1))
-    without = [_crossing(rates, np.delete(shares, trace, axis=1).mean(axis=1)) for trace in range(traces)]
+    estimate = crossing(rates, shares.mean(axis=1))
+    without = [crossing(rates, np.delete(shares, trace, axis=1).mean(axis=1)) for trace in range(traces)]
     error = np.sqrt((traces - 1) * np.var(without)) / estimate
     return Truth(estimate, float(error))
 
 
-def _crossing(rates: NDArray[np.float64], shares: NDArray[np.float64]) -> float:
+def crossing(rates: NDArray[np.float64], shares: NDArray[np.float64]) -> float:
     """Return the rate at which the fitted share is ALLOWED."""
     seen = shares > ALLOWED / 50
     slope, level = np.polyfit(np.log(rates[seen]), np.log(shares[seen] / ALLOWED), 1)

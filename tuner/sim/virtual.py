@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,13 +104,15 @@ def simulate(
     *,
     seed: int = 0,
     noise: Noise | None = None,
+    slowed: Callable[[float], float] = lambda at_s: 1.0,
 ) -> SimulatedLevel:
-    """Run `load` on a freshly started engine (nothing cached). Raises ValueError if max_model_len leaves a prompt no
-    room: a server would answer it with 400."""
+    """Run `load` on a freshly started engine (nothing cached). `slowed` is the factor on a step's duration by what else
+    the machine does at a second of the level. Raises ValueError if max_model_len leaves a prompt no room: a server
+    would answer it with 400."""
     longest = max((shape.prompt_tokens for shape in load.shapes), default=0)
     if longest >= started.config.max_model_len:
         raise ValueError(f"a prompt of {longest} tokens does not fit max_model_len {started.config.max_model_len}")
-    return _Run(started, hardware, model, load, seed, noise or Noise()).run()
+    return _Run(started, hardware, model, load, seed, noise or Noise(), slowed).run()
 
 
 def step_cost(started: Started, hardware: Hardware, model: ModelShape) -> StepCost:
@@ -161,9 +163,11 @@ class _Run:
         load: ClosedLoop | OpenLoop,
         seed: int,
         noise: Noise,
+        slowed: Callable[[float], float],
     ) -> None:
         self._load = load
         self._hardware = hardware
+        self._slowed = slowed
         self._block = started.config.block_size
         self._cost = step_cost(started, hardware, model)
         self._jitter = Jitter(noise, seed)
@@ -195,7 +199,7 @@ class _Run:
                     break
                 now_s = max(now_s, self._arriving[0][0])
                 continue
-            now_s += self._cost.seconds(step.work) * self._jitter.factor()
+            now_s += self._cost.seconds(step.work) * self._jitter.factor() * self._slowed(now_s)
             completed = self._scheduler.complete(step)
             delivered_s = self._deliver(now_s, step.work.sampled)
             for request in completed.prefilled:

@@ -1,0 +1,414 @@
+"""Whole nights on a machine that is not quiet: is the gain that they state true?
+
+    PYTHONPATH=. python benchmarks/disturbed.py --nights 200 [--load open|closed] [--kinds quiet neighbour slower]
+    PYTHONPATH=. python benchmarks/disturbed.py --trace neighbour:17 [--load …]      one night, with its records
+    PYTHONPATH=. python benchmarks/disturbed.py --real                               one night in real time, with a real hog
+
+The product's own loop, search, confirmation, capacity search and verdict run on the stand-in in virtual time
+(virtual_load.py). The machine is an L40S with an 8B model, prompts of 500 to 1,500 tokens and P99 TTFT of at most
+400 ms. Twelve starts search three parameters. Four confirm. A start's own speed has a standard deviation of 1 %.
+
+- quiet: nothing happens.
+- neighbour: a job takes half of the cores for ten minutes. The moments lie evenly over the night of the same seed
+  without it. By turns a step takes 1.1, 1.3 or 2 times as long, and the client is late by 5 or 40 ms at P99 in the
+  median level, log-normal from level to level. Telemetry shows one foreign core of two.
+- slower: from some moment on every step takes 1.25 times as long. Nothing shows it.
+
+Measured here, on two cores with one busy process beside the stand-in's server and client: the ticker was late by 3
+to 170 ms at P99, requests by 1 to 600 ms, and a closed loop lost 0 to 9 %, since the stand-in sleeps through its
+steps. An engine that computes on all cores takes up to twice as long.
+
+In a third of the nights vLLM's default is near the best. In the others a baseline with few sequences is a tenth or
+a third short. The truth is the rate at which one request in a hundred is late on a quiet machine, in forty runs of
+ten minutes, with the same arrivals for all candidates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+if __name__ == "__main__":  # before numpy
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+from numpy.typing import NDArray
+from search.landscapes import LANDSCAPES, VLLM, WARM_UP_S
+from search.table import start
+from simulated import ALLOWED, crossing
+from virtual_load import STEP_SD, Disturbance, Lengths, VirtualServer, driving, session
+
+from tests.fakes import ScriptedClock, ScriptedServers, scripted_trial
+from tuner.candidate import Candidate
+from tuner.environment import describe
+from tuner.load.arrivals import schedule
+from tuner.sim import ClosedLoop, Noise, OpenLoop, SimulatedLevel, Started, simulate
+from tuner.space.parameter import Kind, Parameter
+from tuner.study.accuracy import accuracy
+from tuner.study.assignment import Assignment
+from tuner.study.fleet import LocalFleet
+from tuner.study.loop import Loop
+from tuner.study.plan import Ladder, LoadPolicy, OpenSearch, StudyPlan, saturating_clients
+from tuner.study.record import TrialRecord
+from tuner.study.result import Decision, Figures, StudyResult
+from tuner.study.search import Search
+from tuner.study.seeds import seeds
+from tuner.study.setting import StudySetting
+from tuner.study.store import Store
+from tuner.vllm.defaults import vllm_defaults
+from tuner.vllm.facts import StartFacts
+
+LANDSCAPE = LANDSCAPES["ttft-bound"]
+STARTS, CONFIRM_STARTS = 12, 4
+START_SD = 0.010
+HOG_S = 600.0
+SLOWS, LATE_MS = (1.1, 1.3, 2.0), (40.0, 5.0)
+SLOWER = 1.25
+CASES = ({}, {"max-num-seqs": 56}, {"max-num-seqs": 40})
+"""Baselines: vLLM's default, and a user's with too few sequences."""
+
+KINDS = ("quiet", "neighbour", "slower")
+SHARES = {"quiet": 0.2, "neighbour": 0.5, "slower": 0.3}
+LOADS: dict[str, LoadPolicy] = {
+    "open": OpenSearch(WARM_UP_S),
+    "closed": Ladder((16, 32, 48, 64, 96, 128), 30.0, WARM_UP_S),
+}
+SPACE = (
+    Parameter("max-num-seqs", Kind.LOG_INT, 64, 512, 64),
+    Parameter("max-num-batched-tokens", Kind.LOG_INT, 1024, 8192, 1024),
+    Parameter("long-prefill-token-threshold", Kind.CHOICE, choices=(256, 512, 0)),
+)
+KEPT = Path(tempfile.gettempdir()) / "tuner-disturbed-truth.json"
+TRUTH_S, TRUTH_TRACES, FEW_TRACES = 600.0, 40, 6
+SLOPE, LEAST_STEP = 12.0, 0.02
+"""Usual slope of ln(share of late requests) over ln(rate), and the least distance of two rates on that line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Night:
+    """One night. `moment` is when its disturbance begins, as a share of the quiet night; `number` seeds all chance."""
+
+    kind: str
+    number: int
+    load: str
+    moment: float
+
+    @property
+    def case(self) -> int:
+        return self.number % len(CASES)
+
+    @property
+    def speeds(self) -> tuple[float, ...]:
+        """Return how much longer a step takes at each speed that the machine has for good."""
+        return (1.0, SLOWER) if self.kind == "slower" else (1.0,)
+
+    def disturbance(self, quiet_s: float) -> tuple[Disturbance, ...]:
+        at_s = self.moment * quiet_s
+        if self.kind == "slower":
+            return (Disturbance(at_s, float("inf"), SLOWER),)
+        if self.kind == "neighbour":
+            slows, late_ms = SLOWS[self.number // 3 % 3], LATE_MS[self.number // 9 % 2]
+            return (Disturbance(at_s - HOG_S / 2, at_s + HOG_S / 2, slows, late_ms, 1.0),)
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a night stated, and what is true. Gains are shares over the default.
+
+    `stated` is low, middle and high; None if no gain is stated. `true` is the gain of the pick at each speed that
+    the machine had for good. `pick` is its true QPS on the quiet machine.
+    """
+
+    night: Night
+    decision: str
+    stated: tuple[float, float, float] | None
+    true: tuple[float, ...]
+    pick: float
+    hours: float
+    sentence: str
+
+    @property
+    def off(self) -> float:
+        """Return how far the truth lies outside the interval. Of two truths, what lies between them is true too."""
+        if self.stated is None:
+            return 0.0
+        low, _, high = self.stated
+        return max(low - max(self.true), min(self.true) - high, 0.0)
+
+    @property
+    def error(self) -> float:
+        """Return how far the truth is from the middle of the interval."""
+        return min(abs(self.stated[1] - true) for true in self.true) if self.stated else 0.0
+
+
+def planned(folder: Path, night: Night) -> StudyPlan:
+    plan = LANDSCAPE.plan(folder, STARTS, CONFIRM_STARTS, night.number)
+    space = replace(plan.space, parameters=SPACE, baseline=tuple(CASES[night.case].items()))
+    return replace(plan, space=space, load=LOADS[night.load])
+
+
+class DisturbedMachine:
+    """One GPU whose clock runs through the night."""
+
+    def __init__(self, plan: StudyPlan, seed: int, disturbances: Sequence[Disturbance]) -> None:
+        self.plan = plan
+        self.clock = ScriptedClock()
+        self._seed = seed
+        self._disturbances = disturbances
+        self._compiled: set[str] = set()
+        self._starts = 0
+
+    def run_trial(self, assignment: Assignment) -> TrialRecord:
+        self._starts += 1
+        found = started(assignment.candidate, self._compiled)
+        rng = np.random.default_rng([self._seed, self._starts])
+        server = VirtualServer(
+            found, LANDSCAPE.hardware, LANDSCAPE.shape, self.clock, 100 * self._seed + self._starts,
+            self._disturbances, float(np.exp(rng.normal(0.0, START_SD))),
+        )  # fmt: skip
+        facts = StartFacts(kv_tokens=found.kv_tokens, max_concurrency=found.max_concurrency)
+        plan, traffic = self.plan, self.plan.seed + 1000 * assignment.traffic
+        clients = saturating_clients(found.config.max_num_seqs)
+        live = session(server, plan.workload, plan.slos, assignment.warm_up_s, traffic, clients)
+        servers = ScriptedServers(lambda _: live, self.clock, found.start_s, 5.0, facts)
+        with driving(server):
+            return scripted_trial(assignment, plan.base, servers)
+
+
+def started(candidate: Candidate, compiled: set[str] | None = None) -> Started:
+    """Start a candidate. No two prompts share a prefix, so a prefix cache would cost time and change nothing."""
+    found = start(LANDSCAPE, {**candidate.as_dict(), "enable-prefix-caching": False}, compiled)
+    assert isinstance(found, Started), f"every candidate of this space starts: {found}"
+    return found
+
+
+def run(night: Night, quiet_s: float) -> tuple[StudyPlan, StudyResult, list[TrialRecord], float]:
+    """Run a night. Returns its plan, result and records, and its seconds."""
+    folder = Path(tempfile.mkdtemp(prefix="night-"))
+    try:
+        plan = planned(folder, night)
+        store = Store(folder)
+        store.create()
+        store.save_plan(plan, describe(VLLM, plan.model, LANDSCAPE.gpus, None))
+        machine = DisturbedMachine(plan, night.number, night.disturbance(quiet_s))
+        setting = StudySetting.of(plan, vllm_defaults(VLLM, LANDSCAPE.gpus), LANDSCAPE.gpus)
+        search = Search(setting, seeds(setting))
+        fleet = LocalFleet(plan.groups, machine.run_trial, store)
+        result = Loop(plan=plan, store=store, search=search, fleet=fleet, clock=machine.clock).run()
+        return plan, result, list(store.records()), machine.clock.now_ns() / 1e9
+    finally:
+        shutil.rmtree(folder)
+
+
+@cache
+def quiet_seconds(case: int, load: str) -> float:
+    """Return how long a quiet night of a case takes, the median of three."""
+    return float(np.median([run(Night("quiet", case + len(CASES) * n, load, 0.0), 0.0)[3] for n in range(3)]))
+
+
+def seen(night: Night) -> Seen:
+    """Run a night, and compare what it states with the truth."""
+    quiet_s = 0.0 if night.kind == "quiet" else quiet_seconds(night.case, night.load)
+    plan, result, _, took_s = run(night, quiet_s)
+    shown = result.winner
+    pick = [truth(night.load, shown.candidate, shown, slows) if shown else 0.0 for slows in night.speeds]
+    default = [truth(night.load, plan.baseline, result.default, slows) for slows in night.speeds]
+    gains = tuple(one / other - 1 for one, other in zip(pick, default, strict=True))
+    return Seen(night, str(result.decision), stated(plan, result), gains, pick[0], took_s / 3600, result.sentence)
+
+
+def stated(plan: StudyPlan, result: StudyResult) -> tuple[float, float, float] | None:
+    """Return the stated gain with its interval. Without an interval of its own it has the printed accuracy."""
+    gain = getattr(result, "gain", None)
+    if gain is not None:
+        return gain.low, gain.middle, gain.high
+    winner, default = result.winner, result.default
+    if hasattr(result, "gain") or result.decision is not Decision.WINNER or winner is None or default is None:
+        return None
+    middle, sure = winner.qps / default.qps - 1, accuracy(winner.qps, plan.load)
+    return middle - sure, middle, middle + sure
+
+
+# ---------------------------------------------------------------- truth
+
+
+def truth(load: str, candidate: Candidate, said: Figures | None, slows: float = 1.0) -> float:
+    """Return the true requests/s of a candidate on the quiet machine, kept in a file. In a closed loop it is the QPS
+    at the level that was stated. `slows` is the factor on every step."""
+    level = said.level if load == "closed" and said is not None else ""
+    key = f"{load} {level} {sorted(candidate.as_dict().items())} {LANDSCAPE.limit_ms} {TRUTH_S} {TRUTH_TRACES} {slows}"
+    if key not in _kept():
+        server = Still(candidate, slows)
+        _keep(key, server.closed(int(level.split()[0])) if level else server.open())
+    return float(_kept()[key])
+
+
+@dataclass(frozen=True, slots=True)
+class Still:
+    """A candidate's server on a machine where nothing changes."""
+
+    candidate: Candidate
+    slows: float
+
+    def closed(self, clients: int) -> float:
+        shapes = Lengths(LANDSCAPE.workload, 90_000).requests("truth", 5000)
+        return self._simulated(ClosedLoop(shapes, clients, TRUTH_S, 60.0), 90_000).qps
+
+    def open(self) -> float:
+        """Find the rate at which one request in a hundred is late: roughly on few traces, then on all, at two rates."""
+        rate = 8.0 / self.slows
+        for traces in (FEW_TRACES, FEW_TRACES, FEW_TRACES):
+            rate = self._nearer(rate, float(self._late(rate, traces).mean()))
+        first = self._late(rate, TRUTH_TRACES).mean()
+        second = self._nearer(rate, float(first))
+        other = second if abs(second / rate - 1) > LEAST_STEP else rate * (1 + LEAST_STEP)
+        shares = np.array([first, self._late(other, TRUTH_TRACES).mean()])
+        return crossing(np.array([rate, other]), shares)
+
+    @staticmethod
+    def _nearer(rate: float, share: float) -> float:
+        """Follow the usual slope of ln(share of late requests) over ln(rate), by at most a tenth."""
+        return rate * float(np.clip((ALLOWED / max(share, 1e-6)) ** (1 / SLOPE), 0.9, 1.1))
+
+    def _late(self, rate: float, traces: int) -> NDArray[np.float64]:
+        """Return the share of late requests of each trace."""
+        shares = []
+        for seed in range(90_000, 90_000 + traces):
+            due = schedule(rate, TRUTH_S, seed=seed, trace="truth")
+            level = self._simulated(OpenLoop(Lengths(LANDSCAPE.workload, seed).requests("truth", len(due)), due), seed)
+            shares.append(float((level.first_token_s - level.sent_s > LANDSCAPE.limit_ms / 1000).mean()))
+        return np.array(shares)
+
+    def _simulated(self, load: OpenLoop | ClosedLoop, seed: int) -> SimulatedLevel:
+        found, noise = started(self.candidate), Noise(step=STEP_SD)
+        return simulate(
+            found, LANDSCAPE.hardware, LANDSCAPE.shape, load, seed=seed, noise=noise, slowed=lambda at_s: self.slows
+        )
+
+
+def _kept() -> dict[str, float]:
+    return dict(json.loads(KEPT.read_text())) if KEPT.is_file() else {}
+
+
+def _keep(key: str, value: float) -> None:
+    KEPT.write_text(json.dumps({**_kept(), key: value}))
+
+
+# ---------------------------------------------------------------- the table
+
+
+def nights(count: int, kinds: Sequence[str], load: str) -> Iterator[Night]:
+    whole = sum(SHARES[kind] for kind in kinds)
+    for kind in kinds:
+        here = max(1, round(count * SHARES[kind] / whole))
+        for number in range(here):
+            yield Night(kind, number, load, (number * 0.618034) % 1.0 if kind != "quiet" else 0.0)
+
+
+def table(every: Sequence[Seen]) -> Iterator[str]:
+    yield (
+        "| night | nights | gain stated | false | worst, points beyond its interval | interval, median ± points "
+        "| median error, points | default kept or none stated | regret of the pick, mean (worst) | hours |"
+    )
+    yield "|---" * 10 + "|"
+    for kind in dict.fromkeys(s.night.kind for s in every):
+        yield _row(kind, [s for s in every if s.night.kind == kind])
+    yield _row("all", every)
+
+
+def _row(name: str, group: Sequence[Seen]) -> str:
+    gains = [s for s in group if s.stated is not None]
+    false = sum(s.off > 0 for s in gains)
+    widths = [(s.stated[2] - s.stated[0]) / 2 for s in gains if s.stated]
+    errors = [s.error for s in gains]
+    best = {case: max(s.pick for s in group if s.night.case == case)
+            for case in {s.night.case for s in group}}  # fmt: skip
+    regret = [1 - s.pick / best[s.night.case] for s in group]
+    return (
+        f"| {name} | {len(group)} | {len(gains)} | {false} ({false / len(group):.1%}) "
+        f"| {100 * max((s.off for s in gains), default=0.0):.1f} | {100 * _median(widths):.1f} "
+        f"| {100 * _median(errors):.1f} | {len(group) - len(gains)} "
+        f"| {np.mean(regret):.1%} ({max(regret):.1%}) | {np.mean([s.hours for s in group]):.1f} |"
+    )
+
+
+def _gains(true: Sequence[float]) -> str:
+    return " to ".join(f"{gain:+.1%}" for gain in true)
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.median(values)) if values else 0.0
+
+
+def worst(every: Sequence[Seen], count: int = 8) -> Iterator[str]:
+    for s in sorted(every, key=lambda s: -s.off)[:count]:
+        if s.stated is not None and s.off > 0:
+            low, middle, high = s.stated
+            yield (
+                f"{s.night.kind}:{s.night.number} at {s.night.moment:.2f}: stated {middle:+.1%} ({low:+.1%} to "
+                f"{high:+.1%}), true {_gains(s.true)} | {s.decision} | {s.sentence}"
+            )
+
+
+def traced(night: Night) -> Iterator[str]:
+    """Tell a night record by record."""
+    quiet_s = 0.0 if night.kind == "quiet" else quiet_seconds(night.case, night.load)
+    plan, result, records, took_s = run(night, quiet_s)
+    yield f"{night}, {night.disturbance(quiet_s)}, {took_s:.0f} s"
+    for r in records:
+        p = r.start.phases
+        yield (
+            f"{r.trial:3} {r.role:8} {r.outcome:11} {r.start.started_at[11:19]} +{p.spent_s:5.0f} s "
+            f"qps {r.qps or 0:6.2f} {r.candidate.as_dict()} {list(r.notes)}"
+        )
+        for level in r.levels if r.role.name == "CONFIRM" else ():
+            m = level.measurement
+            yield (
+                f"        {m.load} {m.planned_s:.0f} s {level.verdict.outcome} margin {level.verdict.slo_margin} "
+                f"{'; '.join(map(str, level.verdict.reasons))} {[c.kind.value for c in m.cautions]}"
+            )
+    yield result.sentence
+    yield f"gain {getattr(result, 'gain', None)}, stated {stated(plan, result)}"
+    for name, figures in (("winner", result.winner), ("default", result.default)):
+        if figures is not None:
+            yield f"{name}: {figures.qps:.2f}, true {truth(night.load, figures.candidate, figures):.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nights", type=int, default=200)
+    parser.add_argument("--load", choices=list(LOADS), default="open")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--trace", metavar="KIND:NUMBER")
+    given = parser.parse_args()
+    if given.trace:
+        kind, _, number = given.trace.partition(":")
+        moment = (int(number) * 0.618034) % 1.0 if kind != "quiet" else 0.0
+        _print(traced(Night(kind, int(number), given.load, moment)))
+        return
+    every = []
+    for night in nights(given.nights, given.kinds, given.load):
+        every.append(seen(night))
+        s = every[-1]
+        print(night.kind, night.number, f"{night.moment:.2f}", s.decision, s.stated, "true", _gains(s.true),
+              f"off {s.off:.3f}", file=sys.stderr, flush=True)  # fmt: skip
+    _print(table(every))
+    _print(worst(every))
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
