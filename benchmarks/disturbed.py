@@ -1,8 +1,9 @@
 """Whole nights on a machine that is not quiet: is the gain that they state true?
 
     PYTHONPATH=. python benchmarks/disturbed.py --nights 200 [--load open|closed] [--kinds quiet neighbour slower]
-    PYTHONPATH=. python benchmarks/disturbed.py --trace neighbour:17 [--load …]      one night, with its records
-    PYTHONPATH=. python benchmarks/disturbed.py --real                               one night in real time, with a real hog
+    PYTHONPATH=. python benchmarks/disturbed.py --trace neighbour:17
+
+The second tells one night record by record.
 
 The product's own loop, search, confirmation, capacity search and verdict run on the stand-in in virtual time
 (virtual_load.py). The machine is an L40S with an 8B model, prompts of 500 to 1,500 tokens and P99 TTFT of at most
@@ -54,6 +55,7 @@ from tuner.sim import ClosedLoop, Noise, OpenLoop, SimulatedLevel, Started, simu
 from tuner.space.parameter import Kind, Parameter
 from tuner.study.accuracy import accuracy
 from tuner.study.assignment import Assignment
+from tuner.study.confirm import finalists
 from tuner.study.fleet import LocalFleet
 from tuner.study.loop import Loop
 from tuner.study.plan import Ladder, LoadPolicy, OpenSearch, StudyPlan, saturating_clients
@@ -72,7 +74,7 @@ START_SD = 0.010
 HOG_S = 600.0
 SLOWS, LATE_MS = (1.1, 1.3, 2.0), (40.0, 5.0)
 SLOWER = 1.25
-CASES = ({}, {"max-num-seqs": 56}, {"max-num-seqs": 40})
+CASES: tuple[dict[str, int], ...] = ({}, {"max-num-seqs": 56}, {"max-num-seqs": 40})
 """Baselines: vLLM's default, and a user's with too few sequences."""
 
 KINDS = ("quiet", "neighbour", "slower")
@@ -218,12 +220,22 @@ def quiet_seconds(case: int, load: str) -> float:
 def seen(night: Night) -> Seen:
     """Run a night, and compare what it states with the truth."""
     quiet_s = 0.0 if night.kind == "quiet" else quiet_seconds(night.case, night.load)
-    plan, result, _, took_s = run(night, quiet_s)
+    plan, result, records, took_s = run(night, quiet_s)
     shown = result.winner
-    pick = [truth(night.load, shown.candidate, shown, slows) if shown else 0.0 for slows in night.speeds]
+    best = compared(plan, result, records)
     default = [truth(night.load, plan.baseline, result.default, slows) for slows in night.speeds]
-    gains = tuple(one / other - 1 for one, other in zip(pick, default, strict=True))
-    return Seen(night, str(result.decision), stated(plan, result), gains, pick[0], took_s / 3600, result.sentence)
+    gained = [truth(night.load, best, shown, slows) if best else 0.0 for slows in night.speeds]
+    gains = tuple(one / other - 1 for one, other in zip(gained, default, strict=True))
+    pick = truth(night.load, shown.candidate, shown) if shown else 0.0
+    return Seen(night, str(result.decision), stated(plan, result), gains, pick, took_s / 3600, result.sentence)
+
+
+def compared(plan: StudyPlan, result: StudyResult, records: Sequence[TrialRecord]) -> Candidate | None:
+    """Return the candidate whose gain is stated: the winner, or the best that was not better than the default."""
+    if result.winner is not None and result.decision is Decision.WINNER:
+        return result.winner.candidate
+    ranked = finalists(plan, records)
+    return ranked[0].candidate if ranked else None
 
 
 def stated(plan: StudyPlan, result: StudyResult) -> tuple[float, float, float] | None:
