@@ -27,7 +27,8 @@ ten minutes, with the same arrivals for all candidates.
 from __future__ import annotations
 
 import argparse
-import json
+import hashlib
+import multiprocessing
 import os
 import shutil
 import sys
@@ -45,7 +46,7 @@ from numpy.typing import NDArray
 from search.landscapes import LANDSCAPES, VLLM, WARM_UP_S
 from search.table import start
 from simulated import ALLOWED, crossing
-from virtual_load import STEP_SD, Disturbance, Lengths, VirtualServer, driving, session
+from virtual_load import CORES, STEP_SD, Disturbance, Lengths, VirtualServer, driving, session
 
 from tests.fakes import ScriptedClock, ScriptedServers, scripted_trial
 from tuner.candidate import Candidate
@@ -77,6 +78,10 @@ SLOWER = 1.25
 CASES: tuple[dict[str, int], ...] = ({}, {"max-num-seqs": 56}, {"max-num-seqs": 40})
 """Baselines: vLLM's default, and a user's with too few sequences."""
 
+SEEDS = 40
+GOLDEN = 0.6180339887
+"""Step between the moments of two nights: any number of them lies evenly over the night."""
+
 KINDS = ("quiet", "neighbour", "slower")
 SHARES = {"quiet": 0.2, "neighbour": 0.5, "slower": 0.3}
 LOADS: dict[str, LoadPolicy] = {
@@ -88,7 +93,7 @@ SPACE = (
     Parameter("max-num-batched-tokens", Kind.LOG_INT, 1024, 8192, 1024),
     Parameter("long-prefill-token-threshold", Kind.CHOICE, choices=(256, 512, 0)),
 )
-KEPT = Path(tempfile.gettempdir()) / "tuner-disturbed-truth.json"
+KEPT = Path(tempfile.gettempdir()) / "tuner-disturbed-truth"
 TRUTH_S, TRUTH_TRACES, FEW_TRACES = 600.0, 40, 6
 SLOPE, LEAST_STEP = 12.0, 0.02
 """Usual slope of ln(share of late requests) over ln(rate), and the least distance of two rates on that line."""
@@ -96,30 +101,40 @@ SLOPE, LEAST_STEP = 12.0, 0.02
 
 @dataclass(frozen=True, slots=True)
 class Night:
-    """One night. `moment` is when its disturbance begins, as a share of the quiet night; `number` seeds all chance."""
+    """One night. `moment` is the middle of a neighbour's stay, or when the machine slows, as a share of the night of
+    the same seed without it."""
 
     kind: str
     number: int
     load: str
     moment: float
 
+    @classmethod
+    def of(cls, kind: str, number: int, load: str) -> Night:
+        return cls(kind, number, load, 0.0 if kind == "quiet" else number * GOLDEN % 1.0)
+
+    @property
+    def seed(self) -> int:
+        """The seed of all chance: of search, traffic and machine."""
+        return self.number % SEEDS
+
     @property
     def case(self) -> int:
-        return self.number % len(CASES)
+        return self.seed % len(CASES)
 
     @property
     def speeds(self) -> tuple[float, ...]:
         """Return how much longer a step takes at each speed that the machine has for good."""
         return (1.0, SLOWER) if self.kind == "slower" else (1.0,)
 
-    def disturbance(self, quiet_s: float) -> tuple[Disturbance, ...]:
-        at_s = self.moment * quiet_s
+    def disturbance(self) -> tuple[Disturbance, ...]:
+        if self.kind == "quiet":
+            return ()
+        at_s = self.moment * quiet_seconds(self.seed, self.load)
         if self.kind == "slower":
             return (Disturbance(at_s, float("inf"), SLOWER),)
-        if self.kind == "neighbour":
-            slows, late_ms = SLOWS[self.number // 3 % 3], LATE_MS[self.number // 9 % 2]
-            return (Disturbance(at_s - HOG_S / 2, at_s + HOG_S / 2, slows, late_ms, 1.0),)
-        return ()
+        slows, late_ms = SLOWS[self.number // len(CASES) % len(SLOWS)], LATE_MS[self.number % len(LATE_MS)]
+        return (Disturbance(at_s - HOG_S / 2, at_s + HOG_S / 2, slows, late_ms, CORES / 2),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +168,7 @@ class Seen:
 
 
 def planned(folder: Path, night: Night) -> StudyPlan:
-    plan = LANDSCAPE.plan(folder, STARTS, CONFIRM_STARTS, night.number)
+    plan = LANDSCAPE.plan(folder, STARTS, CONFIRM_STARTS, night.seed)
     space = replace(plan.space, parameters=SPACE, baseline=tuple(CASES[night.case].items()))
     return replace(plan, space=space, load=LOADS[night.load])
 
@@ -193,60 +208,69 @@ def started(candidate: Candidate, compiled: set[str] | None = None) -> Started:
     return found
 
 
-def run(night: Night, quiet_s: float) -> tuple[StudyPlan, StudyResult, list[TrialRecord], float]:
-    """Run a night. Returns its plan, result and records, and its seconds."""
+def ended(night: Night) -> Ended:
+    """Run a night to its end."""
     folder = Path(tempfile.mkdtemp(prefix="night-"))
     try:
         plan = planned(folder, night)
         store = Store(folder)
         store.create()
         store.save_plan(plan, describe(VLLM, plan.model, LANDSCAPE.gpus, None))
-        machine = DisturbedMachine(plan, night.number, night.disturbance(quiet_s))
+        machine = DisturbedMachine(plan, night.seed, night.disturbance())
         setting = StudySetting.of(plan, vllm_defaults(VLLM, LANDSCAPE.gpus), LANDSCAPE.gpus)
         search = Search(setting, seeds(setting))
         fleet = LocalFleet(plan.groups, machine.run_trial, store)
         result = Loop(plan=plan, store=store, search=search, fleet=fleet, clock=machine.clock).run()
-        return plan, result, list(store.records()), machine.clock.now_ns() / 1e9
+        return Ended(plan, result, list(store.records()), machine.clock.now_ns() / 1e9)
     finally:
         shutil.rmtree(folder)
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A night that is over. It took `seconds`."""
+
+    plan: StudyPlan
+    result: StudyResult
+    records: list[TrialRecord]
+    seconds: float
+
+
 @cache
-def quiet_seconds(case: int, load: str) -> float:
-    """Return how long a quiet night of a case takes, the median of three."""
-    return float(np.median([run(Night("quiet", case + len(CASES) * n, load, 0.0), 0.0)[3] for n in range(3)]))
+def quiet_seconds(seed: int, load: str) -> float:
+    """Return how long the quiet night of a seed takes."""
+    return ended(Night.of("quiet", seed, load)).seconds
 
 
 def seen(night: Night) -> Seen:
     """Run a night, and compare what it states with the truth."""
-    quiet_s = 0.0 if night.kind == "quiet" else quiet_seconds(night.case, night.load)
-    plan, result, records, took_s = run(night, quiet_s)
-    shown = result.winner
-    best = compared(plan, result, records)
-    default = [truth(night.load, plan.baseline, result.default, slows) for slows in night.speeds]
+    end = ended(night)
+    shown, best = end.result.winner, compared(end)
+    default = [truth(night.load, end.plan.baseline, end.result.default, slows) for slows in night.speeds]
     gained = [truth(night.load, best, shown, slows) if best else 0.0 for slows in night.speeds]
     gains = tuple(one / other - 1 for one, other in zip(gained, default, strict=True))
     pick = truth(night.load, shown.candidate, shown) if shown else 0.0
-    return Seen(night, str(result.decision), stated(plan, result), gains, pick, took_s / 3600, result.sentence)
+    return Seen(night, str(end.result.decision), stated(end), gains, pick, end.seconds / 3600, end.result.sentence)
 
 
-def compared(plan: StudyPlan, result: StudyResult, records: Sequence[TrialRecord]) -> Candidate | None:
+def compared(end: Ended) -> Candidate | None:
     """Return the candidate whose gain is stated: the winner, or the best that was not better than the default."""
-    if result.winner is not None and result.decision is Decision.WINNER:
-        return result.winner.candidate
-    ranked = finalists(plan, records)
+    if end.result.winner is not None and end.result.decision is Decision.WINNER:
+        return end.result.winner.candidate
+    ranked = finalists(end.plan, end.records)
     return ranked[0].candidate if ranked else None
 
 
-def stated(plan: StudyPlan, result: StudyResult) -> tuple[float, float, float] | None:
+def stated(end: Ended) -> tuple[float, float, float] | None:
     """Return the stated gain with its interval. Without an interval of its own it has the printed accuracy."""
+    result = end.result
     gain = getattr(result, "gain", None)
-    if gain is not None:
+    if gain is not None and result.decision in (Decision.WINNER, Decision.KEEP_DEFAULT):
         return gain.low, gain.middle, gain.high
     winner, default = result.winner, result.default
-    if hasattr(result, "gain") or result.decision is not Decision.WINNER or winner is None or default is None:
+    if gain is not None or result.decision is not Decision.WINNER or winner is None or default is None:
         return None
-    middle, sure = winner.qps / default.qps - 1, accuracy(winner.qps, plan.load)
+    middle, sure = winner.qps / default.qps - 1, accuracy(winner.qps, end.plan.load)
     return middle - sure, middle, middle + sure
 
 
@@ -258,10 +282,13 @@ def truth(load: str, candidate: Candidate, said: Figures | None, slows: float = 
     at the level that was stated. `slows` is the factor on every step."""
     level = said.level if load == "closed" and said is not None else ""
     key = f"{load} {level} {sorted(candidate.as_dict().items())} {LANDSCAPE.limit_ms} {TRUTH_S} {TRUTH_TRACES} {slows}"
-    if key not in _kept():
+    kept = KEPT / hashlib.sha256(key.encode()).hexdigest()[:24]
+    if not kept.is_file():
         server = Still(candidate, slows)
-        _keep(key, server.closed(int(level.split()[0])) if level else server.open())
-    return float(_kept()[key])
+        value = server.closed(int(level.split()[0])) if level else server.open()
+        KEPT.mkdir(exist_ok=True)
+        kept.write_text(f"{value!r}\n{key}\n")
+    return float(kept.read_text().split("\n")[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,14 +334,6 @@ class Still:
         )
 
 
-def _kept() -> dict[str, float]:
-    return dict(json.loads(KEPT.read_text())) if KEPT.is_file() else {}
-
-
-def _keep(key: str, value: float) -> None:
-    KEPT.write_text(json.dumps({**_kept(), key: value}))
-
-
 # ---------------------------------------------------------------- the table
 
 
@@ -323,7 +342,7 @@ def nights(count: int, kinds: Sequence[str], load: str) -> Iterator[Night]:
     for kind in kinds:
         here = max(1, round(count * SHARES[kind] / whole))
         for number in range(here):
-            yield Night(kind, number, load, (number * 0.618034) % 1.0 if kind != "quiet" else 0.0)
+            yield Night.of(kind, number, load)
 
 
 def table(every: Sequence[Seen]) -> Iterator[str]:
@@ -373,10 +392,10 @@ def worst(every: Sequence[Seen], count: int = 8) -> Iterator[str]:
 
 def traced(night: Night) -> Iterator[str]:
     """Tell a night record by record."""
-    quiet_s = 0.0 if night.kind == "quiet" else quiet_seconds(night.case, night.load)
-    plan, result, records, took_s = run(night, quiet_s)
-    yield f"{night}, {night.disturbance(quiet_s)}, {took_s:.0f} s"
-    for r in records:
+    end = ended(night)
+    result = end.result
+    yield f"{night}, {night.disturbance()}, {end.seconds:.0f} s"
+    for r in end.records:
         p = r.start.phases
         yield (
             f"{r.trial:3} {r.role:8} {r.outcome:11} {r.start.started_at[11:19]} +{p.spent_s:5.0f} s "
@@ -389,7 +408,7 @@ def traced(night: Night) -> Iterator[str]:
                 f"{'; '.join(map(str, level.verdict.reasons))} {[c.kind.value for c in m.cautions]}"
             )
     yield result.sentence
-    yield f"gain {getattr(result, 'gain', None)}, stated {stated(plan, result)}"
+    yield f"gain {getattr(result, 'gain', None)}, stated {stated(end)}"
     for name, figures in (("winner", result.winner), ("default", result.default)):
         if figures is not None:
             yield f"{name}: {figures.qps:.2f}, true {truth(night.load, figures.candidate, figures):.2f}"
@@ -400,19 +419,19 @@ def main() -> None:
     parser.add_argument("--nights", type=int, default=200)
     parser.add_argument("--load", choices=list(LOADS), default="open")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--trace", metavar="KIND:NUMBER")
     given = parser.parse_args()
     if given.trace:
         kind, _, number = given.trace.partition(":")
-        moment = (int(number) * 0.618034) % 1.0 if kind != "quiet" else 0.0
-        _print(traced(Night(kind, int(number), given.load, moment)))
+        _print(traced(Night.of(kind, int(number), given.load)))
         return
     every = []
-    for night in nights(given.nights, given.kinds, given.load):
-        every.append(seen(night))
-        s = every[-1]
-        print(night.kind, night.number, f"{night.moment:.2f}", s.decision, s.stated, "true", _gains(s.true),
-              f"off {s.off:.3f}", file=sys.stderr, flush=True)  # fmt: skip
+    with multiprocessing.get_context("spawn").Pool(given.jobs) as pool:
+        for s in pool.imap_unordered(seen, nights(given.nights, given.kinds, given.load)):
+            every.append(s)
+            print(s.night.kind, s.night.number, f"{s.night.moment:.2f}", s.decision, s.stated, "true", _gains(s.true),
+                  f"off {s.off:.3f}", file=sys.stderr, flush=True)  # fmt: skip
     _print(table(every))
     _print(worst(every))
 

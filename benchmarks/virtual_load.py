@@ -1,7 +1,7 @@
 """Loads of the real LiveSession on a simulated engine in virtual time, on a machine that others may disturb.
 
-Only the sockets are replaced: `drive_open`, `drive_closed`, the sampler and the clock. Verdicts, early ends, repeats
-and the capacity search are the product's own. A level's watch is asked once a second, not ten times.
+Only the sockets are replaced: `drive_open`, `drive_closed`, the sampler and the clock. Verdicts, early ends, waits for
+quiet, repeats and the capacity search are the product's own. A level's watch is asked once a second, not ten times.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from tests.fakes import ScriptedClock
@@ -38,7 +39,7 @@ ROW_S = 2.0
 QUIET_LAG_MS = 0.8
 """P99 lateness of the client on a quiet machine."""
 
-CORES = 2.0
+CORES = float(psutil.cpu_count() or 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ class VirtualServer:
         played = _Played(level, self._delays_ms(level, began_s), seconds)
         end_s, aborted = played.watched(watch, self.recording)
         self.clock.sleep(end_s)
-        samples = played.samples(began_s, end_s, aborted, self._lags_ms(began_s, end_s))
+        samples = played.samples(began_s, end_s, aborted, self.lags_ms(began_s, end_s))
         if self.recording is not None:
             self.recording.preemptions = level.preemptions if aborted is None else played.preempted(end_s)
             self.recording.kv_usage = level.peak_kv_usage
@@ -117,11 +118,11 @@ class VirtualServer:
 
     def _delays_ms(self, level: SimulatedLevel, began_s: float) -> NDArray[np.float64]:
         """Draw how late the client sends each request."""
-        return self._late_ms(began_s + level.sent_s, self._level_late_ms("late"))
+        return self._late_ms(began_s + level.sent_s, self._level_late_ms())
 
-    def _lags_ms(self, began_s: float, end_s: float) -> NDArray[np.float64]:
+    def lags_ms(self, began_s: float, end_s: float) -> NDArray[np.float64]:
         """Draw the lateness of the client's ticker."""
-        return self._late_ms(np.linspace(began_s, began_s + end_s, 400), self._level_late_ms("late"))
+        return self._late_ms(np.linspace(began_s, began_s + end_s, 400), self._level_late_ms())
 
     def _late_ms(self, at_s: NDArray[np.float64], p99_ms: float) -> NDArray[np.float64]:
         rng = np.random.default_rng(1000 * self.seed + self._runs)
@@ -129,8 +130,8 @@ class VirtualServer:
         tail = np.where(late, max(p99_ms, QUIET_LAG_MS), QUIET_LAG_MS) / np.log(100)
         return np.asarray(rng.exponential(1.0, len(at_s)) * tail)
 
-    def _level_late_ms(self, key: str) -> float:
-        draw = random.Random(f"{self.seed}/{self._runs}/{key}")
+    def _level_late_ms(self) -> float:
+        draw = random.Random(f"{self.seed}/{self._runs}")
         median = max((d.late_ms for d in self.disturbances), default=0.0)
         return median * float(np.exp(draw.gauss(0.0, LATE_SD)))
 
@@ -306,13 +307,20 @@ class _VirtualTime:
 def driving(server: VirtualServer) -> Iterator[None]:
     """Let the sessions of this process drive `server` in its own time."""
 
+    def idle_lag_ms(seconds: float) -> float:
+        server.clock.sleep(seconds)
+        return float(np.percentile(server.lags_ms(server.now_s - seconds, seconds), 99))
+
     def drive_open(target: Target, requests: Any, due_s: Any, seconds: float, **options: Any) -> Samples:
         return server.open(requests, due_s, seconds, options.get("watch"))
 
     def drive_closed(target: Target, requests: Any, clients: int, seconds: float, **options: Any) -> Samples:
         return server.closed(requests, clients, seconds, options.get("watch"))
 
-    replaced = {"drive_open": drive_open, "drive_closed": drive_closed, "time": _VirtualTime(server.clock)}
+    replaced = {
+        "drive_open": drive_open, "drive_closed": drive_closed, "idle_lag_ms": idle_lag_ms,
+        "time": _VirtualTime(server.clock),
+    }  # fmt: skip
     kept = {name: getattr(live, name) for name in replaced}
     try:
         for name, value in replaced.items():
