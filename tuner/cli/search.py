@@ -24,6 +24,7 @@ from tuner.server.leftovers import end_leftovers
 from tuner.study.fleet import LocalFleet
 from tuner.study.local_servers import local_trials
 from tuner.study.loop import Loop
+from tuner.study.optuna_storage import Patience, refuse_taken
 from tuner.study.plan import StudyPlan
 from tuner.study.result import Decision, StudyResult
 from tuner.study.samplers import sampler_name
@@ -50,6 +51,7 @@ def run_search(options: SearchOptions, look: Look) -> None:
             _refuse_a_mixture(plan.study, differ, options.changed_environment)
             plan = store.plan()
         else:
+            refuse_taken(plan)
             store.save_plan(plan, environment)
         _continue(store, plan, environment, look, clock)
 
@@ -114,10 +116,11 @@ def _text(value: object) -> str:
 def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Look, clock: RealClock) -> None:
     console = Console()
     _end_leftovers(store, console)
+    for path in store.torn_records():
+        console.say(f"{path} cannot be read, so that trial is run again")
     console.say(plan_lines(plan, environment.vllm_version, sampler_name()))
     defaults = vllm_defaults(environment.vllm_version, environment.gpus)
     setting = StudySetting.of(plan, defaults, environment.gpus)
-    search = Search(setting, seeds(setting))
     stop = threading.Event()
     paths: dict[str, str] = {}
 
@@ -141,6 +144,7 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
         progress(plan, environment.vllm_version, settled(plan, store.records()), look) as shown,
         _signals_set(stop, shown),
     ):
+        search = Search(setting, seeds(setting), Patience(should_stop=stop.is_set, tell=shown.say))
         runner = local_trials(plan, store, clock, gpu_adapter(), shown.show, stop)
         result = Loop(
             plan=plan,

@@ -310,20 +310,24 @@ class Loop:
         self._records = list(unread.settled(self.plan, (*self._records, record)))
         if record.search_trial is None:
             self.search.observe(record)
-        self.emit(TrialFinished(record, is_best=record.role.searches and record.qps is not None and record.qps > best))
-        self._answer_all(record, before)
+        decided = self._answer_all(record, before)
+        is_best = record.role.searches and record.qps is not None and record.qps > best
+        for event in (TrialFinished(record, is_best=is_best), *decided):
+            self.emit(event)
         self._save(self._result(complete=False))
         self._quarantine(assignment, record)
         machine_faults.raise_if_nothing_starts(self.plan, self.store, self._records, record)
 
-    def _answer_all(self, record: TrialRecord, before: Mapping[int, TrialOutcome]) -> None:
-        """Answer the new record's proposal, and those of open questions that it decides."""
+    def _answer_all(self, record: TrialRecord, before: Mapping[int, TrialOutcome]) -> list[Event]:
+        """Answer the new record's proposal and those of open questions that it decides. Returns what to say."""
+        decided = [r for r in self._records if r.outcome is not before.get(r.trial, record.outcome)]
+        said: list[Event] = [Explained(r, unread.started_since(self.plan, self._records, r)) for r in decided]
         for known in self._records:
-            is_decided = known.outcome is not before.get(known.trial, record.outcome)
-            if is_decided:
-                self.emit(Explained(known, unread.started_since(self.plan, self._records, known)))
-            if known.search_trial is not None and (is_decided or known.trial == record.trial):
+            if known.search_trial is not None and (known in decided or known.trial == record.trial):
                 self._answer(known)
+        if record in self._questions and not unread.ran_before(self._records, record):
+            said.append(Unexplained(record, None))
+        return said
 
     def _answer(self, record: TrialRecord) -> None:
         """Give the search its answer, or queue the candidate for another start. An open question gets none yet."""
@@ -332,8 +336,6 @@ class Loop:
             self.search.tell(record)
         elif record not in self._questions:
             self.search.requeue(record.search_trial)
-        elif not unread.ran_before(self._records, record):
-            self.emit(Unexplained(record, None))
 
     @property
     def _questions(self) -> list[TrialRecord]:

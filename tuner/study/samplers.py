@@ -11,9 +11,11 @@ from enum import StrEnum
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from tuner.space.axis import ParameterAxis
 
 STARTUP_TRIALS = 7
 """Trials before the model proposes, default and seeds included. With all seeds none is random. Ten found less in
@@ -94,3 +96,17 @@ def _import_torch_on_one_thread() -> None:
             del os.environ["OMP_NUM_THREADS"]
         else:
             os.environ["OMP_NUM_THREADS"] = before
+
+
+def suggest(trial: Trial, axis: ParameterAxis) -> float:
+    low, high = axis.ends
+    if axis.is_discrete:
+        return trial.suggest_int(axis.parameter.flag, int(low), int(high))
+    # Integers as floats, rounded on decoding: Optuna's GP searches long integer axes point by point.
+    return trial.suggest_float(axis.parameter.flag, low, high, log=axis.is_log)
+
+
+def distribution(axis: ParameterAxis) -> BaseDistribution:
+    """Return the distribution from which `suggest` draws."""
+    low, high = axis.ends
+    return IntDistribution(int(low), int(high)) if axis.is_discrete else FloatDistribution(low, high, log=axis.is_log)

@@ -6,22 +6,24 @@ import math
 import random
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import optuna
 from optuna.trial import Trial, TrialState
 
 from tuner.candidate import Candidate, Value
 from tuner.layout import Layout
 from tuner.space.axis import ParameterAxis
+from tuner.study import rebuild
 from tuner.study.confirm import worth
 from tuner.study.feedback import CONSTRAINTS, Feedback, feedback_for, not_started
 from tuner.study.layout_race import standing
 from tuner.study.learnt import FlagLimit, LearntRule, bounds, known_rules
-from tuner.study.optuna_storage import TrialAttributes, open_study, reopened, storage_errors
+from tuner.study.optuna_storage import Patience, TrialAttributes, open_study, reopened, storage_errors
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import LayoutStanding
-from tuner.study.samplers import STARTUP_TRIALS, sampler
+from tuner.study.samplers import STARTUP_TRIALS, distribution, sampler, suggest
 from tuner.study.seeds import order_of_layouts
 from tuner.study.setting import SERVER_SIZES, StudySetting
 
@@ -60,7 +62,7 @@ class Proposal:
 class Search:
     """One Optuna study. Not thread-safe: one coordinator asks and tells, however many servers it keeps busy."""
 
-    def __init__(self, setting: StudySetting, seeds: Iterable[Candidate]) -> None:
+    def __init__(self, setting: StudySetting, seeds: Iterable[Candidate], patience: Patience | None = None) -> None:
         plan = setting.plan
         self._plan = plan
         self._setting = setting
@@ -77,16 +79,20 @@ class Search:
         self._seeds: dict[Layout, list[Candidate]] = {}
         for candidate in seeds:
             self._seeds.setdefault(plan.layout_of(candidate), []).append(candidate)
-        self._study = open_study(plan)
-        self._study.sampler = self._sampler = sampler(plan.seed + len(self._study.trials))
-        if not self._study.trials:
-            self._enqueue_first()
+        self._patience = patience
+        self._open()
+
+    def _open(self) -> None:
+        self._study = open_study(self._plan, self._patience)
+        self._study.sampler = self._sampler = sampler(self._plan.seed + len(self._study.trials))
 
     @storage_errors()
     def restore(self, records: Iterable[TrialRecord], undecided: Collection[int] = ()) -> None:
-        """Resume a study from its finished and interrupted trials. The answers of `undecided` proposals are to come."""
-        records = tuple(records)
+        """Resume a study from its finished and interrupted trials. The answers of `undecided` proposals are to come.
+        Where Optuna's storage and the records differ, the records are right."""
+        records = tuple(sorted(records, key=lambda r: r.trial))
         by_number = {r.search_trial: r for r in records if r.search_trial is not None}
+        self._rebuild(records, by_number, undecided)
         self._others = [r for r in records if r.search_trial is None]
         self._records = {r.trial: r for r in by_number.values()}
         for frozen in self._study.get_trials(deepcopy=False):
@@ -109,11 +115,35 @@ class Search:
                 self._known[candidate.id] = Feedback(frozen.value, (start, slo, preemption), imputed=True)
         self._learn()
         self._announced = {s.layout for s in self._layouts if s.is_dropped}
+        for frozen in rebuild.lost(self._study, records):
+            self._queue_again(TrialAttributes.read(frozen.user_attrs), frozen.params)
+
+    def _rebuild(
+        self, records: Sequence[TrialRecord], by_number: Mapping[int, TrialRecord], undecided: Collection[int]
+    ) -> None:
+        """Add what the records have and Optuna's storage lacks: its file was lost, or is an older copy."""
+        if rebuild.contradicts(self._study, by_number):
+            optuna.delete_study(study_name=self._study.study_name, storage=self._study._storage)
+            self._open()
+        rebuilder = rebuild.Rebuilder(
+            {a.parameter.flag: distribution(a) for a in self._axes},
+            lambda record: self._numbers(record.candidate),
+            lambda record: self._remember(self._axis_point(self._numbers(record.candidate)), record),
+        )
+        if rebuilder.add_missing(self._study, by_number, undecided):
+            for record in rebuild.unanswered(records, undecided):
+                attributes = TrialAttributes(role=record.role, flags=dict(record.candidate.values))
+                self._queue_again(attributes, self._numbers(record.candidate))
+            self._enqueue_first({r.candidate.id for r in records})
+        self._known.clear()
+        self._measured.clear()
 
     @storage_errors()
     def ask(self, broken: frozenset[Layout] = frozenset()) -> Proposal:
         """Choose the next candidate: untried, allowed by the rules, of a layout that can still win. `broken` layouts
         cannot run at the moment. Raises SpaceExhaustedError if the sampler finds no other."""
+        if not self._study.trials:
+            self._enqueue_first()
         newly_applied: list[LearntRule] = []
         live = self._narrow_to_live_layouts(broken)
         for answered in range(REPEATS_BEFORE_RANDOM + 1):
@@ -167,11 +197,13 @@ class Search:
     def requeue(self, number: int) -> None:
         """Queue an unanswered proposal for another start. It was interrupted, or the machine was at fault."""
         trial, _ = self._asked.pop(number)
-        asked = TrialAttributes.read(trial.user_attrs)
+        self._queue_again(TrialAttributes.read(trial.user_attrs), trial.params)
+        self._study.tell(trial, state=TrialState.FAIL)
+
+    def _queue_again(self, asked: TrialAttributes, params: dict[str, float]) -> None:
         flags = asked.flags if asked.purpose is Role.DEFAULT else None
         attributes = TrialAttributes(role=asked.purpose, flags=flags, again=True)
-        self._study.enqueue_trial(trial.params, user_attrs=attributes.written)
-        self._study.tell(trial, state=TrialState.FAIL)
+        self._study.enqueue_trial(params, user_attrs=attributes.written)
 
     def observe(self, record: TrialRecord) -> None:
         """Take in a finished trial that answers no proposal. It may change a layout's standing."""
@@ -212,16 +244,19 @@ class Search:
         self._sampler.ends = {flag: (min(of), max(of)) for flag, of in positions.items() if of}
         return live
 
-    def _enqueue_first(self) -> None:
-        """Queue the default and the seeds. Of several layouts, it is the default and the first seed of each."""
+    def _enqueue_first(self, started: Collection[str] = ()) -> None:
+        """Queue the default and the seeds. Of several layouts, it is the default and the first seed of each. The ids
+        of those that were `started` are left out."""
         plan = self._plan
-        self._enqueue(plan.baseline, Role.DEFAULT)
+        first = [(plan.baseline, Role.DEFAULT)]
         for layout in order_of_layouts(plan):
             if plan.default_of(layout) != plan.baseline:
-                self._enqueue(plan.default_of(layout), Role.DEFAULT)
+                first.append((plan.default_of(layout), Role.DEFAULT))
             mine = self._seeds.get(layout, [])
-            for seed in mine[:1] if plan.searches_layouts else mine:
-                self._enqueue(seed, Role.SEED)
+            first += [(seed, Role.SEED) for seed in (mine[:1] if plan.searches_layouts else mine)]
+        for candidate, role in first:
+            if candidate.id not in started:
+                self._enqueue(candidate, role)
 
     def _next_seed(self, live: frozenset[Layout]) -> Candidate | None:
         """Choose the next seed of several layouts, once their first ones are asked: the best layout's first. None if
@@ -306,16 +341,20 @@ class Search:
             self._enqueue(candidate, Role.SEED)
 
     def _enqueue(self, candidate: Candidate, role: Role) -> None:
-        values = self._setting.values(candidate)
-        numbers = {a.parameter.flag: a.number(values.get(a.parameter.flag)) for a in self._axes}
         flags = dict(candidate.values) if role is Role.DEFAULT else None
-        self._study.enqueue_trial(numbers, user_attrs=TrialAttributes(role=role, flags=flags).written)
+        attributes = TrialAttributes(role=role, flags=flags)
+        self._study.enqueue_trial(self._numbers(candidate), user_attrs=attributes.written)
+
+    def _numbers(self, candidate: Candidate) -> dict[str, float]:
+        """Return a candidate's place on each axis."""
+        values = self._setting.values(candidate)
+        return {a.parameter.flag: a.number(values.get(a.parameter.flag)) for a in self._axes}
 
     def _candidate(self, trial: Trial) -> Candidate:
         with warnings.catch_warnings():
             # Optuna's GP divides 0 by 0 if no other point comes near the best one it sees, and goes on from that.
             warnings.simplefilter("ignore", RuntimeWarning)
-            values = {a.parameter.flag: a.parameter.decode(_suggest(trial, a)) for a in self._axes}
+            values = {a.parameter.flag: a.parameter.decode(suggest(trial, a)) for a in self._axes}
         attributes = TrialAttributes.read(trial.user_attrs)
         if attributes.purpose is Role.DEFAULT:
             return self._plan.baseline if attributes.flags is None else Candidate.of(attributes.flags)
@@ -352,14 +391,6 @@ class SpaceExhaustedError(Exception):
 def _dropped_text(layout: Layout) -> str:
     """Name a dropped layout as the reason of a candidate that was not started."""
     return f"layout {layout}"
-
-
-def _suggest(trial: Trial, axis: ParameterAxis) -> float:
-    low, high = axis.ends
-    if axis.is_discrete:
-        return trial.suggest_int(axis.parameter.flag, int(low), int(high))
-    # Integers as floats, rounded on decoding: Optuna's GP searches long integer axes point by point.
-    return trial.suggest_float(axis.parameter.flag, low, high, log=axis.is_log)
 
 
 def _within(axis: ParameterAxis, limit: FlagLimit) -> Value:

@@ -131,6 +131,12 @@ class Store:
                 continue
         return tuple(found)
 
+    def torn_records(self) -> tuple[Path, ...]:
+        """List the record files that cannot be read."""
+        whole = {record.trial for record in self.records()}
+        found = sorted((self.folder / "trials").glob("*/record.json"))
+        return tuple(path for path in found if not path.parent.name.isdigit() or int(path.parent.name) not in whole)
+
     def save_result(self, result: StudyResult) -> None:
         dump(self.folder / "result.json", result)
 
