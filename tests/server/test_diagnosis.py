@@ -132,6 +132,8 @@ def test_what_was_survived_at_start_does_not_explain_a_death_under_load() -> Non
         (2, START, "bad-argument", C),
         (127, START, "command-not-found", E),
         (-9, SERVE, "killed", E),
+        (137, START, "killed", E),  # as a container engine says it
+        (143, START, "terminated", E),
         (-15, SERVE, "terminated", E),
         (-2, START, "terminated", E),
         (-7, START, "shm-full", E),

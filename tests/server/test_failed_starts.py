@@ -150,6 +150,22 @@ def test_a_workers_words_that_the_engine_repeats_are_read_where_its_own_are_miss
     assert read(stamped("EngineCore", traceback(text)))[:2] == ("no-compiler", E)
 
 
+def test_a_clean_up_after_the_end_is_no_cause() -> None:
+    clean_up = traceback("FileNotFoundError: [Errno 2] No such file or directory: '/tmp/q'", function="_exitfunc")
+    assert read([*engine_gave_up(), *raw("APIServer", clean_up)])[:2] == ("engine-did-not-start", U)
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "fault"),
+    [
+        ("Memory access fault by GPU node-2 (Agent handle: 0x1) on address 0x7f. Reason: Unknown.", "gpu-crash", U),
+        ("Failed: Cuda error /src/custom_all_reduce.cuh:455 'invalid argument'", "nccl", E),
+    ],
+)
+def test_the_last_words_of_a_worker_in_c_are_read_before_its_silence(line: str, kind: str, fault: Fault) -> None:
+    assert read([line, SILENT[0]])[:2] == (kind, fault)
+
+
 def test_workers_that_write_at_the_same_time_are_read_apart() -> None:
     one, two = stamped("Worker_TP0", traceback(KV)), stamped("Worker_TP1", traceback(KV, "RuntimeError: x"))
     mixed = [line for pair in zip(one, two, strict=False) for line in pair]

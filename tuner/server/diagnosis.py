@@ -24,6 +24,8 @@ __all__ = ["Bound", "Cause", "Fault", "ServerPhase", "diagnose", "foreign_listen
 
 _NOT_FOUND_EXITS = (126, 127)
 _USAGE_EXIT = 2
+_SHELL_SIGNALS = 128
+"""Exit code of a signal 0, as a shell or a container engine reports it."""
 
 
 class ServerPhase(StrEnum):
@@ -197,6 +199,8 @@ def _from_exit_code(lines: Sequence[LogLine], exit_code: int | None, phase: Serv
         return Cause("bad-argument", Fault.CANDIDATE, line, words, "correct the space or the words after --")
     if exit_code < 0:
         return _from_signal(line, -exit_code)
+    if exit_code - _SHELL_SIGNALS in set(signal.Signals):
+        return _from_signal(line, exit_code - _SHELL_SIGNALS)
     doing = "before it was ready" if phase is ServerPhase.STARTING else "while it should have served"
     words = f"The server ended by itself with exit code {exit_code} {doing}."
     return Cause("ended", Fault.UNKNOWN, line, words, "see the end of the log")

@@ -55,6 +55,11 @@ class Chain:
         return all(log_lines.CONSEQUENCE.search(one.text) for one in self.raised)
 
     @property
+    def is_clean_up(self) -> bool:
+        """Return True if it was raised while a process cleaned up after its end."""
+        return any(map(log_lines.CLEAN_UP.fullmatch, self.functions))
+
+    @property
     def is_lost_peer(self) -> bool:
         """Return True if a process only missed another one."""
         return all(log_lines.LOST_PEER.search(one.text) for one in self.raised)
@@ -63,7 +68,7 @@ class Chain:
 def fatal_chain(lines: Sequence[LogLine]) -> Chain | None:
     """Find the chain of the first process that died of something of its own. None if the log has none."""
     chains = sorted(_chains(lines), key=lambda chain: chain.begins)
-    own = [chain for chain in chains if not chain.is_consequence]
+    own = [chain for chain in chains if not (chain.is_consequence or chain.is_clean_up)]
     for chosen in (
         (chain for chain in own if chain.has_traceback and not chain.is_lost_peer),
         (chain for chain in own if not chain.is_lost_peer),

@@ -80,7 +80,7 @@ USAGE = re.compile(r"[\w./ -]{1,80}: error: \S")
 """Last words of argparse."""
 ABORT = re.compile(
     r"(?:watchdog thread terminated with exception: |^\s*what\(\):\s+)(\S.*)"
-    r"|^(Fatal Python error: (?!Seg|Abort).*|(?:Memory access fault|HW Exception) by GPU node.*)"
+    r"|^(Fatal Python error: (?!Seg|Abort).*|(?:Memory access fault|HW Exception) by GPU node.*|Failed: Cuda error .*)"
 )
 """Last words of C++ code."""
 
@@ -91,6 +91,9 @@ CONSEQUENCE = re.compile(
     r"|Engine process failed to start|worker died|CancelledError|cancelled|Failed core proc|ActorDiedError|RayTaskError"
     r"|Background loop (?:has errored|is stopped)|^SystemExit|failed to be inspected"
 )
+CLEAN_UP = re.compile(r"_exitfunc|_run_exitfuncs|_exit_function|__del__|atexit\w*")
+"""Functions that run after a process has ended its work."""
+
 LOST_PEER = re.compile(
     r"remote process exited|Connection closed by|Connection reset by peer|[Bb]roken ?[Pp]ipe|^EOFError"
     r"|recvValue failed|socketProgress|Connection refused"

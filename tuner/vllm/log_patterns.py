@@ -90,10 +90,10 @@ BROAD: tuple[Pattern, ...] = (
 SEARCHED = Pattern(
     "flag-refused", _C,
     _R(
-        r"(?:Value|Assertion|Runtime|NotImplemented|Validation|Type)Error: [^\n]*\b(?:max_num_seqs"
-        r"|max_num_batched_tokens"
-        r"|gpu_memory_utilization|max_model_len|long_prefill_token_threshold|max_num_active_seqs|kv_cache_memory_bytes"
-        r"|max_num_scheduled_tokens|max_cudagraph_capture_size|enable_chunked_prefill|num_gpu_blocks_override)\b"
+        r"(?:Value|Assertion|Runtime|NotImplemented|Validation|Type)Error: [^\n]*(?<![\w-])(?:max[_-]num[_-]seqs"
+        r"|max[_-]num[_-](?:batched|scheduled)[_-]tokens|gpu[_-]memory[_-]utilization|max[_-]model[_-]len"
+        r"|long[_-]prefill[_-]token[_-]threshold|max[_-]num[_-]active[_-]seqs|kv[_-]cache[_-]memory[_-]bytes"
+        r"|max[_-]cudagraph[_-]capture[_-]size|enable[_-]chunked[_-]prefill|num[_-]gpu[_-]blocks[_-]override)(?![\w-])"
     ),
     "vLLM refuses its arguments: {line}", "correct the space or the words after --",
 )  # fmt: skip

@@ -84,7 +84,8 @@ MACHINE_PATTERNS: tuple[Pattern, ...] = (
             r"|no (?:CUDA|ROCm)-capable device is detected|Torch not compiled with CUDA|Found no NVIDIA driver"
             r"|Current node has no \w+ available|Ray does not allocate any \w+ on the driver node"
             r"|No \w+ (?:is )?found on this"
-            r"|UnspecifiedPlatform|hipErrorNoDevice|cudaErrorNoDevice|[Nn]o accelerator (?:is )?(?:found|available)"
+            r"|UnspecifiedPlatform|device < num_gpus"
+            r"|hipErrorNoDevice|cudaErrorNoDevice|[Nn]o accelerator (?:is )?(?:found|available)"
         ),
         "vLLM finds no device that it was built for.", "check nvidia-smi, CUDA_VISIBLE_DEVICES and the vLLM build",
     ),
@@ -94,7 +95,7 @@ MACHINE_PATTERNS: tuple[Pattern, ...] = (
             r"no kernel image is available for execution|invalid device function|hipErrorNoBinaryForGpu"
             r"|unsupported (?:PTX )?toolchain|was compiled with an unsupported"
             r"|is not compatible with the current PyTorch"
-            r"|code object is not|kernel image is invalid|Illegal instruction|AVX512"
+            r"|code object is not|GPU archs? of [^\n]*not supported|kernel image is invalid|Illegal instruction|AVX512"
         ),
         "This build of vLLM or torch has no code for this GPU.", "install a build that supports the GPU",
     ),
@@ -112,7 +113,7 @@ MACHINE_PATTERNS: tuple[Pattern, ...] = (
     Pattern(
         "gpu-broken", _E,
         _R(
-            r"uncorrectable (?:ECC|NVLink) error|GPU is lost|fallen off the bus"
+            r"uncorrectable (?:ECC|NVLink) error|GPU is lost|fallen off the bus|DEVICE_LOST"
             r"|CUDA error: (?:unspecified launch|hardware stack)"
         ),
         "The GPU reports a hardware fault.", "check dmesg for Xid lines; a reset or reboot is due",
@@ -226,7 +227,7 @@ MACHINE_CLASSES: tuple[Pattern, ...] = (
     Pattern(
         "nccl", _E,
         _R(r"NCCL (?:error|Error)|NCCL failure|ncclSystemError|ncclUnhandledCudaError|ncclInternalError"
-           r"|DistBackendError|ncclRemoteError|RCCL"),
+           r"|DistBackendError|ncclRemoteError|RCCL|custom_all_reduce|peer access is not supported"),
         "The GPUs could not talk to each other.", "see the log's NCCL lines; NCCL_P2P_DISABLE=1 helps some machines",
     ),
     Pattern(
@@ -238,6 +239,11 @@ MACHINE_CLASSES: tuple[Pattern, ...] = (
         ),
         "The processes of the server could not reach each other: {line}",
         "check the network interfaces: VLLM_HOST_IP, GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME",
+    ),
+    Pattern(
+        "forked", _E, _R(r"Cannot re-initialize (?:CUDA|HIP|XPU) in forked subprocess"),
+        "A plugin or a wrapper of vLLM touched the GPU before the workers were forked.",
+        "set VLLM_WORKER_MULTIPROC_METHOD=spawn",
     ),
     Pattern(
         "hub-unreachable", _E, _R(r"HfHubHTTPError|HTTPError: |huggingface_hub\.\S*Error|modelscope\.\S*Error"),

@@ -44,7 +44,8 @@ STUDY_PATTERNS: tuple[Pattern, ...] = (
         _R(
             r"fp8e4nv (?:data type is )?not supported|(?i:fp8[^\n]{0,80}not supported (?:on|in|by|for) (?:this"
             r"|the current|"
-            r"CUDA arch|CUDA|GPU|Ampere|your|compute))|_scaled_mm is only supported on|type fp8\w+ not supported"
+            r"CUDA arch|CUDA|GPU|Ampere|your|compute))|(?i:kv[_ -]cache[_ -]dtype)[^\n]{0,60}not supported"
+            r"|_scaled_mm is only supported on|type fp8\w+ not supported"
             r"|FP8[^\n]{0,60}(?:requires|only supported on)|No compiled cutlass_scaled_mm|cutlass_scaled_mm[^\n]* not "
         ),
         "This GPU has no FP8 of the kind that the model or the KV cache asks for.",
@@ -94,7 +95,8 @@ STUDY_PATTERNS: tuple[Pattern, ...] = (
     Pattern(
         "too-few-gpus", _S,
         _R(
-            r"number of required (?:GPUs|\w+s) exceeds the total number of available|invalid device ordinal"
+            r"number of required (?:GPUs|\w+s) exceeds the total number of available"
+            r"|invalid device ordinal|Invalid device id"
             r"|[Tt]ensor parallel size \(\d+\) (?:cannot be|is) (?:larger|greater)"
             r"|local rank \d+ is out of (?:bounds|range)"
             r"|Error setting CUDA_VISIBLE_DEVICES|Cannot provide a placement group|not enough (?:GPUs|devices)"
