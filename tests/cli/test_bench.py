@@ -13,6 +13,7 @@ import pytest
 from tests.cli.support import TUNER, tuner
 from tests.load.scripted_server import ScriptedServer, answer, serving
 from tests.load.test_recorded import timed
+from tests.load.traffic_files import lines
 from tests.sim.conftest import Serve, Server, serve
 from tuner.cli.self_check import check_client, sentence
 from tuner.cli.tables import Form
@@ -214,15 +215,20 @@ def test_traffic_with_times_of_its_own_is_replayed_and_bench_says_so(stand_in: S
     ended = tuner("bench", "--url", url(stand_in), *short, "--rate", "60", "--json")
     assert ended.returncode == 0, ended.stderr
     assert "workload own.jsonl, arrivals as recorded" in ended.stderr
+    assert f"read {own}: 30 of 30 requests" in ended.stderr and "arrival times found" in ended.stderr
+    assert json.loads(ended.stdout)["reading"]["requests"] == 30
     assert json.loads(ended.stdout)["arrivals"] == "arrivals as recorded"
     assert json.loads(ended.stdout)["levels"][-1]["measurement"]["sent"] == 120
 
 
-@pytest.mark.parametrize(("times", "said"), [((5, 1), "line 2 arrived before"), ((1, None), "line 2 has no arrival")])
-def test_times_that_cannot_be_replayed_end_with_2_before_anything_is_loaded(
-    times: tuple[object, ...], said: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [({"timestamp": 1, "input_length": 9, "output_length": 5}, "a trace of lengths"), ({"id": 1}, "first: line 1")],
+)
+def test_traffic_that_cannot_be_sent_ends_with_2_before_anything_is_loaded(
+    row: dict[str, object], said: str, tmp_path: Path
 ) -> None:
-    own = timed(tmp_path / "own.jsonl", *times)
+    own = lines(tmp_path / "own.jsonl", row)
     for words in (("bench", "--rate", "4"), ("search", "--model", "Qwen/Qwen3-8B", "--vllm", "/nowhere/vllm serve")):
         assert said in refused(tuner(*words, "--workload", own), 2)
 

@@ -24,6 +24,7 @@ from tests.load.traffic_files import (
     lines,
 )
 from tuner.errors import UsageError
+from tuner.load.fit import fitted, local_counter
 from tuner.load.prompts import SEARCH_TRACE, FileCounter, Prompts, Request
 from tuner.load.reading import LeftOut, TrafficReading, WhyLeftOut, reading_line
 from tuner.load.stream import Target, encode
@@ -384,6 +385,46 @@ def test_the_line_tells_where_output_lengths_come_from(tmp_path: Path) -> None:
     line = reading_line(reading(lines(tmp_path / "t.jsonl", *({"prompt": QUESTION, **row} for row in rows))))
     assert "2 as recorded, 1 from max_tokens, which may be only a cap, 1 not told, 256 assumed" in line
     assert "all a plain prompt, sent as one user message of a chat" in line and "no arrival times" in line
+
+
+def test_mean_and_longest_are_those_of_real_rows(tmp_path: Path, tiny_model: str) -> None:
+    """One long row moves neither the mean to its middle nor the longest to a row that is not there."""
+    rows = [{"prompt": QUESTION, "output_length": 20}] * 199 + [{"prompt": QUESTION * 50, "output_length": 10}]
+    text = lines(tmp_path / "t.jsonl", *rows, {"prompt": "a", "output_length": 300})
+    planned = fitted(workload(text), local_counter(tiny_model), None)
+    short, long, one = (tokens(tiny_model, prompt) for prompt in (QUESTION, QUESTION * 50, "a"))
+    assert planned.mean == pytest.approx((199 * (short + 20) + long + 10 + one + 300) / 201)
+    assert planned.longest == max(long + 10, one + 300)
+
+
+@pytest.mark.parametrize("row", [{"prompt": QUESTION * 60}, {"prompt": "a", "output_length": 2000}])
+def test_a_row_that_servers_would_refuse_is_left_out_of_every_start(
+    row: dict[str, object], tmp_path: Path, tiny_model: str
+) -> None:
+    text = lines(tmp_path / "t.jsonl", {"prompt": "one"}, row, {"prompt": "two"})
+    planned = fitted(workload(text), local_counter(tiny_model), 512)
+    assert planned.reading is not None
+    assert planned.reading.left_out == (LeftOut(WhyLeftOut.TOO_LONG, 1, "line 2"),)
+    requests = Prompts.for_model(planned, tiny_model, 0, None).requests("a", 4)
+    assert {request.messages[0][1] for request in requests} == {"one", "two"}
+    with pytest.raises(UsageError, match="longer than servers accept"):
+        fitted(workload(text), local_counter(tiny_model), 130)
+
+
+def test_counts_of_a_large_file_are_kept_on_disk(
+    tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text = lines(tmp_path / "t.jsonl", *({"prompt": f"{QUESTION} {i}" * 20} for i in range(1600)))
+    planned = fitted(workload(text), local_counter(tiny_model), None)
+    (kept,) = (tmp_path / "cache" / "tuner" / "tokens").iterdir()
+    assert b"river" not in kept.read_bytes()
+    other = fitted(workload(lines(tmp_path / "o.jsonl", {"prompt": "x"})), local_counter(tiny_model), None)
+    assert other.mean != planned.mean  # in memory only the last file is kept
+    assert fitted(workload(text), local_counter(tiny_model), None) == planned
+    kept.write_bytes(b"torn")
+    fitted(workload(str(tmp_path / "o.jsonl")), local_counter(tiny_model), None)
+    assert fitted(workload(text), local_counter(tiny_model), None) == planned
 
 
 # ── any JSON in any place
