@@ -158,7 +158,8 @@ class KvRoom:
 class FirstStart:
     """Figures from the log of a start. `kv_gib` has two decimals. With a given `kv_bytes`, `utilization` is None.
 
-    `concurrency` requests of `length` tokens fit, says the log; `block_tokens` are those that it set.
+    `concurrency` requests of `length` tokens fit, says the log; `block_tokens` are those that it set. `step_tokens` is
+    its --max-num-batched-tokens, None if it is the memory's.
     """
 
     kv_tokens: int
@@ -169,6 +170,7 @@ class FirstStart:
     concurrency: float | None = None
     length: int | None = None
     block_tokens: int | None = None
+    step_tokens: int | None = None
 
     def tokens(self, longest: int) -> float:
         """Return the tokens of the KV cache. Up to 0.20.0 the line "KV cache size" counts the blocks of one group
@@ -226,8 +228,7 @@ def calibrated(memory: ModelMemory, first: FirstStart, gpu_bytes: int | None) ->
     """Replace the estimates by a first start's log, exact to a block at that start's token budget. If its blocks are
     larger than config.json tells by more than rounding, the log is right: it counts as vLLM's scheduler does."""
     length = first.length or memory.longest
-    tokens, kv_bytes = first.tokens(length), first.kv_bytes or (first.kv_gib or 0.0) * GIB
-    pages = _calibrated_paging(memory.paging, first, length, kv_bytes)
+    pages = _calibrated_paging(memory.paging, first, length)
     if pages is None:
         return memory
     known = replace(memory, paging=pages)
@@ -236,26 +237,29 @@ def calibrated(memory: ModelMemory, first: FirstStart, gpu_bytes: int | None) ->
     weights = memory.weights_bytes or 0
     if first.weights_gib is not None:
         weights = int(first.weights_gib * GIB)
-    rest = int(gpu_bytes * first.utilization) - weights - math.ceil(tokens * pages.bytes_per_token(length))
+    rest = int(gpu_bytes * first.utilization) - weights - math.ceil(_pool_bytes(pages, first, length))
     return replace(known, weights_bytes=weights, weights_from=WeightsFrom.LOG, overhead_bytes=Span(rest, rest))
 
 
-def _calibrated_paging(pages: Paging | None, first: FirstStart, length: int, kv_bytes: float) -> Paging | None:
+def _pool_bytes(pages: Paging, first: FirstStart, length: int) -> float:
+    """Return the bytes of the blocks that a log tells of."""
+    return first.tokens(length) * pages.with_steps_of(first.step_tokens).bytes_per_token(length)
+
+
+def _calibrated_paging(pages: Paging | None, first: FirstStart, length: int) -> Paging | None:
     """Return the paging that explains a log. Without a model of it every token costs the same."""
-    tokens = first.tokens(length)
+    tokens, kv_bytes = first.tokens(length), first.kv_bytes or (first.kv_gib or 0.0) * GIB
     if pages is None:
         return linear_paging(kv_bytes / tokens, first.block_tokens or 1) if kv_bytes else None
     if first.block_tokens:
         pages = pages.with_block_tokens(first.block_tokens)
     if not kv_bytes:
         return pages
-    pages = min(pages.ways_to_count, key=lambda way: abs(math.log(tokens * way.bytes_per_token(length) / kv_bytes)))
-    per_token = pages.bytes_per_token(length)
+    pages = min(pages.ways_to_count, key=lambda way: abs(math.log(_pool_bytes(way, first, length) / kv_bytes)))
     # Neither two decimals of a GiB nor a last block that did not fit are evidence; nor is one worker's line of several.
     rounding = 0.02 + pages.block_bytes / kv_bytes + (0.0 if first.kv_bytes else 0.005 * GIB / kv_bytes)
-    if abs(kv_bytes / tokens / per_token - 1) > rounding:
-        return replace(pages, block_bytes=pages.block_bytes * kv_bytes / tokens / per_token)
-    return pages
+    larger = kv_bytes / _pool_bytes(pages, first, length)
+    return replace(pages, block_bytes=pages.block_bytes * larger) if abs(larger - 1) > rounding else pages
 
 
 def least_for(memory: ModelMemory, first: FirstStart, gpu_bytes: int | None, tokens: int) -> float | None:
@@ -266,13 +270,13 @@ def least_for(memory: ModelMemory, first: FirstStart, gpu_bytes: int | None, tok
     """
     if memory.paging is None:
         return None
-    needed = SURELY_SHORT * tokens * memory.paging.bytes_per_token(tokens)
+    pages = memory.paging.with_steps_of(first.step_tokens)
+    needed = SURELY_SHORT * tokens * pages.bytes_per_token(tokens)
     if first.utilization is None:
         return needed
     if gpu_bytes is None:
         return None
-    length = first.length or memory.longest
-    spare = first.tokens(length) * memory.paging.bytes_per_token(length) - needed
+    spare = _pool_bytes(pages, first, first.length or memory.longest) - needed
     return first.utilization - spare / (gpu_bytes * (1 - UNUSABLE_SHARE))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tuner.load.workload import workload
 from tuner.space.files import read_space
 from tuner.space.parameter import Kind, Parameter
 from tuner.study.compile_cache import compile_key
+from tuner.study.kv_budget import most_sequences
 from tuner.study.plan import MOST_CLIENTS, OpenSearch, StudyPlan
 from tuner.study.seeds import seeds
 from tuner.study.setting import StudySetting
@@ -102,3 +104,57 @@ def test_an_open_loop_that_has_no_levels_has_its_seed_all_the_same(tmp_path: Pat
     made = plan(tmp_path / "s")
     opened = replace(made, load=OpenSearch(0.0))
     assert MOST_CLIENTS in [c.as_dict()["max-num-seqs"] for c in seeds(StudySetting.of(opened, DEFAULTS))]
+
+
+QWEN_3_6_35B: dict[str, object] = {
+    "model_type": "qwen3_5_moe_text", "num_hidden_layers": 40, "hidden_size": 2048, "num_attention_heads": 16,
+    "num_key_value_heads": 2, "head_dim": 256, "vocab_size": 248320, "max_position_embeddings": 262144,
+    "full_attention_interval": 4, "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4, "mamba_ssm_dtype": "float32", "num_experts": 256,
+    "num_experts_per_tok": 8, "moe_intermediate_size": 512, "quantization_config": {"quant_algo": "NVFP4"},
+}  # fmt: skip
+GEMMA_3_12B: dict[str, object] = {
+    "model_type": "gemma3_text", "num_hidden_layers": 48, "hidden_size": 3840, "num_attention_heads": 16,
+    "num_key_value_heads": 8, "head_dim": 256, "vocab_size": 262208, "max_position_embeddings": 131072,
+    "sliding_window": 1024, "sliding_window_pattern": 6, "quantization_config": {"bits": 4},
+}  # fmt: skip
+ONE_5090 = (Gpu(0, "NVIDIA GeForce RTX 5090", 31.84, "GPU-0"),)
+
+
+def setting_of(folder: Path, config: dict[str, object], *extra: str) -> StudySetting:
+    made = replace(planned(folder, *extra), workload=workload("random:300,63"), load=OpenSearch(warm_up_s=1.0))
+    (folder / "config.json").write_text(json.dumps(config))
+    return StudySetting.of(with_throughput_mode(made), vllm_defaults("0.32.0", ONE_5090), ONE_5090)
+
+
+def most_asked(candidates: list[Candidate]) -> int:
+    return max(int(candidate.as_dict()["max-num-seqs"]) for candidate in candidates)
+
+
+@pytest.mark.parametrize("extra", [(), ("--kv-cache-dtype", "fp8"), ("--max-model-len", "131072")])
+def test_no_seed_has_more_sequences_than_vllm_has_blocks_for_their_states(
+    extra: tuple[str, ...], tmp_path: Path
+) -> None:
+    setting = setting_of(tmp_path, QWEN_3_6_35B, *extra)
+    found = seeds(setting)
+    assert len(found) >= 3
+    for candidate in found:
+        most = most_sequences(setting, setting.values(candidate))
+        assert most is not None
+        assert most_asked([candidate]) <= most < 1024
+
+
+def test_windows_cap_no_sequences(tmp_path: Path) -> None:
+    setting = setting_of(tmp_path, GEMMA_3_12B)
+    assert most_sequences(setting, setting.values(setting.plan.baseline)) is None
+    assert most_asked(seeds(setting)) >= 512
+
+
+@pytest.mark.parametrize(
+    ("more", "extra"),
+    [({"compress_ratios": [0, 4]}, ()), ({"vision_config": {"depth": 1}}, ()), ({}, ("--enable-lora",))],
+)
+def test_no_seed_goes_beyond_vllms_default_where_something_is_not_modelled(
+    more: dict[str, object], extra: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert most_asked(seeds(setting_of(tmp_path, {**GEMMA_3_12B, **more}, *extra))) == 256

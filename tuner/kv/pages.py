@@ -114,6 +114,10 @@ class Paging:
         groups = tuple(replace(group, block_tokens=round(group.block_tokens * ratio)) for group in self.groups)
         return replace(self, block_bytes=self.block_bytes * ratio, groups=groups)
 
+    def with_steps_of(self, tokens: int | None) -> Paging:
+        """Return the paging of a server with another --max-num-batched-tokens; None is the same one."""
+        return self if tokens is None else replace(self, rules=replace(self.rules, step_tokens=tokens))
+
     @property
     def ways_to_count(self) -> tuple[Paging, ...]:
         """The paging as vLLM's releases count it: one or two steps in flight, one or two blocks a state."""

@@ -269,6 +269,7 @@ def _first_start(setting: StudySetting, record: TrialRecord) -> FirstStart | Non
         concurrency=facts.max_concurrency,
         length=facts.concurrency_tokens or facts.max_model_len,
         block_tokens=facts.block_tokens,
+        step_tokens=int(steps) if isinstance(steps := values.get(knobs.MAX_NUM_BATCHED_TOKENS), (int, float)) else None,
     )
 
 
