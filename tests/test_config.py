@@ -17,7 +17,7 @@ from tests.vllm.test_flags import HELP
 from tuner import jsonfile
 from tuner.bench.capacity_search import SearchSettings
 from tuner.cli.console import plan_lines
-from tuner.config import LADDER, Machine, SearchOptions, parse_duration, plan_study, split_secrets
+from tuner.config import LADDER, Machine, SearchOptions, parse_duration, plan_study, secrets_of
 from tuner.environment import Environment, Gpu
 from tuner.errors import EnvironmentFaultError, TunerError, UsageError
 from tuner.launch import Door
@@ -274,18 +274,24 @@ def test_of_different_gpus_the_smallest_decides_and_nothing_is_started_where_it_
     assert [str(placed.layout) for placed in offloaded.layouts] == ["1x1"]
 
 
-def test_secrets_leave_the_words_and_enter_the_environment() -> None:
-    words, secrets = split_secrets(("--api-key", "sk-1", "--max-num-seqs", "8", "--hf_token=hf_2"))
-    assert words == ("--max-num-seqs", "8")
-    assert secrets == {"VLLM_API_KEY": "sk-1", "HF_TOKEN": "hf_2"}
-
-
-def test_no_secret_is_in_the_plan(model: Path, vllm: str, tmp_path: Path) -> None:
-    plan, environment = planned(
-        SearchOptions(model=str(model), vllm=vllm, extra=("--api-key", "sk-very-secret")), tmp_path
+def test_no_secret_is_in_the_plan(model: Path, vllm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    space = tmp_path / "mine.yaml"
+    space.write_text("parameters: {max-num-seqs: {int: [1, 64]}}\nenv: {WANDB_API_KEY: S3cret-3, A: b}\n")
+    options = SearchOptions(
+        model=str(model),
+        vllm=f"env HF_TOKEN=S3cret-1 {vllm}",
+        extra=("--api-key", "S3cret-2", "S3cret-22"),
+        space=str(space),
+        storage="postgresql://tuner:S3cret-4@db/optuna",
     )
-    assert "sk-very-secret" not in repr((plan, environment))
-    assert plan.base.secret_env == ("VLLM_API_KEY",)
+    said: list[str] = []
+    plan, environment = plan_study(options, Machine(), NOW, tmp_path, said.append)
+    assert "S3cret" not in repr((plan, environment, said))
+    assert plan.base.secret_env == ("HF_TOKEN", "VLLM_API_KEY", "WANDB_API_KEY")
+    assert ("A", "b") in plan.base.env
+    assert secrets_of(options) == {"HF_TOKEN": "S3cret-1", "VLLM_API_KEY": "S3cret-2", "WANDB_API_KEY": "S3cret-3"}
+    assert "the first API key alone" in said[0]
 
 
 @pytest.mark.parametrize(

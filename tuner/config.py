@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -17,8 +18,8 @@ from tuner.capacity import GIB
 from tuner.doors import DoorChoice, chosen_doors, lacks, parse_door
 from tuner.environment import Environment, Gpu, describe
 from tuner.errors import UsageError
-from tuner.flagwords import flag_names, flag_values, given_flags, number
-from tuner.launch import LaunchBase, check_reachable, is_container
+from tuner.flagwords import flag_names, flag_values, number
+from tuner.launch import LaunchBase, check_reachable, is_container, passed_variables
 from tuner.layout import AUTO, FLAGS
 from tuner.layout.choice import Units, chosen_layouts, layout_parameters
 from tuner.layout.request import layout_request
@@ -29,6 +30,8 @@ from tuner.load.workload import Workload, with_body, workload
 from tuner.measurement import LoadKind
 from tuner.model import GGUF, folder_of
 from tuner.placement import core_shares, own_cores, parse_gpus
+from tuner.secrecy import is_secret, mask_password
+from tuner.secret_words import part_command, part_flags, part_space
 from tuner.server.door import nginx_program
 from tuner.slo import parse_slo
 from tuner.space.files import read_space
@@ -38,10 +41,7 @@ from tuner.study.length_choice import checked_length, needed_tokens, own_length,
 from tuner.study.plan import Ladder, LoadPolicy, OpenSearch, StudyPlan
 from tuner.vllm import knobs, variables
 from tuner.vllm.defaults import vllm_defaults
-from tuner.vllm.flags import installed_vllm, split_command
-
-SECRET_FLAGS = {knobs.API_KEY: variables.API_KEY, knobs.HF_TOKEN: "HF_TOKEN"}
-"""Flags whose values reach the server through the environment. No process list and no file shows them."""
+from tuner.vllm.flags import installed_vllm
 
 DEFAULT_SLOS = ("p99 ttft <= 500ms",)
 LADDER = (10, 30, 64, 128, 200, 256)
@@ -118,8 +118,8 @@ def plan_study(
     indices = parse_gpus(options.gpus, [gpu.index for gpu in machine.gpus])
     door = parse_door(options.door)
     units = _units(options, machine, indices)
-    words, secrets = split_secrets(options.extra)
-    request = layout_request(options.layouts, options.tensor_parallel_size, words, units)
+    own = part_flags(options.extra)
+    request = layout_request(options.layouts, options.tensor_parallel_size, own.words, units)
     extra = request.extra
     given = flag_values(extra, short=knobs.SHORT_OPTIONS)
     own_flags = flag_names(extra, short=knobs.SHORT_OPTIONS)
@@ -135,9 +135,12 @@ def plan_study(
     needed = needed_tokens(load, limit)
     if asked is not None:
         checked_length(asked, needed, limit)
-    command = split_command(options.vllm)
+    given_command = part_command(options.vllm)
+    command = given_command.words
     check_reachable(command, {**flag_values(command, short=knobs.SHORT_OPTIONS), **given})
-    say(f"asking {options.vllm!r} which flags it has")
+    if max(own.keys, given_command.keys) > 1:
+        say("caution: measured servers get the first API key alone; give start.sh's server the others yourself")
+    say(f"asking {shlex.join(command)!r} which flags it has")
     vllm = installed_vllm(command, cache / "flags")
     _check_whole_names(own_flags, vllm.flags)
     space, dropped = space.needs_at_least(asked or needed).on(vllm.flags, vllm.version, own_flags)
@@ -152,6 +155,7 @@ def plan_study(
     lacking = lacks(vllm.flags, has_experts=limits.has_experts, in_container=is_container(command), has_nginx=has_nginx)
     name = options.study or re.sub(r"[^\w.+-]", "-", f"{Path(model).name}-{load.name}-{now.astimezone():%m%d-%H%M}")
     folder = options.studies.absolute() / checked_study_name(name)
+    inherited = {variables.API_KEY, *filter(is_secret, passed_variables(command))} & set(os.environ)
     plan = StudyPlan(
         study=folder.name,
         model=model,
@@ -166,7 +170,7 @@ def plan_study(
             fixed=space.always + choice.constant,
             extra=extra,
             env=(*space.env, (variables.CACHE_ROOT, str(folder / "vllm_cache"))),
-            secret_env=tuple(sorted(set(secrets) | ({variables.API_KEY} & set(os.environ)))),
+            secret_env=tuple(sorted({*secrets_of(options), *inherited})),
         ),
         layouts=choice.layouts,
         own_layout=choice.own,
@@ -182,7 +186,7 @@ def plan_study(
         time_budget_s=budget_s,
         start_limit_s=options.start_limit_seconds,
         seed=options.seed,
-        storage=options.storage or f"sqlite:///{folder / 'study.db'}",
+        storage=mask_password(options.storage) if options.storage else f"sqlite:///{folder / 'study.db'}",
         created_at=now.isoformat(timespec="seconds"),
         patience=options.patience,
     )
@@ -227,20 +231,10 @@ def parse_duration(text: str) -> float | None:
     return seconds
 
 
-def split_secrets(extra: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Split the words from secrets, which go by variable. Raises UsageError if a secret flag has not exactly one
-    value."""
-    words: list[str] = []
-    secrets: dict[str, str] = {}
-    for flag in given_flags(extra, short=knobs.SHORT_OPTIONS):
-        variable = SECRET_FLAGS.get(flag.name)
-        if variable is None:
-            words += flag.words
-        elif len(flag.texts) != 1 or not flag.text:
-            raise UsageError(f"--{flag.name} needs one value", hint=f"or set {variable} in the environment")
-        else:
-            secrets[variable] = flag.text
-    return tuple(words), secrets
+def secrets_of(options: SearchOptions) -> dict[str, str]:
+    """Return the secrets among the options, by variable. vLLM's own flags win, as they do on a command line."""
+    _, of_space = part_space(read_space(options.space))
+    return {**of_space, **part_command(options.vllm).secrets, **part_flags(options.extra).secrets}
 
 
 def _load(options: SearchOptions, load: Workload) -> LoadPolicy:
@@ -369,7 +363,7 @@ def _units(options: SearchOptions, machine: Machine, gpus: tuple[int, ...]) -> U
 
 def _checked_space(text: str) -> Space:
     """Read the space. It leaves the layout alone, because that decides where servers run."""
-    space = read_space(text)
+    space, _ = part_space(read_space(text))
     if named := next((flag for flag in space.flags if flag in FLAGS), None):
         raise UsageError(
             f"space {space.name!r} names {named}", hint=f"take it out, and choose layouts: --layouts {AUTO}, or 4x1,2x2"

@@ -139,7 +139,7 @@ def launch(base: LaunchBase, candidate: Candidate, group: GpuGroup, replicas: in
         env[variables.CPU_CORES] = "|".join(group.cores)
     return LaunchSpec(
         prefix=() if is_container(base.command) else group.numactl,
-        command=_container_env(base.command, env) if is_container(base.command) else base.command,
+        command=_container_env(base, env) if is_container(base.command) else base.command,
         arguments=(*arguments, *base.extra),
         env=tuple(sorted(env.items())),
         secret_env=base.secret_env,
@@ -183,10 +183,19 @@ def _shares_network(command: tuple[str, ...]) -> bool:
     return any(word in ("--network", "--net") and value != "bridge" for word, value in itertools.pairwise(words))
 
 
-def _container_env(command: tuple[str, ...], env: dict[str, str]) -> tuple[str, ...]:
-    """Insert `-e A=B` after `docker run`. A container does not inherit our environment."""
+def passed_variables(command: Sequence[str]) -> tuple[str, ...]:
+    """List the variables that a container takes from the environment of its engine's client: `-e NAME`."""
+    after = [word for option, word in itertools.pairwise(command) if option in ("-e", "--env")]
+    glued = [word.removeprefix(option) for word in command for option in ("--env=", "-e") if word.startswith(option)]
+    return tuple(name for name in (*after, *glued) if name.isidentifier())
+
+
+def _container_env(base: LaunchBase, env: dict[str, str]) -> tuple[str, ...]:
+    """Insert `-e A=B` after `docker run`. A container does not inherit our environment. Secrets go by name alone."""
+    command = base.command
     if "run" not in command:
         return command
     at = command.index("run") + 1
-    options = [word for name, value in sorted(env.items()) for word in ("-e", f"{name}={value}")]
-    return (*command[:at], *options, *command[at:])
+    secrets = [name for name in base.secret_env if name not in passed_variables(command)]
+    settings = [*(f"{name}={value}" for name, value in sorted(env.items())), *secrets]
+    return (*command[:at], *(word for setting in settings for word in ("-e", setting)), *command[at:])

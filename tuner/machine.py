@@ -20,11 +20,13 @@ from tuner.config import Machine
 from tuner.environment import Gpu, cache_folder
 from tuner.errors import EnvironmentFaultError, UsageError
 from tuner.placement import parse_gpus
+from tuner.secrecy import mask
+from tuner.secret_words import part_command
 from tuner.server.ports import fresh_port
 from tuner.space.files import read_space
 from tuner.study.store import LEAST_DISK_BYTES
 from tuner.telemetry.gpu import GpuHolders, GpuProcess, Installed, gpu_adapter, inventory
-from tuner.vllm.flags import installed_vllm, split_command
+from tuner.vllm.flags import installed_vllm
 
 _GIB = 2**30
 _OPEN_FILES = 4096
@@ -75,7 +77,7 @@ def findings(vllm: str, gpus: str | None, studies: Path, say: Callable[[str], No
     installed, driver = inventory()
     chosen = parse_gpus(gpus, [gpu.index for gpu in installed])
     used = [gpu for gpu in installed if gpu.index in chosen]
-    say(f"asking {vllm!r} which flags it has")
+    say(f"asking {mask(vllm)!r} which flags it has")
     yield from _vllm(vllm)
     yield from _gpus(used, driver)
     yield from _gpu_memory(used)
@@ -91,14 +93,14 @@ def findings(vllm: str, gpus: str | None, studies: Path, say: Callable[[str], No
 
 def _vllm(vllm: str) -> Iterator[Finding]:
     try:
-        found = installed_vllm(split_command(vllm), cache_folder() / "flags")
+        found = installed_vllm(part_command(vllm).words, cache_folder() / "flags")
     except (EnvironmentFaultError, UsageError) as error:
         yield Finding("vLLM", Grade.ERROR, error.message, error.hint)
         return
     if found.version == "unknown":
         yield Finding("vLLM", Grade.WARNING, "does not say its version", "studies of different versions look alike")
     else:
-        yield Finding("vLLM", Grade.OK, f"{found.version} ({vllm})")
+        yield Finding("vLLM", Grade.OK, f"{found.version} ({mask(vllm)})")
     _, dropped = read_space("default").on(found.flags, found.version, ())
     names = ", ".join(d.flag for d in dropped)
     left_out = f", without {names} of the default space" if names else ", all of the default space among them"

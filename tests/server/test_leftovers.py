@@ -238,6 +238,19 @@ def test_a_record_survives_its_trip_through_json(tmp_path: Path) -> None:
         running_file.read(tmp_path / "none") if (tmp_path / "none").write_text("[]") else None
 
 
+@pytest.mark.parametrize("replica", [0, 1])
+def test_the_log_of_a_killed_tuners_server_loses_its_secrets(
+    replica: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "correct-horse")
+    log = tmp_path / running_file.log_name(replica)
+    log.write_text("token correct-horse of https://u:battery-staple@hub\n")
+    with bystander() as other:
+        running_file.write(tmp_path, record_of(entry(other), boot_id="another", replica=replica))
+        end_leftovers(tmp_path)
+    assert log.read_text() == "token [redacted] of https://u:[redacted]@hub\n"
+
+
 def test_a_file_of_a_server_is_removed_though_the_clock_was_set_back(tmp_path: Path) -> None:
     """A start an hour ahead of the file's time is what a clock that was set back leaves."""
     note = tmp_path / "note"

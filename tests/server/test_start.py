@@ -13,7 +13,7 @@ from tuner.launch import LaunchSpec
 from tuner.server import process, running_file
 from tuner.server.containers import with_cid_file
 from tuner.server.ports import fresh_port
-from tuner.server.start import _api_key, _environment, _secrets
+from tuner.server.start import _environment
 
 
 def test_ports_are_fresh_free_and_outside_the_range_of_outgoing_connections() -> None:
@@ -40,10 +40,18 @@ def test_the_launchs_own_environment_has_the_last_word() -> None:
     assert _environment(fake_spec(env=(("TMPDIR", "/mine"),)), Path("/tmp/tuner-01234567"))["TMPDIR"] == "/mine"
 
 
-def test_every_key_on_the_command_line_is_a_secret() -> None:
-    words = ("--api-key", "sk-1", "--api_key=sk-2", "--api-key", "sk-3", "sk-4")
-    assert set(_secrets(fake_spec(*words))) >= {"sk-1", "sk-2", "sk-3", "sk-4"}
-    assert _api_key(fake_spec(*words)) == "sk-3"
+@pytest.mark.parametrize(
+    ("given", "level"), [("ERROR", "INFO"), ("critical", "INFO"), ("", "INFO"), (None, "INFO"), ("debug", "DEBUG")]
+)
+def test_a_server_says_what_it_is_whatever_the_users_own_log_level(
+    given: str | None, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CONFIGURE_LOGGING", "0")
+    monkeypatch.setenv("VLLM_LOGGING_CONFIG_PATH", "/mine.json")
+    if given is not None:
+        monkeypatch.setenv("VLLM_LOGGING_LEVEL", given)
+    env = _environment(fake_spec(), Path("/tmp/tuner-01234567"))
+    assert {name: env[name] for name in env if "LOGGING" in name} == {"VLLM_LOGGING_LEVEL": level}
 
 
 def test_a_container_gets_an_id_file_unless_the_launch_names_one() -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import stat
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from tests.study.builders import level, plan, record
 from tuner.candidate import Candidate
 from tuner.environment import describe
 from tuner.errors import EnvironmentFaultError, UsageError
+from tuner.secrecy import mask_password
 from tuner.study.store import Store
 
 
@@ -98,3 +101,22 @@ def test_a_folder_that_was_deleted_is_not_made_again(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             use()
     assert not store.folder.exists()
+
+
+def test_the_password_of_a_storage_is_kept_apart_and_for_its_user_alone(tmp_path: Path) -> None:
+    store, url = stored(tmp_path / "s"), "postgresql://tuner:S3cret@db/optuna"
+    made = replace(plan(store.folder), storage=mask_password(url))
+    with pytest.raises(UsageError, match="password"):
+        store.with_storage(made)
+    store.save_storage(url)
+    assert store.with_storage(made).storage == url
+    (kept,) = (path for path in store.folder.iterdir() if path.is_file() and "S3cret" in path.read_text())
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+
+
+def test_a_storage_without_a_password_needs_no_file_of_its_own(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s")
+    before = set(store.folder.iterdir())
+    store.save_storage("sqlite:////data/study.db")
+    assert set(store.folder.iterdir()) == before
+    assert store.with_storage(plan(store.folder)) == plan(store.folder)

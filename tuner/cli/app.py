@@ -358,8 +358,10 @@ def _fail(message: str, hint: str, code: int) -> int:
 
 
 def _print_error(text: str) -> None:
+    from tuner.secrecy import mask
+
     with suppress(OSError):  # the terminal may be gone: the exit code says it too
-        print(text, file=sys.stderr, flush=True)
+        print(mask(text), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from tuner.launch import Door
 from tuner.layout import split_layout
 from tuner.load.reading import reading_line
 from tuner.measurement import LoadKind, Measurement
+from tuner.secrecy import mask
 from tuner.study import confirm
 from tuner.study.events import (
     Event,
@@ -182,9 +183,9 @@ def _search_end(event: SearchEnded) -> str | None:
 
 
 def printable(text: str) -> str:
-    """Lines with their indentation, without control characters."""
+    """Lines with their indentation, without control characters and secrets."""
     return "\n".join(
-        line[: len(line) - len(line.lstrip(" "))] + formatting.one_line(line) for line in text.splitlines()
+        line[: len(line) - len(line.lstrip(" "))] + formatting.one_line(line) for line in mask(text).splitlines()
     )
 
 

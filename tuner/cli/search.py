@@ -7,17 +7,19 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from tuner.cli.console import Console, plan_lines, print_lines, result_lines
 from tuner.cli.progress import Look, Progress, progress
 from tuner.clock import RealClock
-from tuner.config import ChangedEnvironment, SearchOptions, plan_study, split_secrets
+from tuner.config import ChangedEnvironment, SearchOptions, plan_study, secrets_of
 from tuner.deploy.start import write_scripts
 from tuner.environment import Environment, cache_folder, describe, differences
 from tuner.errors import EnvironmentFaultError, InterruptedSearchError, NothingFeasibleError, UsageError
 from tuner.load.workload import extra_body_text
 from tuner.machine import this_machine
+from tuner.secrecy import mask_password
 from tuner.server.diagnosis import signal_name
 from tuner.server.interrupts import ENDING, handled
 from tuner.server.leftovers import end_leftovers
@@ -44,15 +46,17 @@ def run_search(options: SearchOptions, look: Look) -> None:
     plan, environment = plan_study(options, this_machine(), clock.wall(), cache_folder(), console.say)
     store = Store(options.studies.absolute() / plan.study)
     store.create()
-    os.environ.update(split_secrets(options.extra)[1])
+    os.environ.update(secrets_of(options))
     with store.locked():
         if store.exists:
             differ = [*_other_plan(store.plan(), plan), *differences(store.environment(), environment)]
             _refuse_a_mixture(plan.study, differ, options.changed_environment)
             plan = store.plan()
         else:
-            refuse_taken(plan)
+            refuse_taken(replace(plan, storage=options.storage or plan.storage))
             store.save_plan(plan, environment)
+        if options.storage is not None and mask_password(options.storage) == plan.storage:
+            store.save_storage(options.storage)
         _continue(store, plan, environment, look, clock)
 
 
@@ -120,7 +124,7 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
         console.say(f"{path} cannot be read, so that trial is run again")
     console.say(plan_lines(plan, environment.vllm_version, sampler_name()))
     defaults = vllm_defaults(environment.vllm_version, environment.gpus)
-    setting = StudySetting.of(plan, defaults, environment.gpus)
+    setting = StudySetting.of(store.with_storage(plan), defaults, environment.gpus)
     stop = threading.Event()
     paths: dict[str, str] = {}
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 
+from tuner.secrecy import mask
 from tuner.server import logtext
 from tuner.server.readiness import Endpoint, Obstacle
 from tuner.vllm import knobs, log_lines, variables
@@ -230,4 +231,4 @@ def _line_at(text: str, position: int) -> str:
 
 
 def _short(line: str) -> str:
-    return logtext.shorten(logtext.redact(line))
+    return logtext.shorten(mask(line))

@@ -15,11 +15,12 @@ from typing import Protocol
 from tuner.clock import Clock, RealClock
 from tuner.errors import EnvironmentFaultError
 from tuner.jsonfile import TornFileError
+from tuner.secrecy import mask_file
 from tuner.server import proctable, running_file
 from tuner.server.containers import end_container
 from tuner.server.family import Family
 from tuner.server.proctable import FileId, ProcessEntry
-from tuner.server.running_file import Marker
+from tuner.server.running_file import Marker, log_name
 from tuner.server.shutdown import StopReport, end_family
 
 LEFTOVER_GRACE_S = 15.0
@@ -153,6 +154,7 @@ def _end(path: Path, record: Marker, clock: Clock, gpu_memory: GpuMemory) -> Sto
         killed, left = ended.killed, ended.left
         if record.container_engine:
             killed += end_container(record.container_engine, Path(record.scratch))
+    mask_file(path.parent / log_name(record.replica))
     removed = remove_shared_memory(shared_memory, before=record.shared_memory_before)
     removed += remove_scratch(Path(record.scratch))
     if not left:

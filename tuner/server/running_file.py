@@ -47,6 +47,11 @@ def path_of(folder: Path, replica: int = 0) -> Path:
     return folder / (FILE_NAME if replica == 0 else f"running-{replica}.json")
 
 
+def log_name(replica: int) -> str:
+    """Name the log of a server beside its marker."""
+    return "server.log" if replica == 0 else f"server-{replica}.log"
+
+
 def found_below(folder: Path) -> list[Path]:
     """List the running files below `folder`."""
     return sorted({*folder.rglob(FILE_NAME), *folder.rglob("running-[0-9]*.json")})

@@ -8,9 +8,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from tuner.flagwords import given_flags
 from tuner.launch import LaunchSpec
-from tuner.server import leftovers, logtext, proctable
+from tuner.secrecy import mask, mask_file
+from tuner.server import leftovers, logtext, proctable, running_file
 from tuner.server.child import Child, ChildSpec, address, reachable
 from tuner.server.containers import end_container, with_cid_file
 from tuner.server.diagnosis import ServerPhase, diagnose, foreign_listener, obstructed, over_limit
@@ -20,7 +20,7 @@ from tuner.server.proctable import ProcessEntry
 from tuner.server.readiness import Endpoint, Health, NotReady, Ready, Watch, health
 from tuner.server.request import ServiceRequest
 from tuner.server.shutdown import StopReport
-from tuner.vllm import knobs, variables
+from tuner.vllm import variables
 from tuner.vllm.cause import Cause
 from tuner.vllm.facts import StartFacts, parse_facts
 
@@ -28,8 +28,6 @@ STOP_MARGIN_S = 15.0
 """Seconds beyond its shutdown timeout that vLLM takes to close."""
 DEATH_LIMIT_S = 25.0
 """Seconds until a server with a dead engine has left. vLLM looks every 5 s, and lets open requests end for 10 s."""
-
-_USUAL_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", variables.API_KEY, "OPENAI_API_KEY")
 
 
 class Start:
@@ -39,20 +37,20 @@ class Start:
         """Measure the memory in use, then start the child. Raises OSError if the machine cannot do so, and leaves
         nothing behind then."""
         spec, port = request.deployment.specs[number], fresh_port(reachable(request.host))
-        self.endpoint = Endpoint(f"http://{address(request.host, port)}", port, request.model, _api_key(spec))
+        key = os.environ.get(variables.API_KEY) or None
+        self.endpoint = Endpoint(f"http://{address(request.host, port)}", port, request.model, key)
         self._spec = spec
         self._clock = request.clock
         self._gpu_memory = request.gpu_memory
         self._baseline = (request.gpu_memory.used_bytes(spec.gpus) if spec.gpus else None) or {}
         self._oom_kills = oom_kills()
-        self._secrets = _secrets(spec)
         self._scratch = leftovers.new_scratch()
         argv = spec.argv(request.host, port)
         self._engine = argv[0] if spec.in_container else ""
         child = ChildSpec(
             argv=with_cid_file(argv, self._scratch) if spec.in_container else argv,
             env=_environment(spec, self._scratch),
-            log_name="server.log" if number == 0 else f"server-{number}.log",
+            log_name=running_file.log_name(number),
             port=port,
             scratch=self._scratch,
             gpu_baseline_bytes=tuple(sorted(self._baseline.items())),
@@ -120,7 +118,7 @@ class Start:
     def _diagnose(self, phase: ServerPhase) -> Cause:
         held_gib = max(self._baseline.values()) / 2**30 if self._baseline else None
         return diagnose(
-            logtext.redact(logtext.read(self.log_path), self._secrets),
+            mask(logtext.read(self.log_path)),
             exit_code=self.process.exit_code(),
             phase=phase,
             held_by_others_gib=held_gib,
@@ -137,7 +135,7 @@ class Start:
         if self._engine:
             killed += end_container(self._engine, self._scratch)
         removed = leftovers.remove_shared_memory(self.process.shared_memory, before=self._child.shared_memory_before)
-        logtext.redact_file(self.log_path, self._secrets)
+        mask_file(self.log_path)
         memory_back = leftovers.wait_for_memory(self._gpu_memory, self._baseline, self._clock, leftovers.MEMORY_LIMIT_S)
         if not ended.left:
             removed += self._child.remove_files()
@@ -173,19 +171,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
-
-
-def _api_key(spec: LaunchSpec) -> str | None:
-    return next(iter(_given_keys(spec)), None) or os.environ.get(variables.API_KEY) or None
-
-
-def _secrets(spec: LaunchSpec) -> tuple[str, ...]:
-    """Collect the values that must stand in no record and no excerpt."""
-    named = (os.environ.get(name) for name in {*spec.secret_env, *_USUAL_SECRETS})
-    return tuple(value for value in (*named, *_given_keys(spec)) if value)
-
-
-def _given_keys(spec: LaunchSpec) -> tuple[str, ...]:
-    """List the keys on the command line."""
-    given = reversed(given_flags(spec.arguments, short=knobs.SHORT_OPTIONS))
-    return tuple(key for flag in given if flag.name == knobs.API_KEY for key in flag.texts)

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, Trial
 
 from tuner.candidate import Value
 from tuner.errors import EnvironmentFaultError, UsageError
+from tuner.secrecy import mask_password
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome
 
@@ -75,7 +76,7 @@ def storage_errors() -> Iterator[None]:
         yield
     except StorageInternalError as error:
         raise EnvironmentFaultError(
-            f"the study's storage does not work: {str(error.__cause__ or error).splitlines()[0]}",
+            f"the study's storage does not work: {_first_line(error)}",
             hint="see who else uses it and whether its disk is full, then go on with: tuner resume STUDY",
         ) from error
 
@@ -120,7 +121,7 @@ def _passes(error: BaseException) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error.__cause__ or error).splitlines()[0]
+    return mask_password(str(error.__cause__ or error).splitlines()[0])
 
 
 class PatientStorage(RDBStorage):

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import TypeVar
@@ -15,7 +15,8 @@ from typing import TypeVar
 from tuner import formatting
 from tuner.environment import Environment
 from tuner.errors import EnvironmentFaultError, UsageError
-from tuner.jsonfile import NewerFileError, TornFileError, dump, load
+from tuner.jsonfile import NewerFileError, TornFileError, dump, load, write_atomically
+from tuner.secrecy import REDACTED, mask_password
 from tuner.study.assignment import Assignment
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
@@ -24,6 +25,9 @@ from tuner.study.upgrade import read_plan, read_record, read_result
 
 ASSIGNMENT = "assignment.json"
 """Name of the file with a trial's assignment."""
+
+_STORAGE = "storage.url"
+"""Name of the file with the URL of a storage that has a password."""
 
 T = TypeVar("T")
 
@@ -105,6 +109,23 @@ class Store:
     def save_plan(self, plan: StudyPlan, environment: Environment) -> None:
         dump(self.folder / "environment.json", environment)
         dump(self.folder / "plan.json", plan)
+
+    def save_storage(self, url: str) -> None:
+        """Keep a storage's URL with a password apart from the plan, for this user alone."""
+        if mask_password(url) != url:
+            write_atomically(self.folder / _STORAGE, url.encode(), mode=0o600)
+
+    def with_storage(self, plan: StudyPlan) -> StudyPlan:
+        """Return the plan with the whole URL of its storage. Raises UsageError if its password is not here."""
+        if REDACTED not in plan.storage:
+            return plan
+        try:
+            return replace(plan, storage=(self.folder / _STORAGE).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(
+                f"the password of the storage {plan.storage} is not here: {error.strerror}",
+                hint="give it with --storage once more, to the same `tuner search … --study NAME`",
+            ) from error
 
     def plan(self) -> StudyPlan:
         return self._checked("plan.json", read_plan)
