@@ -22,6 +22,7 @@ from tuner.errors import EnvironmentFaultError, UsageError
 from tuner.placement import parse_gpus
 from tuner.secrecy import mask
 from tuner.secret_words import part_command
+from tuner.server.abandoned import abandoned
 from tuner.server.ports import fresh_port
 from tuner.space.files import read_space
 from tuner.study.store import LEAST_DISK_BYTES
@@ -84,6 +85,8 @@ def findings(vllm: str, gpus: str | None, studies: Path, say: Callable[[str], No
     yield from _throttled(used)
     yield from _numa(used)
     yield from _peer_to_peer(used)
+    for servers in abandoned():
+        yield Finding("servers", Grade.WARNING, str(servers), servers.todo)
     yield from _limits()
     yield from _disk(studies)
     yield _shared_memory()

@@ -19,6 +19,7 @@ from tests.server.support import FAKE, MODEL, as_nobody, bystander, eventually, 
 from tuner import jsonfile
 from tuner.errors import EnvironmentFaultError
 from tuner.server import leftovers, proctable, running_file, shutdown
+from tuner.server.abandoned import abandoned
 from tuner.server.leftovers import end_leftovers
 from tuner.server.running_file import Marker
 
@@ -274,3 +275,16 @@ def test_a_server_of_another_user_is_refused_at_once_and_nothing_touched() -> No
         assert said.startswith("EnvironmentFaultError") and f"pid {other}" in said
         assert runs(other)
         assert (folder / running_file.FILE_NAME).exists()
+
+
+def test_servers_that_any_tuner_abandoned_are_named_by_their_study_and_living_ones_are_not(tmp_path: Path) -> None:
+    with killed_tuner(folder_of(tmp_path / "first")) as server:
+        moved = (tmp_path / "first").rename(tmp_path / "renamed")
+        (found,) = (servers for servers in abandoned() if servers.study.is_relative_to(tmp_path))
+        assert found.study == moved
+        assert server in {process.pid for process in found.processes}
+        assert "study renamed left a server running: " in str(found) and str(server) in found.todo
+        path = running_file.path_of(folder_of(moved))
+        pid, start_ticks = running_file.this_tuner()
+        running_file.write(path.parent, replace(running_file.read(path), tuner_pid=pid, tuner_start_ticks=start_ticks))
+        assert not [servers for servers in abandoned() if servers.study.is_relative_to(tmp_path)]

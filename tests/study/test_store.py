@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import re
 import shutil
 import stat
@@ -13,7 +16,10 @@ from tests.study.builders import level, plan, record
 from tuner.candidate import Candidate
 from tuner.environment import describe
 from tuner.errors import EnvironmentFaultError, UsageError
+from tuner.jsonfile import DiskWarning
 from tuner.secrecy import mask_password
+from tuner.server import proctable
+from tuner.study import lock
 from tuner.study.store import Store
 
 
@@ -120,3 +126,30 @@ def test_a_storage_without_a_password_needs_no_file_of_its_own(tmp_path: Path) -
     store.save_storage("sqlite:////data/study.db")
     assert set(store.folder.iterdir()) == before
     assert store.with_storage(plan(store.folder)) == plan(store.folder)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_disk_without_locks_costs_a_caution_and_a_note_stands_for_the_lock(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(file: object, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    store = stored(tmp_path / "s")
+    with pytest.warns(DiskWarning, match="no locks"), store.locked():
+        assert lock.is_locked(store.folder)
+        with pytest.raises(UsageError, match="another tuner"), store.locked():
+            pass
+    assert not lock.is_locked(store.folder)
+    (store.folder / ".lock").write_text(f"{proctable.boot_id()} 4194303 12")
+    assert not lock.is_locked(store.folder), "the note of a tuner that was killed"
+
+
+def test_a_lock_that_fails_for_another_reason_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(file: object, operation: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with pytest.raises(OSError), stored(tmp_path / "s").locked():
+        pass

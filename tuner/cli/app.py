@@ -77,7 +77,10 @@ def _tuner(
 )
 @with_search_options
 def search(options: SearchOptions, plain: Plain = False) -> None:
-    """Search overnight; words after -- go to every vLLM server unchanged."""
+    """Search overnight; words after -- go to every vLLM server unchanged.
+
+    The search ends with its terminal: over ssh, start it in tmux or with nohup. `tuner resume` goes on with what ended.
+    """
     from tuner.cli.progress import Look
     from tuner.cli.search import run_search
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import fcntl
 import math
 from enum import StrEnum
 from pathlib import Path
@@ -40,18 +39,6 @@ def study_folder(studies: Path, name: str) -> Path:
             hint = f"there is no study in {studies.absolute()}: name its folder with --studies DIR"
         raise UsageError(f"no study {name!r} in {studies}", hint=hint)
     return folder
-
-
-def is_worked_on(folder: Path) -> bool:
-    """Return True if a tuner holds the study's lock. Our own shared lock lasts microseconds."""
-    try:
-        with (folder / ".lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no lock file: copied from elsewhere, or never started
-        return False
-    return False
 
 
 def checked_price(gpu_price: float | None) -> float | None:

@@ -20,6 +20,7 @@ from tuner.errors import EnvironmentFaultError, InterruptedSearchError, NothingF
 from tuner.load.workload import extra_body_text
 from tuner.machine import this_machine
 from tuner.secrecy import mask_password
+from tuner.server.abandoned import abandoned
 from tuner.server.diagnosis import signal_name
 from tuner.server.interrupts import ENDING, handled
 from tuner.server.leftovers import end_leftovers
@@ -120,6 +121,8 @@ def _text(value: object) -> str:
 def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Look, clock: RealClock) -> None:
     console = Console()
     _end_leftovers(store, console)
+    for servers in abandoned():
+        console.say(f"caution: {servers}; it disturbs every measurement: {servers.todo}")
     for path in store.torn_records():
         console.say(f"{path} cannot be read, so that trial is run again")
     console.say(plan_lines(plan, environment.vllm_version, sampler_name()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,17 +17,19 @@ import pyarrow.parquet as pq
 
 from tuner import jsonfile
 from tuner.cli.console import outcome_line
-from tuner.cli.folders import State, is_worked_on, study_folder
+from tuner.cli.folders import State, study_folder
 from tuner.cli.screen import Drawn
 from tuner.cli.snapshot import GroupNow, LevelNow, Picture, whole_machine
 from tuner.cli.tables import Form, print_drawn, print_json
+from tuner.formatting import one_line
 from tuner.jsonfile import TornFileError
 from tuner.load.quantiles import order_statistic
 from tuner.measurement import Load, LoadKind
 from tuner.report.tables import StudyFiles, read_study
 from tuner.server import proctable, running_file
+from tuner.server.abandoned import abandoned
 from tuner.server.running_file import Marker
-from tuner.study import forecast
+from tuner.study import forecast, lock
 from tuner.study.assignment import Assignment
 from tuner.study.compile_cache import Cache
 from tuner.study.learnt import LearntRule
@@ -40,18 +43,20 @@ T = TypeVar("T")
 
 
 def show_status(studies: Path, name: str, form: Form) -> None:
-    picture = picture_of(study_folder(studies, name))
+    picture, left = picture_of(study_folder(studies, name)), abandoned()
     if form is Form.JSON:
-        print_json(_summary(picture))
-    else:
-        print_drawn(Drawn(picture))
+        print_json(_summary(picture, tuple(map(str, left))))
+        return
+    print_drawn(Drawn(picture))
+    for servers in left:
+        print(f"caution: {one_line(str(servers))}\nhint: {one_line(servers.todo)}", file=sys.stderr)
 
 
 def picture_of(folder: Path) -> Picture:
     """Raises UsageError where the folder holds no readable plan. A torn record counts as unfinished."""
     study = read_study(folder)
     result = study.result
-    state = State.RUNNING if is_worked_on(folder) else State.INTERRUPTED
+    state = State.RUNNING if lock.is_locked(folder) else State.INTERRUPTED
     if state is not State.RUNNING and result is not None and result.complete:
         state = State.COMPLETE
     return Picture(
@@ -210,10 +215,11 @@ class _Summary:
     last: tuple[_Outcome, ...]
     sentence: str | None
     learnt: tuple[LearntRule, ...]
+    left_servers: tuple[str, ...]
     schema: int = 1
 
 
-def _summary(p: Picture) -> _Summary:
+def _summary(p: Picture, left: tuple[str, ...]) -> _Summary:
     return _Summary(
         study=p.plan.study,
         model=p.plan.model,
@@ -229,4 +235,5 @@ def _summary(p: Picture) -> _Summary:
         last=tuple(_Outcome(r.trial, str(r.role), str(r.outcome), outcome_line(r)) for r in p.last),
         sentence=p.result.sentence if p.result else None,
         learnt=p.result.learnt if p.result else (),
+        left_servers=left,
     )

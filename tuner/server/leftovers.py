@@ -181,10 +181,7 @@ def _unreadable(path: Path) -> StopReport:
 
 
 def _writer_lives(record: Marker) -> bool:
-    if record.boot_id != proctable.boot_id():
-        return False
-    tuner = proctable.entry(record.tuner_pid)
-    return tuner is not None and tuner.start_ticks == record.tuner_start_ticks and not tuner.is_zombie
+    return running_file.writer_lives(record.boot_id, record.tuner_pid, record.tuner_start_ticks)
 
 
 def _is_other_users(path: Path, record: Marker) -> bool:

@@ -73,3 +73,11 @@ def this_tuner() -> tuple[int, int]:
     me = proctable.entry(os.getpid())
     assert me is not None, "we are running"
     return me.pid, me.start_ticks
+
+
+def writer_lives(boot: str, pid: int, start_ticks: int) -> bool:
+    """Return True if a tuner that noted this of itself still runs."""
+    if boot != proctable.boot_id():
+        return False
+    tuner = proctable.entry(pid)
+    return tuner is not None and tuner.start_ticks == start_ticks and not tuner.is_zombie

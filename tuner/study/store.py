@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from tuner.environment import Environment
 from tuner.errors import EnvironmentFaultError, UsageError
 from tuner.jsonfile import NewerFileError, TornFileError, dump, load, write_atomically
 from tuner.secrecy import REDACTED, mask_password
+from tuner.study import lock
 from tuner.study.assignment import Assignment
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
@@ -59,15 +59,8 @@ class Store:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the study for this process. The kernel lets go of it however the process ends."""
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UsageError(
-                    f"study {self.folder.name!r} is being worked on by another tuner",
-                    hint="wait for it, or choose another name with --study",
-                ) from error
+        """Hold the study for this process. Raises UsageError if another tuner holds it."""
+        with lock.locked(self.folder):
             yield
 
     @property
