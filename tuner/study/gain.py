@@ -21,13 +21,17 @@ from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Disturbance, Gain
 
-PAIR_SPREAD = 0.015
-"""Standard deviation of a pair's log ratio on a quiet machine (docs/measuring.md)."""
+PAIR_SPREAD = 0.04
+"""Least standard deviation of a pair's log ratio, that of one configuration twice on a quiet machine
+(docs/measuring.md)."""
 
 PAIRS_KNOWN = 3
 """Pairs that `PAIR_SPREAD` counts for. Two pairs alone would say next to nothing of their spread."""
 
 CONFIDENCE = 0.95
+
+SURE = 0.10
+"""Half-width of an interval that is worth no further pair though it includes 0. Two quiet pairs reach it."""
 
 OVERRULES = 5
 """Pairs that overrule what the search measured. Most of them cannot fall into one disturbance of twenty minutes."""
@@ -87,7 +91,7 @@ def gain(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -> 
     middle = median(logs)
     deviation = MAD_TO_SD * median(abs(x - middle) for x in logs)
     known, more = PAIRS_KNOWN, len(logs) - 1
-    variance = (known * PAIR_SPREAD**2 + more * deviation**2) / (known + more)
+    variance = (known * PAIR_SPREAD**2 + more * max(deviation, PAIR_SPREAD) ** 2) / (known + more)
     error = math.sqrt(variance / len(logs)) * (MEDIAN_SPREAD if len(logs) > 2 else 1.0)
     half = student_t(known + more, CONFIDENCE) * error
     low, high = math.expm1(middle - half), math.expm1(middle + half)
@@ -104,7 +108,7 @@ def is_settled(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidat
     tolerance = half + _accuracy(plan, _worth(plan, records, winner))
     if expected is not None and abs(math.log1p(found.middle) - expected) > tolerance and found.pairs < OVERRULES:
         return False
-    return found.low > 0 or found.high < 0 or half <= _accuracy(plan, _worth(plan, records, winner))
+    return found.low > 0 or found.high < 0 or half <= SURE
 
 
 def disturbed(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -> Disturbance | None:
