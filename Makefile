@@ -30,7 +30,8 @@ check: env
 	$(BIN)/pytest tests/test_architecture.py
 
 test: env $(MODEL)/config.json
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest tests --durations=15
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest tests -m real_vllm --durations=15
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest tests -m "not real_vllm" -n 2 --dist loadfile --durations=15
 
 test-faults: env
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest tests/faults -m "not real_vllm" --durations=10
