@@ -89,7 +89,7 @@ SERVER_ROWS: tuple[Row, ...] = (
     # ── warming up ──────────────────────────────────────────────────────────────────────────────────────────────────
     Row("die-under-load:3", _W, _AGAIN, "ended"),
     Row("exit-zero-under-load:3", _W, _AGAIN, "ended"),
-    Row("engine-dies-under-load:3", _W, _AGAIN, "engine-died"),
+    Row("engine-dies-under-load:3", _W, _AGAIN, "gpu-crash"),
     Row("oom-under-load:3", _W, _VIOLATED, "oom-under-load"),
     Row("orphan-engine:3", _W, _AGAIN, "killed"),
     Row("hung-engine:3", _W, _AGAIN, "hung"),

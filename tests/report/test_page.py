@@ -298,6 +298,7 @@ def test_every_word_is_used_and_both_languages_have_the_same_fields() -> None:
     families = (
         "outcome-",
         "lack-",
+        "left-out-",
         "arrivals-",
         "phase-",
         "role-",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -108,8 +110,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     """Start servers that share GPUs, compile cache and start counter. All of them are gone after the test."""
     servers: list[Server] = []
     before = shared_memory_inodes()
-    rpc_dir = tmp_path / "rpc"
-    rpc_dir.mkdir()
+    rpc_dir = Path(tempfile.mkdtemp(prefix="rpc-"))  # the path of a socket holds about 100 bytes
 
     def start(*flags: str, env: Mapping[str, str] | None = None, model: str = "Qwen/Qwen3-0.6B") -> Server:
         port = free_port()
@@ -138,3 +139,4 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         server.end()
     # What a killed server left. A segment that a process maps belongs to a server of somebody else.
     remove_shared_memory(Path("/dev/shm").glob("psm_*"), before=before)
+    shutil.rmtree(rpc_dir)
