@@ -23,6 +23,7 @@ from tuner.bench.phrases import NOTES, NotePhrase, note_text
 from tuner.launch import Door
 from tuner.load.arrivals import ArrivalKind
 from tuner.load.early_end import EARLY_ENDS, EarlyEndKind
+from tuner.load.reading import WhyLeftOut
 from tuner.measurement import CautionKind, LoadKind
 from tuner.report import translations
 from tuner.report.bottleneck import Bottleneck, Reading
@@ -305,6 +306,7 @@ def test_every_word_is_used_and_both_languages_have_the_same_fields() -> None:
         "channel-",
         "caution-",
         "limit-",
+        "read-",
         "reading-",
         "next-",
         "compare-",
@@ -323,6 +325,7 @@ def test_every_word_is_used_and_both_languages_have_the_same_fields() -> None:
         (ArrivalKind, "arrivals"),
         (Door, "door"),
         (LoadKind, "load"),
+        (WhyLeftOut, "left-out"),
         (Lack, "lack"),
         (LayoutState, "state"),
         (Reading, "reading"),
