@@ -48,7 +48,7 @@ from tuner.telemetry.gpu import GpuReading
 from tuner.vllm import knobs
 from tuner.vllm.defaults import vllm_defaults
 
-UNEXPLAINED = {"ended", "engine-died", "hung", "start-limit"}
+UNEXPLAINED = {"ended", "engine-died", "gpu-crash", "hung", "start-limit"}
 """Causes that name no fault."""
 
 COMMAND = (sys.executable, "-m", "tuner.sim", "serve")

@@ -14,6 +14,7 @@ from statistics import median
 
 from tuner.candidate import Candidate
 from tuner.load.quantiles import student_t
+from tuner.measurement import LoadKind
 from tuner.study.accuracy import BEST_ACCURACY, accuracy
 from tuner.study.disturbance import undisturbed_share
 from tuner.study.doors import compared_runs, door_cost, quoted_door
@@ -21,7 +22,7 @@ from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Disturbance, Gain
 
-PAIR_SPREAD = 0.04
+PAIR_SPREAD = {LoadKind.CLOSED: 0.015, LoadKind.OPEN: 0.04}
 """Least standard deviation of a pair's log ratio, that of one configuration twice on a quiet machine
 (docs/measuring.md)."""
 
@@ -90,8 +91,8 @@ def gain(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -> 
         return None
     middle = median(logs)
     deviation = MAD_TO_SD * median(abs(x - middle) for x in logs)
-    known, more = PAIRS_KNOWN, len(logs) - 1
-    variance = (known * PAIR_SPREAD**2 + more * max(deviation, PAIR_SPREAD) ** 2) / (known + more)
+    known, more, least = PAIRS_KNOWN, len(logs) - 1, PAIR_SPREAD[plan.load.kind]
+    variance = (known * least**2 + more * max(deviation, least) ** 2) / (known + more)
     error = math.sqrt(variance / len(logs)) * (MEDIAN_SPREAD if len(logs) > 2 else 1.0)
     half = student_t(known + more, CONFIDENCE) * error
     low, high = math.expm1(middle - half), math.expm1(middle + half)
