@@ -25,7 +25,7 @@ from tuner.study.doors import (
     next_door,
     quoted_door,
 )
-from tuner.study.gain import disturbed, gain, is_settled, odd_trials
+from tuner.study.gain import disturbed, gain, is_plausible, is_settled, odd_trials
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision, Disturbance, Figures, Gain, Lack
@@ -254,7 +254,7 @@ def answer(
         return Answer(Decision.NOT_CONFIRMED if needs_proof else by_search, winner, default)
     if default is None or found is None:
         return Answer(by_search, winner, default)
-    if needs_proof and not is_settled(plan, records, winner.candidate):
+    if needs_proof and not is_plausible(plan, records, winner.candidate):
         span = disturbed(plan, records, winner.candidate)
         return Answer(Decision.NOT_CONFIRMED, winner, default, found, span)
     return Answer(Decision.WINNER if found.low > 0 else Decision.KEEP_DEFAULT, winner, default, found)

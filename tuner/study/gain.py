@@ -31,8 +31,8 @@ PAIRS_KNOWN = 3
 
 CONFIDENCE = 0.95
 
-SURE = 0.10
-"""Half-width of an interval that is worth no further pair though it includes 0. Two quiet pairs reach it."""
+SURE = 0.05
+"""Half-width of an interval that is worth no further pair though it includes 0."""
 
 OVERRULES = 5
 """Pairs that overrule what the search measured. Most of them cannot fall into one disturbance of twenty minutes."""
@@ -102,14 +102,23 @@ def gain(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -> 
 def is_settled(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -> bool:
     """Return True if more pairs are not needed: the gain's sign or size is known, and the search saw the same."""
     found = gain(plan, records, winner)
-    if found is None:
+    if found is None or not is_plausible(plan, records, winner):
         return False
-    half = (found.high - found.low) / 2 / (1 + found.middle)
-    expected = _searched_gain(plan, records, winner)
-    tolerance = half + _accuracy(plan, _worth(plan, records, winner))
-    if expected is not None and abs(math.log1p(found.middle) - expected) > tolerance and found.pairs < OVERRULES:
-        return False
-    return found.low > 0 or found.high < 0 or half <= SURE
+    return found.low > 0 or found.high < 0 or _half(found) <= SURE
+
+
+def is_plausible(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -> bool:
+    """Return True if the pairs agree with what the search saw, or overrule it."""
+    found, expected = gain(plan, records, winner), _searched_gain(plan, records, winner)
+    if found is None or expected is None or found.pairs >= OVERRULES:
+        return True
+    tolerance = _half(found) + _accuracy(plan, _worth(plan, records, winner))
+    return abs(math.log1p(found.middle) - expected) <= tolerance
+
+
+def _half(found: Gain) -> float:
+    """Return the half-width of the interval of a log ratio."""
+    return (found.high - found.low) / 2 / (1 + found.middle)
 
 
 def disturbed(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -> Disturbance | None:
