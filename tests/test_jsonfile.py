@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.report.every_value import EVERY_NOTE
 from tests.study.builders import REFUSAL, level, plan, record
 from tuner.candidate import Candidate
 from tuner.jsonfile import DiskWarning, NewerFileError, TornFileError, dump, dumps, load, loads, write_atomically
@@ -119,6 +120,11 @@ def test_a_union_writes_the_class_name_in_kebab_case_as_its_kind() -> None:
     assert raw["task"] == {"kind": "claim-rate", "rate": 2.5, "colour": "red"}
     assert [entry["kind"] for entry in raw["more"]] == ["claim-rate", "run-ladder"]
     assert "kind" not in json.loads(dumps(RunLadder((1,))))
+
+
+def test_every_note_of_a_record_comes_back() -> None:
+    noted = replace(record(3, Candidate()), notes=EVERY_NOTE)
+    assert loads(dumps(noted), TrialRecord) == noted
 
 
 def test_a_member_with_a_field_named_kind_is_not_written() -> None:

@@ -64,7 +64,7 @@ def searched(model: str, vllm: tuple[str, ...], root: Path, *words: str) -> Sear
     command = [
         sys.executable, "-m", "tuner.cli.app", "search", "--model", model, "--vllm", " ".join(vllm),
         "--workers", "2", "--space", str(root / "small.yaml"), "--workload", "random:16-48,4-8",
-        "--slo", "p99 ttft <= 10s", "--levels", "8", "--level-seconds", "8", "--warm-up-seconds", "6", *words,
+        "--slo", "p99 ttft <= 60s", "--levels", "8", "--level-seconds", "8", "--warm-up-seconds", "6", *words,
         "--studies", str(root / "studies"), "--study", "machine",
         "--", "--enforce-eager", "--load-format", "dummy", "--dtype", "float32", "--api-server-count", "1",
     ]  # fmt: skip

@@ -79,7 +79,7 @@ class NotOffered:
 
     rate: float
     reasons: tuple[Reason, ...]
-    kind: LoadKind = LoadKind.OPEN
+    loop: LoadKind = LoadKind.OPEN
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def note_text(note: Note, texts: Mapping[NotePhrase, str] = NOTES, reason_text: 
         case NotOffered():
             reasons = "; ".join(map(reason_text, note.reasons))
             clients = texts[NotePhrase.CLIENTS].format(clients=note.rate)
-            load = formatting.qps(note.rate) if note.kind is LoadKind.OPEN else clients
+            load = formatting.qps(note.rate) if note.loop is LoadKind.OPEN else clients
             return texts[NotePhrase.NOT_OFFERED].format(load=load, reasons=reasons)
         case NothingTried():
             return texts[NotePhrase.NOTHING_TRIED].format(
