@@ -54,7 +54,7 @@ def test_a_client_that_was_stopped_says_so_and_blames_no_request(answer_s: float
         while not server.served:
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGSTOP)
-        time.sleep(2.5)  # the level and its drain are over by then
+        time.sleep(FROZEN_S + 1.5)  # the level and its drain are over by then
         os.kill(process.pid, signal.SIGCONT)
         said = answered(process)
     assert said[0] == EarlyEndKind.CLIENT_FROZEN
