@@ -180,7 +180,9 @@ def test_a_default_of_several_servers_goes_through_the_winners_door(tmp_path: Pa
     made = replace(layouts_plan(tmp_path / "s", (FOUR, Layout(2, 2)), own=Layout(2, 2)), load=OpenSearch(0.0))
     records = confirmed_all(made, {VLLM: 30.0, NGINX: 38.0})
     w, d = "winner", "default"
-    assert turns(made, records) == [(w, VLLM), (w, NGINX), (d, NGINX), (d, NGINX), (w, NGINX)]
+    made_turns = turns(made, records)
+    assert made_turns[:5] == [(w, VLLM), (w, NGINX), (d, NGINX), (d, NGINX), (w, NGINX)]
+    assert {door for _, door in made_turns[5:]} <= {NGINX}, "further pairs, since both are as fast"
 
 
 def test_a_layout_that_is_not_whole_is_not_confirmed(made: StudyPlan) -> None:
