@@ -267,8 +267,9 @@ def model_length(config: Config, *, window_off: bool = False) -> ModelLength | N
 def _factor(rope: Mapping[str, object]) -> float | None:
     """Return what a RoPE multiplies the length by. None if it does not say."""
     factor = rope.get("factor")
-    known = isinstance(factor, (int, float)) and not isinstance(factor, bool) and 0 < factor < MOST_FACTOR
-    return float(factor) if known and isinstance(factor, (int, float)) else None
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)):
+        return None
+    return float(factor) if 0 < factor < MOST_FACTOR else None
 
 
 def _ropes(config: Config) -> list[tuple[str, Mapping[str, object]]]:
