@@ -198,6 +198,6 @@ def test_two_real_servers_behind_their_door_share_streams_that_pass_unbuffered(
     assert (ended.returncode, "processes: none left; ports: free" in ended.stdout) == (0, True), ended.stdout
     for answer in answers:
         assert answer.data[-1] == b"data: [DONE]"
-        # A buffered stream comes in one piece at its end, some seconds later.
-        assert answer.first_s < answer.last_s / 2
+        # A buffered stream comes in one piece at its end. A server's first answer waits some seconds before it streams.
+        assert answer.last_s - answer.first_s > answer.last_s / 10
     assert [one.generation_tokens for one in seen if one is not None] == [2 * TOKENS, 2 * TOKENS]
