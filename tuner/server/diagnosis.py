@@ -14,7 +14,7 @@ from tuner.server.readiness import Endpoint, Obstacle
 from tuner.vllm import knobs, log_lines, variables
 from tuner.vllm.bounds import MessageContext
 from tuner.vllm.cause import Bound, Cause, Fault
-from tuner.vllm.fatal import fatal_chain, start_phase
+from tuner.vllm.fatal import Chain, fatal_chain, start_phase
 from tuner.vllm.log_lines import StartPhase
 from tuner.vllm.log_parse import LogLine, parse_log
 from tuner.vllm.log_patterns import BROAD, GENERIC, KILLED_HINT, SILENT_DEATHS, SPECIFIC, tables
@@ -56,7 +56,8 @@ def diagnose(
         lines = _since_ready(lines)  # a message that the start survived explains no later death
     arguments = log_lines.ARGUMENTS.search(text)
     context = MessageContext(arguments[0] if arguments else "", held_by_others_gib)
-    cause = _from_log(lines, phase, context) or _from_exit_code(lines, exit_code, phase)
+    chain = fatal_chain(lines)
+    cause = _from_log(lines, chain, phase, context) or _from_exit_code(lines, chain, exit_code, phase)
     if cause.kind in ("killed", "worker-died", "engine-died"):
         cause = _with_oom_kills(cause, oom_kills)
     if phase is ServerPhase.SERVING and cause.kind.startswith("oom"):
@@ -141,9 +142,10 @@ def _since_ready(lines: list[LogLine]) -> list[LogLine]:
     return lines if ready is None else lines[ready + 1 :]
 
 
-def _from_log(lines: Sequence[LogLine], phase: ServerPhase, context: MessageContext) -> Cause | None:
+def _from_log(
+    lines: Sequence[LogLine], chain: Chain | None, phase: ServerPhase, context: MessageContext
+) -> Cause | None:
     """Name the cause from the exceptions that ended the first process, else from what the log says of its end."""
-    chain = fatal_chain(lines)
     silent = _first_line(lines, SILENT_DEATHS)
     if chain is not None and (silent is None or chain.begins < silent[0]):
         at = StartPhase.SERVING if phase is ServerPhase.SERVING else start_phase(lines, chain)
@@ -186,8 +188,7 @@ def _cause(pattern: Pattern, match: re.Match[str], text: str, context: MessageCo
     )
 
 
-def _from_exit_code(lines: Sequence[LogLine], exit_code: int | None, phase: ServerPhase) -> Cause:
-    chain = fatal_chain(lines)
+def _from_exit_code(lines: Sequence[LogLine], chain: Chain | None, exit_code: int | None, phase: ServerPhase) -> Cause:
     last = next((line.text for line in reversed(lines) if line.text.strip()), "")
     line = _short(last if chain is None else chain.quoted)
     if exit_code is None:
