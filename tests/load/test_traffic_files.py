@@ -380,6 +380,12 @@ def test_a_recorded_answer_is_counted_before_the_cap(
     assert sent(text, tiny_model)[0].max_tokens == tokens(tiny_model, ANSWER)
 
 
+@pytest.mark.parametrize("further", ["And then?", {"text": "And then?"}, {"role": "user", "content": "And then?"}])
+def test_a_further_question_is_no_answer(further: object, tmp_path: Path, tiny_model: str) -> None:
+    text = lines(tmp_path / "t.jsonl", {"turns": [QUESTION, further], "max_tokens": 77})
+    assert (sent(text, tiny_model)[0].max_tokens, reading(text).capped) == (77, 1)
+
+
 def test_the_line_tells_where_output_lengths_come_from(tmp_path: Path) -> None:
     rows = [{"output_len": 5}, {"output_len": 6}, {"max_tokens": 7}, {}]
     line = reading_line(reading(lines(tmp_path / "t.jsonl", *({"prompt": QUESTION, **row} for row in rows))))

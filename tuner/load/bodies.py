@@ -172,7 +172,8 @@ def _turns(key: str, raw: list[object]) -> tuple[tuple[dict[str, object], ...], 
     messages = tuple(_turn(turn, whole=key == "messages") for turn in raw[:asked])
     if not any(message["role"] == "user" for message in messages):
         raise UnusableRowError(WhyLeftOut.NO_QUESTION)
-    return messages, answer_text(raw[asked]) if asked < len(raw) else None
+    answered = asked < len(raw) and _role(raw[asked]) == "assistant"
+    return messages, answer_text(raw[asked]) if answered else None
 
 
 def _role(turn: object) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -12,7 +12,7 @@ DEFAULT_OUTPUT_TOKENS = 256
 
 
 class WhyLeftOut(StrEnum):
-    """WhyLeftOut why a row is left out."""
+    """Reason why a row is left out."""
 
     NOT_JSON = "not-json"
     CUT = "cut"
@@ -66,6 +66,27 @@ class TimesFound(StrEnum):
     NONE = "none"
     ALL_ALIKE = "all-alike"
     TOO_FEW = "too-few"
+
+
+TIMES: dict[TimesFound, str] = {
+    TimesFound.REPLAYED: "arrival times found",
+    TimesFound.NONE: "no arrival times",
+    TimesFound.ALL_ALIKE: "arrival times not used: all the same",
+    TimesFound.TOO_FEW: "arrival times not used: too few rows have one that can be read",
+}
+"""English words for what was found of arrival times."""
+
+COUNTED: dict[str, str] = {
+    "recorded": "as recorded",
+    "capped": "from max_tokens, which may be only a cap",
+    "assumed": f"not told, {DEFAULT_OUTPUT_TOKENS} assumed",
+    "as_chat": "a plain prompt, sent as one user message of a chat",
+    "tools": "with tools",
+    "natural": "may end sooner (stop, response_format or the like)",
+    "moved": "out of order, sorted",
+    "mended": "in another unit, converted",
+}
+"""English words for each count of a `TrafficReading`, behind the count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,47 +184,19 @@ class TrafficReading:
 def reading_line(reading: TrafficReading) -> str:
     """Say in one line what was read."""
     about = "" if reading.counted else "about "
+    sources, moved = (_counts(reading, *names) for names in (("recorded", "capped", "assumed"), ("moved", "mended")))
+    out = reading.rows - reading.requests
     parts = [
         f"{reading.requests:,} of {reading.rows:,} requests",
         f"prompts {about}{reading.prompt} tokens",
-        f"outputs {about}{reading.output}{_sources(reading)}",
-        _times(reading),
+        f"outputs {about}{reading.output} ({', '.join(sources)})",
+        TIMES[reading.times] + (f" ({', '.join(moved)})" if moved else ""),
+        *_counts(reading, "as_chat", "tools", "natural"),
+        f"left out {out:,}: {', '.join(map(str, reading.left_out))}" if out else "none left out",
     ]
-    if reading.as_chat:
-        parts.append(f"{_all(reading.as_chat, reading)} a plain prompt, sent as one user message of a chat")
-    if reading.tools:
-        parts.append(f"{_all(reading.tools, reading)} with tools")
-    if reading.natural:
-        parts.append(f"{_all(reading.natural, reading)} may end sooner (stop, response_format or the like)")
-    out = reading.rows - reading.requests
-    parts.append(f"left out {out:,}: {', '.join(map(str, reading.left_out))}" if out else "none left out")
     return "; ".join(parts)
 
 
-def _sources(reading: TrafficReading) -> str:
-    told = (
-        (reading.recorded, "as recorded"),
-        (reading.capped, "from max_tokens, which may be only a cap"),
-        (reading.assumed, f"not told, {DEFAULT_OUTPUT_TOKENS} assumed"),
-    )
-    return f" ({', '.join(f'{_all(count, reading)} {words}' for count, words in told if count)})"
-
-
-def _all(count: int, reading: TrafficReading) -> str:
-    return "all" if count == reading.requests else f"{count:,}"
-
-
-def _times(reading: TrafficReading) -> str:
-    words: dict[TimesFound, Callable[[], str]] = {
-        TimesFound.REPLAYED: lambda: f"arrival times found{_mended(reading)}",
-        TimesFound.NONE: lambda: "no arrival times",
-        TimesFound.ALL_ALIKE: lambda: "arrival times not used: all the same",
-        TimesFound.TOO_FEW: lambda: "arrival times not used: too few rows have one that can be read",
-    }
-    return words[reading.times]()
-
-
-def _mended(reading: TrafficReading) -> str:
-    notes = [f"{reading.moved:,} out of order, sorted"] if reading.moved else []
-    notes += [f"{reading.mended:,} in another unit, converted"] if reading.mended else []
-    return f" ({', '.join(notes)})" if notes else ""
+def _counts(reading: TrafficReading, *names: str) -> list[str]:
+    counts = ((int(getattr(reading, name)), COUNTED[name]) for name in names)
+    return [f"{'all' if count == reading.requests else f'{count:,}'} {words}" for count, words in counts if count]

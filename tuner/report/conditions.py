@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tuner import formatting
 from tuner.flagwords import words_for
-from tuner.load.reading import DEFAULT_OUTPUT_TOKENS, TrafficReading
+from tuner.load.reading import COUNTED, TrafficReading
 from tuner.load.workload import extra_body_text
 from tuner.report.quote import shell_word
 from tuner.report.tables import StudyFiles
@@ -100,10 +100,8 @@ def _read(reading: TrafficReading, words: Words) -> list[str]:
         texts.append(words(f"read-{name}", **{key: formatting.count(tokens) for key, tokens in counts.items()}))
     texts += [] if reading.counted else [words("read-estimated")]
     texts.append(words(f"read-times-{reading.times}"))
-    for name in ("recorded", "capped", "assumed", "as_chat", "tools", "natural", "moved", "mended"):
-        if count := getattr(reading, name):
-            key = f"read-{name.replace('_', '-')}"
-            texts.append(words(key, n=formatting.count(count), tokens=DEFAULT_OUTPUT_TOKENS))
+    counted = {name: int(getattr(reading, name)) for name in COUNTED}
+    texts += [words(f"read-{name}", n=formatting.count(n)) for name, n in counted.items() if n]
     for left in reading.left_out:
         why = words(f"left-out-{left.why}")
         texts.append(words("read-left-out", n=formatting.count(left.count), why=why, first=left.first))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tuner.load.reading import REASONS, WhyLeftOut
+from tuner.load.reading import COUNTED, DEFAULT_OUTPUT_TOKENS, REASONS, TIMES, TimesFound, WhyLeftOut
 
 _CHINESE = {
     WhyLeftOut.NOT_JSON: "不是 JSON",
@@ -26,8 +26,27 @@ _CHINESE = {
     WhyLeftOut.TOO_LONG: "超过服务器接受的长度",
 }
 
+_TIMES_CHINESE = {
+    TimesFound.REPLAYED: "包含到达时间",
+    TimesFound.NONE: "没有到达时间",
+    TimesFound.ALL_ALIKE: "未使用到达时间：全部相同",
+    TimesFound.TOO_FEW: "未使用到达时间：能读取的太少",
+}
+_COUNTED_CHINESE = {
+    "recorded": "个输出长度取自记录",
+    "capped": "个取自 max_tokens（可能只是上限）",
+    "assumed": f"个未给出：假定为 {DEFAULT_OUTPUT_TOKENS} token",
+    "as_chat": "个纯文本提示，各作为一条用户消息发送",
+    "tools": "个带有工具",
+    "natural": "个可能提前结束（stop、response_format 等）",
+    "moved": "个次序颠倒，已排序",
+    "mended": "个时间单位不同，已换算",
+}
+
 TRAFFIC_TEXTS: dict[str, tuple[str, str]] = {
     **{f"left-out-{why}": (REASONS[why], chinese) for why, chinese in _CHINESE.items()},
+    **{f"read-times-{times}": (TIMES[times], chinese) for times, chinese in _TIMES_CHINESE.items()},
+    **{f"read-{name}": (f"{{n}} {COUNTED[name]}", f"{{n}} {chinese}") for name, chinese in _COUNTED_CHINESE.items()},
     "env-read": ("traffic read", "读取的流量"),
     "read-rows": ("{requests} of {rows} requests are sent", "{rows} 个请求中发送 {requests} 个"),
     "read-prompt": (
@@ -39,26 +58,5 @@ TRAFFIC_TEXTS: dict[str, tuple[str, str]] = {
         "输出：P50 {p50}，P99 {p99}，最长 {high} token",
     ),
     "read-estimated": ("lengths are estimates from bytes", "长度由字节数估计"),
-    "read-recorded": ("{n} output lengths as recorded", "{n} 个输出长度取自记录"),
-    "read-capped": ("{n} from max_tokens, which may be only a cap", "{n} 个取自 max_tokens（可能只是上限）"),
-    "read-assumed": ("{n} not told: {tokens} tokens assumed", "{n} 个未给出：假定为 {tokens} token"),
-    "read-as-chat": (
-        "{n} plain prompts, each sent as one user message of a chat",
-        "{n} 个纯文本提示，各作为一条用户消息发送",
-    ),
-    "read-tools": ("{n} with tools", "{n} 个带有工具"),
-    "read-natural": (
-        "{n} may end sooner (stop, response_format or the like)",
-        "{n} 个可能提前结束（stop、response_format 等）",
-    ),
     "read-left-out": ("left out: {n} {why} (first: {first})", "未发送：{n} 个{why}（首个：{first}）"),
-    "read-times-replayed": ("arrival times found", "包含到达时间"),
-    "read-times-none": ("no arrival times", "没有到达时间"),
-    "read-times-all-alike": ("arrival times not used: all the same", "未使用到达时间：全部相同"),
-    "read-times-too-few": (
-        "arrival times not used: too few rows have one that can be read",
-        "未使用到达时间：能读取的太少",
-    ),
-    "read-moved": ("{n} out of order, sorted", "{n} 个次序颠倒，已排序"),
-    "read-mended": ("{n} times in another unit, converted", "{n} 个时间单位不同，已换算"),
 }

@@ -16,7 +16,7 @@ from tuner.vllm import log_lines
 
 
 class LogLevel(StrEnum):
-    """LogLevel of a line that has a stamp."""
+    """Level of a line that has a stamp."""
 
     DEBUG = "D"
     INFO = "I"

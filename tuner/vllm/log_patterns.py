@@ -1,9 +1,8 @@
 """Messages of vLLM 0.8 to 0.33, torch, the hub and the kernel, each with its meaning.
 
-Four tables. SPECIFIC names a root cause. BROAD names
-a class that a specific message may belong to; a message of memory is between the two, by the figures in it. These
-are for the exceptions that ended the first process, and the first of a table wins. SILENT_DEATHS and GENERIC only
-say that something died.
+Four tables. SPECIFIC names a root cause. BROAD names a class that a specific message may belong to; a message of
+memory is between the two, by the figures in it. These are for the exceptions that ended the first process, and the
+first of a table wins. SILENT_DEATHS and GENERIC only say that something died.
 """
 
 from __future__ import annotations
