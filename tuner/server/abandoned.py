@@ -47,10 +47,7 @@ def abandoned() -> tuple[Abandoned, ...]:
 def _is_abandoned(trial: Path) -> bool:
     """Return True if a trial's folder names servers, and none of their tuners lives."""
     markers = [_read(path) for path in running_file.found_below(trial)]
-    return bool(markers) and not any(
-        marker is not None and running_file.writer_lives(marker.boot_id, marker.tuner_pid, marker.tuner_start_ticks)
-        for marker in markers
-    )
+    return bool(markers) and not any(marker is not None and marker.writer_lives for marker in markers)
 
 
 def _read(path: Path) -> Marker | None:

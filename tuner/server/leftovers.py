@@ -126,7 +126,7 @@ def end_leftovers(
     """
     records = [(path, _read(path)) for path in running_file.found_below(study_folder)]
     for path, record in records:
-        if record is not None and _writer_lives(record):
+        if record is not None and record.writer_lives:
             raise EnvironmentFaultError(
                 f"{path.parent} is in use by another tuner (pid {record.tuner_pid})",
                 hint="wait for it, stop it with Ctrl-C, or choose another --study",
@@ -178,10 +178,6 @@ def _read(path: Path) -> Marker | None:
 def _unreadable(path: Path) -> StopReport:
     """Report an unreadable record. Without it ownership is not proved, so nothing is touched."""
     return StopReport(seconds=0.0, left=(f"unknown: {path} cannot be read",))
-
-
-def _writer_lives(record: Marker) -> bool:
-    return running_file.writer_lives(record.boot_id, record.tuner_pid, record.tuner_start_ticks)
 
 
 def _is_other_users(path: Path, record: Marker) -> bool:

@@ -41,6 +41,11 @@ class Marker:
     replica: int = 0
     schema: int = SCHEMA
 
+    @property
+    def writer_lives(self) -> bool:
+        """Return True if the tuner that started the server still runs."""
+        return writer_lives(self.boot_id, self.tuner_pid, self.tuner_start_ticks)
+
 
 def path_of(folder: Path, replica: int = 0) -> Path:
     """Return where the marker of a server stands."""
