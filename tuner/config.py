@@ -111,7 +111,7 @@ def plan_study(
     model = checked_model(options.model)
     slos = tuple(dict.fromkeys(parse_slo(text) for text in options.slos))
     load = with_body(workload(options.workload), natural_stops=options.natural_stops, extra_body=options.extra_body)
-    space = _checked_space(options.space)
+    space, of_space = _checked_space(options.space)
     policy = _load(options, load)
     _check_counts(options)
     budget_s = parse_duration(options.time_budget)
@@ -170,7 +170,7 @@ def plan_study(
             fixed=space.always + choice.constant,
             extra=extra,
             env=(*space.env, (variables.CACHE_ROOT, str(folder / "vllm_cache"))),
-            secret_env=tuple(sorted({*secrets_of(options), *inherited})),
+            secret_env=tuple(sorted({*of_space, *given_command.secrets, *own.secrets, *inherited})),
         ),
         layouts=choice.layouts,
         own_layout=choice.own,
@@ -233,7 +233,7 @@ def parse_duration(text: str) -> float | None:
 
 def secrets_of(options: SearchOptions) -> dict[str, str]:
     """Return the secrets among the options, by variable. vLLM's own flags win, as they do on a command line."""
-    _, of_space = part_space(read_space(options.space))
+    _, of_space = _checked_space(options.space)
     return {**of_space, **part_command(options.vllm).secrets, **part_flags(options.extra).secrets}
 
 
@@ -361,14 +361,15 @@ def _units(options: SearchOptions, machine: Machine, gpus: tuple[int, ...]) -> U
     return Units(gpus, nodes, without_p2p=machine.without_p2p)
 
 
-def _checked_space(text: str) -> Space:
-    """Read the space. It leaves the layout alone, because that decides where servers run."""
-    space, _ = part_space(read_space(text))
+def _checked_space(text: str) -> tuple[Space, dict[str, str]]:
+    """Read the space, and its secrets by variable. It leaves the layout alone, because that decides where servers
+    run."""
+    space, secrets = part_space(read_space(text))
     if named := next((flag for flag in space.flags if flag in FLAGS), None):
         raise UsageError(
             f"space {space.name!r} names {named}", hint=f"take it out, and choose layouts: --layouts {AUTO}, or 4x1,2x2"
         )
-    return space
+    return space, secrets
 
 
 def _constant(space: Space) -> dict[str, Value]:

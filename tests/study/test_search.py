@@ -13,10 +13,11 @@ from tests.study.builders import REFUSAL, level, plan, record
 from tuner.candidate import Candidate, Value
 from tuner.server.diagnosis import Bound, Cause
 from tuner.space.parameter import Parameter
+from tuner.study.draws import STEP_SD
 from tuner.study.learnt import LearntRule
 from tuner.study.optuna_storage import reopened
 from tuner.study.record import Role, TrialOutcome, TrialRecord
-from tuner.study.search import LOCAL_STEP_EVERY, REPEATS_BEFORE_RANDOM, STEP_SD, Proposal, Search
+from tuner.study.search import LOCAL_STEP_EVERY, REPEATS_BEFORE_RANDOM, Proposal, Search
 from tuner.study.seeds import seeds
 from tuner.study.setting import StudySetting
 from tuner.vllm.defaults import vllm_defaults

@@ -123,7 +123,8 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
     _end_leftovers(store, console)
     for servers in abandoned():
         console.say(f"caution: {servers}; it disturbs every measurement: {servers.todo}")
-    for path in store.torn_records():
+    records = store.records()
+    for path in store.torn_records(records):
         console.say(f"{path} cannot be read, so that trial is run again")
     console.say(plan_lines(plan, environment.vllm_version, sampler_name()))
     defaults = vllm_defaults(environment.vllm_version, environment.gpus)
@@ -148,12 +149,12 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
 
     with (
         _folder_kept(store),
-        progress(plan, environment.vllm_version, settled(plan, store.records()), look) as shown,
+        progress(plan, environment.vllm_version, settled(plan, records), look) as shown,
         _signals_set(stop, shown),
     ):
         search = Search(setting, seeds(setting), Patience(should_stop=stop.is_set, tell=shown.say))
         runner = local_trials(plan, store, clock, gpu_adapter(), shown.show, stop)
-        result = Loop(
+        loop = Loop(
             plan=plan,
             store=store,
             search=search,
@@ -161,8 +162,9 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
             clock=clock,
             emit=shown.show,
             on_result=write_outputs,
-        ).run()
-    print_lines(result_lines(result, settled(plan, store.records()), plan.baseline, paths))
+        )
+        result = loop.run(records)
+    print_lines(result_lines(result, loop.records, plan.baseline, paths))
     if stop.is_set():
         raise InterruptedSearchError(
             f"interrupted after {result.starts} starts; the best so far is written",

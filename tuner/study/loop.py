@@ -12,7 +12,7 @@ from tuner.bench.task import Task
 from tuner.candidate import Candidate
 from tuner.clock import Clock
 from tuner.errors import EnvironmentFaultError
-from tuner.layout import Layout, PlacedLayout
+from tuner.layout import PlacedLayout
 from tuner.placement import GpuGroup
 from tuner.study import confirm, forecast, machine_faults, unread
 from tuner.study.assignment import Assignment, check_task, confirm_task, experiment_task, search_task
@@ -35,6 +35,7 @@ from tuner.study.events import (
     Unexplained,
 )
 from tuner.study.fleet import Fleet, FleetStoppedError
+from tuner.study.places import Places
 from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision, StudyResult
@@ -61,14 +62,17 @@ class Loop:
     _running: dict[Future[TrialRecord], Assignment] = field(default_factory=dict, init=False)
     _attempts: Counter[str] = field(default_factory=Counter, init=False)
     _held: Proposal | None = field(default=None, init=False)
-    _quarantined: set[int] = field(default_factory=set, init=False)
+    _places: Places = field(init=False)
     _pauses: int = field(default=0, init=False)
     _began_ns: int = field(default=0, init=False)
     _spent_before_s: float = field(default=0.0, init=False)
 
-    def run(self) -> StudyResult:
-        """Run the study to its end, from wherever its records on disk left it."""
-        self._resume()
+    def __post_init__(self) -> None:
+        self._places = Places(self.plan)
+
+    def run(self, earlier: Iterable[TrialRecord] | None = None) -> StudyResult:
+        """Run the study to its end, from wherever `earlier` records left it, by default those on disk."""
+        self._resume(self.store.records() if earlier is None else earlier)
         with self.fleet:
             with suppress(FleetStoppedError):  # interrupted between two trials
                 self._search()
@@ -79,11 +83,16 @@ class Loop:
         self.emit(StudyFinished(result))
         return result
 
-    def _resume(self) -> None:
-        self._records = list(unread.settled(self.plan, self.store.records()))
+    def _resume(self, earlier: Iterable[TrialRecord]) -> None:
+        self._records = list(unread.settled(self.plan, earlier))
         self._spent_before_s = forecast.spent_s(self.plan, self._records)
         self._began_ns = self.clock.now_ns()
         self.search.restore(self._records, [r.search_trial for r in self._questions if r.search_trial is not None])
+
+    @property
+    def records(self) -> tuple[TrialRecord, ...]:
+        """Return the records so far."""
+        return tuple(self._records)
 
     # --- search
 
@@ -132,7 +141,7 @@ class Loop:
         return None
 
     def _ask(self) -> Proposal:
-        proposal = self.search.ask(self._broken_layouts)
+        proposal = self.search.ask(self._places.broken_layouts)
         for standing in proposal.dropped:
             self.emit(LayoutDropped(standing))
         for rule in proposal.newly_applied:
@@ -165,7 +174,7 @@ class Loop:
         """Return True if a proposal's layout was dropped or broken since it was made."""
         layout = self.plan.layout_of(proposal.candidate)
         dropped = {standing.layout for standing in self.search.layouts if standing.is_dropped}
-        return layout in self._broken_layouts or (layout in dropped and proposal.role is not Role.DEFAULT)
+        return layout in self._places.broken_layouts or (layout in dropped and proposal.role is not Role.DEFAULT)
 
     def _group_for(self, proposal: Proposal) -> GpuGroup | None:
         """Find a free group of a proposal's layout. None if it has to wait."""
@@ -180,7 +189,7 @@ class Loop:
         if any(runs_alone(self.plan, assignment.role, assignment.candidate) for assignment in running):
             return []
         busy = {unit for assignment in running for unit in assignment.units}
-        return [group for group in self._healthy(groups) if not group.units & busy]
+        return [group for group in self._places.healthy(groups) if not group.units & busy]
 
     def _assignment(self, proposal: Proposal, group: GpuGroup) -> Assignment:
         self._attempts[proposal.candidate.id] += 1
@@ -207,7 +216,7 @@ class Loop:
 
     def _check(self, placed: PlacedLayout) -> None:
         """Run a layout's default on all its places at once, to compare with the default alone. Once in a study."""
-        default, groups = self.plan.default_of(placed.layout), self._machine(placed)
+        default, groups = self.plan.default_of(placed.layout), self._places.machine(placed)
         own = [r for r in self._records if r.candidate == default]
         alone = next((in_closed_loop(r) for r in own if r.role is Role.DEFAULT and r.levels), None)
         checked = any(r.role is Role.CHECK and r.outcome is not TrialOutcome.INTERRUPTED for r in own)
@@ -228,7 +237,7 @@ class Loop:
     def _confirm(self) -> None:
         """Make the confirmation runs, one after the other and alone on the machine."""
         while not self.fleet.stopped:
-            due = confirm.next_to_confirm(self.plan, self._records, self._broken_layouts)
+            due = confirm.next_to_confirm(self.plan, self._records, self._places.broken_layouts)
             if due is None or not self._in_time_to_confirm(due.found):
                 return
             self._submit(self._confirming(due))
@@ -237,7 +246,7 @@ class Loop:
     def _confirming(self, due: Confirmation) -> Assignment:
         """Return the assignment of a confirmation run: all servers of the layout, behind the door."""
         candidate = due.found.candidate
-        groups = self._machine(self.plan.placed(self.plan.layout_of(candidate)))
+        groups = self._places.machine(self.plan.placed(self.plan.layout_of(candidate)))
         assert groups is not None
         runs = compared_runs(self._records, candidate, due.door)
         # Runs of winner and default share their traffic: the first of each has one, the second another. So do doors.
@@ -254,19 +263,6 @@ class Loop:
         return all(r.candidate != found.candidate for r in confirmed)
 
     # --- trials
-
-    def _healthy(self, groups: Iterable[GpuGroup]) -> list[GpuGroup]:
-        return [group for group in groups if not group.units & self._quarantined]
-
-    def _machine(self, placed: PlacedLayout) -> tuple[GpuGroup, ...] | None:
-        """Return the places of all servers of a layout at once, None if too many are quarantined."""
-        places = tuple(self._healthy(placed.groups)[: placed.layout.replicas])
-        return places if len(places) == placed.layout.replicas else None
-
-    @property
-    def _broken_layouts(self) -> frozenset[Layout]:
-        """The layouts that cannot run as a whole any more."""
-        return frozenset(placed.layout for placed in self.plan.layouts if self._machine(placed) is None)
 
     @property
     def _elapsed_s(self) -> float:
@@ -346,10 +342,10 @@ class Loop:
         left = record.start.dirty
         if left is None:
             return
-        self._quarantined |= assignment.units
+        self._places.quarantine(assignment.units)
         self.emit(GroupQuarantined(assignment.place, record.trial, left))
-        if len(self._broken_layouts) == len(self.plan.layouts):
-            usable = bool(self._healthy(self.plan.groups))
+        if self._places.all_layouts_are_broken:
+            usable = bool(self._places.healthy(self.plan.groups))
             what = "no layout is whole" if usable else "no GPU group is usable"
             raise EnvironmentFaultError(
                 f"{what} any more: {left} of trial {record.trial:04d} did not go away",
@@ -372,7 +368,7 @@ class Loop:
 
     def _result(self, *, complete: bool) -> StudyResult:
         records = self._records
-        answer = confirm.answer(self.plan, records, self._broken_layouts, complete=complete)
+        answer = confirm.answer(self.plan, records, self._places.broken_layouts, complete=complete)
         keeps = answer.decision in (Decision.KEEP_DEFAULT, Decision.NOT_CONFIRMED) and answer.default is not None
         shown = answer.default if keeps else answer.winner
         result = StudyResult(

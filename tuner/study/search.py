@@ -17,6 +17,7 @@ from tuner.layout import Layout
 from tuner.space.axis import ParameterAxis
 from tuner.study import rebuild
 from tuner.study.confirm import worth
+from tuner.study.draws import Draws
 from tuner.study.feedback import CONSTRAINTS, Feedback, feedback_for, not_started
 from tuner.study.layout_race import standing
 from tuner.study.learnt import FlagLimit, LearntRule, bounds, known_rules
@@ -33,15 +34,6 @@ REPEATS_BEFORE_RANDOM = 8
 LOCAL_STEP_EVERY = 3
 """Period of the proposals that perturb the best candidate. Away from data a GP falls back to the mean of what it has
 seen. Once most trials are good, unexplored corners look as good as real improvements (docs/search.md)."""
-
-STEP_SD = 0.12
-"""Standard deviation of a local step, as a range's share."""
-
-MOVED_SHARE = 0.5
-"""Share of the parameters that a local step moves. The layout stays: with another one, nothing is near."""
-
-RANDOM_DRAWS = 300
-"""Draws for a point that is neither known nor excluded."""
 
 SEEDS_SHARE = 0.5
 """Share of the starts that seeds of layouts other than the leading one may reach. The rest is the model's."""
@@ -70,6 +62,7 @@ class Search:
         self._rules: tuple[LearntRule, ...] = ()
         self._saved: Counter[str] = Counter()
         self._axes = tuple(ParameterAxis(parameter) for parameter in plan.parameters)
+        self._draws = Draws(setting, self._axes)
         self._known: dict[str, Feedback | None] = {}
         self._measured: list[tuple[tuple[float, ...], Feedback]] = []
         self._asked: dict[int, tuple[Trial, Candidate]] = {}
@@ -288,7 +281,7 @@ class Search:
         """Return a point to queue before the sampler is asked. None if the model or the queue comes next. `answered`
         proposals in a row led nowhere."""
         if answered == REPEATS_BEFORE_RANDOM:
-            return self._untried_point(ParameterAxis.drawn, live)
+            return self._draws.anywhere(self._may_be_drawn(live), self._draw)
         return self._local_step(live) if answered == 0 else None
 
     def _local_step(self, live: frozenset[Layout]) -> dict[str, float] | None:
@@ -299,29 +292,20 @@ class Search:
         best = max(feasible, key=lambda r: worth(self._plan, records, r), default=None)
         if best is None or self._queue_waits or trials < STARTUP_TRIALS or trials % LOCAL_STEP_EVERY:
             return None
-        values = self._setting.values(best.candidate)
+        return self._draws.near(best.candidate, self._may_be_drawn(live), self._draw)
 
-        def near(axis: ParameterAxis, draw: random.Random) -> float:
-            here = axis.number(values.get(axis.parameter.flag))
-            if axis.parameter.flag in SERVER_SIZES:
-                return here
-            return axis.stepped(here, STEP_SD, draw) if draw.random() < MOVED_SHARE else here
+    def _may_be_drawn(self, live: frozenset[Layout]) -> Callable[[Candidate], bool]:
+        """Return the test for an untried candidate of a live layout that the rules allow."""
 
-        return self._untried_point(near, live)
-
-    def _untried_point(
-        self, number: Callable[[ParameterAxis, random.Random], float], live: frozenset[Layout]
-    ) -> dict[str, float] | None:
-        """Draw an untried point of a live layout that the rules allow. None if hardly any is left."""
-        draw = random.Random(self._plan.seed + len(self._study.trials))
-        for _ in range(RANDOM_DRAWS):
-            numbers = {a.parameter.flag: number(a, draw) for a in self._axes}
-            values = {a.parameter.flag: a.parameter.decode(numbers[a.parameter.flag]) for a in self._axes}
-            candidate = self._setting.candidate(values)
+        def test(candidate: Candidate) -> bool:
             lives = self._plan.layout_of(candidate) in live
-            if lives and not self._is_tried(candidate) and self._rule_violated_by(candidate) is None:
-                return numbers
-        return None
+            return lives and not self._is_tried(candidate) and self._rule_violated_by(candidate) is None
+
+        return test
+
+    @property
+    def _draw(self) -> random.Random:
+        return random.Random(self._plan.seed + len(self._study.trials))
 
     def _skip(self, trial: Trial, role: Role, candidate: Candidate, why: str) -> None:
         """Answer a proposal as refused, without a start."""

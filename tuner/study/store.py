@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -145,9 +145,9 @@ class Store:
                 continue
         return tuple(found)
 
-    def torn_records(self) -> tuple[Path, ...]:
-        """List the record files that cannot be read."""
-        whole = {record.trial for record in self.records()}
+    def torn_records(self, whole_ones: Iterable[TrialRecord]) -> tuple[Path, ...]:
+        """List the record files that cannot be read, beside the `whole_ones`."""
+        whole = {record.trial for record in whole_ones}
         found = sorted((self.folder / "trials").glob("*/record.json"))
         return tuple(path for path in found if not path.parent.name.isdigit() or int(path.parent.name) not in whole)
 
