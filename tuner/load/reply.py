@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 CHUNKED_END = b"\r\n0\r\n\r\n"
 """Last HTTP chunk after a chunk of data. JSON escapes carriage returns, so no event can contain it."""
 
-MOST_ERROR_TEXT = 400
-"""Characters of a server's own words that are kept."""
+_MOST_ERROR_TEXT = 1 << 12
+"""Characters of a server's own words that are read."""
 
 _HEAD_END = b"\r\n\r\n"
 _EVENT_END = re.compile(rb"(?>\r\n|\n|\r){2}")
@@ -216,7 +216,7 @@ def _error_text(payload: bytes) -> str:
         _mapping(said.get("error")).get("message") or said.get("error") or said.get("message") or said.get("detail")
     )
     text = str(message) if message else payload.decode(errors="replace")
-    return text if len(text) <= MOST_ERROR_TEXT else f"{text[:MOST_ERROR_TEXT]}…"
+    return text[:_MOST_ERROR_TEXT]
 
 
 def _json(payload: bytes) -> dict[str, object]:

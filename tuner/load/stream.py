@@ -17,6 +17,7 @@ from tuner.errors import UsageError
 from tuner.http import tls
 from tuner.load.prompts import Request
 from tuner.load.reply import CHUNKED_END, Reply, is_complete, keeps_alive, read_reply
+from tuner.load.withheld import withheld
 
 _LOOKS_LIKE_TOKEN = re.compile(rb'"(?:content|reasoning|reasoning_content)": ?"[^"]')
 
@@ -244,7 +245,7 @@ def sample(capture: Capture, request: Request) -> RequestSample:
         cached_tokens=reply.cached_tokens,
         status=reply.status,
         failure=_failure(capture, reply, request),
-        error=reply.error,
+        error=reply.error and withheld(reply.error, request),
         token_ns=reply.token_ns,
     )
 
