@@ -344,6 +344,11 @@ CAUSES: tuple[tuple[str, Fault, str], ...] = (
     ("experts-not-divisible", S, "AssertionError: n_physical_experts=60 must be divisible by ep_size=7."),
     ("model-unsupported", S, "ValueError: Model architectures ['NetForCausalLM'] are not supported for now."),
     ("model-unsupported", S, "ValueError: There is no module or parameter named 'tower' in NetForCausalLM"),
+    ("unsupported", S, "NotImplementedError: No backend for this deployment."),
+    ("unsupported", S, "ValueError: Attention of 2030 is not yet supported with sinks."),
+    ("nccl", E, "RuntimeError: oneCCL: ze.cpp:43 do_call: EXCEPTION: open failed"),
+    ("hub-unreachable", E, "vocab.VocabError: error downloading or loading vocab file"),
+    ("mamba-blocks", C, "AssertionError: num_cache_lines >= batch"),
     ("batched-below-draft", C, "ValueError: VllmConfig does not have enough slots to schedule a token and support it."),
     ("flag-refused", C, "ValueError: max_num_seqs does not go with something of next year"),
     ("flag-refused", C, "AssertionError: bad gpu_memory_utilization for this device"),
@@ -374,10 +379,28 @@ def test_what_a_message_demands_of_a_searched_flag_is_a_bound() -> None:
     assert read(stamped("EngineCore", traceback(text)))[2] == (Bound("max-num-batched-tokens", ">=", 3072),)
 
 
-@pytest.mark.parametrize("text", ["KeyError: 'layers.0.gate'", "AssertionError: (8, 4) != (4, 8)"])
-def test_weights_of_another_model_are_the_studys_fault(text: str) -> None:
-    assert read(stamped("EngineCore", traceback(text, function="load_weights")))[:2] == ("model-unsupported", S)
+@pytest.mark.parametrize("function", ["load_weights", "initialize_model", "create_model_config", "add_lora"])
+@pytest.mark.parametrize("text", ["KeyError: 'layers.0.gate'", "AssertionError: (8, 4) != (4, 8)", "TypeError: new"])
+def test_a_model_that_cannot_be_read_or_built_is_the_studys_fault(text: str, function: str) -> None:
+    assert read(stamped("EngineCore", traceback(text, function=function)))[:2] == ("model-unsupported", S)
     assert read([*stamped("EngineCore", traceback(text)), *engine_gave_up()])[1] is U
+
+
+@pytest.mark.parametrize("text", ["HIP error: invalid argument", "CUDA error: new", "CUDA driver error: new"])
+def test_before_anything_is_loaded_an_error_of_the_gpus_runtime_is_the_machines(text: str) -> None:
+    found = [read(traceback(f"RuntimeError: {text}", function=name))[1] for name in ("init_device", "execute_model")]
+    assert found == [E, U]
+
+
+def test_torchs_advice_is_no_cause() -> None:
+    text = "RuntimeError: new words\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions."
+    assert read(stamped("EngineCore", traceback(text)))[1] is U
+
+
+def test_an_unread_cause_quotes_the_exception_and_not_the_line_before_it() -> None:
+    lines = ["EngineCore failed to start.", *traceback("RuntimeError: new words")]
+    cause = diagnose("\n".join(stamped("EngineCore", lines)), exit_code=1, phase=START)
+    assert (cause.kind, cause.line) == ("engine-did-not-start", "RuntimeError: new words")
 
 
 @pytest.mark.parametrize(("words", "fault"), [("stray here", S), ("--new-flag 3", C)])

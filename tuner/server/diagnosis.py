@@ -155,11 +155,13 @@ def _from_log(
                 for pattern in table:
                     if (match := pattern.regex.search(text)) is not None:
                         return _cause(pattern, match, text, context)
-    told = silent or _first_line(lines, SPECIFIC if chain is None else ()) or _first_line(lines, (*BROAD, *GENERIC))
+    told = silent or _first_line(lines, SPECIFIC if chain is None else ())
+    told = told or _first_line(lines, (*BROAD, *GENERIC) if chain is None or chain.is_lost_peer else GENERIC)
     if told is None:
         return None
     cause = _cause(told[1], told[2], lines[told[0]].text, context)
-    return cause if chain is None or chain.begins > told[0] else replace(cause, line=_short(chain.quoted))
+    is_told_first = chain is None or (chain.begins > told[0] and told[1] not in GENERIC)
+    return cause if chain is None or is_told_first else replace(cause, line=_short(chain.quoted))
 
 
 def _first_line(lines: Sequence[LogLine], table: Sequence[Pattern]) -> tuple[int, Pattern, re.Match[str]] | None:

@@ -95,6 +95,11 @@ def short_of_memory(figures: MemoryFigures, context: MessageContext) -> Shortage
     return shortage(figures, context.held_by_others_gib, nothing_of_ours=nothing_of_ours)
 
 
+def of_the_device(_match: re.Match[str], context: MessageContext) -> Fault:
+    """Blame an error of the GPU's runtime. Before the model is loaded nothing but the machine can cause it."""
+    return Fault.ENVIRONMENT if context.phase is StartPhase.BEGINNING else Fault.UNKNOWN
+
+
 def host_kv(match: re.Match[str], _context: MessageContext) -> tuple[Bound, ...]:
     """Derive the bound from KV budget = utilization × total - what the worker holds. It lies between 0 and what is
     available."""

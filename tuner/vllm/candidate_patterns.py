@@ -177,6 +177,11 @@ CANDIDATE_PATTERNS: tuple[Pattern, ...] = (
         "lower max-num-seqs", bounds.at_most("max-num-seqs", "blocks"),
     ),
     Pattern(
+        # 0.15 to 0.17 found out in a kernel
+        "mamba-blocks", _C, _R(r"num_cache_lines >= batch"),
+        "The model's state cache has blocks for fewer sequences than max-num-seqs.", "lower max-num-seqs",
+    ),
+    Pattern(
         "heads-not-divisible", _C,
         _R(r"Total number of attention heads \((?P<heads>\d+)\) must be divisible by tensor parallel size"),
         "The model's {heads} attention heads do not divide by the tensor-parallel size.",

@@ -84,12 +84,13 @@ ABORT = re.compile(
 )
 """Last words of C++ code."""
 
-RELAYED = re.compile(r"Worker failed with error ['\"](?P<text>.*?)['\"](?:, please check|$)", re.DOTALL)
+RELAYED = re.compile(r"Worker failed with error ['\"](?P<text>.*?)(?:['\"], please check|['\"]?$)", re.DOTALL)
 CONSEQUENCE = re.compile(
     r"Engine core initialization failed|EngineDeadError|EngineGenerateError|WorkerProc initial|Executor failed"
     r"|Engine core process \S+ died unexpectedly|Process \S+ \(PID: \d+\) died with exit code|Worker failed with error"
     r"|Engine process failed to start|worker died|CancelledError|cancelled|Failed core proc|ActorDiedError|RayTaskError"
     r"|Background loop (?:has errored|is stopped)|^SystemExit|failed to be inspected"
+    r"|'-m', 'vllm\.\S+\] returned non-zero"
 )
 CLEAN_UP = re.compile(r"_exitfunc|_run_exitfuncs|_exit_function|__del__|atexit\w*")
 """Functions that run after a process has ended its work."""

@@ -19,7 +19,7 @@ from tuner.vllm.log_lines import StartPhase
 from tuner.vllm.machine_patterns import MACHINE_CLASSES, MACHINE_PATTERNS
 from tuner.vllm.memory import OUT_OF_MEMORY, Shortage, memory_figures
 from tuner.vllm.pattern import Pattern
-from tuner.vllm.study_patterns import STUDY_CLASSES, STUDY_PATTERNS, WEIGHTS_MISMATCH
+from tuner.vllm.study_patterns import NOT_BUILT, NOT_READ, STUDY_CLASSES, STUDY_PATTERNS, UNSUPPORTED
 
 _R = re.compile
 _C, _E, _U = Fault.CANDIDATE, Fault.ENVIRONMENT, Fault.UNKNOWN
@@ -62,10 +62,10 @@ def memory_pattern(text: str, context: MessageContext) -> Pattern:
 
 BROAD: tuple[Pattern, ...] = (
     Pattern(
-        "gpu-crash", _U,
+        "gpu-crash", bounds.of_the_device,
         _R(
-            r"illegal memory access|device-side assert|misaligned address|illegal instruction was encountered"
-            r"|(?:CUDA|HIP) error: unspecified|(?:Memory access fault|HW Exception) by GPU node"
+            r"illegal memory access|device-side assert triggered|misaligned address|illegal instruction was encountered"
+            r"|(?:CUDA|HIP|XPU)(?: driver)? error: |(?:Memory access fault|HW Exception) by GPU node"
         ),
         "A kernel failed on the GPU: {line}", "see the end of the log; an eager or another attention backend may work",
     ),
@@ -98,8 +98,14 @@ SEARCHED = Pattern(
 )  # fmt: skip
 """Refusal of a new wording that names a searched flag."""
 
-PUTS_WEIGHTS = re.compile(r"load_weights|weight_loader|\w*_weight_loader|load_\w*_weight\w*")
-"""Functions that put a checkpoint's weights into the model."""
+BUILDS_MODEL = re.compile(
+    r"initialize_model|load_weights|\w*weight_loader|load_\w*_weight\w*|process_weights_after_loading|create_weights"
+    r"|add_lora|_load_adapter|load_lora_\w+"
+)
+"""Functions that build the model, put a checkpoint's weights into it, or add adapters."""
+
+READS_MODEL = re.compile(r"create_model_config|create_speculative_config|get_config|maybe_override_with_speculators")
+"""Functions that read the model's configuration."""
 
 
 def tables(chain: Chain, context: MessageContext) -> Iterator[Sequence[Pattern]]:
@@ -108,8 +114,12 @@ def tables(chain: Chain, context: MessageContext) -> Iterator[Sequence[Pattern]]
     yield (memory_pattern(chain.text, context),)
     yield BROAD
     yield (SEARCHED,)
-    if any(map(PUTS_WEIGHTS.fullmatch, chain.functions)):
-        yield (WEIGHTS_MISMATCH,)
+    if context.phase is StartPhase.SERVING:
+        return
+    yield (UNSUPPORTED,)
+    for functions, pattern in ((BUILDS_MODEL, NOT_BUILT), (READS_MODEL, NOT_READ)):
+        if any(map(functions.fullmatch, chain.functions)):
+            yield (pattern,)
 
 
 KILLED_HINT = "see who ends processes on this machine, and whether host memory ran out: dmesg | grep -i oom"

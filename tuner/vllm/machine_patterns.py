@@ -107,6 +107,7 @@ MACHINE_PATTERNS: tuple[Pattern, ...] = (
             r"|system not yet initialized|Error 80\d: |forward compatibility was attempted|unsupported display driver"
             r"|system driver mismatch|NVMLError|nvmlInit|Can't initialize NVML|ROCm driver|hsa_init|HSA_STATUS_ERROR"
             r"|cudaErrorInsufficientDriver|Unexpected error from (?:cuda|hip)GetDeviceCount"
+            r"|(?:hip|cuda|CUDA|HIP) (?:runtime|driver) failed to load"
         ),
         "The GPU's driver and this vLLM do not work together.", "check nvidia-smi; a driver update may need a reboot",
     ),
@@ -168,7 +169,8 @@ MACHINE_PATTERNS: tuple[Pattern, ...] = (
             r"|offline mode is enabled"
             r"|LocalEntryNotFoundError|cannot find the requested files in the (?:disk|local) cache|IncompleteRead"
             r"|ChunkedEncodingError|specific connection error|gaierror|Cannot reach https?://"
-            r"|outgoing traffic has been disabled|RemoteProtocolError|(?:httpx|requests\.exceptions"
+            r"|outgoing traffic has been disabled|RemoteProtocolError|[Ff]ailed to download|[Ee]rror downloading"
+            r"|(?:httpx|requests\.exceptions"
             r"|urllib3\.exceptions)\."
             r"(?:Connect|Connection|Proxy|Read|Protocol|NewConnection|MaxRetry)\w*"
         ),
@@ -227,7 +229,7 @@ MACHINE_CLASSES: tuple[Pattern, ...] = (
     Pattern(
         "nccl", _E,
         _R(r"NCCL (?:error|Error)|NCCL failure|ncclSystemError|ncclUnhandledCudaError|ncclInternalError"
-           r"|DistBackendError|ncclRemoteError|RCCL|custom_all_reduce|peer access is not supported"),
+           r"|DistBackendError|ncclRemoteError|RCCL|oneCCL|custom_all_reduce|peer access is not supported"),
         "The GPUs could not talk to each other.", "see the log's NCCL lines; NCCL_P2P_DISABLE=1 helps some machines",
     ),
     Pattern(

@@ -28,7 +28,7 @@ STUDY_PATTERNS: tuple[Pattern, ...] = (
             r"|There is no module or parameter named|Unrecognized (?:configuration class|model in)"
             r"|model type [`'\"]?[\w-]+[`'\"]? (?:is not supported|but)|not a valid model architecture"
             r"|Following weights were not initialized from checkpoint|architecture \S+ is not supported"
-            r"|[Uu]nknown RoPE scaling|Attempted to load weight|size mismatch for "
+            r"|'\w*Config' object has no attribute|[Uu]nknown RoPE scaling|Attempted to load weight|size mismatch for "
             r"|does not support (?:the )?[`'\"]?\w+[`'\"]? (?:task|runner|API)|is not a multimodal model"
         ),
         "This vLLM does not know the model's architecture.", "use a newer vLLM or another model",
@@ -70,7 +70,8 @@ STUDY_PATTERNS: tuple[Pattern, ...] = (
         _R(
             r"No valid attention backend|is not valid for this configuration|[Ii]nvalid attention backend"
             r"|[Uu]nsupported attention backend|Head size \d+ is not supported|head_size \d+ is not supported"
-            r"|FlashAttention only supports|FlashMLA[^\n]{0,60}only supported|Sinks are only supported"
+            r"|FlashAttention only supports|Unsupported FA version"
+            r"|FlashMLA[^\n]{0,60}only supported|Sinks are only supported"
             r"|does not support head[_ ]size|attention backend[^\n]{0,60} not supported"
         ),
         "vLLM has no attention kernel for this model on this GPU.",
@@ -99,6 +100,7 @@ STUDY_PATTERNS: tuple[Pattern, ...] = (
             r"|invalid device ordinal|Invalid device id"
             r"|[Tt]ensor parallel size \(\d+\) (?:cannot be|is) (?:larger|greater)"
             r"|local rank \d+ is out of (?:bounds|range)"
+            r"|(?:than|exceeds?|or equal to) (?:the )?number of (?:visible|available) (?:devices|GPUs)"
             r"|Error setting CUDA_VISIBLE_DEVICES|Cannot provide a placement group|not enough (?:GPUs|devices)"
             r"|hipErrorInvalidDevice\b|cudaErrorInvalidDevice\b"
         ),
@@ -149,9 +151,27 @@ STUDY_CLASSES: tuple[Pattern, ...] = (
     ),
 )  # fmt: skip
 
-WEIGHTS_MISMATCH = Pattern(
-    "model-unsupported", _S, _R(r"^(?:Key|Assertion|Value|Index|Attribute|Runtime)Error"),
-    "The model's weights are not those that this vLLM expects of its architecture: {line}",
+_PLAIN = r"(?:\w+\.)*\w*(?:Key|Assertion|Value|Index|Attribute|Type|Name|Validation|NotImplemented)Error"
+
+UNSUPPORTED = Pattern(
+    "unsupported", _S,
+    _R(
+        r"NotImplementedError|(?:Value|Runtime|Assertion|Attribute|Type|Validation)Error: [^\n]*(?:"
+        r"[Nn]ot (?:yet )?(?:been )?(?:supported|implemented|available for)|[Uu]nsupported"
+        r"|(?:does not|doesn't|cannot|do not) support"
+        r"|(?:is|are) only (?:supported|available|implemented)|only supports?\b)"
+    ),
+    "This vLLM does not support what every start of the study asks for: {line}",
+    "correct the words after --, or use another vLLM, model or GPU",
+)  # fmt: skip
+"""Refusal of a new wording that says that something is not supported."""
+
+NOT_BUILT = Pattern(
+    "model-unsupported", _S, _R(rf"^(?:{_PLAIN}|RuntimeError)"),
+    "This vLLM cannot build the model from its files: {line}",
     "use another vLLM or another form of the model",
 )  # fmt: skip
-"""Meaning of an exception of a new wording that comes while weights are put into the model."""
+"""Meaning of an exception of a new wording that comes while the model is built and filled with its weights."""
+
+NOT_READ = Pattern("model-unsupported", _S, _R(rf"^{_PLAIN}"), NOT_BUILT.explanation, NOT_BUILT.hint)
+"""The same while its configuration is read."""
