@@ -56,6 +56,9 @@ class RecordedGpu:
     def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
         return {gpu.index: gpu.memory_used_bytes or 0 for gpu in self.read(gpus)}
 
+    def processes(self, gpus: Sequence[int]) -> dict[int, dict[int, int | None]]:
+        return {gpu.index: {p.pid: p.memory_bytes for p in gpu.processes} for gpu in self.holders(gpus)}
+
 
 @dataclass
 class ScriptedServers:

@@ -81,6 +81,9 @@ class SimGpu:
     def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
         return {gpu: held_bytes(self._folder, gpu) for gpu in gpus}
 
+    def processes(self, gpus: Sequence[int]) -> dict[int, dict[int, int | None]]:
+        return {}
+
 
 def make_plan(
     folder: Path, model: str, *, starts: int, confirm_starts: int, groups: tuple[GpuGroup, ...] = (GpuGroup(),)

@@ -18,7 +18,7 @@ from tuner.environment import describe
 from tuner.errors import EnvironmentFaultError
 from tuner.layout import Layout, PlacedLayout
 from tuner.placement import GpuGroup
-from tuner.server import leftovers
+from tuner.server import gpu_memory
 from tuner.sim.gpu_memory import hold
 from tuner.space.parameter import Kind, Parameter
 from tuner.study.events import Event, GroupQuarantined, PhaseChanged
@@ -92,7 +92,7 @@ def test_gpus_whose_memory_is_gone_are_used_no_more(
     row: TunerRow, sim_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short_limits(monkeypatch)
-    monkeypatch.setattr(leftovers, "MEMORY_LIMIT_S", 1.0)
+    monkeypatch.setattr(gpu_memory, "LIMIT_S", 1.0)
     plan, hog = hog_of(row, tmp_path / "study", sim_model)
     store = hog.store
     store.create()

@@ -15,7 +15,7 @@ from tuner.clock import RealClock
 from tuner.launch import LaunchSpec
 from tuner.placement import GpuGroup
 from tuner.server import proctable
-from tuner.server.leftovers import GpuMemory, NoGpuMemory
+from tuner.server.gpu_memory import GpuMemory, NoGpuMemory
 from tuner.server.service import Deployment, RunningServer, Service, ServiceRequest, serving
 
 FAKE = Path(__file__).with_name("fake_server.py")

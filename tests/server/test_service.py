@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,7 @@ from tuner.launch import LaunchSpec
 from tuner.placement import GpuGroup
 from tuner.server import readiness, running_file, shutdown, start
 from tuner.server.diagnosis import Fault
+from tuner.server.gpu_memory import MemoryEnd
 from tuner.server.service import Deployment, ServerDidNotStart, start_limit
 
 LOGS = Path(__file__).with_name("logs")
@@ -246,11 +247,36 @@ def test_memory_that_does_not_come_back_is_reported(tmp_path: Path, monkeypatch:
         def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
             return dict.fromkeys(gpus, next(self.readings, 9 << 30))
 
-    monkeypatch.setattr("tuner.server.leftovers.MEMORY_LIMIT_S", 1.0)
+        def processes(self, gpus: Sequence[int]) -> dict[int, dict[int, int | None]]:
+            return {}
+
+    monkeypatch.setattr("tuner.server.gpu_memory.LIMIT_S", 1.0)
     with fake_running(tmp_path, gpu_memory=Leaking(), group=GpuGroup(gpus=(0, 1))) as server:
         pass
     assert server.stopped is not None
-    assert server.stopped.memory_back is False and not server.stopped.is_clean
+    assert server.stopped.memory is MemoryEnd.LEFT and not server.stopped.is_clean
+
+
+def test_a_driver_that_fails_while_a_server_runs_leaves_no_running_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing:
+        readings = iter([1 << 30])
+
+        def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
+            if (used := next(self.readings, None)) is None:
+                raise EnvironmentFaultError("the NVIDIA driver fails: GPU is lost", hint="reset it")
+            return dict.fromkeys(gpus, used)
+
+        def processes(self, gpus: Sequence[int]) -> dict[int, dict[int, int | None]]:
+            return {}
+
+    monkeypatch.setattr("tuner.server.gpu_memory.LIMIT_S", 1.0)
+    with fake_running(tmp_path, gpu_memory=Failing(), group=GpuGroup(gpus=(0,))) as server:
+        assert running_file.found_below(tmp_path)
+    assert server.stopped is not None
+    assert server.stopped.memory is MemoryEnd.UNREADABLE and not server.stopped.is_clean
+    assert not running_file.found_below(tmp_path)
 
 
 def test_secrets_of_the_environment_do_not_stay_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from tuner.study.events import (
     GroupsCompared,
     LayoutDropped,
     LevelMeasured,
+    MemoryAwaited,
     Paused,
     QuietAwaited,
     RuleApplied,
@@ -112,6 +113,8 @@ def notice_line(event: Event) -> str | None:
             return dropped_line(event.standing)
         case GroupQuarantined():
             return f"QUARANTINED {event.group}: trial {event.trial:04d} left {event.left}"
+        case MemoryAwaited():
+            return f"{event.group}: waiting for GPU memory that others hold: {event.holders}"
         case GroupsCompared():
             return _comparison(event)
         case Unexplained():

@@ -193,10 +193,14 @@ def _folder_kept(store: Store) -> Iterator[None]:
 
 def _end_leftovers(store: Store, console: Console) -> None:
     """End servers of this study that a killed tuner left running, and no others."""
-    for report in end_leftovers(store.folder, gpu_memory=gpu_adapter()):
+
+    def tell(holders: str) -> None:
+        console.say(f"waiting for GPU memory that others hold: {holders}")
+
+    for report in end_leftovers(store.folder, gpu_memory=gpu_adapter(), on_memory_wait=tell):
         if not report.is_clean:
             raise EnvironmentFaultError(
-                f"a server of an earlier run is still there: {', '.join(report.left) or 'its GPU memory'}",
+                f"a server of an earlier run is still there: {', '.join(report.remains)}",
                 hint="end it by hand (nvidia-smi names what holds GPU memory), then run this again",
             )
         console.say(f"an earlier run had left a server: ended {', '.join(report.killed) or 'it'}")

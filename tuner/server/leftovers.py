@@ -7,10 +7,9 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 from tuner.clock import Clock, RealClock
 from tuner.errors import EnvironmentFaultError
@@ -19,37 +18,19 @@ from tuner.secrecy import mask_file
 from tuner.server import proctable, running_file
 from tuner.server.containers import end_container
 from tuner.server.family import Family
+from tuner.server.gpu_memory import GpuMemory, NoGpuMemory, wait_for_memory
 from tuner.server.proctable import FileId, ProcessEntry
 from tuner.server.running_file import Marker, log_name
 from tuner.server.shutdown import StopReport, end_family
 
 LEFTOVER_GRACE_S = 15.0
 """Seconds for a leftover server to obey SIGTERM."""
-MEMORY_LIMIT_S = 60.0
-"""Seconds for the driver to take GPU memory back."""
-MEMORY_SLACK_BYTES = 256 * 2**20
-"""Bytes above the baseline that still count as "back". The driver and other processes vary by some tens of MiB."""
 
 SHM = Path("/dev/shm")
 _SHARED_MEMORY = re.compile(r"(psm_|vllm_|nccl-|torch_)")
 _SCRATCH = re.compile(r"tuner-[0-9a-f]{8}")
 _LONGEST_SCRATCH = 60
 """Longest scratch path. A UNIX socket's path ends at 107 bytes, and vLLM appends a slash and a uuid of 36."""
-
-
-class GpuMemory(Protocol):
-    """Source of the GPU memory in use."""
-
-    def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
-        """Return the bytes in use on each of `gpus`. None if that cannot be observed."""
-        ...
-
-
-class NoGpuMemory:
-    """A machine without GPUs."""
-
-    def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
-        return None
 
 
 def new_scratch() -> Path:
@@ -94,30 +75,12 @@ def remove_shared_memory(files: Iterable[Path], *, before: Collection[int]) -> t
     return tuple(sorted(map(str, candidates)))
 
 
-def wait_for_memory(
-    gpu_memory: GpuMemory,
-    baseline: dict[int, int] | None,
-    clock: Clock,
-    limit_s: float,
-) -> bool | None:
-    """Wait until each GPU's use is back at `baseline`. Returns False if time ran out. None if there is nothing to
-    compare."""
-    if not baseline:
-        return None
-    deadline_ns = clock.now_ns() + round(limit_s * 1e9)
-    while True:
-        used = gpu_memory.used_bytes(tuple(baseline))
-        if used is None:
-            return None
-        if all(used.get(gpu, 0) <= before + MEMORY_SLACK_BYTES for gpu, before in baseline.items()):
-            return True
-        if clock.now_ns() >= deadline_ns:
-            return False
-        clock.sleep(0.5)
-
-
 def end_leftovers(
-    study_folder: Path, *, clock: Clock | None = None, gpu_memory: GpuMemory | None = None
+    study_folder: Path,
+    *,
+    clock: Clock | None = None,
+    gpu_memory: GpuMemory | None = None,
+    on_memory_wait: Callable[[str], None] = lambda holders: None,
 ) -> list[StopReport]:
     """End the servers that a killed tuner left running.
 
@@ -137,12 +100,16 @@ def end_leftovers(
                 hint=f"end it as that user (sudo kill {record.pid}), or choose another --study",
             )
     return [
-        _unreadable(path) if record is None else _end(path, record, clock or RealClock(), gpu_memory or NoGpuMemory())
+        _unreadable(path)
+        if record is None
+        else _end(path, record, clock or RealClock(), gpu_memory or NoGpuMemory(), on_memory_wait)
         for path, record in records
     ]
 
 
-def _end(path: Path, record: Marker, clock: Clock, gpu_memory: GpuMemory) -> StopReport:
+def _end(
+    path: Path, record: Marker, clock: Clock, gpu_memory: GpuMemory, on_memory_wait: Callable[[str], None]
+) -> StopReport:
     started_ns = clock.now_ns()
     family = Family(record.pid, record.start_ticks, FileId(record.log_device, record.log_inode))
     shared_memory = {Path(name) for name in record.shared_memory}
@@ -164,7 +131,9 @@ def _end(path: Path, record: Marker, clock: Clock, gpu_memory: GpuMemory) -> Sto
         killed=killed,
         left=left,
         removed=removed,
-        memory_back=wait_for_memory(gpu_memory, dict(record.gpu_baseline_bytes), clock, MEMORY_LIMIT_S),
+        memory=wait_for_memory(
+            gpu_memory, dict(record.gpu_baseline_bytes), clock, on_wait=on_memory_wait, should_stop=lambda: bool(left)
+        ),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tuner.clock import Clock
 from tuner.launch import Deployment
-from tuner.server.leftovers import GpuMemory
+from tuner.server.gpu_memory import GpuMemory
 
 
 def _ignore(_phase: str) -> None:
@@ -25,6 +25,7 @@ class ServiceRequest:
 
     `folder` receives each server's log and, while the server lives, its running file. `model` is the name that
     /v1/models must list. `on_phase` hears what a starting server is doing. `should_stop` is asked between two looks.
+    `on_memory_wait` hears which processes hold GPU memory after the server has ended.
     """
 
     deployment: Deployment
@@ -35,4 +36,5 @@ class ServiceRequest:
     gpu_memory: GpuMemory
     host: str = "127.0.0.1"
     on_phase: Callable[[str], None] = _ignore
+    on_memory_wait: Callable[[str], None] = _ignore
     should_stop: Callable[[], bool] = _never

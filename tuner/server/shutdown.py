@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tuner.clock import Clock
 from tuner.server import proctable
 from tuner.server.family import Family
+from tuner.server.gpu_memory import MemoryEnd
 from tuner.server.proctable import ProcessEntry
 
 SETTLE_S = 2.0
@@ -24,7 +25,7 @@ _POLL_S = 0.1
 class StopReport:
     """The end of a server. `killed` and `left` name processes, `removed` names files.
 
-    `memory_back` is true if the GPUs' memory fell back to what was used before the start; None if nothing was measured.
+    `memory` is None if nothing was measured.
     `exit_code` is negative for a signal, None if it is not known.
     """
 
@@ -32,26 +33,31 @@ class StopReport:
     killed: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
-    memory_back: bool | None = None
+    memory: MemoryEnd | None = None
     exit_code: int | None = None
 
     @property
     def is_clean(self) -> bool:
         """Return True if the next start finds nothing left."""
-        return not self.left and self.memory_back is not False
+        return not self.remains
+
+    @property
+    def remains(self) -> tuple[str, ...]:
+        """Name what the next start would find: processes, and GPUs that cannot be used."""
+        return (*self.left, *([self.memory] if self.memory in (MemoryEnd.LEFT, MemoryEnd.UNREADABLE) else []))
 
 
 def joined(reports: Sequence[StopReport]) -> StopReport:
     """Join the reports of several servers."""
     if len(reports) == 1:
         return reports[0]
-    memory = {report.memory_back for report in reports} - {None}
+    memory = [report.memory for report in reports if report.memory is not None]
     return StopReport(
         seconds=max((report.seconds for report in reports), default=0.0),
         killed=tuple(name for report in reports for name in report.killed),
         left=tuple(name for report in reports for name in report.left),
         removed=tuple(name for report in reports for name in report.removed),
-        memory_back=all(memory) if memory else None,
+        memory=max(memory, key=tuple(MemoryEnd).index, default=None),
         exit_code=next((report.exit_code for report in reports if report.exit_code), None),
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tuner.launch import LaunchSpec
 from tuner.secrecy import mask, mask_file
-from tuner.server import leftovers, logtext, proctable, running_file
+from tuner.server import gpu_memory, leftovers, logtext, proctable, running_file
 from tuner.server.child import Child, ChildSpec, address, reachable
 from tuner.server.containers import end_container, with_cid_file
 from tuner.server.diagnosis import ServerPhase, diagnose, foreign_listener, obstructed, over_limit
@@ -41,8 +41,8 @@ class Start:
         self.endpoint = Endpoint(f"http://{address(request.host, port)}", port, request.model, key)
         self._spec = spec
         self._clock = request.clock
-        self._gpu_memory = request.gpu_memory
-        self._baseline = (request.gpu_memory.used_bytes(spec.gpus) if spec.gpus else None) or {}
+        self._request = request
+        self._baseline = gpu_memory.baseline(request.gpu_memory, spec.gpus, request.clock)
         self._oom_kills = oom_kills()
         self._scratch = leftovers.new_scratch()
         argv = spec.argv(request.host, port)
@@ -136,7 +136,13 @@ class Start:
             killed += end_container(self._engine, self._scratch)
         removed = leftovers.remove_shared_memory(self.process.shared_memory, before=self._child.shared_memory_before)
         mask_file(self.log_path)
-        memory_back = leftovers.wait_for_memory(self._gpu_memory, self._baseline, self._clock, leftovers.MEMORY_LIMIT_S)
+        memory = gpu_memory.wait_for_memory(
+            self._request.gpu_memory,
+            self._baseline,
+            self._clock,
+            on_wait=self._request.on_memory_wait,
+            should_stop=lambda: bool(ended.left) or self._request.should_stop(),
+        )
         if not ended.left:
             removed += self._child.remove_files()
         return StopReport(
@@ -144,7 +150,7 @@ class Start:
             killed=killed,
             left=ended.left,
             removed=removed,
-            memory_back=memory_back,
+            memory=memory,
             exit_code=self.process.exit_code(),
         )
 

@@ -51,6 +51,15 @@ class QuietAwaited:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryAwaited:
+    """Wait for GPU memory that other processes hold after a server has ended. `holders` names them."""
+
+    trial: int
+    group: str
+    holders: str
+
+
+@dataclass(frozen=True, slots=True)
 class LevelMeasured:
     """Finished level. `verdict` is None for the closed loop before an open one, which has no limits to keep."""
 
@@ -140,6 +149,7 @@ Event = (
     TrialStarted
     | PhaseChanged
     | QuietAwaited
+    | MemoryAwaited
     | LevelMeasured
     | TrialFinished
     | RuleApplied

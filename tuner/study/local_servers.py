@@ -22,7 +22,7 @@ from tuner.load.requests_log import RequestLog
 from tuner.load.stream import Failure, Target
 from tuner.server.service import Service, ServiceRequest, serving, start_limit
 from tuner.study.assignment import Assignment
-from tuner.study.events import Event, LevelMeasured, PhaseChanged, QuietAwaited
+from tuner.study.events import Event, LevelMeasured, MemoryAwaited, PhaseChanged, QuietAwaited
 from tuner.study.plan import StudyPlan, saturating_clients
 from tuner.study.store import Store
 from tuner.study.trial import ReadyServer, TrialRunner
@@ -76,6 +76,7 @@ class LocalServers:
             clock=self.clock,
             gpu_memory=self.gpu,
             on_phase=lambda phase: self.emit(PhaseChanged(assignment.trial, assignment.place, phase)),
+            on_memory_wait=lambda holders: self.emit(MemoryAwaited(assignment.trial, assignment.place, holders)),
             should_stop=self.stop.is_set,
         )
         ready: ReadyServer | None = None

@@ -348,8 +348,8 @@ class Loop:
             usable = bool(self._places.healthy(self.plan.groups))
             what = "no layout is whole" if usable else "no GPU group is usable"
             raise EnvironmentFaultError(
-                f"{what} any more: {left} of trial {record.trial:04d} did not go away",
-                hint=f"end what holds it (nvidia-smi names the processes), then: {self.store.resume_command}",
+                f"{what} any more: trial {record.trial:04d} left {left}",
+                hint=f"end what holds it, or reset it (nvidia-smi says what), then: {self.store.resume_command}",
             )
 
     def _pause_after_faults(self) -> None:

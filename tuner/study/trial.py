@@ -127,7 +127,7 @@ def _left(stopped: StopReport | None) -> str | None:
     """Name what a server left on the machine; None if nothing."""
     if stopped is None or stopped.is_clean:
         return None
-    return ", ".join((*stopped.left, *(["GPU memory"] if stopped.memory_back is False else [])))
+    return ", ".join(stopped.remains)
 
 
 def _record(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import pynvml
+
+from tuner.errors import EnvironmentFaultError
 
 T = TypeVar("T")
 
@@ -62,7 +64,12 @@ class GpuAdapter(Protocol):
         ...
 
     def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
-        """Return the bytes in use on each GPU. They must fall back before the next start."""
+        """Return the bytes in use on each GPU. They must fall back before the next start. Raises
+        EnvironmentFaultError if the driver fails."""
+        ...
+
+    def processes(self, gpus: Sequence[int]) -> Mapping[int, Mapping[int, int | None]]:
+        """Return the bytes that each process holds, by GPU and process id."""
         ...
 
 
@@ -78,6 +85,9 @@ class NoGpu:
     def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
         return None
 
+    def processes(self, gpus: Sequence[int]) -> dict[int, dict[int, int | None]]:
+        return {}
+
 
 class Nvml:
     """The driver of this machine. Made by `gpu_adapter`, which has initialised NVML."""
@@ -90,8 +100,15 @@ class Nvml:
         return tuple(_holders(index) for index in indices)
 
     def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
-        handles = {index: pynvml.nvmlDeviceGetHandleByIndex(index) for index in gpus}
-        return {index: int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for index, handle in handles.items()}
+        try:
+            return {index: _used_bytes(index) for index in gpus}
+        except pynvml.NVMLError_NotSupported:
+            return None
+        except pynvml.NVMLError as error:
+            raise _fails(error) from error
+
+    def processes(self, gpus: Sequence[int]) -> dict[int, dict[int, int | None]]:
+        return {gpu.index: {p.pid: p.memory_bytes for p in gpu.processes} for gpu in self.holders(gpus)}
 
 
 def gpu_adapter() -> Nvml | NoGpu:
@@ -101,6 +118,17 @@ def gpu_adapter() -> Nvml | NoGpu:
     except pynvml.NVMLError:
         return NoGpu()
     return Nvml()
+
+
+def _fails(error: pynvml.NVMLError) -> EnvironmentFaultError:
+    return EnvironmentFaultError(
+        f"the NVIDIA driver fails: {error}",
+        hint="nvidia-smi and dmesg say more; a lost GPU needs a reset or a reboot",
+    )
+
+
+def _used_bytes(index: int) -> int:
+    return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index)).used)
 
 
 def _read(index: int) -> GpuReading:
@@ -155,10 +183,14 @@ class Installed:
 
 
 def inventory() -> tuple[tuple[Installed, ...], str | None]:
-    """Return GPUs and driver version, nothing without a driver."""
+    """Return GPUs and driver version, nothing without a driver. Raises EnvironmentFaultError if the driver fails."""
     if isinstance(gpu_adapter(), NoGpu):
         return (), None
-    return tuple(_installed(i) for i in range(pynvml.nvmlDeviceGetCount())), str(pynvml.nvmlSystemGetDriverVersion())
+    try:
+        found = tuple(_installed(i) for i in range(pynvml.nvmlDeviceGetCount()))
+        return found, str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError as error:
+        raise _fails(error) from error
 
 
 def _installed(index: int) -> Installed:
