@@ -349,6 +349,9 @@ CAUSES: tuple[tuple[str, Fault, str], ...] = (
     ("nccl", E, "RuntimeError: oneCCL: ze.cpp:43 do_call: EXCEPTION: open failed"),
     ("hub-unreachable", E, "vocab.VocabError: error downloading or loading vocab file"),
     ("mamba-blocks", C, "AssertionError: num_cache_lines >= batch"),
+    ("layout-unsupported", C, "AssertionError: assert self.total_num_heads % tp_size == 0"),
+    ("layout-unsupported", C, "AssertionError: assert tp_size % self.total_num_kv_heads == 0"),
+    ("speculative-unsupported", S, "ValueError: The draft model config must have a mask_token_id"),
     ("batched-below-draft", C, "ValueError: VllmConfig does not have enough slots to schedule a token and support it."),
     ("flag-refused", C, "ValueError: max_num_seqs does not go with something of next year"),
     ("flag-refused", C, "AssertionError: bad gpu_memory_utilization for this device"),
@@ -390,6 +393,15 @@ def test_a_model_that_cannot_be_read_or_built_is_the_studys_fault(text: str, fun
 def test_before_anything_is_loaded_an_error_of_the_gpus_runtime_is_the_machines(text: str) -> None:
     found = [read(traceback(f"RuntimeError: {text}", function=name))[1] for name in ("init_device", "execute_model")]
     assert found == [E, U]
+
+
+def test_a_death_under_load_refuses_no_argument() -> None:
+    ready = "INFO:     Application startup complete."
+    text = "AssertionError: too many tokens for max_model_len: 4097 > 4096"
+    cause = diagnose(
+        "\n".join([ready, *stamped("EngineCore", traceback(text))]), exit_code=1, phase=ServerPhase.SERVING
+    )
+    assert (cause.fault, cause.line) == (U, text)
 
 
 def test_torchs_advice_is_no_cause() -> None:

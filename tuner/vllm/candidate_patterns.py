@@ -191,7 +191,7 @@ CANDIDATE_PATTERNS: tuple[Pattern, ...] = (
         "layout-unsupported", _C,
         _R(
             r"AssertionError: \d+ is not divisible by \d+$|(?:partition_size|size_per_partition) ?=[^\n]*not divisible"
-            r"|not divisible by weight quantization block|% (?:self\.)?(?:tp|tensor_model_parallel_world)_size == 0"
+            r"|not divisible by weight quantization block|assert [^\n]*\b(?:tp|tensor\w*_parallel\w*)_size(?: % | == 0)"
             r"|not aligned with the quantized weight shape|Pipeline parallelism is not supported for this model"
             r"|[Rr]equires pipeline_parallel_size=1|does not support pipeline_parallel_size"
             r"|[Tt]ry adjusting tensor_parallel_size|[Cc]onsider reducing tensor_parallel_size"

@@ -113,9 +113,9 @@ def tables(chain: Chain, context: MessageContext) -> Iterator[Sequence[Pattern]]
     yield SPECIFIC
     yield (memory_pattern(chain.text, context),)
     yield BROAD
-    yield (SEARCHED,)
     if context.phase is StartPhase.SERVING:
-        return
+        return  # arguments are refused at the start only
+    yield (SEARCHED,)
     yield (UNSUPPORTED,)
     for functions, pattern in ((BUILDS_MODEL, NOT_BUILT), (READS_MODEL, NOT_READ)):
         if any(map(functions.fullmatch, chain.functions)):

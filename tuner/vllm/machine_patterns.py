@@ -105,7 +105,7 @@ MACHINE_PATTERNS: tuple[Pattern, ...] = (
             r"CUDA driver version is insufficient|NVIDIA driver on your system is too old|CUDA unknown error"
             r"|[Vv]ersion mismatch|libcuda\.so\.1: cannot open|CUDA initialization: |CUDA driver initialization"
             r"|system not yet initialized|Error 80\d: |forward compatibility was attempted|unsupported display driver"
-            r"|system driver mismatch|NVMLError|nvmlInit|Can't initialize NVML|ROCm driver|hsa_init|HSA_STATUS_ERROR"
+            r"|system driver mismatch|NVML\b|NVMLError|nvmlInit|ROCm driver|hsa_init|HSA_STATUS_ERROR"
             r"|cudaErrorInsufficientDriver|Unexpected error from (?:cuda|hip)GetDeviceCount"
             r"|(?:hip|cuda|CUDA|HIP) (?:runtime|driver) failed to load"
         ),

@@ -129,7 +129,7 @@ STUDY_PATTERNS: tuple[Pattern, ...] = (
     Pattern(
         "speculative-unsupported", _S,
         _R(r"(?i:speculative|draft|spec[_ ]decod\w*|eagle3?|mtp)[^\n]{0,100}(?:not supported|unsupported"
-           r"|does not support|must be"
+           r"|does not support|must (?:be|have)|expects|requires"
            r"|not a valid argument)|draft_tensor_parallel_size"),
         "vLLM refuses the speculative configuration.", "correct --speculative-config in the words after --",
     ),
