@@ -4,8 +4,8 @@
     python benchmarks/kv_logs.py FOLDER        # of one JSON file a start
 
 A start has `config` (config.json), `vllm`, `tp`, `kv_dtype`, `max_model_len`, `max_num_batched_tokens`, `max_num_seqs`,
-`gpu_memory_gib`, `utilization` and `log` with `available_kv_gib`, `kv_tokens` and `concurrency`. What is null is not
-known. vLLM's defaults stand in for it.
+`gpu`, `gpu_memory_gib`, `utilization` and `log` with `available_kv_gib`, `kv_tokens` and `concurrency`. What is null is
+not known. vLLM's defaults stand in for it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from tuner.capacity import GIB, FirstStart, ModelMemory, ServerFlags, at_kv_bytes, calibrated, model_memory
+from tuner.environment import Gpu
 from tuner.kv.config_json import UnknownModelError
-from tuner.vllm.defaults import caches_states, steps_in_flight
+from tuner.vllm.defaults import caches_states, latent_packing, steps_in_flight
 
 Start = Mapping[str, Any]
 
@@ -66,6 +67,7 @@ def flags_of(start: Start) -> ServerFlags:
         kv_cache_dtype=start.get("kv_dtype") or "auto",
         max_model_len=start.get("max_model_len"),
         steps_in_flight=steps_in_flight(version),
+        packing=latent_packing(version, (Gpu(0, start.get("gpu") or "", start.get("gpu_memory_gib") or 0, ""),), extra),
         caches_states=extra.get("state_blocks", 2 if caches_states(version) else 1) > 1,
     )
 

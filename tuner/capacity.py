@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tuner.kv.config_json import Config, UnknownModelError, read_config
 from tuner.kv.formats import KV_BYTES, SCALED_BY_HEAD, own_kv_bytes, quantization
-from tuner.kv.layers import DS_MLA_BYTES, KvElement, decoder_layers, layer_caches
+from tuner.kv.layers import DS_MLA_BYTES, KvElement, LatentPacking, decoder_layers, layer_caches
 from tuner.kv.pages import Paging, PagingRules, linear_paging, paging
 from tuner.kv.weight_files import weight_file_bytes
 from tuner.model import ModelShape, model_length, shape_from_config, shared_out
@@ -91,6 +91,7 @@ class ServerFlags:
     steps_in_flight: int = 2
     by_kind: bool = True
     state_dtype: str = "auto"
+    packing: LatentPacking = LatentPacking.IF_QUANTISED
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,11 +309,11 @@ def _kv_element(folder: Path, config: Config, shape: ModelShape, flags: ServerFl
     kind, activation = flags.kv_cache_dtype, shape.activation_bytes
     state = {"float32": 4, "float16": 2, "bfloat16": 2}.get(flags.state_dtype)
     if kind == "auto":
-        return KvElement(own_kv_bytes(folder, config) or activation, activation, kind, state)
+        return KvElement(own_kv_bytes(folder, config) or activation, activation, kind, state, flags.packing)
     if kind in DS_MLA_BYTES:
         return KvElement(1, activation, kind, state)
     if (element := KV_BYTES.get(kind, SCALED_BY_HEAD.get(kind))) is not None:
-        return KvElement(element, activation, kind, state)
+        return KvElement(element, activation, kind, state, flags.packing)
     raise UnknownModelError(f"--{knobs.KV_CACHE_DTYPE} {kind}: its bytes of a token are not known here")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tuner.kv.config_json import Config, UnknownModelError
-from tuner.kv.layers import KvElement, LayerCache, layer_caches
+from tuner.kv.layers import KvElement, LatentPacking, LayerCache, layer_caches
 
 BF16 = KvElement(2)
 FP8 = KvElement(1, name="fp8")
@@ -54,6 +54,10 @@ def states(config: Config, element: KvElement = BF16, ranks: int = 1) -> list[in
         (LATENT, BF16, 8, [1152, 1152]),  # one latent vector, whole on every GPU
         (INDEXED, BF16, 8, [1284, 1284]),  # and the indexer's 128 bytes with a scale
         (INDEXED, FP8, 8, [788, 788]),
+        (INDEXED, KvElement(1, name="fp8", packing=LatentPacking.NEVER), 8, [708, 708]),
+        (INDEXED, KvElement(2, packing=LatentPacking.NEVER), 8, [1284, 1284]),
+        (INDEXED, KvElement(2, packing=LatentPacking.ALWAYS), 8, [788, 788]),
+        (LATENT, KvElement(2, packing=LatentPacking.ALWAYS), 8, [1152, 1152]),
         ({**INDEXED, "index_topk_pattern": "FS"}, BF16, 1, [1284, 1152]),
         ({**INDEXED, "layer_types": ["full_attention", "indexed_attention"]}, BF16, 1, [1152, 1284]),
         ({**PLAIN, "num_key_value_heads_per_layer": [4, 1]}, BF16, 1, [1024, 256]),

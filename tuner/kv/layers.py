@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from fractions import Fraction
 
 from tuner.kv.config_json import Config, UnknownModelError, as_whole, layer_count, listed, mapping, positive, whole
@@ -37,15 +38,26 @@ FLOAT32_STATE = ("nemotron_h", "nemotron_h_puzzle")
 """Families whose state has 4 bytes an element if config.json does not say it."""
 
 
+class LatentPacking(Enum):
+    """When a kernel of sparse MLA packs values, scales and RoPE of a token (DS_MLA_BYTES)."""
+
+    IF_QUANTISED = "if the KV cache is quantised"
+    NEVER = "never"
+    ALWAYS = "always"
+
+
 @dataclass(frozen=True, slots=True)
 class KvElement:
-    """Format of the KV cache: bytes of an element of K and V, of the activations, and vLLM's name of it."""
+    """Format of the KV cache: bytes of an element of K and V, of the activations, and vLLM's name of it.
+
+    `state_bytes` are those of a state's element, if a flag says it.
+    """
 
     kv_bytes: float
     activation_bytes: int = 2
     name: str = "auto"
     state_bytes: int | None = None
-    """Bytes of a state's element, if a flag says it."""
+    packing: LatentPacking = LatentPacking.IF_QUANTISED
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +185,10 @@ def _per_layer(config: Config, layer: int) -> int:
 def _latent_bytes(config: Config, layer: int, latent: int, element: KvElement) -> int:
     """Return the bytes of a latent vector, with an indexer's key of one byte an element and its scales."""
     indexed = positive(config, "index_topk") is not None or positive(config, "index_head_dim") is not None
-    quantised = element.kv_bytes <= 1
-    if indexed and quantised:
+    packs = element.packing is LatentPacking.ALWAYS or (
+        element.packing is LatentPacking.IF_QUANTISED and element.kv_bytes <= 1
+    )
+    if indexed and packs:
         own = DS_MLA_BYTES["nvfp4_ds_mla" if "nvfp4" in element.name else "fp8_ds_mla"]
     else:
         own = DS_MLA_BYTES.get(element.name) or int(latent * element.kv_bytes)

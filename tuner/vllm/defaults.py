@@ -6,8 +6,16 @@ default among the candidates; the default itself is started without these flags.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 from tuner.candidate import Value
 from tuner.environment import Gpu
+from tuner.kv.layers import LatentPacking
+from tuner.vllm import knobs
+
+_SM100 = re.compile(r"\bG?B[123]00\b")
+_SM120 = re.compile(r"\bGB10\b|RTX (?:PRO [2456]\d00|50[5-9]0)")
 
 
 def vllm_defaults(version: str, gpus: tuple[Gpu, ...]) -> dict[str, Value]:
@@ -33,6 +41,22 @@ def steps_in_flight(version: str) -> int:
 def caches_states(version: str) -> bool:
     """Return True if prefix caching is on by default in models with states (vLLM pull request 50991)."""
     return _minor(version) >= 27
+
+
+def latent_packing(version: str, gpus: tuple[Gpu, ...], values: Mapping[str, Value]) -> LatentPacking:
+    """Return how sparse MLA is kept (platforms/cuda.py _get_backend_priorities, mla_attention.py).
+
+    FLASHMLA_SPARSE packs a quantised cache. FlashInfer's kernel for B200 (SM100) does not, and is the default for it
+    since 0.18 (vLLM pull request 37252). That for SM120 packs every cache.
+    """
+    names = {gpu.name for gpu in gpus}
+    if names and all(map(_SM120.search, names)):
+        return LatentPacking.ALWAYS
+    asked = str(values.get(knobs.ATTENTION_BACKEND, "")).upper()
+    on_flashinfer = asked == "FLASHINFER_MLA_SPARSE" or (not asked and _minor(version) >= 18)
+    if names and all(map(_SM100.search, names)) and on_flashinfer:
+        return LatentPacking.NEVER
+    return LatentPacking.IF_QUANTISED
 
 
 def _batch(gpus: tuple[Gpu, ...]) -> tuple[int, int]:

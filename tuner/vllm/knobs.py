@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 API_KEY = "api-key"
 ASYNC_SCHEDULING = "async-scheduling"
+ATTENTION_BACKEND = "attention-backend"
 BLOCK_SIZE = "block-size"
 CONFIG = "config"
 CPU_OFFLOAD_GB = "cpu-offload-gb"
