@@ -85,7 +85,7 @@ def test_a_line_ends_at_a_line_feed_alone(mark: str, tmp_path: Path, tiny_model:
         (b"[" * 100_000, WhyLeftOut.NOT_JSON),
         (b'"prompt"', WhyLeftOut.NOT_AN_OBJECT),
         (b'{"prompt": "a", "max_tokens": 1' + b"0" * 5000 + b"}", WhyLeftOut.NO_OUTPUT),
-        (b'{"prompt": "a", "temperature": NaN}', WhyLeftOut.BAD_FIELD),
+        (b'{"prompt": "a", "temperature": Infinity}', WhyLeftOut.BAD_FIELD),
     ],
 )
 @pytest.mark.parametrize("place", [1, 2, 5])
@@ -158,7 +158,7 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
 # ── what is sent
 
 
-SENT: list[tuple[str, dict[str, object], list[object]]] = [
+SENT: list[tuple[str, object, list[object]]] = [
     ("sharegpt", {"conversations": conversation()}, [USER]),
     ("sharegpt-bing", {"conversations": conversation(teller="bing")}, [USER]),
     ("sharegpt-chatgpt", {"id": "x", "conversations": conversation("user", "chatgpt", 5)}, [USER]),
@@ -202,15 +202,55 @@ SENT: list[tuple[str, dict[str, object], list[object]]] = [
       {"role": "function", "content": "high", "name": "f"}]),
     ("empty-system", {"messages": [{"role": "system", "content": ""}, USER]},
      [{"role": "system", "content": ""}, USER]),
+    ("names-in-capitals", {"Messages": [USER], "Response": REPLY}, [USER]),
+    ("object-as-text", json.dumps({"messages": [USER]}), [USER]),
+    ("litellm-spend", {"messages": {}, "proxy_server_request": {"messages": [USER]}, "response": {}}, [USER]),
+    ("openpipe", {"reqPayload": {"messages": [USER]}, "respPayload": {"choices": [{"message": REPLY}]}}, [USER]),
+    ("langsmith", {"inputs": {"messages": [USER]}, "outputs": {"choices": [{"message": REPLY}]}}, [USER]),
+    ("langchain", {"messages": [{"type": "human", "data": {"content": QUESTION}}]}, [USER]),
+    ("dataset-server", {"row_idx": 1, "row": {"prompt": QUESTION}, "truncated_cells": []}, [USER]),
+    ("unknown-body", {"log": {"http": {"sent": json.dumps({"messages": [USER, REPLY, USER]})}}}, [USER, REPLY, USER]),
+    ("unknown-conversation", {"id": 1, "dialog": [USER, REPLY, USER, REPLY], "output": [USER]}, [USER]),
+    ("gemini", {"systemInstruction": {"parts": [{"text": "Be brief."}]},
+                "contents": [{"role": "user", "parts": [{"text": "a"}]}, {"role": "model", "parts": [{"text": "b"}]},
+                             {"role": "user", "parts": [{"text": "c"}]}]},
+     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "a"}]},
+      {"role": "assistant", "content": [{"type": "text", "text": "b"}]},
+      {"role": "user", "content": [{"type": "text", "text": "c"}]}]),
+    ("system-part", {"system": {"type": "text", "text": "Be brief."}, "messages": [USER]},
+     [{"role": "system", "content": "Be brief."}, USER]),
+    ("dolly", {"instruction": "When was it?", "context": "It was in May.", "response": "May"},
+     [{"role": "user", "content": "It was in May.\nWhen was it?"}]),
+    ("documents", {"question": "When?", "context": ["In May.", "Or June."]},
+     [{"role": "user", "content": "In May.\nOr June.\nWhen?"}]),
+    ("anthropic-tools",
+     {"messages": [USER, {"role": "assistant", "content": [
+         {"type": "thinking", "thinking": "hm", "signature": "x"}, {"type": "text", "text": "I look."},
+         {"type": "tool_use", "id": "c1", "name": "tide", "input": {}}]},
+         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "high"}]}]},
+     [USER, {"role": "assistant", "content": [{"type": "text", "text": "I look."}], "tool_calls": [CALL]},
+      {"role": "tool", "content": "high", "tool_call_id": "c1"}]),
+    ("responses-items",
+     {"input": [USER, {"type": "reasoning", "summary": []},
+                {"type": "function_call", "call_id": "c1", "name": "tide", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "c1", "output": "high"}]},
+     [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]},
+      {"role": "tool", "content": "high", "tool_call_id": "c1"}]),
+    ("goes-on", {"messages": [USER, REPLY], "continue_final_message": True}, [USER, REPLY]),
     ("answer-at-the-end", {"messages": [USER, REPLY, USER, REPLY]}, [USER, REPLY, USER]),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("row", "messages"), [case[1:] for case in SENT], ids=[case[0] for case in SENT])
 def test_the_turns_of_a_row_are_sent_as_they_are(
-    row: dict[str, object], messages: list[object], tmp_path: Path, tiny_model: str
+    row: object, messages: list[object], tmp_path: Path, tiny_model: str
 ) -> None:
     assert body(sent(lines(tmp_path / "t.jsonl", row), tiny_model)[0])["messages"] == messages
+
+
+def test_a_row_may_be_a_list_of_turns(tmp_path: Path, tiny_model: str) -> None:
+    text = lines(tmp_path / "t.jsonl", [USER, REPLY], [USER, REPLY, USER])
+    assert sorted(len(request.messages) for request in sent(text, tiny_model, 2)) == [1, 3]
 
 
 FIELDS: dict[str, object] = {
@@ -233,7 +273,7 @@ def test_every_field_of_a_request_is_sent_as_it_is(field: str, wrapped: bool, tm
 def test_a_field_that_nobody_knows_is_sent_of_a_whole_body_alone(tmp_path: Path, tiny_model: str) -> None:
     whole = body(sent(lines(tmp_path / "a.jsonl", batch_line(service_tier="flex", stream=False)), tiny_model)[0])
     assert whole["service_tier"] == "flex" and whole["stream"] is True
-    data = {"prompt": QUESTION, "service_tier": "flex", "user": {"id": 3}, "seed": "alpaca", "n": "2"}
+    data = {"prompt": QUESTION, "service_tier": "flex", "user": {"id": 3}, "seed": "alpaca", "n": "two"}
     flat = body(sent(lines(tmp_path / "b.jsonl", data), tiny_model)[0])
     assert not {"service_tier", "user", "seed", "n"} & flat.keys()
 
@@ -304,13 +344,20 @@ LEFT_OUT: list[tuple[WhyLeftOut, dict[str, object]]] = [
     (WhyLeftOut.MEDIA, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}),
     (WhyLeftOut.MEDIA, {"body": {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}}),
     (WhyLeftOut.MEDIA, {"image": "000.jpg", "conversations": conversation()}),
-    (WhyLeftOut.UNKNOWN_PART, {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": "x"}]}]}),
+    (WhyLeftOut.UNKNOWN_PART, {"messages": [{"role": "user", "content": [{"type": "chart", "content": "x"}]}]}),
     (WhyLeftOut.TOKEN_IDS, {"prompt": [1, 2, 3]}),
     (WhyLeftOut.SEVERAL_PROMPTS, {"body": {"prompt": ["a", "b"]}}),
     (WhyLeftOut.OTHER_API, {"url": "/v1/embeddings", "body": {"input": "x"}}),
     (WhyLeftOut.OTHER_API, {"call_type": "aembedding", "input": ["x"]}),
     (WhyLeftOut.BAD_FIELD, {"messages": [USER], "tools": {"a": 1}}),
     (WhyLeftOut.BAD_FIELD, {"body": {"messages": [USER], "response_format": "json"}}),
+    (WhyLeftOut.BAD_FIELD, {"messages": [USER], "tools": [{"type": "web_search"}]}),
+    (WhyLeftOut.BAD_FIELD, {"messages": [USER], "tools": [TOOL], "tool_choice": {"type": "tool", "name": "moon"}}),
+    (WhyLeftOut.BAD_FIELD, {"messages": [USER], "tools": [TOOL], "tool_choice": "moon"}),
+    (WhyLeftOut.FAILED, {"messages": [USER], "response": {"status_code": 500, "body": "Internal Server Error"}}),
+    (WhyLeftOut.FAILED, {"messages": [USER], "max_tokens": 64, "response": {"error": {"message": "overloaded"}}}),
+    (WhyLeftOut.FAILED, {"prompt": QUESTION, "status": "failure", "response": ""}),
+    (WhyLeftOut.FAILED, {"prompt": QUESTION, "statusCode": "429"}),
     (WhyLeftOut.NO_OUTPUT, {"prompt": QUESTION, "max_tokens": 0}),
     (WhyLeftOut.NO_OUTPUT, {"prompt": QUESTION, "usage": {"completion_tokens": 0}, "max_tokens": 64}),
     (WhyLeftOut.NO_OUTPUT, {"prompt": QUESTION, "output_length": -3}),
@@ -349,6 +396,17 @@ LENGTHS: list[tuple[dict[str, object], int]] = [
     ({"output_len": "41"}, 41),
     ({"output_len": 42.0}, 42),
     ({"model_parameters": {"max_tokens": 43}}, 43),
+    ({"tokenUsage": {"completionTokens": 44}, "maxTokens": 900}, 44),
+    ({"response_body": {"usage": {"completion_tokens": 45}}, "max_tokens": 900}, 45),
+    ({"response": 'data: {"choices": [], "usage": {"completion_tokens": 46}}\n\ndata: [DONE]'}, 46),
+    ({"output": {"outputTokenCount": 47}}, 47),
+    ({"usage.completion_tokens": 48}, 48),
+    ({"completion_tokens": "", "max_tokens": 49}, 49),
+    ({"completion_tokens": float("nan"), "params": {"max_tokens": 50}}, 50),
+    ({"options": {"num_predict": 51}}, 51),
+    ({"status": "success", "status_code": 200, "completion_tokens": 52}, 52),
+    ({"max_tokens": -1}, 256),
+    ({"max_tokens": None}, 256),
     ({}, 256),
 ]
 
@@ -371,6 +429,17 @@ def test_a_recorded_length_comes_before_the_cap(
         {"response": {"status_code": 200, "body": {"choices": [{"message": {"content": ANSWER}}]}}},
         {"response": {"content": [{"type": "text", "text": ANSWER}]}},
         {"choices": [{"text": ANSWER}]},
+        {"response": {"choices": [{"message": {"reasoning_content": ANSWER[:9], "content": ANSWER[9:]}}]}},
+        {"output": {"content": [{"type": "thinking", "thinking": ANSWER[:9]}, {"type": "text", "text": ANSWER[9:]}]}},
+        {
+            "response": [
+                {"choices": [{"delta": {"content": ANSWER[:9]}}]},
+                {"choices": [{"delta": {"content": ANSWER[9:]}}]},
+            ]
+        },
+        {"response": f'data: {{"choices": [{{"delta": {{"content": "{ANSWER}"}}}}]}}\n\ndata: [DONE]\n\n'},
+        {"response_text": ANSWER},
+        {"candidates": [{"content": {"parts": [{"text": ANSWER}]}}], "response": {"candidates": [{"content": ANSWER}]}},
     ],
 )
 def test_a_recorded_answer_is_counted_before_the_cap(

@@ -6,9 +6,16 @@ import json
 from collections.abc import Iterator
 
 from tuner.load.reading import WhyLeftOut
-from tuner.load.spellings import ANSWER_KEYS, CAP_KEYS, OUTPUT_KEYS, PARAMETER_KEYS, USAGE_KEYS
+from tuner.load.spellings import ANSWER_KEYS, CAP_KEYS, OUTPUT_KEYS, PARAMETER_KEYS, USAGE_KEYS, spelled
 
 _DEEPEST = 6
+_CONTENTS = ("choices", "message", "delta", "body", "content", "value", "text", "parts", "candidates", "output",
+             "response", "output_text")  # fmt: skip
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_NOT_TOLD = (None, "")
+_NO_CAP = (-1, -2, "-1", "inf")
+"""Caps that say there is none: llama.cpp's and Langfuse's."""
+
 MOST_TOKENS = 10**9
 
 
@@ -30,35 +37,67 @@ def recorded_answer(levels: list[dict[str, object]]) -> str | None:
 
 
 def answer_text(value: object, depth: int = 0) -> str | None:
-    """Dig the text out of an answer in any API's form."""
+    """Dig the text out of an answer in any API's form, with what was thought before it and its tool calls."""
     if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        texts = (
-            [text for part in value if (text := answer_text(part, depth + 1)) is not None] if depth < _DEEPEST else []
-        )
-        return "".join(texts) if texts else None
-    if not isinstance(value, dict) or depth >= _DEEPEST:
+        return _streamed(value) if value.startswith(("data:", "event:")) else value
+    if depth >= _DEEPEST or not isinstance(value, list | dict):
         return None
-    if calls := value.get("tool_calls") or value.get("function_call"):
-        return (answer_text(value.get("content"), depth + 1) or "") + dumped(calls)
-    for key in ("choices", "message", "body", "content", "value", "text", "output", "response", "output_text"):
-        if value.get(key) is not None:
-            inner = value[key][:1] if key == "choices" and isinstance(value[key], list) else value[key]
-            return answer_text(inner, depth + 1)
-    return None
+    if isinstance(value, list):
+        texts = [answer_text(part, depth + 1) for part in value]
+    else:
+        thoughts = next((value[key] for key in _THOUGHTS if isinstance(value.get(key), str)), None)
+        said = next((value[key] for key in _CONTENTS if value.get(key) is not None), None)
+        said = said[:1] if said is value.get("choices") and isinstance(said, list) else said
+        calls = next((value[key] for key in ("tool_calls", "function_call") if value.get(key)), None)
+        calls = value if value.get("type") == "tool_use" else calls
+        texts = [thoughts, answer_text(said, depth + 1), None if calls is None else _called(calls)]
+    told = [text for text in texts if text is not None]
+    return "".join(told) if told else None
+
+
+def _called(calls: object) -> str:
+    """Return the text of tool calls. A stream has them in pieces, of which the arguments alone count."""
+    if isinstance(calls, list) and calls and all(isinstance(call, dict) and "index" in call for call in calls):
+        functions = [call["function"] for call in calls if isinstance(call.get("function"), dict)]
+        return "".join(f"{function.get('name') or ''}{function.get('arguments') or ''}" for function in functions)
+    return dumped(calls)
+
+
+def _chunks(text: str) -> list[object]:
+    """Return the objects of a stream that was recorded as text."""
+    lines = [line[5:].strip() for line in text.split("\n") if line.startswith("data:")]
+    return [chunk for line in lines if isinstance(chunk := parsed(line), dict)]
+
+
+def _streamed(text: str) -> str:
+    return answer_text(_chunks(text), 1) or ""
+
+
+def has_failed(row: dict[str, object]) -> bool:
+    """Return True if a row records that the request was not answered."""
+    answers = [answer for key in ANSWER_KEYS if isinstance(answer := parsed(row.get(key)), dict)]
+    for level in (row, *map(spelled, answers)):
+        statuses = [level.get(key) for key in ("status_code", "http_status", "response_status", "status", "code")]
+        if any(str(status).lower() in ("failure", "failed", "error") or _code(status) >= 400 for status in statuses):
+            return True
+    return any(answer.get("error") for answer in answers)
+
+
+def _code(status: object) -> int:
+    return int(status) if isinstance(status, int) or (isinstance(status, str) and status.isdecimal()) else 0
 
 
 def output_lengths(row: dict[str, object], levels: list[dict[str, object]]) -> tuple[int | None, int | None]:
     """Return the recorded length and the cap. Raises UnusableRowError for a length that no answer can have."""
     recorded = None
     for usage in _usages(row, levels):
-        recorded = next((usage[key] for key in OUTPUT_KEYS if usage.get(key) is not None), recorded)
+        recorded = next((usage[key] for key in OUTPUT_KEYS if usage.get(key) not in _NOT_TOLD), None)
         if recorded is None and isinstance(usage.get("output"), int | float):
             recorded = usage["output"]
         if recorded is not None:
             break
-    cap = next((source[key] for source in parameters(levels) for key in CAP_KEYS if source.get(key) is not None), None)
+    caps = (source[key] for source in parameters(levels) for key in CAP_KEYS if source.get(key) not in _NOT_TOLD)
+    cap = next((cap for cap in caps if cap not in _NO_CAP), None)
     if recorded is None and cap is None:
         return None, None
     if recorded is not None:
@@ -67,16 +106,20 @@ def output_lengths(row: dict[str, object], levels: list[dict[str, object]]) -> t
 
 
 def _usages(row: dict[str, object], levels: list[dict[str, object]]) -> Iterator[dict[str, object]]:
+    """Yield the objects that may hold a recorded length, those of the row before those of its answer."""
     for level in (row, *levels[:-1]):
         yield level
-        for key in USAGE_KEYS:
-            if isinstance(usage := parsed(level.get(key)), dict):
-                yield usage
-    for key in ("response", "output", "completion"):
+        yield from (spelled(usage) for key in USAGE_KEYS if isinstance(usage := parsed(level.get(key)), dict))
+    for key in ANSWER_KEYS:
         answer = parsed(row.get(key))
-        for value in (answer, answer.get("body") if isinstance(answer, dict) else None):
-            if isinstance(value, dict) and isinstance(usage := value.get("usage"), dict):
-                yield usage
+        bodies = [answer, parsed(answer.get("body")) if isinstance(answer, dict) else None]
+        if isinstance(answer, str) and answer.startswith(("data:", "event:")):
+            bodies = _chunks(answer)[::-1]
+        for body in bodies:
+            if isinstance(body, dict):
+                found = spelled(body)
+                yield found
+                yield from (spelled(usage) for key in USAGE_KEYS if isinstance(usage := found.get(key), dict))
 
 
 def _tokens(value: object, *, strict: bool = True) -> int | None:
@@ -94,9 +137,7 @@ def parameters(levels: list[dict[str, object]]) -> Iterator[dict[str, object]]:
     """Yield the objects that hold parameters of the request, the most telling first."""
     for level in levels:
         yield level
-        for key in PARAMETER_KEYS:
-            if isinstance(value := parsed(level.get(key)), dict):
-                yield value
+        yield from (spelled(value) for key in PARAMETER_KEYS if isinstance(value := parsed(level.get(key)), dict))
 
 
 def parsed(value: object) -> object:

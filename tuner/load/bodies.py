@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from tuner.load.answers import (
     UnusableRowError,
-    answer_text,
     as_list,
     dumped,
+    has_failed,
     output_lengths,
     parameters,
     parsed,
@@ -17,26 +19,28 @@ from tuner.load.answers import (
 )
 from tuner.load.reading import WhyLeftOut
 from tuner.load.spellings import (
-    ANTHROPIC_CHOICES,
+    ANSWER_KEYS,
     BODY_KEYS,
+    CHOICES,
     COMPLETION_ONLY,
     CONVERSATION_KEYS,
     ENDS_EARLY,
     FIELDS,
     LENGTH_KEYS,
     MEDIA_KEYS,
-    MEDIA_PARTS,
     OTHER_APIS,
     OWN_FIELDS,
+    PARTIAL_KEYS,
     PROMPT_KEYS,
-    ROLES,
     SYSTEM_KEYS,
-    TEXT_PARTS,
-    TURN_FIELDS,
     WHOLE_BODY_KEYS,
+    snake,
+    spelled,
 )
+from tuner.load.turns import is_conversation, split
 
 Object = Mapping[str, object]
+_DEEPEST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +62,23 @@ class Body:
 
 def read_body(row: object) -> Body:
     """Read one row. Raises UnusableRowError with the reason if it cannot be sent."""
+    row = parsed(row)
+    if is_conversation(row):
+        row = {"messages": row}
     if not isinstance(row, dict):
         raise UnusableRowError(WhyLeftOut.NOT_AN_OBJECT)
+    row = spelled(row)
     if any(isinstance(url := row.get(key), str) and OTHER_APIS.search(url) for key in ("url", "endpoint", "call_type")):
         raise UnusableRowError(WhyLeftOut.OTHER_API)
     levels = list(_levels(row))
+    if next(_found_texts(levels), None) is None:
+        levels = [*islice(_hidden(row), 1), *levels]
     if any(level.get(key) for level in levels for key in MEDIA_KEYS):
         raise UnusableRowError(WhyLeftOut.MEDIA)
     messages, answer, is_prompt = _conversation(levels)
     output_tokens, cap = output_lengths(row, levels)
+    if output_tokens is None and has_failed(row):
+        raise UnusableRowError(WhyLeftOut.FAILED)
     answer = answer if answer is not None else recorded_answer(levels)
     if answer == "" and output_tokens is None:
         raise UnusableRowError(WhyLeftOut.NO_OUTPUT)
@@ -87,11 +99,28 @@ def prompt_text(messages: tuple[dict[str, object], ...], fields: Object) -> str:
 
 def _levels(row: dict[str, object]) -> Iterator[dict[str, object]]:
     """Yield the objects that may hold the request's fields, the innermost body first."""
-    inner = [value for key in BODY_KEYS if isinstance(value := parsed(row.get(key)), dict)]
-    for value in inner:
-        yield from ([body] if isinstance(body := parsed(value.get("body")), dict) else [])
-        yield value
+    for value in _objects(row, BODY_KEYS):
+        level = spelled(value)
+        yield from (spelled(body) for body in _objects(level, ("body",)))
+        yield level
     yield row
+
+
+def _objects(level: Object, keys: Iterable[str]) -> Iterator[dict[str, object]]:
+    for key in keys:
+        if isinstance(value := parsed(level.get(key)), dict):
+            yield value
+
+
+def _hidden(level: dict[str, object], depth: int = 0) -> Iterator[dict[str, object]]:
+    """Yield objects with a conversation under a name that nobody knows, outside of answers."""
+    values = {key: parsed(value) for key, value in level.items() if key not in ANSWER_KEYS}
+    for key, value in values.items():
+        if is_conversation(value):
+            yield {**level, "messages" if key.endswith(("messages", "contents")) else "conversation": value}
+    for value in values.values() if depth < _DEEPEST else ():
+        if isinstance(value, dict):
+            yield from _hidden(spelled(value), depth + 1)
 
 
 # ── messages
@@ -107,9 +136,10 @@ def _conversation(levels: list[dict[str, object]]) -> tuple[tuple[dict[str, obje
     is_prompt = not isinstance(value, list) or key in PROMPT_KEYS
     messages: tuple[dict[str, object], ...]
     if is_prompt:
-        messages, answer = ({"role": "user", "content": _prompt(value, levels)},), None
+        messages, answer = ({"role": "user", "content": _prompt(key, value, levels)},), None
     else:
-        messages, answer = _turns(key, as_list(value))
+        goes_on = any(level.get("continue_final_message") is True for level in levels)
+        messages, answer = split(key, as_list(value), goes_on=goes_on)
     system = next((_text(level[key]) for level in levels for key in SYSTEM_KEYS if level.get(key)), "")
     if system and messages[0].get("role") not in ("system", "developer"):
         messages = ({"role": "system", "content": system}, *messages)
@@ -126,14 +156,14 @@ def _found_texts(levels: list[dict[str, object]]) -> Iterator[tuple[str, object]
             if isinstance(value, list):
                 yield key, value
         for key in PROMPT_KEYS:
-            value = parsed(level.get(key)) if key in ("input", "messages") else level.get(key)
-            if isinstance(value, list) and value and all(isinstance(turn, dict) and "role" in turn for turn in value):
+            value = parsed(level.get(key)) if key in BODY_KEYS else level.get(key)
+            if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
                 yield "messages", value
             elif isinstance(value, str) or (isinstance(value, list) and value):
                 yield key, value
 
 
-def _prompt(value: object, levels: list[dict[str, object]]) -> str:
+def _prompt(key: str, value: object, levels: list[dict[str, object]]) -> str:
     if isinstance(value, list):
         if not all(isinstance(part, str) for part in value):
             raise UnusableRowError(WhyLeftOut.TOKEN_IDS)
@@ -143,83 +173,12 @@ def _prompt(value: object, levels: list[dict[str, object]]) -> str:
     text = str(value)
     if not text:
         raise UnusableRowError(WhyLeftOut.EMPTY)
-    more = levels[-1].get("input")
-    if "instruction" in levels[-1] and value == levels[-1]["instruction"] and isinstance(more, str) and more:
-        return f"{text}\n{more}"  # Alpaca's form
-    return text
-
-
-def _turns(key: str, raw: list[object]) -> tuple[tuple[dict[str, object], ...], str | None]:
-    """Return the turns that are sent and the answer behind them.
-
-    A request body is sent whole, up to an answer at its end. Of a recorded conversation only what stands before
-    the first answer is sent, and only that must be readable.
-    """
-    if not raw:
-        raise UnusableRowError(WhyLeftOut.EMPTY)
-    raw = [{"role": "user", "content": turn} if isinstance(turn, str) else turn for turn in raw]
-    if key == "turns":
-        raw = [
-            turn if _role(turn) is not None or not isinstance(turn, dict) else {"role": "user", **turn} for turn in raw
-        ]
-    answers = [index for index, turn in enumerate(raw) if _role(turn) == "assistant"]
-    if key == "messages":
-        asked = len(raw) - 1 if answers and answers[-1] == len(raw) - 1 else len(raw)
-    else:
-        asked = answers[0] if answers else len(raw)
-        if key == "turns" and not answers:
-            asked = min(asked, 1 + next((i for i, turn in enumerate(raw) if _role(turn) == "user"), asked))
-    messages = tuple(_turn(turn, whole=key == "messages") for turn in raw[:asked])
-    if not any(message["role"] == "user" for message in messages):
-        raise UnusableRowError(WhyLeftOut.NO_QUESTION)
-    answered = asked < len(raw) and _role(raw[asked]) == "assistant"
-    return messages, answer_text(raw[asked]) if answered else None
-
-
-def _role(turn: object) -> str | None:
-    """Return the role of a turn in the words of the chat API. None if it has none that is known."""
-    if not isinstance(turn, dict):
-        return None
-    role = turn.get("role") or turn.get("from") or turn.get("speaker")
-    return ROLES.get(role.lower()) if isinstance(role, str) else None
-
-
-def _turn(raw: object, *, whole: bool) -> dict[str, object]:
-    if not isinstance(raw, dict):
-        raise UnusableRowError(WhyLeftOut.NO_TEXT_TURN)
-    role = _role(raw)
-    if role is None:
-        raise UnusableRowError(WhyLeftOut.UNKNOWN_ROLE)
-    said = next((raw[key] for key in ("content", "value", "text") if raw.get(key) is not None), None)
-    kept = {key: value for key, value in raw.items() if value is not None and (whole or key in TURN_FIELDS)}
-    kept = {key: value for key, value in kept.items() if key not in ("role", "from", "value", "text", "content")}
-    calls = kept.get("tool_calls") or kept.get("function_call")
-    if said is None and not (role == "assistant" and calls):
-        raise UnusableRowError(WhyLeftOut.NO_TEXT_TURN)
-    return {"role": role, "content": _content(said), **kept}
-
-
-def _content(said: object) -> str | list[object] | None:
-    if said is None or isinstance(said, str):
-        return said
-    if isinstance(said, dict):
-        said = [said]
-    if not isinstance(said, list):
-        raise UnusableRowError(WhyLeftOut.NO_TEXT_TURN)
-    return [_part(part) for part in said]
-
-
-def _part(part: object) -> dict[str, object]:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    if not isinstance(part, dict):
-        raise UnusableRowError(WhyLeftOut.UNKNOWN_PART)
-    kind = part.get("type")
-    if kind in MEDIA_PARTS or any(part.get(key) for key in MEDIA_PARTS):
-        raise UnusableRowError(WhyLeftOut.MEDIA)
-    if (kind is None or kind in TEXT_PARTS) and isinstance(part.get("text"), str):
-        return part if kind == "text" else {"type": "text", "text": part["text"]}
-    raise UnusableRowError(WhyLeftOut.UNKNOWN_PART)
+    row = levels[-1]
+    if key not in PARTIAL_KEYS or row.get(key) != value:
+        return text
+    context = [part for part in [row.get("context"), *as_list(row.get("context"))] if isinstance(part, str) and part]
+    more = row.get("input") if key == "instruction" else None
+    return "\n".join([*context, text, *([more] if isinstance(more, str) and more else [])])
 
 
 # ── further fields
@@ -229,12 +188,12 @@ def _fields(levels: list[dict[str, object]], *, is_prompt: bool) -> dict[str, ob
     """Collect what goes into the body beside the messages. Of a wrapped body that is all, else what an API knows."""
     fields: dict[str, object] = {}
     for source in reversed(list(parameters(levels))):
-        fields |= {
-            key: value for key, value in source.items() if isinstance(value, FIELDS.get(key, ())) and value is not None
-        }
+        typed = {key: _number(value, FIELDS[key]) for key, value in source.items() if key in FIELDS}
+        fields |= {key: value for key, value in typed.items() if isinstance(value, FIELDS[key])}
     for body in _whole_bodies(levels[-1]):
-        fields |= {key: value for key, value in body.items() if key not in OWN_FIELDS and value is not None}
-    if "stop" not in fields and isinstance(stops := _first(levels, "stop_sequences"), list):
+        fields |= {key: value for key, value in body.items() if snake(key) not in OWN_FIELDS and value is not None}
+    stops = next((level["stop_sequences"] for level in levels if "stop_sequences" in level), None)
+    if "stop" not in fields and isinstance(stops, list):
         fields["stop"] = stops
     for key in COMPLETION_ONLY if is_prompt else ():
         fields.pop(key, None)
@@ -245,22 +204,26 @@ def _fields(levels: list[dict[str, object]], *, is_prompt: bool) -> dict[str, ob
         fields.pop("tool_choice", None)
         fields.pop("parallel_tool_calls", None)
     elif "tool_choice" in fields:
-        fields["tool_choice"] = _tool_choice(fields["tool_choice"])
+        fields["tool_choice"] = _tool_choice(fields["tool_choice"], as_list(fields["tools"]))
     if "response_format" in fields:
         _checked(fields["response_format"], dict)
     return fields
 
 
+def _number(value: object, kinds: object) -> object:
+    """Return the number that a text holds where a field takes no text, as in CSV."""
+    if not isinstance(value, str) or kinds is object or kinds is str or (isinstance(kinds, tuple) and str in kinds):
+        return value
+    try:
+        return json.loads(value.lower())
+    except (ValueError, RecursionError):
+        return value
+
+
 def _whole_bodies(row: dict[str, object]) -> Iterator[dict[str, object]]:
-    for key in WHOLE_BODY_KEYS:
-        if isinstance(body := parsed(row.get(key)), dict):
-            yield body
-    if isinstance(request := parsed(row.get("request")), dict):
-        yield from _whole_bodies(request)
-
-
-def _first(levels: list[dict[str, object]], key: str) -> object:
-    return next((level[key] for level in levels if level.get(key) is not None), None)
+    yield from _objects(row, WHOLE_BODY_KEYS)
+    for request in _objects(row, ("request",)):
+        yield from _whole_bodies(spelled(request))
 
 
 def _checked(value: object, kind: type) -> list[object]:
@@ -271,19 +234,31 @@ def _checked(value: object, kind: type) -> list[object]:
 
 def _tool(tool: object) -> object:
     """Return a tool in the chat API's form. Anthropic's and LLaMA-Factory's have no `function` around them."""
-    if not isinstance(tool, dict):
+    if isinstance(tool, dict) and "function" not in tool and isinstance(tool.get("name"), str):
+        own = {key: value for key, value in tool.items() if key in ("name", "description", "parameters", "strict")}
+        inputs = tool.get("input_schema", own.get("parameters", {}))
+        return {"type": "function", "function": {**own, "parameters": inputs}}
+    if _name(tool) is None:
         raise UnusableRowError(WhyLeftOut.BAD_FIELD)
-    if "function" in tool or not isinstance(tool.get("name"), str):
-        return tool
-    own = {key: value for key, value in tool.items() if key in ("name", "description", "parameters", "strict")}
-    return {"type": "function", "function": {**own, "parameters": tool.get("input_schema", own.get("parameters", {}))}}
+    return tool
 
 
-def _tool_choice(choice: object) -> object:
-    kind = choice.get("type") if isinstance(choice, dict) and "function" not in choice else None
-    if isinstance(choice, dict) and kind == "tool" and isinstance(choice.get("name"), str):
-        return {"type": "function", "function": {"name": choice["name"]}}
-    return ANTHROPIC_CHOICES.get(kind, choice) if isinstance(kind, str) else choice
+def _name(tool: object) -> str | None:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _tool_choice(choice: object, tools: list[object]) -> object:
+    """Return a choice in the chat API's form. Raises UnusableRowError for one that servers refuse."""
+    kind = choice.get("type") if isinstance(choice, dict) else choice
+    if isinstance(choice, dict) and "function" not in choice and isinstance(choice.get("name"), str):
+        choice = {"type": "function", "function": {"name": choice["name"]}}
+    elif isinstance(kind, str) and kind in CHOICES:
+        return CHOICES[kind]
+    if _name(choice) not in {_name(tool) for tool in tools} - {None}:
+        raise UnusableRowError(WhyLeftOut.BAD_FIELD)
+    return choice
 
 
 def _ends_early(fields: Object) -> bool:
@@ -298,7 +273,6 @@ def _ends_early(fields: Object) -> bool:
 def _text(content: object) -> str:
     if isinstance(content, str):
         return content
-    return "".join(
-        part if isinstance(part, str) else str(part.get("text", "")) if isinstance(part, dict) else ""
-        for part in as_list(content)
-    )
+    if isinstance(content, dict):
+        return str(content.get("text") or "") or _text(content.get("parts") or content.get("content"))
+    return "".join(map(_text, as_list(content)))

@@ -32,6 +32,7 @@ class WhyLeftOut(StrEnum):
     BAD_FIELD = "bad-field"
     NO_OUTPUT = "no-output"
     NO_TIME = "no-time"
+    FAILED = "failed"
     TOO_LONG = "too-long"
 
 
@@ -53,6 +54,7 @@ REASONS: dict[WhyLeftOut, str] = {
     WhyLeftOut.SEVERAL_PROMPTS: "with several prompts in one",
     WhyLeftOut.BAD_FIELD: "with tools or a format of an unknown form",
     WhyLeftOut.NO_OUTPUT: "with no or an impossible output length",
+    WhyLeftOut.FAILED: "that failed when they were recorded",
     WhyLeftOut.NO_TIME: "without a time like the others'",
     WhyLeftOut.TOO_LONG: "longer than servers accept",
 }

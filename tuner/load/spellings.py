@@ -1,25 +1,52 @@
-"""Names that logs and data sets give to the parts of a request. The first of several counts."""
+"""Names that logs and data sets give to the parts of a request, in snake_case. The first of several counts."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from functools import lru_cache
+
+
+def spelled(level: Mapping[str, object]) -> dict[str, object]:
+    """Return an object with its names in snake_case, without what is null or no number (pandas' missing value)."""
+    found: dict[str, object] = {}
+    for key, value in level.items():
+        if value is not None and value == value:
+            name = snake(str(key))
+            if name == key or name not in found:
+                found[name] = value
+    return found
+
+
+@lru_cache(maxsize=1 << 14)
+def snake(key: str) -> str:
+    """Write maxTokens, Max-Tokens and @MAX TOKENS as max_tokens."""
+    return re.sub(r"[\W_]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key)).strip("_").lower()
+
 
 CONVERSATION_KEYS = ("messages", "conversations", "conversation", "turns")
-PROMPT_KEYS = ("prompt", "text", "texts", "question", "instruction", "query", "input")
-SYSTEM_KEYS = ("system", "system_prompt", "instructions")
-ANSWER_KEYS = ("response", "output", "answer", "completion", "generated_text", "choices")
-WHOLE_BODY_KEYS = ("body", "request_body", "payload", "raw_payload")
-BODY_KEYS = (*WHOLE_BODY_KEYS, "request", "kwargs", "input")
+PROMPT_KEYS = (
+    "prompt", "text", "texts", "question", "instruction", "query", "input", "inputs", "text_input", "input_text",
+    "user_prompt", "user_message", "user_input", "human",
+)  # fmt: skip
+PARTIAL_KEYS = ("question", "instruction", "query", "input")
+"""Prompts that a text beside them belongs to: `input` to an instruction (Alpaca), `context` to any (Dolly, SQuAD)."""
+
+SYSTEM_KEYS = ("system", "system_prompt", "system_instruction", "instructions")
+ANSWER_KEYS = (
+    "response", "output", "answer", "completion", "generated_text", "choices", "outputs", "response_body",
+    "response_payload", "resp_payload", "response_text", "output_text", "text_output", "response_message",
+    "model_output", "model_response", "assistant", "result",
+)  # fmt: skip
+WHOLE_BODY_KEYS = ("body", "request_body", "payload", "raw_payload", "req_payload", "request_payload",
+                   "proxy_server_request", "model_input", "request_json")  # fmt: skip
+BODY_KEYS = (*WHOLE_BODY_KEYS, "request", "kwargs", "input", "inputs", "row")
 """Keys around a request: OpenAI Batch, evalscope, AIPerf, LiteLLM, Langfuse. Of the first ones all fields are sent."""
 
 PARAMETER_KEYS = (
-    "model_parameters",
-    "modelParameters",
-    "optional_params",
-    "parameters",
-    "sampling_params",
-    "extra_body",
-)
+    "model_parameters", "optional_params", "parameters", "sampling_params", "extra_body", "params", "options",
+    "invocation_params", "generation_config", "inference_config",
+)  # fmt: skip
 MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios", "image_url")
 
 ROLES = {
@@ -28,7 +55,7 @@ ROLES = {
         ("assistant", "gpt", "bing", "chatgpt", "bard", "claude", "bot", "ai", "model", "chatbot"), "assistant"
     ),
     "function_call": "assistant",
-    **dict.fromkeys(("tool", "observation", "ipython"), "tool"),
+    **dict.fromkeys(("tool", "observation", "ipython", "function_response"), "tool"),
     **{role: role for role in ("system", "developer", "function")},
 }
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
@@ -38,17 +65,22 @@ TURN_FIELDS = ("name", "tool_calls", "tool_call_id", "function_call", "reasoning
 """Fields of a conversation's turn that are part of a request. The rest describes the data set."""
 
 OUTPUT_KEYS = (
-    "completion_tokens", "completionTokens", "output_tokens", "outputTokens", "output_length", "output_len",
-    "output_tokens_count", "output_token_count", "num_output_tokens", "generated_tokens", "num_generated_tokens",
-    "response_tokens", "completion_length", "output_sequence_length",
+    "completion_tokens", "output_tokens", "output_length", "output_len", "output_tokens_count", "output_token_count",
+    "num_output_tokens", "generated_tokens", "num_generated_tokens", "response_tokens", "completion_length",
+    "output_sequence_length", "candidates_token_count", "eval_count", "usage_completion_tokens", "usage_output_tokens",
+    "gen_ai_usage_output_tokens", "gen_ai_usage_completion_tokens",
 )  # fmt: skip
-CAP_KEYS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "max_new_tokens", "maxTokens", "n_predict")
-USAGE_KEYS = ("usage", "usage_details", "usageDetails", "usage_object", "token_usage")
+CAP_KEYS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "max_new_tokens", "n_predict", "num_predict")
+USAGE_KEYS = ("usage", "usage_details", "usage_object", "token_usage", "usage_metadata", "metrics", "tokens")
 LENGTH_KEYS = (
     "input_length", "input_tokens", "input_len", "input_sequence_length", "prompt_tokens", "prompt_len",
-    "num_prefill_tokens", "hash_ids", "ContextTokens", "context_tokens", "Request tokens", "request_tokens",
+    "num_prefill_tokens", "hash_ids", "context_tokens", "request_tokens",
 )  # fmt: skip
-OTHER_APIS = re.compile("embedding|moderation|rerank|score|/audio|transcription|/images|image_generation")
+OTHER_APIS = re.compile(
+    r"/(?:embeddings?|moderations?|v?\d*/?rerank|score|pooling|classify|audio/\w+|images/\w+)/?(?:\?.*)?$"
+    r"|^a?(?:embedding|moderation|rerank|speech|transcription|image_generation|image_edit)$"
+)
+"""URLs, and LiteLLM's call types, of requests that have no answer in tokens."""
 
 FIELDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("tools", "response_format"), object),
@@ -86,17 +118,11 @@ COMPLETION_ONLY = ("logprobs", "echo", "suffix", "best_of", "use_beam_search")
 
 OWN_FIELDS = frozenset((
     *CONVERSATION_KEYS, *PROMPT_KEYS, *SYSTEM_KEYS, *ANSWER_KEYS, *BODY_KEYS, *PARAMETER_KEYS, *CAP_KEYS, *OUTPUT_KEYS,
-    *USAGE_KEYS, "model", "stream", "stream_options", "stop_sequences", "min_tokens", "ignore_eos",
+    "usage", "model", "stream", "stream_options", "stop_sequences", "min_tokens", "ignore_eos",
 ))  # fmt: skip
 """Fields of a wrapped body that tuner sets itself or reads elsewhere."""
 
-ENDS_EARLY = (
-    "stop",
-    "stop_token_ids",
-    "structured_outputs",
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
-)
-ANTHROPIC_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+ENDS_EARLY = ("stop", "stop_token_ids", "structured_outputs", "guided_json", "guided_regex", "guided_choice",
+              "guided_grammar")  # fmt: skip
+CHOICES = {"auto": "auto", "any": "required", "required": "required", "none": "none"}
+"""Choices of a tool that have a name alone, Anthropic's and Mistral's too."""

@@ -22,6 +22,7 @@ _CHINESE = {
     WhyLeftOut.SEVERAL_PROMPTS: "一行中有多个提示",
     WhyLeftOut.BAD_FIELD: "工具或格式字段的形式未知",
     WhyLeftOut.NO_OUTPUT: "输出长度缺失或不可能",
+    WhyLeftOut.FAILED: "录制时已经失败",
     WhyLeftOut.NO_TIME: "时间与其他行不一致",
     WhyLeftOut.TOO_LONG: "超过服务器接受的长度",
 }
