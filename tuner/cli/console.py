@@ -13,7 +13,7 @@ from tuner.bench.phrases import note_text
 from tuner.candidate import Candidate
 from tuner.launch import Door
 from tuner.layout import split_layout
-from tuner.load.reading import reading_line
+from tuner.load.reading import TrafficReading, reading_line
 from tuner.measurement import LoadKind, Measurement
 from tuner.secrecy import mask
 from tuner.study import confirm
@@ -44,6 +44,7 @@ from tuner.study.sentence import LACKS
 from tuner.study.stopping import LEAST_GAIN, SearchEnd
 from tuner.study.units import short_place
 from tuner.verdict import Outcome, Reason, Verdict
+from tuner.vllm import knobs
 
 DOORS = {Door.SERVER: "", Door.VLLM: " through vLLM", Door.NGINX: " through nginx"}
 """Words for the door of a trial."""
@@ -260,6 +261,7 @@ def plan_lines(plan: StudyPlan, vllm_version: str, sampler: str) -> str:
     lines.append(f"workload  {plan.workload.name}: up to {plan.workload.longest} tokens a request")
     if plan.workload.reading is not None:
         lines.append(f"read      {reading_line(plan.workload.reading)}")
+        lines += _tool_lines(plan, plan.workload.reading)
     lines += _length_lines(plan)
     lines.append(f"load      {plan.load.kind} loop: {load_words(plan.load)}")
     lines += _layout_lines(plan)
@@ -304,6 +306,17 @@ def _layout_lines(plan: StudyPlan) -> list[str]:
         how = "both measured" if plan.compares_doors else "the second where the first costs too much"
         lines.append(f"door      {' and '.join(plan.doors)}{f', {how}' if len(plan.doors) > 1 else ''}")
     return lines
+
+
+def _tool_lines(plan: StudyPlan, reading: TrafficReading) -> list[str]:
+    """Caution if vLLM will answer 400 to requests with tools, because it is not told how to read their answers."""
+    flags = {**dict(plan.base.fixed), **dict(plan.space.always), **plan.given}
+    if not reading.tools or (flags.get(knobs.ENABLE_AUTO_TOOL_CHOICE) and flags.get(knobs.TOOL_CALL_PARSER)):
+        return []
+    return [
+        f"          caution: vLLM refuses the {formatting.count(reading.tools)} requests with tools, other than for a "
+        f"gpt-oss or Mistral tokenizer; add -- --{knobs.ENABLE_AUTO_TOOL_CHOICE} --{knobs.TOOL_CALL_PARSER} NAME"
+    ]
 
 
 def _length_lines(plan: StudyPlan) -> list[str]:
