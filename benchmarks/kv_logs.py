@@ -23,6 +23,7 @@ from tuner.capacity import GIB, FirstStart, ModelMemory, ServerFlags, at_kv_byte
 from tuner.environment import Gpu
 from tuner.kv.config_json import UnknownModelError
 from tuner.vllm.defaults import caches_states, latent_packing, steps_in_flight
+from tuner.vllm.speculation import draft
 
 Start = Mapping[str, Any]
 
@@ -67,6 +68,7 @@ def flags_of(start: Start) -> ServerFlags:
         kv_cache_dtype=start.get("kv_dtype") or "auto",
         max_model_len=start.get("max_model_len"),
         steps_in_flight=steps_in_flight(version),
+        draft=draft(extra),
         packing=latent_packing(version, (Gpu(0, start.get("gpu") or "", start.get("gpu_memory_gib") or 0, ""),), extra),
         caches_states=extra.get("state_blocks", 2 if caches_states(version) else 1) > 1,
     )

@@ -19,11 +19,12 @@ from pathlib import Path
 
 from tuner.kv.config_json import Config, UnknownModelError, read_config
 from tuner.kv.formats import KV_BYTES, SCALED_BY_HEAD, own_kv_bytes, quantization
-from tuner.kv.layers import DS_MLA_BYTES, KvElement, LatentPacking, decoder_layers, layer_caches
+from tuner.kv.layers import DS_MLA_BYTES, KvElement, LatentPacking, decoder_layers, layer_caches, with_draft_layers
 from tuner.kv.pages import Paging, PagingRules, linear_paging, paging
 from tuner.kv.weight_files import weight_file_bytes
 from tuner.model import ModelShape, model_length, shape_from_config, shared_out
 from tuner.vllm import knobs
+from tuner.vllm.speculation import Draft
 
 GIB = 1 << 30
 
@@ -92,6 +93,7 @@ class ServerFlags:
     by_kind: bool = True
     state_dtype: str = "auto"
     packing: LatentPacking = LatentPacking.IF_QUANTISED
+    draft: Draft = field(default_factory=Draft)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,12 +296,15 @@ def _paging(folder: Path, config: Config, shape: ModelShape, flags: ServerFlags)
     caches = layer_caches(config, _kv_element(folder, config, shape, flags), flags.tensor_parallel_size)
     if not caches:
         raise UnknownModelError("no layer of the model keeps a KV cache")
+    if flags.draft.own_head:
+        caches = with_draft_layers(config, caches)
     rules = PagingRules(
         block_tokens=flags.block_tokens,
         step_tokens=flags.max_num_batched_tokens,
         steps_in_flight=flags.steps_in_flight,
         blocks_a_state=2 if flags.caches_states else 1,
         by_kind=flags.by_kind,
+        draft_tokens=flags.draft.tokens,
     )
     return paging(caches, shared_out(decoder_layers(config), flags.pipeline_parallel_size), rules)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tuner.kv.config_json import Config, UnknownModelError
-from tuner.kv.layers import KvElement, LatentPacking, LayerCache, layer_caches
+from tuner.kv.layers import KvElement, LatentPacking, LayerCache, layer_caches, with_draft_layers
 
 BF16 = KvElement(2)
 FP8 = KvElement(1, name="fp8")
@@ -105,6 +105,22 @@ def test_bytes_of_a_token_by_kind(config: Config, element: KvElement, ranks: int
 )  # fmt: skip
 def test_bytes_of_a_state_by_kind(config: Config, ranks: int, expected: int) -> None:
     assert states(config, ranks=ranks) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("config", "more"),
+    [
+        ({**LATENT, "num_nextn_predict_layers": 1}, [1152]),
+        ({**PLAIN, "mtp_num_hidden_layers": 2}, [1024, 1024]),
+        (GLOBAL, [1024]),
+        ({**GATED, "mtp_num_hidden_layers": 1}, [1024]),  # no state
+    ],
+)
+def test_a_models_own_draft_layers_keep_what_its_last_full_layer_does(config: Config, more: list[int]) -> None:
+    plain = layer_caches(config, BF16, 1)
+    added = with_draft_layers(config, plain)[len(plain) :]
+    assert [cache.token_bytes for cache in added] == more
+    assert all(cache.window is None and cache.layer == plain[-1].layer for cache in added)
 
 
 def test_a_layer_of_both_kinds_has_two_caches() -> None:

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -58,6 +59,13 @@ def test_an_attention_block_grows_to_the_size_of_a_state() -> None:
     assert pages.block_bytes == 112 * 1024
     assert pages.blocks(1) == 2 * 2 + 1
     assert not pages.is_linear
+
+
+def test_each_drafted_token_has_a_state_of_its_own() -> None:
+    drafting = replace(RULES, draft_tokens=3)
+    plain, ahead = (paging(model(STATE, STATE, FULL), (3,), rules) for rules in (RULES, drafting))
+    assert ahead.blocks(1) == plain.blocks(1) + 2 * 3
+    assert all(way.rules.draft_tokens == 3 for way in ahead.ways_to_count)
 
 
 def test_windows_with_wider_heads_share_the_larger_page() -> None:

@@ -6,7 +6,7 @@ Source: vLLM 0.32, v1/kv_cache_interface.py and model_executor/layers/mamba/mamb
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
 
@@ -99,6 +99,13 @@ def layer_caches(config: Config, element: KvElement, ranks: int) -> tuple[LayerC
     if latent_width(config):
         return tuple(found) * _attentions_a_layer(config)
     return tuple(found)
+
+
+def with_draft_layers(config: Config, caches: tuple[LayerCache, ...]) -> tuple[LayerCache, ...]:
+    """Add the model's own draft layers. Each keeps what the last layer does that attends to all."""
+    layers = positive(config, "mtp_num_hidden_layers") or positive(config, "num_nextn_predict_layers") or 1
+    full = [replace(cache, layer=caches[-1].layer) for cache in caches if cache.token_bytes and cache.window is None]
+    return (*caches, *full[-1:] * layers)
 
 
 def latent_width(config: Config) -> int:

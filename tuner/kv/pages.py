@@ -27,6 +27,7 @@ class PagingRules:
         steps_in_flight: Steps whose tokens vLLM reserves for each window: 2 with asynchronous scheduling, since 0.25.
         blocks_a_state: Blocks of one request's state: 2 with prefix caching.
         by_kind: False if all layers are kept whole, as without the hybrid KV cache manager.
+        draft_tokens: Tokens that speculation drafts in a step. Each has a state of its own.
     """
 
     block_tokens: int
@@ -34,6 +35,7 @@ class PagingRules:
     steps_in_flight: int = 2
     blocks_a_state: int = 2
     by_kind: bool = True
+    draft_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ class Paging:
 
     def _held(self, group: BlockGroup, tokens: int, more: int) -> int:
         if not group.block_tokens:
-            return group.count * self.rules.blocks_a_state
+            return group.count * (self.rules.blocks_a_state + self.rules.draft_tokens)
         kept = tokens if group.window is None else min(group.window - 1 + more, tokens)
         return group.count * (math.ceil(kept / group.block_tokens) + (group.window is not None))
 

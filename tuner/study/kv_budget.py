@@ -29,6 +29,7 @@ from tuner.study.record import TrialRecord
 from tuner.study.setting import StudySetting
 from tuner.vllm import knobs
 from tuner.vllm.defaults import caches_states, latent_packing, steps_in_flight
+from tuner.vllm.speculation import draft
 
 UTILIZATION, KV_BYTES, LENGTH = knobs.GPU_MEMORY_UTILIZATION, knobs.KV_CACHE_MEMORY_BYTES, knobs.MAX_MODEL_LEN
 UTILIZATIONS = (0.80, 0.85, 0.90, 0.92, 0.95, 0.97)
@@ -236,6 +237,7 @@ def _flags(setting: StudySetting, usual: Mapping[str, Value]) -> ServerFlags:
         steps_in_flight=1 if usual.get(knobs.ASYNC_SCHEDULING) is False else steps_in_flight(setting.plan.vllm_version),
         by_kind=usual.get(knobs.DISABLE_HYBRID_KV_CACHE_MANAGER) is not True,
         state_dtype=str(usual.get(knobs.MAMBA_SSM_CACHE_DTYPE, "auto")),
+        draft=draft(usual),
         packing=latent_packing(setting.plan.vllm_version, setting.gpus, usual),
         tensor_parallel_size=number(knobs.TENSOR_PARALLEL, 1),
         pipeline_parallel_size=number(knobs.PIPELINE_PARALLEL, 1),
