@@ -38,6 +38,7 @@ from tuner.space.files import read_space
 from tuner.space.space import Space
 from tuner.study.kv_budget import KV_BYTES, LENGTH, UTILIZATION
 from tuner.study.length_choice import checked_length, needed_tokens, own_length, with_length
+from tuner.study.own_files import storage_in
 from tuner.study.plan import Ladder, LoadPolicy, OpenSearch, StudyPlan
 from tuner.vllm import knobs, variables
 from tuner.vllm.defaults import vllm_defaults
@@ -169,7 +170,7 @@ def plan_study(
             flags=vllm.flags,
             fixed=space.always + choice.constant,
             extra=extra,
-            env=(*space.env, (variables.CACHE_ROOT, str(folder / "vllm_cache"))),
+            env=space.env,
             secret_env=tuple(sorted({*of_space, *given_command.secrets, *own.secrets, *inherited})),
         ),
         layouts=choice.layouts,
@@ -186,7 +187,7 @@ def plan_study(
         time_budget_s=budget_s,
         start_limit_s=options.start_limit_seconds,
         seed=options.seed,
-        storage=mask_password(options.storage) if options.storage else f"sqlite:///{folder / 'study.db'}",
+        storage=mask_password(options.storage) if options.storage else storage_in(folder),
         created_at=now.isoformat(timespec="seconds"),
         patience=options.patience,
     )

@@ -49,3 +49,5 @@ exec {sys.executable} -m tuner.sim "$@"
     files = [path for path in (tmp_path / "studies").rglob("*") if path.is_file()]
     assert len(files) > 10
     assert [path for path in files if b"s3cret" in path.read_bytes().lower()] == []
+    named = str(tmp_path / "studies" / "s").encode()
+    assert [path for path in files if path.suffix in (".json", ".db") and named in path.read_bytes()] == []

@@ -294,7 +294,7 @@ def test_a_result_without_figures_still_has_a_script(recorded: Recorded) -> None
 
 def test_the_studys_cache_is_used_only_while_it_exists(recorded: Recorded) -> None:
     start, _ = scripts(recorded)
-    assert "[ -d /data/studies/qwen3-32b-h100/cache ]" in start
+    assert '[ -d "$here/vllm_cache" ]' in start
     assert "\nexport VLLM_CACHE_ROOT" not in start
 
 

@@ -25,9 +25,11 @@ from tuner.server.diagnosis import signal_name
 from tuner.server.interrupts import ENDING, handled
 from tuner.server.leftovers import end_leftovers
 from tuner.study.fleet import LocalFleet
+from tuner.study.kept_workload import with_kept_workload
 from tuner.study.local_servers import local_trials
 from tuner.study.loop import Loop
-from tuner.study.optuna_storage import Patience, refuse_taken
+from tuner.study.optuna_storage import Patience, claim, refuse_taken
+from tuner.study.own_files import located
 from tuner.study.plan import StudyPlan
 from tuner.study.result import Decision, StudyResult
 from tuner.study.samplers import sampler_name
@@ -45,8 +47,7 @@ def run_search(options: SearchOptions, look: Look) -> None:
     """Run a search. Raises a TunerError if there is no winner to trust; finished trials are on disk all the same."""
     console, clock = Console(), RealClock()
     plan, environment = plan_study(options, this_machine(), clock.wall(), cache_folder(), console.say)
-    store = Store(options.studies.absolute() / plan.study)
-    store.create()
+    store, plan = _opened(options, plan)
     os.environ.update(secrets_of(options))
     with store.locked():
         if store.exists:
@@ -55,10 +56,21 @@ def run_search(options: SearchOptions, look: Look) -> None:
             plan = store.plan()
         else:
             refuse_taken(replace(plan, storage=options.storage or plan.storage))
+            plan = with_kept_workload(plan, store.folder)
             store.save_plan(plan, environment)
         if options.storage is not None and mask_password(options.storage) == plan.storage:
             store.save_storage(options.storage)
         _continue(store, plan, environment, look, clock)
+
+
+def _opened(options: SearchOptions, plan: StudyPlan) -> tuple[Store, StudyPlan]:
+    """Make the study's folder. One that the user did not name gets a number if another search was quicker."""
+    store = Store(options.studies.absolute() / plan.study)
+    number = 1
+    while not store.create() and options.study is None:
+        number += 1
+        store = Store(options.studies.absolute() / f"{plan.study}-{number}")
+    return store, located(plan, store.folder)
 
 
 def resume(folder: Path, changed: ChangedEnvironment, look: Look) -> None:
@@ -129,6 +141,7 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
     console.say(plan_lines(plan, environment.vllm_version, sampler_name()))
     defaults = vllm_defaults(environment.vllm_version, environment.gpus)
     setting = StudySetting.of(store.with_storage(plan), defaults, environment.gpus)
+    claim(setting.plan, store.folder)
     stop = threading.Event()
     paths: dict[str, str] = {}
 

@@ -12,9 +12,10 @@ from tuner.flagwords import given_flags
 from tuner.formatting import one_line
 from tuner.jsonfile import write_atomically
 from tuner.launch import VISIBLE_GPUS, Door
-from tuner.report.quote import PORT, cache_env, shell_word
+from tuner.report.quote import PORT, shell_word
 from tuner.report.tables import read_study
 from tuner.server.nginx_conf import site_conf, whole_conf
+from tuner.study.own_files import CACHE
 from tuner.vllm import knobs
 
 _TEMPLATES = jinja2.Environment(
@@ -38,7 +39,7 @@ def start_script(recorded: Recorded) -> str:
     launch = recorded.launch
     shared: dict[str, object] = {
         "header": header(recorded, file="start.sh"),
-        "caches": cache_env(launch),
+        "cache": None if launch.in_container else CACHE,
         "secrets": launch.secret_env,
         "container": launch.in_container,
         "arguments": argument_lines(launch.arguments),

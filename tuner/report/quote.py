@@ -37,11 +37,6 @@ def production_env(launch: LaunchSpec) -> tuple[tuple[str, str], ...]:
     return tuple((n, v) for n, v in launch.env if n not in (*CACHES, *TRIAL_ONLY))
 
 
-def cache_env(launch: LaunchSpec) -> tuple[tuple[str, str], ...]:
-    """Return the recorded variables that name caches in the study's folder."""
-    return tuple((n, v) for n, v in launch.env if n in CACHES)
-
-
 def shell_word(text: str) -> str:
     """Quote a word for bash. Control characters are spelt out, so that no page and no terminal acts on them."""
     if text.isprintable():

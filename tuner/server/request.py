@@ -23,6 +23,7 @@ def _never() -> bool:
 class ServiceRequest:
     """Everything that one start of a service needs.
 
+    `env` are variables of the servers that no record names.
     `folder` receives each server's log and, while the server lives, its running file. `model` is the name that
     /v1/models must list. `on_phase` hears what a starting server is doing. `should_stop` is asked between two looks.
     `on_memory_wait` hears which processes hold GPU memory after the server has ended.
@@ -35,6 +36,7 @@ class ServiceRequest:
     clock: Clock
     gpu_memory: GpuMemory
     host: str = "127.0.0.1"
+    env: tuple[tuple[str, str], ...] = ()
     on_phase: Callable[[str], None] = _ignore
     on_memory_wait: Callable[[str], None] = _ignore
     should_stop: Callable[[], bool] = _never

@@ -49,7 +49,7 @@ class Start:
         self._engine = argv[0] if spec.in_container else ""
         child = ChildSpec(
             argv=with_cid_file(argv, self._scratch) if spec.in_container else argv,
-            env=_environment(spec, self._scratch),
+            env=_environment(spec, self._scratch, request.env),
             log_name=running_file.log_name(number),
             port=port,
             scratch=self._scratch,
@@ -155,7 +155,7 @@ class Start:
         )
 
 
-def _environment(spec: LaunchSpec, scratch: Path) -> dict[str, str]:
+def _environment(spec: LaunchSpec, scratch: Path, given: tuple[tuple[str, str], ...] = ()) -> dict[str, str]:
     """Join the environments. The launch's own variables win."""
     inherited: Mapping[str, str] = os.environ
     own = {
@@ -168,7 +168,7 @@ def _environment(spec: LaunchSpec, scratch: Path) -> dict[str, str]:
     }
     # Servers that share PROMETHEUS_MULTIPROC_DIR add their counters up in each other's /metrics.
     kept = {name: value for name, value in inherited.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
-    return variables.with_start_facts({**kept, **own, **dict(spec.env)})
+    return variables.with_start_facts({**kept, **own, **dict(given), **dict(spec.env)})
 
 
 def _user() -> str:

@@ -23,6 +23,7 @@ from tuner.load.stream import Failure, Target
 from tuner.server.service import Service, ServiceRequest, serving, start_limit
 from tuner.study.assignment import Assignment
 from tuner.study.events import Event, LevelMeasured, MemoryAwaited, PhaseChanged, QuietAwaited
+from tuner.study.own_files import CACHE
 from tuner.study.plan import StudyPlan, saturating_clients
 from tuner.study.store import Store
 from tuner.study.trial import ReadyServer, TrialRunner
@@ -71,6 +72,7 @@ class LocalServers:
         request = ServiceRequest(
             deployment=servers,
             folder=self.store.trial_folder(assignment.trial),
+            env=((variables.CACHE_ROOT, str(self.store.folder.absolute() / CACHE)),),
             model=self.plan.model,
             start_limit_s=start_limit(self._first_start_s, self.plan.start_limit_s, len(assignment.groups)),
             clock=self.clock,

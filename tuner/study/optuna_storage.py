@@ -18,14 +18,19 @@ from optuna.trial import FrozenTrial, Trial
 
 from tuner.candidate import Value
 from tuner.errors import EnvironmentFaultError, UsageError
+from tuner.jsonfile import TornFileError
 from tuner.secrecy import mask_password
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome
+from tuner.study.upgrade import read_plan
 
 T = TypeVar("T")
 
 TOLD_S = 2.0
 """Seconds of waiting for the storage before the user is told."""
+
+_FOLDER = "folder"
+"""Attribute of an Optuna study in a storage of the user's: the folder of its study."""
 
 _MARK = "made_at"
 """Attribute of an Optuna study that says whose it is: the time at which its plan was made."""
@@ -203,6 +208,28 @@ def open_study(plan: StudyPlan, patience: Patience | None = None) -> optuna.Stud
     if mark is None:
         study.set_user_attr(_MARK, plan.created_at)
     return study
+
+
+def claim(plan: StudyPlan, folder: Path) -> None:
+    """Note in a storage outside the study's folder which folder uses it. Raises UsageError if another one does: a copy
+    of a study has the same name, and would write into the original's."""
+    if own_file(plan.storage) is not None:
+        return
+    study = open_study(plan)
+    noted = study.user_attrs.get(_FOLDER)
+    if noted not in (None, str(folder)) and _is_there(plan, Path(noted)):
+        raise UsageError(
+            f"the storage belongs to {noted}, of which {folder} is a copy",
+            hint="rename the copy's folder: a study of another name gets an Optuna study of its own",
+        )
+    study.set_user_attr(_FOLDER, str(folder))
+
+
+def _is_there(plan: StudyPlan, folder: Path) -> bool:
+    try:
+        return read_plan(folder / "plan.json").created_at == plan.created_at
+    except (OSError, TornFileError):
+        return False
 
 
 def _is_of_others(study: optuna.Study) -> bool:

@@ -18,6 +18,7 @@ from tuner.jsonfile import NewerFileError, TornFileError, dump, load, write_atom
 from tuner.secrecy import REDACTED, mask_password
 from tuner.study import lock
 from tuner.study.assignment import Assignment
+from tuner.study.own_files import portable
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
 from tuner.study.result import StudyResult
@@ -45,12 +46,21 @@ class Store:
     def exists(self) -> bool:
         return (self.folder / "plan.json").is_file()
 
-    def create(self) -> None:
+    def create(self) -> bool:
+        """Make the study's folder. Returns False if it was there. Raises EnvironmentFaultError if it cannot be
+        written."""
         try:
-            (self.folder / "trials").mkdir(parents=True, exist_ok=True)
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            is_new = True
+            try:
+                self.folder.mkdir()
+            except FileExistsError:
+                is_new = False
+            (self.folder / "trials").mkdir(exist_ok=True)
             probe = self.folder / f".writable-{os.getpid()}"
             probe.touch()
             probe.unlink()
+            return is_new
         except OSError as error:
             raise EnvironmentFaultError(
                 f"the studies folder {self.folder.parent} cannot be written: {error.strerror}",
@@ -101,7 +111,7 @@ class Store:
 
     def save_plan(self, plan: StudyPlan, environment: Environment) -> None:
         dump(self.folder / "environment.json", environment)
-        dump(self.folder / "plan.json", plan)
+        dump(self.folder / "plan.json", portable(plan, self.folder))
 
     def save_storage(self, url: str) -> None:
         """Keep a storage's URL with a password apart from the plan, for this user alone."""

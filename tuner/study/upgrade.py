@@ -12,6 +12,7 @@ from tuner import jsonfile
 from tuner.errors import UsageError
 from tuner.load.early_end import EarlyEnd, EarlyEndKind
 from tuner.slo import parse_slo
+from tuner.study.own_files import located
 from tuner.study.plan import StudyPlan
 from tuner.study.record import SCHEMA, TrialRecord
 from tuner.study.result import StudyResult
@@ -35,8 +36,9 @@ _LIMIT_EXCEEDED = re.compile(r"(\d+) requests exceeded the limit of (.+)")
 
 
 def read_plan(path: Path) -> StudyPlan:
-    """Read a plan of any schema. Raises TornFileError if it is not readable."""
-    return jsonfile.load(path, StudyPlan, upgraded_plan)
+    """Read a plan of any schema, with its own files in the folder of `path`. Raises TornFileError if it is not
+    readable."""
+    return located(jsonfile.load(path, StudyPlan, upgraded_plan), path.parent)
 
 
 def read_record(path: Path) -> TrialRecord:

@@ -31,8 +31,8 @@ START_TIMEOUT=${START_TIMEOUT:-900}
 
 secrets=(HF_TOKEN) # to be set by you: their values are recorded nowhere
 export VLLM_ENABLE_STARTUP_PLAN=0
-# The study's compile cache, while it is there, makes the first start quick.
-if [ -z "${VLLM_CACHE_ROOT:-}" ] && [ -d /data/studies/qwen3-32b-h100/cache ]; then export VLLM_CACHE_ROOT=/data/studies/qwen3-32b-h100/cache; fi
+# The study's compile cache, while it is beside this script, makes the first start quick.
+if [ -z "${VLLM_CACHE_ROOT:-}" ] && [ -d "$here/vllm_cache" ]; then export VLLM_CACHE_ROOT="$here/vllm_cache"; fi
 export CUDA_VISIBLE_DEVICES=${GPUS:-0}
 numactl=(numactl --cpunodebind=0 --membind=0)
 [ -z "${GPUS:-}" ] || numactl=() # other GPUs may be on another NUMA node
