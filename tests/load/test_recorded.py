@@ -99,9 +99,16 @@ def test_fresh_traffic_is_the_same_recording_from_another_place(tmp_path: Path, 
         ("2026-11-25T08:00:00", "2026-11-25 08:00:01.5", "2026-11-25T08:00:04"),
         ("2026-11-25T08:00:00Z", "2026-11-25T09:00:01.500+01:00", "2026-11-25T08:00:04+00:00"),
         (1764057600, 1764057601.5, 1764057604),
+        ("2026-11-25 08:00:00 UTC", "2026-11-25 08:00:01.5 GMT", "2026-11-25 09:00:04 +0100"),
+        (
+            {"$date": "2026-11-25T08:00:00Z"},
+            {"$date": {"$numberLong": "1795593601500"}},
+            "Wed, 25 Nov 2026 08:00:04 GMT",
+        ),
+        ("25/Nov/2026:08:00:00 +0000", 1795593601.5, "25 Nov 2026 08:00:04 GMT"),
     ],
 )
-def test_times_may_be_seconds_or_iso(times: tuple[object, ...], tmp_path: Path, tiny_model: str) -> None:
+def test_times_may_be_seconds_or_dates(times: tuple[object, ...], tmp_path: Path, tiny_model: str) -> None:
     requests = made(timed(tmp_path / "t.jsonl", *times), tiny_model, SEARCH_TRACE, 3)
     assert [r.arrival_s for r in requests] == [0, 1.5, 4]
 
@@ -147,7 +154,9 @@ def test_times_that_cannot_be_replayed_are_said_and_cost_no_request(
 
 
 @pytest.mark.parametrize("unit", [1, 10**3, 10**6, 10**9])
-@pytest.mark.parametrize("key", ["timestamp", "created", "created_at", "startTime"])
+@pytest.mark.parametrize(
+    "key", ["timestamp", "created", "created_at", "startTime", "timestamp_ms", "arrivedAt", "msec"]
+)
 @pytest.mark.parametrize("form", [int, str])
 def test_times_have_many_names_and_units(unit: int, key: str, form: type, tmp_path: Path, tiny_model: str) -> None:
     rows = ({"prompt": f"p{i}", key: form((1764057600 + at) * unit)} for i, at in enumerate((4, 0, 2)))
@@ -155,6 +164,13 @@ def test_times_have_many_names_and_units(unit: int, key: str, form: type, tmp_pa
     requests = made(text, tiny_model, SEARCH_TRACE, 3)
     assert [(r.messages[0][1], r.arrival_s) for r in requests] == [("p1", 0), ("p2", 2), ("p0", 4)]
     assert reading(text).moved == 2
+
+
+def test_a_duration_is_no_time_of_arrival(tmp_path: Path, tiny_model: str) -> None:
+    logged = ((7.5, "2026-11-25T08:00:00Z"), (0.25, "2026-11-25T08:00:02Z"))
+    rows = ({"request_time": took, "time_iso8601": at, "prompt": at[17:19]} for took, at in logged)
+    requests = made(lines(tmp_path / "t.jsonl", *rows), tiny_model, SEARCH_TRACE, 2)
+    assert [(r.messages[0][1], r.arrival_s) for r in requests] == [("00", 0), ("02", 2)]
 
 
 def test_times_of_several_units_in_one_file_are_converted_and_counted(tmp_path: Path, tiny_model: str) -> None:
@@ -198,7 +214,7 @@ def test_the_workload_estimates_lengths_on_the_long_side(tmp_path: Path, tiny_mo
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("{", "1 cut off by the end of the file (first: line 1)"),
+        ("{", "1 cut off by the end of the file (first: entry 1, line 1)"),
         ("[1]", "not an object (first: entry 1)"),
         ('{"max_tokens": 5}', "with neither prompt nor messages (first: line 1)"),
         ('{"prompt": "x", "max_tokens": 0}', "impossible output length"),

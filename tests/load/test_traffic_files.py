@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.load.traffic_files import (
     REPLY,
     TOOL,
     USER,
+    WHOLE_CONTAINERS,
     batch_line,
     conversation,
     json_lines,
@@ -55,7 +57,7 @@ def tokens(model: str, text: str) -> int:
 # ── containers
 
 
-@pytest.mark.parametrize("written", CONTAINERS)
+@pytest.mark.parametrize("written", [*CONTAINERS, *WHOLE_CONTAINERS])
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".data"])
 def test_a_container_is_told_by_its_content(
     written: Callable[[Sequence[object]], bytes], suffix: str, tmp_path: Path
@@ -100,7 +102,7 @@ def test_a_bad_line_costs_itself_alone_and_its_number_is_told(
     assert reading(str(path)).left_out == (LeftOut(why, 1, f"line {place}"),)
 
 
-@pytest.mark.parametrize("written", CONTAINERS[:-1])
+@pytest.mark.parametrize("written", CONTAINERS)
 def test_a_file_that_was_cut_off_keeps_what_is_whole(
     written: Callable[[Sequence[object]], bytes], tmp_path: Path
 ) -> None:
@@ -131,13 +133,20 @@ def test_a_broken_entry_of_an_array_costs_itself_alone(tmp_path: Path) -> None:
     ("data", "says"),
     [
         (b"PK\x03\x04" + bytes(60), "a zip archive"),
-        (b"\x28\xb5\x2f\xfd" + bytes(60), "compressed by zstd"),
+        (b"\x28\xb5\x2f\xfd" + bytes(60), "has no request"),
+        (gzip.compress(b"x" * 257 + b"ustar" + bytes(90)), "a tar archive"),
+        (gzip.compress(gzip.compress(b"{}")), "packed inside of a packed file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a pointer of Git LFS"),
+        (b'id,prompt\n1,"hello\n2,b\n', "line 2: a quote begins here"),
         (b"PAR1" + bytes(60), "a parquet file that cannot be read"),
         (b"\x1f\x8b" + bytes(60), "has no request"),
-        (b"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,4808,10\n", "Azure's trace"),
-        (b"Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,472,18,490,x\n", "BurstGPT"),
+        (b"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,4808,10\n", "a trace of lengths"),
+        (
+            b"Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,472,18,490,x\n",
+            "a trace of lengths",
+        ),
         (b"timestamp,input_length,output_length\n0,10,5\n", "a trace of lengths"),
-        (b"id,prompt\n1,hello\n", "is CSV"),
+        (b"id,name\n1,hello\n", "1 with neither prompt nor messages"),
         (json_lines([{"timestamp": 0, "input_length": 6758, "output_length": 500, "hash_ids": [0, 1]}]), "a trace of"),
         (json_lines([{"timestamp": 1, "num_prefill_tokens": 20, "num_decode_tokens": 5}] * 3), "a trace of lengths"),
     ],
@@ -148,6 +157,29 @@ def test_a_file_of_another_kind_is_refused_in_one_line_that_names_it(data: bytes
     with pytest.raises(UsageError) as caught:
         workload(str(path))
     assert says in caught.value.message and "\n" not in caught.value.message and caught.value.hint
+
+
+CELLS = """id;Prompt;messages;max_tokens;temperature;created_at
+1;"What; ""exactly""
+is it?";;5.0;0.5;2026-01-01 10:00:00
+2;;"[{""role"": ""user"", ""content"": ""Hi?""}]";6;;2026-01-01 10:00:01
+
+3;too;many;;;;cells
+4;"a" b;;;;
+5;Why?;;7;;2026-01-01 10:00:03
+"""
+
+
+def test_a_table_has_a_request_in_each_row_whose_cells_fit(tmp_path: Path, tiny_model: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(CELLS, newline="\r\n")
+    found = reading(str(path))
+    assert (found.rows, found.left_out) == (5, (LeftOut(WhyLeftOut.NO_ROW, 2, "line 6"),))
+    first, second, third = sent(str(path), tiny_model, 3)
+    assert [request.max_tokens for request in (first, second, third)] == [5, 6, 7]
+    assert first.messages[0][1].replace("\r", "") == 'What; "exactly"\nis it?'
+    assert body(first)["temperature"] == 0.5
+    assert (second.messages[0][1], third.messages[0][1], third.arrival_s) == ("Hi?", "Why?", 3.0)
 
 
 def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
+import io
 import json
 import lzma
 from collections.abc import Callable, Sequence
@@ -97,7 +99,69 @@ def parquet(rows: Sequence[object]) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
+def zstandard(rows: Sequence[object]) -> bytes:
+    half = len(rows) // 2
+    frames = [pa.Codec("zstd").compress(json_lines(part), asbytes=True) for part in (rows[:half], rows[half:])]
+    return b"".join(frames)
+
+
+def behind_each_other(rows: Sequence[object]) -> bytes:
+    return b" ".join(json.dumps(row).encode() for row in rows)
+
+
+def ended_by_carriage_returns(rows: Sequence[object]) -> bytes:
+    return json_lines(rows).replace(b"\n", b"\r")
+
+
+def lines_with_commas(rows: Sequence[object]) -> bytes:
+    return json_lines(rows).replace(b"}\n", b"},\n")
+
+
+def utf16_without_mark(rows: Sequence[object]) -> bytes:
+    return json_lines(rows).decode().encode("utf-16-le")
+
+
+def splits(rows: Sequence[object]) -> bytes:
+    return json.dumps({"version": 2, "train": rows[:20], "test": rows[20:]}).encode()
+
+
+def object_in_object(rows: Sequence[object]) -> bytes:
+    return json.dumps({"log": {"creator": {"name": "x"}, "entries": rows}}).encode()
+
+
+def table(rows: Sequence[object], **style: str) -> bytes:
+    objects = [row for row in rows if isinstance(row, dict)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(objects[0]), **style)  # type: ignore[arg-type]
+    writer.writeheader()
+    writer.writerows(objects)
+    return text.getvalue().encode()
+
+
+def semicolons(rows: Sequence[object]) -> bytes:
+    return b"\xef\xbb\xbf" + table(rows, delimiter=";", lineterminator="\n")
+
+
+def tabs(rows: Sequence[object]) -> bytes:
+    return gzip.compress(table(rows, delimiter="\t"))
+
+
+def table_of_decimals_and_bytes(rows: Sequence[object]) -> bytes:
+    objects = [row for row in rows if isinstance(row, dict)]
+    lengths = pa.array([row["output_length"] for row in objects], pa.decimal128(38, 0))
+    prompts = pa.array([row["prompt"].encode() for row in objects], pa.binary())
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"prompt": prompts, "output_length": lengths}), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
 CONTAINERS: tuple[Callable[[Sequence[object]], bytes], ...] = (
     json_lines, crlf_lines, json_array, pretty_array, array_of_lines, object_around, pretty_objects, with_mark, utf16,
-    gzipped, gzipped_array, bzipped, xzipped, parquet,
+    gzipped, gzipped_array, bzipped, xzipped, behind_each_other, ended_by_carriage_returns, lines_with_commas,
+    utf16_without_mark,
+)  # fmt: skip
+"""Forms of which a part can be read."""
+
+WHOLE_CONTAINERS: tuple[Callable[[Sequence[object]], bytes], ...] = (
+    parquet, zstandard, splits, object_in_object, table, semicolons, tabs, table_of_decimals_and_bytes,
 )  # fmt: skip

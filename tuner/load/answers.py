@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 from tuner.load.reading import WhyLeftOut
@@ -124,8 +125,8 @@ def _usages(row: dict[str, object], levels: list[dict[str, object]]) -> Iterator
 
 def _tokens(value: object, *, strict: bool = True) -> int | None:
     """Read a length as a number or as text. Raises UnusableRowError, or gives None, for what is no length."""
-    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit() and len(value) < 20:
-        value = int(value)
+    if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,12}(?:\.0*)?\s*", value):
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= MOST_TOKENS or value % 1:
         if strict:
             raise UnusableRowError(WhyLeftOut.NO_OUTPUT)

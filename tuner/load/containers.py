@@ -1,4 +1,4 @@
-"""Files of recorded traffic → rows: JSON, JSON lines and parquet, compressed or not. Content decides, not the name."""
+"""Files of recorded traffic → rows: JSON, JSON lines, CSV and parquet, compressed or not. Content decides."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import cast
 
 from tuner.errors import UsageError
-from tuner.load.reading import WhyLeftOut
+from tuner.load.reading import FileRow, WhyLeftOut
+from tuner.load.spellings import BODY_KEYS, CONVERSATION_KEYS, PROMPT_KEYS, snake
+from tuner.load.tables import csv_rows, is_csv, parquet_rows
+from tuner.load.turns import is_conversation
 
-FORMS = "JSON lines, a JSON array or parquet; gzip, bzip2 and xz are unpacked"
+FORMS = "JSON lines, a JSON array, CSV with a header or parquet; gzip, bzip2, xz and zstd are unpacked"
 _CHUNK = 1 << 20
 _LONGEST_ROW = 1 << 26
 """Characters after which a row of a JSON array that does not end counts as broken."""
@@ -27,61 +29,80 @@ _LONGEST_ROW = 1 << 26
 _MOST_TRIES = 10_000
 """Places that are tried as the next row behind a broken one."""
 
-_OPENERS: dict[bytes, Callable[..., object]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-_UNREAD = {b"PK\x03\x04": "a zip archive", b"\x28\xb5\x2f\xfd": "compressed by zstd", b"SQLite": "an SQLite database"}
+
+def _zstd(path: Path, _mode: str) -> object:
+    import pyarrow as pa  # slow to import, and seldom needed here
+
+    return pa.input_stream(path, compression="zstd")
+
+
+_OPENERS: dict[bytes, Callable[..., object]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+    b"\x28\xb5\x2f\xfd": _zstd,
+}
+_UNREAD = {
+    b"PK\x03\x04": "a zip archive or a workbook of Excel",
+    b"SQLite": "an SQLite database",
+    b"ARROW1": "an Arrow file",
+    b"Obj\x01": "an Avro file",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself",
+}
+_TAR = slice(257, 262)
 _MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
-}
-_TRACES = {
-    "contexttokens": "Azure's trace of lengths (CSV)",
-    "requesttokens": "BurstGPT, a trace of lengths (CSV)",
-    "inputlength": "a trace of lengths (CSV)",
+    b"{\0": "utf-16-le",
+    b"[\0": "utf-16-le",
+    b"\0{": "utf-16-be",
+    b"\0[": "utf-16-be",
 }
 _LISTS = ("data", "requests", "rows", "items", "records", "examples", "observations")
 _SPACE = re.compile(r"[ \t\r\n]*")
-
-
-@dataclass(frozen=True, slots=True)
-class FileRow:
-    """One row of a file. `where` is its place for the user, `fault` the reason why it has no value."""
-
-    where: str
-    value: object = None
-    fault: WhyLeftOut | None = None
 
 
 def rows(path: Path) -> Iterator[FileRow]:
     """Read the rows of a file, a piece at a time. Raises UsageError for a file of another kind."""
     try:
         with path.open("rb") as file:
-            head = file.read(16)
-        if kind := next((kind for magic, kind in _UNREAD.items() if head.startswith(magic)), None):
-            raise UsageError(f"{path} is {kind}", hint=f"unpack it first: {FORMS}")
+            head = file.read(512)
+        _check_kind(path, head)
         if head.startswith(b"PAR1"):
-            yield from _parquet_rows(path)
+            yield from parquet_rows(path)
             return
         opener: Callable[..., object] = next(
             (opener for magic, opener in _OPENERS.items() if head.startswith(magic)), open
         )
         with cast(io.BufferedReader, opener(path, "rb")) as unpacked:
-            yield from _wrapped_list(_text_rows(path, _Text(unpacked)))
+            yield from _wrapped_list(_text_rows(path, _Text(path, unpacked)))
     except OSError as error:
         raise UsageError(f"cannot read the workload {path}: {error.strerror or error}", hint=FORMS) from error
+
+
+def _check_kind(path: Path, head: bytes, *, packed: bool = False) -> None:
+    """Raise UsageError for a kind of file that is known and not read."""
+    unread = {**_UNREAD, **(dict.fromkeys((b"PAR1", *_OPENERS), "packed inside of a packed file") if packed else {})}
+    kind = "a tar archive" if head[_TAR] == b"ustar" else None
+    kind = next((kind for magic, kind in unread.items() if head.startswith(magic)), kind)
+    if kind is not None:
+        raise UsageError(f"{path} is {kind}", hint=f"unpack or convert it first: {FORMS}")
 
 
 class _Text:
     """Text of a file in pieces. `cut` is True once a packed file ended too soon."""
 
-    def __init__(self, file: io.BufferedReader) -> None:
+    def __init__(self, path: Path, file: io.BufferedReader) -> None:
+        self._path = path
         self._file = file
         self.cut = False
 
     def pieces(self) -> Iterator[str]:
         data = self._read()
+        _check_kind(self._path, data[:512], packed=True)
         encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
         # A byte that is no text becomes half a surrogate pair, which costs its row alone.
         errors = "surrogateescape" if encoding.startswith("utf-8") else "replace"
@@ -96,7 +117,11 @@ class _Text:
             return self._file.read1(_CHUNK)  # what comes before an error is not lost
         except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError):
             self.cut = True
-            return b""
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            self.cut = True  # zstd's or bzip2's own, not the disk's
+        return b""
 
 
 def _text_rows(path: Path, text: _Text) -> Iterator[FileRow]:
@@ -105,14 +130,15 @@ def _text_rows(path: Path, text: _Text) -> Iterator[FileRow]:
     while len(head) < _CHUNK and (piece := next(pieces, None)) is not None:
         head += piece
     first, second, is_whole = _first_lines(head)
-    if (name := _csv(first)) is not None:
-        raise UsageError(f"{path} is {name}", hint=f"only files with the requests' texts are read: {FORMS}")
+    whole = chain([head], pieces)
+    if is_csv(first, second):
+        yield from csv_rows(path, (f"{line}\n" for _, line in _lines(whole)))
+        return
     value, fault = _value(first) if is_whole or not first.startswith("[") else (None, WhyLeftOut.NOT_JSON)
     bad_first_line = len(first) > 1 and isinstance(_value(second)[0], dict)
     broken_array = fault is not None and not bad_first_line
     starts_array = first.startswith("[") and (broken_array or (isinstance(value, list) and not second))
-    starts_pretty = bool(first.startswith("{") and is_whole and fault and second and _value(second)[1])
-    whole = chain([head], pieces)
+    starts_pretty = bool(first.startswith("{") and is_whole and fault and (not second or _value(second)[1]))
     if starts_array or starts_pretty:
         yield from _stream_rows(path, whole, text, in_array=starts_array)
     else:
@@ -125,14 +151,6 @@ def _first_lines(head: str) -> tuple[str, str, bool]:
     filled = [index for index, line in enumerate(lines) if line][:2]
     first, second = ([lines[index] for index in filled] + ["", ""])[:2]
     return first, second, len(head) < _CHUNK or bool(filled and filled[0] < len(lines) - 1)
-
-
-def _csv(first: str) -> str | None:
-    """Name the kind of a file whose first line is a header of columns. None if it is none."""
-    if first.startswith(("[", "{")) or not re.fullmatch(r'["\w #./()@-]+(?:[,;\t]["\w #./()@-]+)+', first):
-        return None
-    plain = re.sub(r"[^a-z,;\t]", "", first.lower())
-    return next((name for column, name in _TRACES.items() if column in plain), "CSV")
 
 
 def _integer(digits: str) -> int | float:
@@ -287,33 +305,30 @@ def _none() -> re.Match[str]:
 
 
 def _wrapped_list(found: Iterator[FileRow]) -> Iterator[FileRow]:
-    """Yield the rows; of a file that is one object around a list, those of the list."""
+    """Yield the rows; of a file that is one object around lists of rows, those of the lists."""
     first = next(found, None)
     if first is None:
         return
     second = next(found, None)
-    value = first.value
-    if second is None and isinstance(value, dict):
-        inner = next((value[key] for key in _LISTS if isinstance(value.get(key), list)), None)
-        if inner and all(isinstance(row, dict) for row in inner):
-            yield from (FileRow(f"entry {number}", row) for number, row in enumerate(inner, 1))
-            return
+    if second is None and isinstance(first.value, dict) and (inner := _inner_rows(first.value)):
+        yield from (FileRow(f"entry {number}", row) for number, row in enumerate(inner, 1))
+        return
     yield first
     if second is not None:
         yield second
         yield from found
 
 
-def _parquet_rows(path: Path) -> Iterator[FileRow]:
-    import pyarrow as pa  # slow to import, and seldom needed here
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield FileRow(f"row {number}", row)
-    except (pa.ArrowException, UnicodeDecodeError, ValueError) as error:
-        raise UsageError(f"{path} is a parquet file that cannot be read", hint="write it again") from error
+def _inner_rows(value: dict[str, object], depth: int = 0) -> list[object]:
+    """Return the rows inside of an object, under a usual name or, in an object that is no request, under any."""
+    named = [value[key] for key in _LISTS if key in value]
+    is_request = any(snake(key) in (*CONVERSATION_KEYS, *PROMPT_KEYS, *BODY_KEYS) for key in value)
+    if not named and (is_request or any(map(is_conversation, value.values()))):
+        return []
+    found: list[object] = []
+    for inner in named or value.values():
+        if isinstance(inner, dict) and depth < 1:
+            found += _inner_rows(inner, depth + 1)
+        elif isinstance(inner, list) and all(isinstance(row, dict) for row in inner) and not is_conversation(inner):
+            found += inner
+    return found

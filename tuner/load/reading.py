@@ -15,6 +15,7 @@ class WhyLeftOut(StrEnum):
     """Reason why a row is left out."""
 
     NOT_JSON = "not-json"
+    NO_ROW = "no-row"
     CUT = "cut"
     NOT_TEXT = "not-text"
     NOT_AN_OBJECT = "not-an-object"
@@ -38,6 +39,7 @@ class WhyLeftOut(StrEnum):
 
 REASONS: dict[WhyLeftOut, str] = {
     WhyLeftOut.NOT_JSON: "not JSON",
+    WhyLeftOut.NO_ROW: "with other columns than the header",
     WhyLeftOut.CUT: "cut off by the end of the file",
     WhyLeftOut.NOT_TEXT: "with bytes or escapes that are no text",
     WhyLeftOut.NOT_AN_OBJECT: "not an object",
@@ -59,6 +61,15 @@ REASONS: dict[WhyLeftOut, str] = {
     WhyLeftOut.TOO_LONG: "longer than servers accept",
 }
 """English words for each reason, behind a count."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """One row of a file. `where` is its place for the user, `fault` the reason why it has no value."""
+
+    where: str
+    value: object = None
+    fault: WhyLeftOut | None = None
 
 
 class TimesFound(StrEnum):

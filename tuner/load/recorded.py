@@ -28,7 +28,7 @@ from tuner.load.reading import (
 )
 from tuner.load.recorded_times import Moment, moment, timeline
 
-SUFFIXES = (".json", ".jsonl", ".parquet", ".gz")
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".zst")
 FEWEST_LEFT = 0.1
 """Least share of a file's rows that must be sent. What fewer show is not the traffic of the file."""
 
@@ -164,7 +164,7 @@ def check_left(path: Path, rows: int, left: int, out: Sequence[LeftOut]) -> None
         raise UsageError(f"{path} has no request in it", hint=hint)
     if out[0].why is WhyLeftOut.LENGTHS_ONLY:
         raise UsageError(
-            f"{path} is a trace of lengths without text, as Mooncake's and Bailian's (JSON lines): {out[0]}",
+            f"{path} is a trace of lengths without text, as Mooncake's, Azure's and BurstGPT's: {out[0]}",
             hint="such traces are not read; give a file with texts, or lengths alone: --workload random:IN,OUT",
         )
     reasons = ", ".join(map(str, out))

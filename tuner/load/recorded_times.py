@@ -7,16 +7,22 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import NamedTuple
 
 from tuner.load.reading import TimesFound
+from tuner.load.spellings import spelled
 
 _KEYS = (
-    "arrival_s", "arrival_time", "timestamp", "TIMESTAMP", "@timestamp", "requested_at", "requestedAt", "request_time",
-    "received_at", "receivedAt", "startTime", "start_time", "startedAt", "started_at", "created", "created_at",
-    "createdAt", "datetime", "time", "ts",
+    "arrival", "arrival_time", "arrived_at", "timestamp", "requested_at", "request_created_at", "request_timestamp",
+    "received_at", "start_time", "start_timestamp", "started_at", "started_date_time", "created", "created_at",
+    "datetime", "date_time", "date", "time_iso8601", "msec", "time_local", "ts",
 )  # fmt: skip
+_LAST_KEYS = ("time", "request_time")
+"""Names that are a duration in some logs, such as nginx's. They count only beside none of the others."""
+
+_UNIT = re.compile(r"_(?:s|sec|seconds|ms|millis|us|ns|nano|unix|epoch|utc)(?=_|$)")
 _AROUND = ("body", "request", "response", "metadata")
 """Objects of a row that may hold its time."""
 
@@ -30,6 +36,7 @@ _SURELY = 0.9
 
 _NUMBER = re.compile(r"\d{1,25}(\.\d{0,25})?")
 _ZONE = re.compile(r"\s*(?:UTC|GMT)$")
+_MAIL = re.compile(r"(?:[A-Z][a-z]{2}, )?\d{1,2} [A-Z][a-z]{2} \d{4} ")
 _FEWEST = 0.5
 """Least share of rows with a time like the others'. With fewer, times are not used."""
 
@@ -65,10 +72,12 @@ def moment(row: object) -> Moment | None:
     """Read a row's arrival time. None if it has none."""
     if not isinstance(row, dict):
         return None
-    for holder in (row, *(row[key] for key in _AROUND if isinstance(row.get(key), dict))):
-        for key in _KEYS:
-            if holder.get(key) is not None:
-                return _moment(holder[key]) or Moment(_Clock.UNREADABLE, 0.0)
+    row = spelled(row)
+    for holder in (row, *(spelled(inner) for key in _AROUND if isinstance(inner := row.get(key), dict))):
+        named = {_UNIT.sub("", key): value for key, value in reversed(holder.items())}
+        times = [named[key] for key in _KEYS if key in named] or [holder[key] for key in _LAST_KEYS if key in holder]
+        if times:
+            return _moment(times[0]) or Moment(_Clock.UNREADABLE, 0.0)
     return None
 
 
@@ -100,19 +109,27 @@ def timeline(moments: Sequence[Moment | None]) -> Timeline:
 
 
 def _moment(value: object) -> Moment | None:
+    while isinstance(value, dict) and len(value) == 1:  # {"$date": …} of MongoDB
+        (value,) = value.values()
     if isinstance(value, str):
         text = value.strip()
-        if _NUMBER.fullmatch(text):
-            return _numbered(float(text))
-        try:
-            return _dated(datetime.fromisoformat(re.sub(r"\s+(?=[+-]\d\d:?\d\d$)", "", _ZONE.sub("+00:00", text))))
-        except ValueError:
-            return None
+        return _numbered(float(text)) if _NUMBER.fullmatch(text) else _written(text)
     if isinstance(value, datetime):  # a parquet column
         return _dated(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return _numbered(value)
     return None
+
+
+def _written(text: str) -> Moment | None:
+    """Read a date as ISO writes it, or a web server (01/Jan/2026:10:00:00 +0100), or mail (1 Jan 2026 10:00:00 GMT)."""
+    iso = re.sub(r"\s+(?=[+-]\d\d:?\d\d$)", "", _ZONE.sub("+00:00", text))
+    try:
+        if "/" in text:
+            return _dated(datetime.strptime(text, "%d/%b/%Y:%H:%M:%S %z"))
+        return _dated(parsedate_to_datetime(text) if _MAIL.match(text) else datetime.fromisoformat(iso))
+    except (ValueError, TypeError, IndexError):
+        return None
 
 
 def _dated(date: datetime) -> Moment | None:

@@ -6,6 +6,7 @@ from tuner.load.reading import COUNTED, DEFAULT_OUTPUT_TOKENS, REASONS, TIMES, T
 
 _CHINESE = {
     WhyLeftOut.NOT_JSON: "不是 JSON",
+    WhyLeftOut.NO_ROW: "列与表头不一致",
     WhyLeftOut.CUT: "在文件末尾被截断",
     WhyLeftOut.NOT_TEXT: "含有不是文本的字节或转义",
     WhyLeftOut.NOT_AN_OBJECT: "不是 JSON 对象",
