@@ -12,6 +12,7 @@ from tuner.bench.capacity_search import ProbeResult, Saturation, Stop
 from tuner.bench.level import Level
 from tuner.bench.measured import Measured, measure_task
 from tuner.bench.task import Task
+from tuner.load.prompts import SEARCH_TRACE
 from tuner.measurement import Load, LoadKind
 from tuner.study.assignment import Assignment
 from tuner.study.plan import OpenSearch, StudyPlan
@@ -34,7 +35,7 @@ def open_level(rate: float, p99_ms: float = 300.0, preemptions: int | None = 0) 
 
 @dataclass
 class OpenServer:
-    """Session that saturates at 1.25 times its capacity. On a trace that is not the search's it has `fresh_share`."""
+    """Session that saturates at 1.25 times its capacity. On the traces of a claim it has `fresh_share`."""
 
     capacity: float
     fresh_share: float = 0.98
@@ -54,7 +55,7 @@ class OpenServer:
         raise AssertionError("no ladder is asked of an open-loop server")
 
     def probe(self, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
-        share = 1.0 if trace == "search" else self.fresh_share
+        share = 1.0 if trace.startswith(SEARCH_TRACE) else self.fresh_share
         p99_ms = LIMIT_MS * (rate / (share * self.capacity)) ** STEEPNESS
         self.levels.append(open_level(rate, p99_ms))
         return ProbeResult(rate, p99_ms <= LIMIT_MS, math.log(p99_ms / LIMIT_MS), seconds)

@@ -19,6 +19,9 @@ FEWEST_REQUESTS = 100
 FEWEST_TO_TELL = 5.0
 """Fewest expected requests of a probe. At lower rates next to nothing would be promised."""
 
+CLEAR = 0.25
+"""ln(measured / limit) of one trace, either way, that tells enough to go on."""
+
 _MOST_TOLD = 0.5
 """Largest overload that a tail can show. Beyond it the load is just far too high."""
 
@@ -71,9 +74,9 @@ class SearchSettings:
     - Steps: a cold search begins at `cold_share` of the saturation. A step is `step`, far below the limit up to
       `longest_step`, assuming d ln(P99) / d ln(rate) = `steepest`. There are at most `most_probes`.
     - Probe: it lasts `probe_s`, 100 requests or `answers_to_probe` answers, at most `longest_probe_s`.
-    - Claim: `claim_traces` traces of `claim_s` or `claim_requests`, at most `longest_claim_s`. A failure lowers the
-      rate by `claim_back_off`, up to `claim_steps_at_once` times. There are at most `claim_attempts`. At most
-      `most_hidden` more is loaded than promised.
+    - Claim and block: `claim_traces` traces of `claim_s` or `claim_requests`, at most `longest_claim_s`. A failed claim
+      lowers the rate by `claim_back_off`, up to `claim_steps_at_once` times. There are at most `claim_attempts`, enough
+      for a machine that became a quarter slower. At most `most_hidden` more is loaded than promised.
     """
 
     saturation_s: float = 15.0
@@ -95,7 +98,7 @@ class SearchSettings:
     claim_traces: int = 3
     claim_back_off: float = 0.985
     claim_steps_at_once: float = 3.0
-    claim_attempts: int = 12
+    claim_attempts: int = 20
     most_hidden: float = 0.05
 
     def saturate_seconds(self, answer_s: float) -> float:
@@ -188,11 +191,36 @@ def search_capacity(
 
 
 def search_near(probe: Probe, start: float, rules: SearchSettings | None = None, answer_s: float = 0.0) -> Capacity:
-    """Find the highest rate by steps from `start`, without a closed loop. `answer_s` is the mean answer time.
+    """Find the highest rate by steps from `start` on traces as long as a claim's, without a closed loop. `answer_s` is
+    the mean answer time.
 
-    Two servers are compared by such a block: on one trace, what it reads high is the same for both.
+    Two servers are compared by such a block. What a short probe reads high is not the same for a server that lacks
+    sequences and for one that lacks speed (docs/measuring.md).
     """
-    return Steps(probe, rules or SearchSettings(), Saturation(0.0, answer_s)).search(start, widen=2.0)
+    rules = rules or SearchSettings()
+    rules_of_block = replace(rules, probe_s=rules.claim_seconds_at(start), longest_probe_s=rules.longest_claim_s)
+    return Steps(_on_several(probe, rules.claim_traces), rules_of_block, Saturation(0.0, answer_s)).search(start, 2.0)
+
+
+def _on_several(probe: Probe, traces: int) -> Probe:
+    """Return a probe that loads several traces and passes by the mean of their ln(measured / limit). That is the least
+    biased of the estimators (docs/measuring.md). Far from the limit one trace is enough."""
+
+    def pooled(rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
+        told: list[float] = []
+        spent_s = 0.0
+        for number in range(traces):
+            found = probe(rate, seconds, f"{trace}-{number}", stop)
+            spent_s += found.seconds
+            if found.log_ratio is None or (found.log_ratio <= 0 and not found.passed):
+                return replace(found, seconds=spent_s)
+            told.append(found.log_ratio)
+            if abs(found.log_ratio) > CLEAR:
+                break
+        mean = sum(told) / len(told)
+        return ProbeResult(rate, mean <= 0, mean, spent_s)
+
+    return pooled
 
 
 def _likely(raced: ProbeResult, best: float, queue_s: float) -> float | None:

@@ -34,6 +34,10 @@ MOST_RUNS = 3
 """Most confirmation runs for one that is planned: repeated, of further pairs, and of finalists that were refuted."""
 
 
+LOADED = (TrialOutcome.FEASIBLE, TrialOutcome.INFEASIBLE, TrialOutcome.UNDECIDED, TrialOutcome.INVALID)
+"""Outcomes of a default that started, and has to be compared."""
+
+
 @dataclass(frozen=True, slots=True)
 class Confirmation:
     """Next confirmation run.
@@ -126,9 +130,9 @@ def _compared(plan: StudyPlan, records: Sequence[TrialRecord], candidate: Candid
 
 
 def _measured_default(records: Sequence[TrialRecord], plan: StudyPlan) -> TrialRecord | None:
-    """Find the search's trial of the default, if it was loaded to an end. None if it did not start."""
-    measured = (TrialOutcome.FEASIBLE, TrialOutcome.INFEASIBLE)
-    found = [r for r in records if r.role.searches and r.candidate == plan.baseline and r.outcome in measured]
+    """Find the search's trial of the default, if it was loaded: also one that decided nothing, which a fresh start may.
+    None if it did not start."""
+    found = [r for r in records if r.role.searches and r.candidate == plan.baseline and r.outcome in LOADED]
     return max(found, key=lambda r: r.qps or 0.0, default=None)
 
 

@@ -71,7 +71,8 @@ def _confirming_load_s(plan: StudyPlan, records: Sequence[TrialRecord]) -> float
 
 
 def _block_s(load: OpenSearch, rate: float, answer_s: float) -> float:
-    return BLOCK_PROBES * (load.settings.seconds_at(rate, answer_s) + answer_s)
+    settings = load.settings
+    return BLOCK_PROBES * settings.claim_traces * (settings.claim_seconds_at(rate) + answer_s)
 
 
 def _confirming(records: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -160,8 +161,8 @@ def _least_s(plan: StudyPlan, records: Sequence[TrialRecord], now: Running) -> f
         best, settings = incumbent(plan, records), plan.load.settings
         rate, answer_s = (best.rate, best.answer_s) if best else (math.inf, 0.0)
         claims = now.role is Role.CONFIRM and _confirmations_left(plan, records) > 0
-        claim_s = settings.claim_traces * (settings.claim_seconds_at(rate) + answer_s)
-        needed_s = claim_s if claims else settings.seconds_at(rate, answer_s) + answer_s
+        trace_s = settings.claim_seconds_at(rate) + answer_s
+        needed_s = settings.claim_traces * trace_s if claims else trace_s
     return max(0.0, needed_s - now.attempt_s)
 
 

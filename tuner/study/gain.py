@@ -10,32 +10,37 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from statistics import median
+from statistics import fmean, median, stdev
 
 from tuner.candidate import Candidate
 from tuner.load.quantiles import student_t
 from tuner.measurement import LoadKind
-from tuner.study.accuracy import BEST_ACCURACY, accuracy
 from tuner.study.disturbance import undisturbed_share
 from tuner.study.doors import compared_runs, door_cost, quoted_door
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Disturbance, Gain
 
-PAIR_SPREAD = {LoadKind.CLOSED: 0.015, LoadKind.OPEN: 0.04}
-"""Least standard deviation of a pair's log ratio, that of one configuration twice on a quiet machine
-(docs/measuring.md)."""
+PAIR_SPREAD = {LoadKind.CLOSED: 0.015, LoadKind.OPEN: 0.045}
+"""Least standard deviation of a pair's log ratio, as on a quiet machine (docs/measuring.md)."""
 
-PAIRS_KNOWN = 3
-"""Pairs that `PAIR_SPREAD` counts for. Two pairs alone would say next to nothing of their spread."""
+BIAS = {LoadKind.CLOSED: 0.0, LoadKind.OPEN: 0.01}
+"""What a block reads too high or low if two candidates reach their limits in different ways (docs/measuring.md)."""
 
-CONFIDENCE = 0.95
+WIDTH = student_t(39, 0.95)
+"""Half-width of an interval in standard errors. `PAIR_SPREAD` is of forty pairs."""
 
-SURE = 0.05
-"""Half-width of an interval that is worth no further pair though it includes 0."""
+SURE = {LoadKind.CLOSED: 0.03, LoadKind.OPEN: 0.08}
+"""Half-width of an interval that is worth no further pair."""
 
-OVERRULES = 5
-"""Pairs that overrule what the search measured. Most of them cannot fall into one disturbance of twenty minutes."""
+OVERRULES = 3
+"""Pairs that overrule what the search measured. They cannot all fall into one disturbance of twenty minutes."""
+
+MANY = 5
+"""Pairs whose median tells which are odd."""
+
+SEARCH_SPREAD = 0.15
+"""Error of ln(winner / default) by the search's short probes (docs/measuring.md)."""
 
 MEDIAN_SPREAD = 1.2533
 """Standard error of a median, as a multiple of the mean's."""
@@ -43,8 +48,8 @@ MEDIAN_SPREAD = 1.2533
 MAD_TO_SD = 1.4826
 """Factor from the median absolute deviation to a standard deviation."""
 
-ODD = 2.0
-"""Accuracies by which a pair may differ from the others. Beyond it neither of its runs is quoted."""
+ODD = 3.5
+"""Standard deviations of a pair by which it may differ from the others. Beyond it neither of its runs is quoted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +78,11 @@ def odd_trials(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidat
     logs = [log for pair in pairs if (log := pair.blocks) is not None]
     if not logs:
         return frozenset()
-    middle = median(logs)
+    middle, allowed = median(logs), ODD * PAIR_SPREAD[plan.load.kind]
     odd = set()
     for pair in pairs:
         # Of two pairs nobody knows which one is odd.
         shown = (pair.claims, pair.blocks if len(logs) > 2 else None)
-        allowed = ODD * _accuracy(plan, pair.theirs.block)
         if any(log is not None and abs(log - middle) > allowed for log in shown):
             odd |= {pair.ours.trial, pair.theirs.trial}
     return frozenset(odd)
@@ -89,22 +93,21 @@ def gain(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -> 
     logs = [log for pair in _pairs(plan, records, winner) if (log := pair.blocks) is not None]
     if not logs:
         return None
-    middle = median(logs)
-    deviation = MAD_TO_SD * median(abs(x - middle) for x in logs)
-    known, more, least = PAIRS_KNOWN, len(logs) - 1, PAIR_SPREAD[plan.load.kind]
-    variance = (known * least**2 + more * max(deviation, least) ** 2) / (known + more)
-    error = math.sqrt(variance / len(logs)) * (MEDIAN_SPREAD if len(logs) > 2 else 1.0)
-    half = student_t(known + more, CONFIDENCE) * error
-    low, high = math.expm1(middle - half), math.expm1(middle + half)
-    return Gain(low, math.expm1(middle), high, len(logs))
+    if len(logs) < MANY:
+        middle, deviation = fmean(logs), stdev(logs) if len(logs) > 1 else 0.0
+    else:
+        middle = median(logs)
+        deviation = MEDIAN_SPREAD * MAD_TO_SD * median(abs(x - middle) for x in logs)
+    kind = plan.load.kind
+    half = WIDTH * max(deviation, PAIR_SPREAD[kind]) / math.sqrt(len(logs)) + BIAS[kind]
+    return Gain(math.expm1(middle - half), math.expm1(middle), math.expm1(middle + half), len(logs))
 
 
 def is_settled(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -> bool:
-    """Return True if more pairs are not needed: the gain's sign or size is known, and the search saw the same."""
+    """Return True if more pairs are not needed: the gain is known well enough, and the search saw the same."""
     found = gain(plan, records, winner)
-    if found is None or not is_plausible(plan, records, winner):
-        return False
-    return found.low > 0 or found.high < 0 or _half(found) <= SURE
+    is_known = found is not None and _half(found) <= SURE[plan.load.kind]
+    return is_known and is_plausible(plan, records, winner)
 
 
 def is_plausible(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -> bool:
@@ -112,13 +115,12 @@ def is_plausible(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candid
     found, expected = gain(plan, records, winner), _searched_gain(plan, records, winner)
     if found is None or expected is None or found.pairs >= OVERRULES:
         return True
-    tolerance = _half(found) + _accuracy(plan, _worth(plan, records, winner))
-    return abs(math.log1p(found.middle) - expected) <= tolerance
+    return abs(math.log1p(found.middle) - expected) <= _half(found) + SEARCH_SPREAD
 
 
 def _half(found: Gain) -> float:
     """Return the half-width of the interval of a log ratio."""
-    return (found.high - found.low) / 2 / (1 + found.middle)
+    return math.log((1 + found.high) / (1 + found.low)) / 2
 
 
 def disturbed(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -> Disturbance | None:
@@ -156,7 +158,3 @@ def _worth(plan: StudyPlan, records: Sequence[TrialRecord], candidate: Candidate
         return None
     cost = door_cost(plan, records, candidate)
     return found.qps * undisturbed_share(plan, records, found) * (1 - (cost or 0.0))
-
-
-def _accuracy(plan: StudyPlan, rate: float | None) -> float:
-    return accuracy(rate, plan.load) if rate else BEST_ACCURACY

@@ -115,7 +115,7 @@ class TrialRecord:
     def block(self) -> float | None:
         """Return what pairs of confirmation runs compare: the whole machine's rate by its block, or its QPS in a closed
         loop. None for other trials, and if nothing was feasible. An older run has no block but its claim."""
-        if self.role is not Role.CONFIRM or self.best_level is None:
+        if self.role is not Role.CONFIRM:
             return None
         return self.qps if self.capacity is None else self._of_the_machine(self.capacity.rate)
 
