@@ -24,7 +24,7 @@ from tuner.study.result import Disturbance, Gain
 PAIR_SPREAD = {LoadKind.CLOSED: 0.015, LoadKind.OPEN: 0.045}
 """Least standard deviation of a pair's log ratio, as on a quiet machine (docs/measuring.md)."""
 
-BIAS = {LoadKind.CLOSED: 0.0, LoadKind.OPEN: 0.01}
+BIAS = {LoadKind.CLOSED: 0.0, LoadKind.OPEN: 0.015}
 """What a block reads too high or low if two candidates reach their limits in different ways (docs/measuring.md)."""
 
 WIDTH = student_t(39, 0.95)
@@ -32,6 +32,9 @@ WIDTH = student_t(39, 0.95)
 
 SURE = {LoadKind.CLOSED: 0.03, LoadKind.OPEN: 0.08}
 """Half-width of an interval that is worth no further pair."""
+
+TELLS = 0.15
+"""Half-width of an interval beyond which one that includes 0 tells nothing."""
 
 OVERRULES = 3
 """Pairs that overrule what the search measured. They cannot all fall into one disturbance of twenty minutes."""
@@ -111,9 +114,13 @@ def is_settled(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidat
 
 
 def is_plausible(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -> bool:
-    """Return True if the pairs agree with what the search saw, or overrule it."""
+    """Return True if the pairs tell something, and agree with what the search saw, or overrule it."""
     found, expected = gain(plan, records, winner), _searched_gain(plan, records, winner)
-    if found is None or expected is None or found.pairs >= OVERRULES:
+    if found is None:
+        return True
+    if found.low < 0 < found.high and _half(found) > TELLS:
+        return False
+    if expected is None or found.pairs >= OVERRULES:
         return True
     return abs(math.log1p(found.middle) - expected) <= _half(found) + SEARCH_SPREAD
 
