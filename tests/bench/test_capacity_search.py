@@ -19,6 +19,7 @@ from tuner.bench.capacity_search import (
     Stop,
     claim,
     search_capacity,
+    search_near,
 )
 
 
@@ -250,3 +251,45 @@ def test_a_claim_backs_off_further_the_earlier_it_was_rejected(share: float, ste
 
 def test_a_claim_that_never_holds_is_none() -> None:
     assert claim(Known(10.0).probe, 20.0).rate is None
+
+
+def test_a_claim_walks_down_far_enough_for_a_machine_that_became_a_quarter_slower() -> None:
+    """Rejected at the end of each trace, it takes its shortest steps."""
+    claimed = claim(Known(10.0 / 1.25).probe, 10.0)
+    assert claimed.rate == pytest.approx(8.0, rel=0.02)
+
+
+@dataclass
+class Uneven(Known):
+    """Its traces differ: each has an offset of ln(P99 / limit)."""
+
+    offsets: tuple[float, ...] = (0.2, -0.15, -0.05)
+    preempts_from: float = math.inf
+
+    def probe(self, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
+        found = super().probe(rate, seconds, trace, stop)
+        number = int(trace[-1])
+        if number == 2 and rate > self.preempts_from:
+            return ProbeResult(rate, False, None, 1.0)
+        log_ratio = (found.log_ratio or 0.0) + self.offsets[number]
+        return ProbeResult(rate, log_ratio <= 0, log_ratio, seconds)
+
+
+def test_a_block_takes_the_mean_of_traces_as_long_as_a_claims() -> None:
+    server = Uneven(10.0)
+    found = search_near(server.probe, 10.1)
+    assert found.rate == pytest.approx(10.0, rel=0.01)
+    assert {seconds for _, seconds, _, _ in server.probed} == {SearchSettings().claim_seconds_at(10.1)}
+    assert len({trace for _, _, trace, _ in server.probed}) == SearchSettings().claim_traces
+
+
+def test_far_beyond_the_limit_one_trace_of_a_block_is_enough() -> None:
+    server = Uneven(10.0)
+    assert search_near(server.probe, 14.0).rate == pytest.approx(10.0, rel=0.01)
+    assert sum(rate == 14.0 for rate, *_ in server.probed) == 1
+
+
+def test_a_preemption_on_one_trace_fails_the_rate_of_a_block() -> None:
+    found = search_near(Uneven(10.0, preempts_from=9.0).probe, 10.0)
+    assert found.failed is not None and 9.0 < found.failed < 9.5
+    assert found.passed is not None and found.passed <= 9.0

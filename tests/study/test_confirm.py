@@ -183,7 +183,7 @@ def test_a_default_that_a_neighbour_slowed_is_measured_again_and_gives_no_false_
     pairs = [(9.4, 12.7), (9.5, 12.6), (12.3, 12.6), (12.4, 12.6), (12.3, 12.7)]
     again = night(open_made, (12.4, 12.7), pairs, claims=5)
     settled = last_word(open_made, again)
-    assert settled.gain is not None and settled.gain.low < 0.024 < settled.gain.high < 0.09
+    assert settled.gain is not None and settled.gain.low < 0.024 < settled.gain.high < 0.1
     assert settled.default is not None and settled.default.qps == pytest.approx(0.95 * 12.3)
 
 
@@ -224,3 +224,28 @@ def test_a_default_that_broke_a_limit_has_one_fresh_start_to_keep_it(made: Study
     assert turns == [OTHER, DEFAULT, OTHER]
     assert last_word(made, records).decision is Decision.WINNER
     assert confirm.lack(records, DEFAULT) is Lack.BREAKS_LIMITS
+
+
+@pytest.mark.parametrize("outcome", [TrialOutcome.INVALID, TrialOutcome.UNDECIDED])
+def test_a_default_that_decided_nothing_in_the_search_is_compared_by_fresh_starts(
+    open_made: StudyPlan, outcome: TrialOutcome
+) -> None:
+    records = night(open_made, (12.0, 15.0), [])
+    records[0] = replace(records[0], outcome=outcome, best=None, capacity=None)
+    while (due := confirm.next_to_confirm(open_made, records)) is not None:
+        rate = 12.0 if due.found.candidate == DEFAULT else 15.0
+        records.append(block(len(records), due.found.candidate, rate, claim=0.95 * rate if due.claims else None))
+    found = last_word(open_made, records)
+    assert found.gain is not None and found.gain.low < 0.25 < found.gain.high
+    assert found.default is not None and found.default.fresh
+
+
+def test_a_wide_interval_around_no_gain_is_not_stated(open_made: StudyPlan) -> None:
+    records = night(open_made, (12.0, 12.5), [(12.0, 18.0), (12.0, 9.0), (12.0, 16.0)], claims=3)
+    assert last_word(open_made, records).decision is Decision.NOT_CONFIRMED
+
+
+def test_a_block_is_compared_though_its_claim_held_nothing(open_made: StudyPlan) -> None:
+    """A machine that slows in a claim says nothing of the block before."""
+    failed = replace(block(5, OTHER, 12.0, claim=11.0), best=None, outcome=TrialOutcome.INFEASIBLE)
+    assert replace(failed, claim=Claim(None, (), 900.0)).block == 12.0

@@ -2,7 +2,7 @@
 
 A closed loop reads 7 to 40 % above a Poisson stream, so the promise is searched in open loop. All probes of a study
 share one trace, scaled to their rates (common random numbers), which cuts the spread of a difference several times.
-A short probe reads high, the same for every candidate. `claim` takes that back on longer, fresh traces
+A short probe reads high, much the same for every candidate. `claim` takes that back on longer, fresh traces
 (docs/measuring.md).
 """
 
@@ -20,7 +20,7 @@ FEWEST_TO_TELL = 5.0
 """Fewest expected requests of a probe. At lower rates next to nothing would be promised."""
 
 CLEAR = 0.25
-"""ln(measured / limit) of one trace, either way, that tells enough to go on."""
+"""ln(measured / limit) of one trace that no two others make up for."""
 
 _MOST_TOLD = 0.5
 """Largest overload that a tail can show. Beyond it the load is just far too high."""
@@ -204,7 +204,7 @@ def search_near(probe: Probe, start: float, rules: SearchSettings | None = None,
 
 def _on_several(probe: Probe, traces: int) -> Probe:
     """Return a probe that loads several traces and passes by the mean of their ln(measured / limit). That is the least
-    biased of the estimators (docs/measuring.md). Far from the limit one trace is enough."""
+    biased of the estimators (docs/measuring.md). Far beyond the limit one trace is enough."""
 
     def pooled(rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
         told: list[float] = []
@@ -215,7 +215,7 @@ def _on_several(probe: Probe, traces: int) -> Probe:
             if found.log_ratio is None or (found.log_ratio <= 0 and not found.passed):
                 return replace(found, seconds=spent_s)
             told.append(found.log_ratio)
-            if abs(found.log_ratio) > CLEAR:
+            if found.log_ratio > CLEAR:
                 break
         mean = sum(told) / len(told)
         return ProbeResult(rate, mean <= 0, mean, spent_s)

@@ -1,7 +1,7 @@
 """Gain of a candidate over the default, from paired blocks of their confirmation runs. Pure.
 
-A block is a fresh start's estimate of its rate, or its QPS in a closed loop. The k-th blocks of both have the same
-traffic and are made one after the other, so that what they read high, and what slows the machine, falls on both.
+A block is a fresh start's estimate of its rate on long traces, or its QPS in a closed loop. The k-th blocks of both
+have the same traffic and are made one after the other, so that chance, and what slows the machine, falls on both.
 """
 
 from __future__ import annotations
