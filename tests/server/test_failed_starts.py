@@ -349,6 +349,11 @@ CAUSES: tuple[tuple[str, Fault, str], ...] = (
     ("nccl", E, "RuntimeError: oneCCL: ze.cpp:43 do_call: EXCEPTION: open failed"),
     ("hub-unreachable", E, "vocab.VocabError: error downloading or loading vocab file"),
     ("mamba-blocks", C, "AssertionError: num_cache_lines >= batch"),
+    ("driver", E, "RuntimeError: CUDA error: initialization error"),
+    ("vllm-broken", E, "RuntimeError: operator _C::machete_gemm does not exist"),
+    ("vllm-broken", E, "AttributeError: '_C' object has no attribute 'awq_dequantize'"),
+    ("too-few-gpus", S, "RuntimeError: please ensure that world_size (2) is less than max local gpu count (1)"),
+    ("engine-did-not-start", U, "TypeError: unsupported operand type(s) for //: 'int' and 'NoneType'"),
     ("layout-unsupported", C, "AssertionError: assert self.total_num_heads % tp_size == 0"),
     ("layout-unsupported", C, "AssertionError: assert tp_size % self.total_num_kv_heads == 0"),
     ("speculative-unsupported", S, "ValueError: The draft model config must have a mask_token_id"),
@@ -382,7 +387,9 @@ def test_what_a_message_demands_of_a_searched_flag_is_a_bound() -> None:
     assert read(stamped("EngineCore", traceback(text)))[2] == (Bound("max-num-batched-tokens", ">=", 3072),)
 
 
-@pytest.mark.parametrize("function", ["load_weights", "initialize_model", "create_model_config", "add_lora"])
+@pytest.mark.parametrize(
+    "function", ["load_weights", "initialize_model", "load_model", "create_model_config", "add_lora"]
+)
 @pytest.mark.parametrize("text", ["KeyError: 'layers.0.gate'", "AssertionError: (8, 4) != (4, 8)", "TypeError: new"])
 def test_a_model_that_cannot_be_read_or_built_is_the_studys_fault(text: str, function: str) -> None:
     assert read(stamped("EngineCore", traceback(text, function=function)))[:2] == ("model-unsupported", S)

@@ -10,11 +10,12 @@ from pathlib import Path
 import optuna
 import pytest
 
-from tests.study.builders import MACHINE, REFUSAL, landscape, plan, trial_of, with_start
+from tests.study.builders import MACHINE, REFUSAL, landscape, layouts_plan, plan, trial_of, with_start
 from tests.study.study_run import StudyRun
 from tuner.bench.task import RunLadder
 from tuner.candidate import Candidate
 from tuner.errors import EnvironmentFaultError
+from tuner.layout import Layout
 from tuner.study.assignment import Assignment
 from tuner.study.events import Explained, Unexplained
 from tuner.study.record import Role, TrialOutcome, TrialRecord
@@ -201,3 +202,17 @@ def test_a_start_on_another_gpu_decides_nothing(tmp_path: Path) -> None:
     elsewhere, here = start(2, 1, 32, None), start(3, 0, 64, None)
     assert [r.trial for r in questions(settled(made, (refused, elsewhere)))] == [1]
     assert questions(settled(made, (refused, elsewhere, here))) == []
+
+
+@pytest.mark.parametrize("kind", ["model-unsupported", "too-few-gpus", "experts-not-divisible"])
+def test_what_may_be_one_layouts_fault_does_not_end_a_study_whose_other_layout_starts(
+    tmp_path: Path, kind: str
+) -> None:
+    of_layout = replace(unread("AssertionError: heads"), kind=kind, fault=Fault.STUDY)
+    made = layouts_plan(tmp_path / "s", [Layout(1), Layout(2)], gpus=2, starts=12)
+    run, seen = striking(
+        lambda: StudyRun(made), lambda a, _: of_layout if made.layout_of(a.candidate) == Layout(2) else None
+    )
+    result = run.loop.run()
+    assert any(made.layout_of(a.candidate) == Layout(2) for a in seen)
+    assert result.complete and result.winner is not None

@@ -15,7 +15,7 @@ from dataclasses import replace
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.units import units_at
-from tuner.vllm.cause import Cause, Fault
+from tuner.vllm.cause import OF_ONE_LAYOUT, Cause, Fault
 
 FIRST_STARTS = 3
 """Number of first candidates, the default among them, whose refusal in the same words is the study's fault."""
@@ -104,13 +104,17 @@ def of_every_start(plan: StudyPlan, records: Sequence[TrialRecord]) -> Cause | N
     if any(r.start.got_ready for r in records) or len(causes) < len({r.candidate.id for r in tried}):
         return None
     for cause in causes.values():
-        if cause is not None and cause.fault is Fault.STUDY:
+        if cause is not None and cause.fault is Fault.STUDY and not _may_be_the_layouts(plan, cause):
             return cause
     found = [cause for cause in causes.values() if cause is not None and cause.fault is not Fault.ENVIRONMENT]
     if len(found) < FIRST_STARTS or len(found) < len(causes) or plan.baseline.id not in causes:
         return None
     unread = all(cause.fault is Fault.UNKNOWN for cause in found)
     return found[0] if unread or len({_words(cause) for cause in found}) == 1 else None
+
+
+def _may_be_the_layouts(plan: StudyPlan, cause: Cause) -> bool:
+    return plan.searches_layouts and cause.kind in OF_ONE_LAYOUT
 
 
 def _alike(one: Cause, other: Cause) -> bool:

@@ -29,6 +29,12 @@ REQUEST_REFUSED = "request-refused"
 """Kind of a cause: the server got ready, and a request alone failed."""
 
 
+OF_ONE_LAYOUT = frozenset({
+    "unsupported", "model-unsupported", "quantization-unsupported", "experts-not-divisible", "too-few-gpus",
+})  # fmt: skip
+"""Kinds of the study's faults that another layout may be without."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bound:
     """Bound of a refusal: a candidate with `flag` beyond `limit` is refused too, all else being equal. `relation` is

@@ -104,8 +104,10 @@ BUILDS_MODEL = re.compile(
 )
 """Functions that build the model, put a checkpoint's weights into it, or add adapters."""
 
-READS_MODEL = re.compile(r"create_model_config|create_speculative_config|get_config|maybe_override_with_speculators")
-"""Functions that read the model's configuration."""
+READS_MODEL = re.compile(
+    r"load_model|create_model_config|create_speculative_config|get_config|maybe_override_with_speculators"
+)
+"""Functions that read the model's configuration, or have the model built."""
 
 
 def tables(chain: Chain, context: MessageContext) -> Iterator[Sequence[Pattern]]:

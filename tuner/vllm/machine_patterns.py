@@ -103,7 +103,8 @@ MACHINE_PATTERNS: tuple[Pattern, ...] = (
         "driver", _E,
         _R(
             r"CUDA driver version is insufficient|NVIDIA driver on your system is too old|CUDA unknown error"
-            r"|[Vv]ersion mismatch|libcuda\.so\.1: cannot open|CUDA initialization: |CUDA driver initialization"
+            r"|[Vv]ersion mismatch|libcuda\.so\.1: cannot open|CUDA initialization: |(?:CUDA|HIP) error: initialization"
+            r"|CUDA driver initialization"
             r"|system not yet initialized|Error 80\d: |forward compatibility was attempted|unsupported display driver"
             r"|system driver mismatch|NVML\b|NVMLError|nvmlInit|ROCm driver|hsa_init|HSA_STATUS_ERROR"
             r"|cudaErrorInsufficientDriver|Unexpected error from (?:cuda|hip)GetDeviceCount"
@@ -243,7 +244,8 @@ MACHINE_CLASSES: tuple[Pattern, ...] = (
         "check the network interfaces: VLLM_HOST_IP, GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME",
     ),
     Pattern(
-        "forked", _E, _R(r"Cannot re-initialize (?:CUDA|HIP|XPU) in forked subprocess"),
+        "forked", _E,
+        _R(r"Cannot re-initialize (?:CUDA|HIP|XPU) in forked subprocess"),
         "A plugin or a wrapper of vLLM touched the GPU before the workers were forked.",
         "set VLLM_WORKER_MULTIPROC_METHOD=spawn",
     ),
@@ -265,7 +267,8 @@ MACHINE_CLASSES: tuple[Pattern, ...] = (
         _R(
             r"ModuleNotFoundError|ImportError|PackageNotFoundError|undefined symbol|cannot open shared object file"
             r"|GLIBC(?:XX)?_\d|has no attribute '(?:_C|rms_norm|\w+)' in '_OpNamespace'|'_OpNamespace'"
-            r"|operator torchvision::nms does not exist|numpy\.dtype size changed|[Pp]lease (?:run )?[`'\"]?(?:pip"
+            r"|'_C' object has no attribute|operator \w+::\w+ does not exist"
+            r"|numpy\.dtype size changed|[Pp]lease (?:run )?[`'\"]?(?:pip"
             r"|uv pip)? ?install"
             r"|No module named|DistributionNotFound|pip install"
             r"|AttributeError: [^\n]*[Tt]okenizer\w*[^\n]* has no attribute"

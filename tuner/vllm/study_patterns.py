@@ -100,7 +100,8 @@ STUDY_PATTERNS: tuple[Pattern, ...] = (
             r"|invalid device ordinal|Invalid device id"
             r"|[Tt]ensor parallel size \(\d+\) (?:cannot be|is) (?:larger|greater)"
             r"|local rank \d+ is out of (?:bounds|range)"
-            r"|(?:than|exceeds?|or equal to) (?:the )?number of (?:visible|available) (?:devices|GPUs)"
+            r"|(?:than|exceeds?|equal to) (?:the )?(?:number of (?:visible|available) (?:devices|GPUs)"
+            r"|max local gpu count)"
             r"|Error setting CUDA_VISIBLE_DEVICES|Cannot provide a placement group|not enough (?:GPUs|devices)"
             r"|hipErrorInvalidDevice\b|cudaErrorInvalidDevice\b"
         ),
@@ -157,7 +158,7 @@ UNSUPPORTED = Pattern(
     "unsupported", _S,
     _R(
         r"NotImplementedError|(?:Value|Runtime|Assertion|Attribute|Type|Validation)Error: [^\n]*(?:"
-        r"[Nn]ot (?:yet )?(?:been )?(?:supported|implemented|available for)|[Uu]nsupported"
+        r"[Nn]ot (?:yet )?(?:been )?(?:supported|implemented|available for)|[Uu]nsupported(?! operand)"
         r"|(?:does not|doesn't|cannot|do not) support"
         r"|(?:is|are) only (?:supported|available|implemented)|only supports?\b)"
     ),
@@ -174,4 +175,4 @@ NOT_BUILT = Pattern(
 """Meaning of an exception of a new wording that comes while the model is built and filled with its weights."""
 
 NOT_READ = Pattern("model-unsupported", _S, _R(rf"^{_PLAIN}"), NOT_BUILT.explanation, NOT_BUILT.hint)
-"""The same while its configuration is read."""
+"""The same for exceptions that only wrong data or code raises."""
