@@ -140,6 +140,7 @@ def _trial_cells(plan: StudyPlan, record: TrialRecord) -> Cells:
         "start_s": record.start.phases.start_s,
         "warm_up_s": record.start.phases.warm_up_s,
         "measure_s": record.start.phases.measure_s,
+        "wait_s": record.start.phases.wait_s,
         "stop_s": record.start.phases.stop_s,
         "load_kind": measured.load.kind.value if measured else None,
         "level": measured.load.level if measured else None,

@@ -172,7 +172,7 @@ class _Server:
         self._clock = clock
         self.wait_s = wait_s
         self.levels: list[Level] = []
-        self.seconds = 0.0
+        self.seconds = self.waited_s = 0.0
         self.bias = random.Random(f"{key}/search").gauss(SEARCH_BIAS, SEARCH_BIAS_SD)
         self._own = own = random.Random(f"{key}/start {number}")
         self._start = own.gauss(0.0, START_SD)

@@ -180,12 +180,14 @@ class Steps:
     disturbed: tuple[int, ...] = ()
     levels: list[Level] = field(default_factory=list)
     seconds: float = 0.0
+    waited_s: float = 0.0
 
     def warm_up(self, task: Task) -> None:
         self.seconds += 1.0
 
     def closed(self, concurrency: int, seconds: float) -> Level:
         if concurrency in self.disturbed:
+            self.waited_s += 6.0
             raise InvalidLoadError(
                 Load(LoadKind.CLOSED, concurrency), Verdict(Outcome.INVALID, (Reason(ReasonKind.CLIENT_LATE, 145.0),))
             )
@@ -212,6 +214,7 @@ def test_a_ladder_with_a_level_that_cannot_be_offered_has_no_verdict() -> None:
     found = measure_task(RunLadder((4, 8, 16), 5.0), Steps({4: 10.0, 16: 40.0}, disturbed=(8,)))
     assert [made.measurement.load.level for made in found.levels] == [4]
     assert (found.outcome, found.best, found.cut) == (LoadOutcome.INVALID, None, Cut.NOT_OFFERED)
+    assert found.waited_s == 6.0
     says = "8 concurrent requests could not be offered: the load generator was 145 ms late"
     assert note_text(found.notes[0]).startswith(says)
 

@@ -142,6 +142,7 @@ def test_all_waits_of_a_session_together_are_bounded() -> None:
     for _ in range(4):
         assert made.probe(RATE, 120.0, "search", Stop.AT_END).passed
     assert made.looked == PATIENCE_S / LOOK_S + 3
+    assert made.waited_s == made.looked * LOOK_S
 
 
 @pytest.mark.parametrize("level", [BUSY, STARVED], ids=["busy", "no descriptors"])

@@ -62,9 +62,14 @@ class FleetContract:
         on_disk: list[list[int]] = []
         with factory(GROUPS, made, store, lambda _: None, stop) as fleet:
             for _ in range(3):
-                future = fleet.submit(self.assignment(store, GROUPS[0]))
-                future.add_done_callback(lambda _: on_disk.append([r.trial for r in store.records()]))
-                future.result(TIMEOUT_S)
+                looked = threading.Event()
+
+                def look(_: object, looked: threading.Event = looked) -> None:
+                    on_disk.append([r.trial for r in store.records()])
+                    looked.set()
+
+                fleet.submit(self.assignment(store, GROUPS[0])).add_done_callback(look)
+                assert looked.wait(TIMEOUT_S), "result() may return before the callbacks have run"
         assert on_disk == [[0], [0, 1], [0, 1, 2]]
 
     def test_a_record_is_on_disk_before_its_slot_gets_another_server(

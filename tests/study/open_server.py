@@ -42,6 +42,7 @@ class OpenServer:
     clock: ScriptedClock = field(default_factory=ScriptedClock)
     levels: list[Level] = field(default_factory=list)
     seconds: float = 0.0
+    waited_s: float = 0.0
 
     def run(self, task: Task) -> Measured:
         measured = measure_task(task, self)

@@ -121,6 +121,7 @@ class Measured:
         outcome: None if nothing was measured.
         best: Index in `levels` of the level that counts. None if none does.
         seconds: Seconds of load in `levels`.
+        waited_s: Seconds of waiting for a quiet machine.
         capacity, claim: Answers of the tasks of these names. None for all others, and if the task was cut off.
         cut: Why the task did not come to its end. None if it did.
     """
@@ -129,6 +130,7 @@ class Measured:
     outcome: LoadOutcome | None
     best: int | None
     seconds: float
+    waited_s: float = 0.0
     capacity: Capacity | None = None
     claim: Claim | None = None
     notes: tuple[Note, ...] = ()
@@ -147,6 +149,7 @@ class Loads(Protocol):
 
     levels: list[Level]
     seconds: float
+    waited_s: float
 
     def warm_up(self, task: Task) -> None: ...
 
@@ -161,7 +164,7 @@ class Loads(Protocol):
 
 def measure_task(task: Task, loads: Loads, queue_s: float = 0.0) -> Measured:
     """Run a task. `queue_s` is how long the tightest limit lets a request wait, 0 if no limit is about waiting."""
-    first, before_s = len(loads.levels), loads.seconds
+    first, before_s, waited_s = len(loads.levels), loads.seconds, loads.waited_s
     notes: list[Note] = []
     capacity: Capacity | None = None
     claimed: Claim | None = None
@@ -200,7 +203,8 @@ def measure_task(task: Task, loads: Loads, queue_s: float = 0.0) -> Measured:
         notes.append(NothingTried(capacity.seconds, capacity.saturation))
     elif outcome is LoadOutcome.BEHIND and isinstance(task, SearchCapacity) and task.incumbent and capacity:
         notes.append(FellBehind(capacity, task.incumbent))
-    return Measured(levels, outcome, best, loads.seconds - before_s, capacity, claimed, tuple(notes), cut)
+    spent = (loads.seconds - before_s, loads.waited_s - waited_s)
+    return Measured(levels, outcome, best, *spent, capacity, claimed, tuple(notes), cut)
 
 
 def _share_left(task: ClaimRate, full: float | None) -> float:

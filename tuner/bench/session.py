@@ -87,11 +87,11 @@ class LiveSession:
     on_wait: Callable[[tuple[Reason, ...]], None] = lambda reasons: None
     levels: list[Level] = field(default_factory=list, init=False)
     seconds: float = field(default=0.0, init=False)
+    waited_s: float = field(default=0.0, init=False)
     _arrivals: Arrivals = field(default_factory=Arrivals, init=False)
     _pace: Pace | None = field(default=None, init=False)
     _repeats: Counter[str] = field(default_factory=Counter, init=False)
     _surroundings: Surroundings = field(default_factory=Surroundings, init=False)
-    _patience_s: float = field(default=PATIENCE_S, init=False)
 
     def run(self, task: Task) -> Measured:
         return measure_task(task, self, longest_wait_s(self.slos))
@@ -177,11 +177,12 @@ class LiveSession:
     def _wait_for_quiet(self, doubt: Doubt, level_s: float) -> None:
         """Wait until the machine is as quiet as it was, or patience ends."""
         self.on_wait(doubt.reasons)
-        most_s = min(self._patience_s, PATIENCE_LEVELS * level_s)
-        waited_s = LOOK_S
-        while not self._is_quiet() and waited_s < most_s:
-            waited_s += LOOK_S
-        self._patience_s -= waited_s
+        most_s = min(PATIENCE_S, self.waited_s + PATIENCE_LEVELS * level_s)
+        while True:
+            quiet = self._is_quiet()
+            self.waited_s += LOOK_S
+            if quiet or self.waited_s >= most_s:
+                break
         self.on_wait(())
 
     def _is_quiet(self) -> bool:

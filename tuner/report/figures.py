@@ -40,6 +40,7 @@ PHASES = {
     TrialPhase.START: ("#b07d00", 0.35),
     TrialPhase.WARM_UP: ("#d9542b", 0.5),
     TrialPhase.MEASURE: ("#16916b", 0.75),
+    TrialPhase.WAIT: ("#5b7fa3", 0.5),
     TrialPhase.STOP: ("#808080", 0.35),
 }
 

@@ -26,6 +26,7 @@ RECORD_TEXTS: dict[str, tuple[str, str]] = {
     "phase-start": ("start", "启动"),
     "phase-warm-up": ("warm-up", "预热"),
     "phase-measure": ("measure", "测量"),
+    "phase-wait": ("wait for quiet", "等待安静"),
     "phase-stop": ("stop", "停止"),
     "phase-idle": ("idle", "空闲"),
     "load-closed": ("{n} concurrent", "并发 {n}"),

@@ -28,6 +28,7 @@ class TrialPhase(StrEnum):
     START = "start"
     WARM_UP = "warm-up"
     MEASURE = "measure"
+    WAIT = "wait"
     STOP = "stop"
     IDLE = "idle"
 
@@ -67,6 +68,7 @@ def _phases(record: TrialRecord, unit: str, at_h: float) -> Iterator[PhaseRow]:
         (TrialPhase.START, phases.start_s),
         (TrialPhase.WARM_UP, phases.warm_up_s),
         (TrialPhase.MEASURE, phases.measure_s),
+        (TrialPhase.WAIT, phases.wait_s),
         (TrialPhase.STOP, phases.stop_s),
     ):
         if seconds is not None:

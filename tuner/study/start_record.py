@@ -12,16 +12,17 @@ from tuner.vllm.facts import StartFacts
 
 @dataclass(frozen=True, slots=True)
 class Phases:
-    """Seconds of each phase, None if it was never entered."""
+    """Seconds of each phase, None if it was never entered. `wait_s` is the wait for a quiet machine between loads."""
 
     start_s: float | None = None
     warm_up_s: float | None = None
     measure_s: float | None = None
     stop_s: float | None = None
+    wait_s: float | None = None
 
     @property
     def spent_s(self) -> float:
-        return sum(s for s in (self.start_s, self.warm_up_s, self.measure_s, self.stop_s) if s is not None)
+        return sum(s for s in (self.start_s, self.warm_up_s, self.measure_s, self.stop_s, self.wait_s) if s is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,9 @@ def _start_record(servers: Deployment, place: str, started_at: str, found: Refus
         phases = Phases(start_s=found.start_s, stop_s=stop_s)
         return replace(start, phases=phases, cause=found.cause, dirty=dirty)
     measure_s = min(found.measured.seconds, found.loaded_s)
-    phases = Phases(found.start_s, found.loaded_s - measure_s, measure_s, stop_s)
+    wait_s = min(found.measured.waited_s, found.loaded_s - measure_s)
+    warm_up_s = found.loaded_s - measure_s - wait_s
+    phases = Phases(found.start_s, warm_up_s, measure_s, stop_s, wait_s or None)
     return replace(start, phases=phases, facts=found.facts, cause=found.cause, dirty=dirty)
 
 
