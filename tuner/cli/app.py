@@ -28,6 +28,7 @@ from tuner.cli.options import (
     Plain,
     Studies,
     Vllm,
+    Workload,
     with_search_options,
 )  # fmt: skip
 from tuner.errors import TunerError
@@ -137,7 +138,7 @@ def bench(
     tokenizer: Annotated[
         str | None, typer.Option(help="Model folder or tokenizer.json. Default: this machine's, else the server's.")
     ] = None,
-    workload: Annotated[str, typer.Option(help="Preset, random:IN,OUT, or file of recorded traffic.")] = "chat",
+    workload: Workload = "chat",
     slo: Annotated[
         list[str] | None, typer.Option(help="Latency limit, repeatable. Default: 'p99 ttft <= 500ms'.")
     ] = None,

@@ -38,6 +38,13 @@ def _names(context: typer.Context, incomplete: str) -> list[str]:
 Name = Annotated[str, typer.Argument(help="Name of the study.", show_default=False, autocompletion=_names)]
 Studies = Annotated[Path, typer.Option(help="Folder of all studies.")]
 Vllm = Annotated[str, typer.Option(help="Command that starts the server.")]
+Workload = Annotated[
+    str,
+    typer.Option(
+        help="Preset, random:IN,OUT, or file of recorded traffic: JSON lines, JSON, CSV or parquet, packed or not "
+        "(docs/workload-files.md)."
+    ),
+]
 Gpus = Annotated[str | None, typer.Option(help="GPUs, such as 0-3, 0,2,5 or all. Default: all there are.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON output instead of text.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Log of one line an event instead of the live screen.")]
@@ -61,7 +68,7 @@ def search_options(
     slo: Annotated[
         list[str] | None, typer.Option(help="Latency limit, repeatable. Default: 'p99 ttft <= 500ms'.")
     ] = None,
-    workload: Annotated[str, typer.Option(help="Preset, random:IN,OUT, or file of recorded traffic.")] = "chat",
+    workload: Workload = "chat",
     space: Annotated[str, typer.Option(help="Search space, a preset or a YAML file.")] = "default",
     max_model_len: Annotated[
         str | None,
