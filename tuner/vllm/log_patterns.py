@@ -65,7 +65,7 @@ BROAD: tuple[Pattern, ...] = (
         "gpu-crash", bounds.of_the_device,
         _R(
             r"illegal memory access|device-side assert triggered|misaligned address|illegal instruction was encountered"
-            r"|(?:CUDA|HIP|XPU)(?: driver)? error: |(?:Memory access fault|HW Exception) by GPU node"
+            r"|(?:CUDA|HIP|XPU)(?: driver)? [Ee]rror: |(?:Memory access fault|HW Exception) by GPU node"
         ),
         "A kernel failed on the GPU: {line}", "see the end of the log; an eager or another attention backend may work",
     ),

@@ -270,7 +270,7 @@ MACHINE_CLASSES: tuple[Pattern, ...] = (
             r"|'_C' object has no attribute|operator \w+::\w+ does not exist"
             r"|numpy\.dtype size changed|[Pp]lease (?:run )?[`'\"]?(?:pip"
             r"|uv pip)? ?install"
-            r"|No module named|DistributionNotFound|pip install"
+            r"|No module named|DistributionNotFound|pip install|platform plugin"
             r"|AttributeError: [^\n]*[Tt]okenizer\w*[^\n]* has no attribute"
         ),
         "The vLLM installation is incomplete: {line}", "repair it: `vllm serve --help` must work",
