@@ -17,7 +17,7 @@ from tests.vllm.test_flags import HELP
 from tuner import jsonfile
 from tuner.bench.capacity_search import SearchSettings
 from tuner.cli.console import plan_lines
-from tuner.config import LADDER, Machine, SearchOptions, parse_duration, plan_study, secrets_of
+from tuner.config import LADDER, Machine, SearchOptions, checked_study_name, parse_duration, plan_study, secrets_of
 from tuner.environment import Environment, Gpu
 from tuner.errors import EnvironmentFaultError, TunerError, UsageError
 from tuner.launch import Door
@@ -60,6 +60,15 @@ def test_everything_but_the_model_has_a_default(model: Path, vllm: str, tmp_path
     assert [str(s) for s in plan.slos] == ["p99 ttft <= 500ms"]
     assert environment.vllm_version == "0.32.0"
     assert "VLLM_CACHE_ROOT" not in dict(plan.base.env)
+
+
+@pytest.mark.parametrize("name", ["m" * 200, ".hidden", "+x", "a b:c"])
+def test_a_study_without_a_name_gets_one_whatever_the_model_is_called(name: str, vllm: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "config.json").write_text('{"max_position_embeddings": 4096}')
+    plan, _ = planned(SearchOptions(model=str(folder), vllm=vllm), tmp_path)
+    assert checked_study_name(f"{plan.study}-99") and plan.study.endswith("chat-" + f"{NOW.astimezone():%m%d-%H%M}")
 
 
 def test_flags_that_this_vllm_lacks_are_left_out_with_a_word(model: Path, vllm: str, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class SearchOptions:
-    """Flags of `tuner search`, as given."""
+    """Flags of `tuner search`. `given` names those on the command line; None if all are meant."""
 
     model: str
     gpus: str | None = None
@@ -102,6 +102,7 @@ class SearchOptions:
     start_limit_seconds: float = 1800.0
     changed_environment: ChangedEnvironment = ChangedEnvironment.REFUSED
     extra: tuple[str, ...] = ()
+    given: frozenset[str] | None = None
 
 
 def plan_study(
@@ -154,7 +155,7 @@ def plan_study(
     space = replace(space, parameters=space.parameters + layout_parameters(planned))
     has_nginx = nginx_program() is not None
     lacking = lacks(vllm.flags, has_experts=limits.has_experts, in_container=is_container(command), has_nginx=has_nginx)
-    name = options.study or re.sub(r"[^\w.+-]", "-", f"{Path(model).name}-{load.name}-{now.astimezone():%m%d-%H%M}")
+    name = options.study or _usual_name(Path(model).name, load.name, now)
     folder = options.studies.absolute() / checked_study_name(name)
     inherited = {variables.API_KEY, *filter(is_secret, passed_variables(command))} & set(os.environ)
     plan = StudyPlan(
@@ -193,6 +194,12 @@ def plan_study(
     )
     plan = with_length(plan, asked, needed, limit, used, defaults)
     return plan, describe(vllm.version, model, used, machine.driver)
+
+
+def _usual_name(model: str, load: str, now: datetime) -> str:
+    """Name a study after model, workload and time. Long names of files are cut."""
+    parts = re.sub(r"[^\w.+-]", "-", f"{model[:40]}-{load[:40]}-{now.astimezone():%m%d-%H%M}")
+    return re.sub(r"^\W+", "", parts)
 
 
 def checked_study_name(name: str) -> str:

@@ -20,9 +20,11 @@ from tuner.cli.best import show_best
 from tuner.cli.compare import compare_studies
 from tuner.cli.folders import State, study_folder
 from tuner.cli.report import Then, make_report
+from tuner.cli.search import _opened
 from tuner.cli.status import picture_of, show_status
 from tuner.cli.studies import show_studies
 from tuner.cli.tables import Form
+from tuner.config import SearchOptions
 from tuner.deploy.formats import FORMATS
 from tuner.errors import UsageError
 from tuner.report.translations import Language
@@ -47,6 +49,15 @@ def test_studies_lists_each_with_its_gain_and_says_which_cannot_be_read(
     assert "61 of 64" in by_name[NAME]
     assert "+92 %" in by_name[NAME]
     assert "unreadable" in by_name["torn"]
+
+
+def test_searches_without_a_name_get_one_each_however_many_begin_in_a_minute(tmp_path: Path) -> None:
+    options = SearchOptions(model="m", studies=tmp_path / "studies")
+    opened = [_opened(options, dataclasses.replace(PLAN, study="m-chat-1129-0900")) for _ in range(3)]
+    assert [plan.study for _, plan in opened] == ["m-chat-1129-0900", "m-chat-1129-0900-2", "m-chat-1129-0900-3"]
+    assert [store.folder.name for store, _ in opened] == [plan.study for _, plan in opened]
+    named = dataclasses.replace(options, study="m-chat-1129-0900")
+    assert _opened(named, opened[0][1])[0] == opened[0][0]
 
 
 def test_a_wrong_name_gets_the_nearest_one(studies: Path, tmp_path: Path) -> None:

@@ -142,6 +142,7 @@ def search_options(
         level_seconds=level_seconds, warm_up_seconds=warm_up_seconds, start_limit_seconds=start_limit_seconds,
         changed_environment=ChangedEnvironment.ALLOWED if allow_changed_environment else ChangedEnvironment.REFUSED,
         extra=tuple(context.args),
+        given=frozenset(name for name in context.params if _is_given(context, name)),
     )  # fmt: skip
 
 
@@ -161,6 +162,11 @@ def with_search_options(run: Callable[Concatenate[SearchOptions, P], None]) -> C
         parameters=[*shared.parameters.values(), *own], return_annotation=None
     )
     return command
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def _only_after_dashes(words: list[str]) -> None:

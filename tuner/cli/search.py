@@ -17,13 +17,13 @@ from tuner.config import ChangedEnvironment, SearchOptions, plan_study, secrets_
 from tuner.deploy.start import write_scripts
 from tuner.environment import Environment, cache_folder, describe, differences
 from tuner.errors import EnvironmentFaultError, InterruptedSearchError, NothingFeasibleError, UsageError
-from tuner.load.workload import extra_body_text
 from tuner.machine import this_machine
 from tuner.secrecy import mask_password
 from tuner.server.abandoned import abandoned
 from tuner.server.diagnosis import signal_name
 from tuner.server.interrupts import ENDING, handled
 from tuner.server.leftovers import end_leftovers
+from tuner.study.changes import extended, refused
 from tuner.study.fleet import LocalFleet
 from tuner.study.kept_workload import with_kept_workload
 from tuner.study.local_servers import local_trials
@@ -51,9 +51,9 @@ def run_search(options: SearchOptions, look: Look) -> None:
     os.environ.update(secrets_of(options))
     with store.locked():
         if store.exists:
-            differ = [*_other_plan(store.plan(), plan), *differences(store.environment(), environment)]
-            _refuse_a_mixture(plan.study, differ, options.changed_environment)
-            plan = store.plan()
+            plan = _with_changes(store, plan, options, console)
+            _refuse_a_mixture(plan.study, differences(store.environment(), environment), options.changed_environment)
+            store.save_plan(plan, store.environment())
         else:
             refuse_taken(replace(plan, storage=options.storage or plan.storage))
             plan = with_kept_workload(plan, store.folder)
@@ -91,6 +91,20 @@ def resume(folder: Path, changed: ChangedEnvironment, look: Look) -> None:
         _continue(store, plan, environment, look, clock)
 
 
+def _with_changes(store: Store, asked: StudyPlan, options: SearchOptions, console: Console) -> StudyPlan:
+    """Return the study's plan with the options that extend it. Raises UsageError for others."""
+    before = store.plan()
+    if differ := refused(before, asked, options.given):
+        raise UsageError(
+            f"study {before.study!r} was planned otherwise: {'; '.join(differ)}",
+            hint=f"choose another name with --study, or go on with it as it is: {store.resume_command}",
+        )
+    plan, changes = extended(before, asked, options.given)
+    for change in changes:
+        console.say(f"the study goes on with more: {change}")
+    return plan
+
+
 def _refuse_a_mixture(study: str, differ: list[str], changed: ChangedEnvironment) -> None:
     if differ and changed is ChangedEnvironment.REFUSED:
         raise UsageError(
@@ -98,36 +112,6 @@ def _refuse_a_mixture(study: str, differ: list[str], changed: ChangedEnvironment
             hint="its numbers cannot be compared with new ones: choose another name with --study, "
             "or say --allow-changed-environment",
         )
-
-
-def _other_plan(before: StudyPlan, plan: StudyPlan) -> list[str]:
-    """List what the command line requests and the study of that name was not made with."""
-    differ = []
-    for what, old, new in (
-        ("workload", before.workload.name, plan.workload.name),
-        ("end of answers", _ends(before), _ends(plan)),
-        ("extra body", extra_body_text(before.workload) or "none", extra_body_text(plan.workload) or "none"),
-        ("longest request", _tokens(before), _tokens(plan)),
-        ("space", before.space, plan.space),
-        ("limits", before.slos, plan.slos),
-        ("own flags", before.base.extra, plan.base.extra),
-        ("load", f"{before.load.kind} loop", f"{plan.load.kind} loop"),
-    ):
-        if old != new:
-            differ.append(f"the {what} changed" if what == "space" else f"{what} was {_text(old)}, is {_text(new)}")
-    return differ
-
-
-def _tokens(plan: StudyPlan) -> str:
-    return "not stated" if plan.length is None else f"{plan.length.tokens or 'chosen by vLLM'}"
-
-
-def _ends(plan: StudyPlan) -> str:
-    return "natural" if plan.workload.natural_stops else "exact"
-
-
-def _text(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Look, clock: RealClock) -> None:
