@@ -34,7 +34,7 @@ def test_a_wait_for_quiet_is_not_drawn_as_warm_up(files: StudyFiles) -> None:
     *others, last = files.records
     waited = with_start(last, phases=replace(last.start.phases, wait_s=360.0))
     rows = phase_rows(replace(files, records=(*others, waited)))
-    assert [round(row.length_h, 6) for row in rows if row.phase is TrialPhase.WAIT] == [0.1]
+    assert {round(row.length_h, 6) for row in rows if row.phase is TrialPhase.WAIT} == {0.1}
 
 
 def test_a_trial_over_several_gpus_is_drawn_on_each_of_them(layouts: StudyFiles) -> None:
