@@ -255,6 +255,11 @@ SENT: list[tuple[str, object, list[object]]] = [
      [{"role": "user", "content": "It was in May.\nWhen was it?"}]),
     ("documents", {"question": "When?", "context": ["In May.", "Or June."]},
      [{"role": "user", "content": "In May.\nOr June.\nWhen?"}]),
+    ("history-of-pairs", {"query": QUESTION, "history": [["a", "b"]], "response": ANSWER},
+     [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, USER]),
+    ("history-of-turns", {"instruction": QUESTION, "chat_history": [USER, REPLY], "output": ANSWER},
+     [USER, REPLY, USER]),
+    ("prompt-of-turns", {"prompt": json.dumps([USER, REPLY, USER]), "max_tokens": 5}, [USER, REPLY, USER]),
     ("anthropic-tools",
      {"messages": [USER, {"role": "assistant", "content": [
          {"type": "thinking", "thinking": "hm", "signature": "x"}, {"type": "text", "text": "I look."},
@@ -308,6 +313,14 @@ def test_a_field_that_nobody_knows_is_sent_of_a_whole_body_alone(tmp_path: Path,
     data = {"prompt": QUESTION, "service_tier": "flex", "user": {"id": 3}, "seed": "alpaca", "n": "two"}
     flat = body(sent(lines(tmp_path / "b.jsonl", data), tiny_model)[0])
     assert not {"service_tier", "user", "seed", "n"} & flat.keys()
+
+
+def test_functions_are_sent_as_tools(tmp_path: Path, tiny_model: str) -> None:
+    old = {"messages": [USER], "functions": [TOOL["function"]], "function_call": {"name": "tide"}}
+    for row in (old, {"body": old}):
+        request = body(sent(lines(tmp_path / "t.jsonl", row), tiny_model)[0])
+        assert request["tools"] == [TOOL] and not {"functions", "function_call"} & request.keys()
+        assert request["tool_choice"] == {"type": "function", "function": {"name": "tide"}}
 
 
 @pytest.mark.parametrize(
@@ -389,6 +402,8 @@ LEFT_OUT: list[tuple[WhyLeftOut, dict[str, object]]] = [
     (WhyLeftOut.FAILED, {"messages": [USER], "response": {"status_code": 500, "body": "Internal Server Error"}}),
     (WhyLeftOut.FAILED, {"messages": [USER], "max_tokens": 64, "response": {"error": {"message": "overloaded"}}}),
     (WhyLeftOut.FAILED, {"prompt": QUESTION, "status": "failure", "response": ""}),
+    (WhyLeftOut.FAILED, {"prompt": QUESTION, "error": "timeout", "response": None}),
+    (WhyLeftOut.NO_QUESTION, {"message_id": "2", "role": "assistant", "text": ANSWER}),
     (WhyLeftOut.FAILED, {"prompt": QUESTION, "statusCode": "429"}),
     (WhyLeftOut.NO_OUTPUT, {"prompt": QUESTION, "max_tokens": 0}),
     (WhyLeftOut.NO_OUTPUT, {"prompt": QUESTION, "usage": {"completion_tokens": 0}, "max_tokens": 64}),
@@ -437,6 +452,8 @@ LENGTHS: list[tuple[dict[str, object], int]] = [
     ({"completion_tokens": float("nan"), "params": {"max_tokens": 50}}, 50),
     ({"options": {"num_predict": 51}}, 51),
     ({"status": "success", "status_code": 200, "completion_tokens": 52}, 52),
+    ({"usage": {"prompt_tokens": 5, "total_tokens": 58}}, 53),
+    ({"choices": ["red", "green"], "answer": 1}, 256),
     ({"max_tokens": -1}, 256),
     ({"max_tokens": None}, 256),
     ({}, 256),

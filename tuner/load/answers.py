@@ -32,7 +32,10 @@ def recorded_answer(levels: list[dict[str, object]]) -> str | None:
     """Return the text that was answered. None if the row does not tell."""
     for level in reversed(levels):
         for key in ANSWER_KEYS:
-            if level.get(key) is not None and (text := answer_text(level[key])) is not None:
+            value = parsed(level.get(key)) if key == "choices" else level.get(key)
+            if key == "choices" and not all(isinstance(choice, dict) for choice in as_list(value)):
+                continue  # those of a test
+            if value is not None and (text := answer_text(value)) is not None:
                 return text
     return None
 
@@ -74,14 +77,17 @@ def _streamed(text: str) -> str:
     return answer_text(_chunks(text), 1) or ""
 
 
-def has_failed(row: dict[str, object]) -> bool:
-    """Return True if a row records that the request was not answered."""
+def has_failed(row: dict[str, object], *, is_answered: bool) -> bool:
+    """Return True if a row records that the request failed."""
     answers = [answer for key in ANSWER_KEYS if isinstance(answer := parsed(row.get(key)), dict)]
     for level in (row, *map(spelled, answers)):
-        statuses = [level.get(key) for key in ("status_code", "http_status", "response_status", "status", "code")]
-        if any(str(status).lower() in ("failure", "failed", "error") or _code(status) >= 400 for status in statuses):
+        statuses = [level.get(key) for key in ("status_code", "http_status", "response_status", "status")]
+        if any(
+            str(status).lower() in ("failure", "failed", "error") or 400 <= _code(status) < 600 for status in statuses
+        ):
             return True
-    return any(answer.get("error") for answer in answers)
+    errors = [row.get("error"), *(answer.get("error") for answer in answers)]
+    return not is_answered and any(error and str(error).lower() not in ("none", "null", "false") for error in errors)
 
 
 def _code(status: object) -> int:
@@ -95,6 +101,9 @@ def output_lengths(row: dict[str, object], levels: list[dict[str, object]]) -> t
         recorded = next((usage[key] for key in OUTPUT_KEYS if usage.get(key) not in _NOT_TOLD), None)
         if recorded is None and isinstance(usage.get("output"), int | float):
             recorded = usage["output"]
+        total, prompt = usage.get("total_tokens"), usage.get("prompt_tokens")
+        if recorded is None and isinstance(total, int) and isinstance(prompt, int) and total > prompt:
+            recorded = total - prompt
         if recorded is not None:
             break
     caps = (source[key] for source in parameters(levels) for key in CAP_KEYS if source.get(key) not in _NOT_TOLD)

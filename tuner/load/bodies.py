@@ -26,6 +26,7 @@ from tuner.load.spellings import (
     CONVERSATION_KEYS,
     ENDS_EARLY,
     FIELDS,
+    HISTORY_KEYS,
     LENGTH_KEYS,
     MEDIA_KEYS,
     OTHER_APIS,
@@ -37,7 +38,7 @@ from tuner.load.spellings import (
     snake,
     spelled,
 )
-from tuner.load.turns import is_conversation, split
+from tuner.load.turns import is_conversation, role_of, split
 
 Object = Mapping[str, object]
 _DEEPEST = 3
@@ -77,9 +78,9 @@ def read_body(row: object) -> Body:
         raise UnusableRowError(WhyLeftOut.MEDIA)
     messages, answer, is_prompt = _conversation(levels)
     output_tokens, cap = output_lengths(row, levels)
-    if output_tokens is None and has_failed(row):
-        raise UnusableRowError(WhyLeftOut.FAILED)
     answer = answer if answer is not None else recorded_answer(levels)
+    if output_tokens is None and has_failed(row, is_answered=bool(answer)):
+        raise UnusableRowError(WhyLeftOut.FAILED)
     if answer == "" and output_tokens is None:
         raise UnusableRowError(WhyLeftOut.NO_OUTPUT)
     fields = _fields(levels, is_prompt=is_prompt)
@@ -114,7 +115,7 @@ def _objects(level: Object, keys: Iterable[str]) -> Iterator[dict[str, object]]:
 
 def _hidden(level: dict[str, object], depth: int = 0) -> Iterator[dict[str, object]]:
     """Yield objects with a conversation under a name that nobody knows, outside of answers."""
-    values = {key: parsed(value) for key, value in level.items() if key not in ANSWER_KEYS}
+    values = {key: parsed(value) for key, value in level.items() if key not in (*ANSWER_KEYS, *HISTORY_KEYS)}
     for key, value in values.items():
         if is_conversation(value):
             yield {**level, "messages" if key.endswith(("messages", "contents")) else "conversation": value}
@@ -133,10 +134,13 @@ def _conversation(levels: list[dict[str, object]]) -> tuple[tuple[dict[str, obje
         lengths_only = any(key in level for level in levels for key in LENGTH_KEYS)
         raise UnusableRowError(WhyLeftOut.LENGTHS_ONLY if lengths_only else WhyLeftOut.NO_REQUEST)
     key, value = found
+    if "role" in levels[-1] and role_of(levels[-1]) not in ("user", None):  # a table of turns
+        raise UnusableRowError(WhyLeftOut.NO_QUESTION)
     is_prompt = not isinstance(value, list) or key in PROMPT_KEYS
     messages: tuple[dict[str, object], ...]
     if is_prompt:
-        messages, answer = ({"role": "user", "content": _prompt(key, value, levels)},), None
+        messages, answer = (*_history(levels[-1]), {"role": "user", "content": _prompt(key, value, levels)}), None
+        is_prompt = len(messages) == 1
     else:
         goes_on = any(level.get("continue_final_message") is True for level in levels)
         messages, answer = split(key, as_list(value), goes_on=goes_on)
@@ -148,6 +152,17 @@ def _conversation(levels: list[dict[str, object]]) -> tuple[tuple[dict[str, obje
     return messages, answer, is_prompt
 
 
+def _history(row: dict[str, object]) -> tuple[dict[str, object], ...]:
+    """Return the turns before a row's prompt. Raises UnusableRowError for a history that cannot be read."""
+    raw = next((value for key in HISTORY_KEYS if (value := as_list(parsed(row.get(key))))), [])
+    turns: list[object] = []
+    for turn in raw:
+        pair = as_list(turn)
+        roles = ("user", "assistant") if len(pair) == 2 else ()
+        turns += [{"role": role, "content": text} for role, text in zip(roles, pair, strict=False)] or [turn]
+    return split("messages", turns, goes_on=True)[0] if turns else ()
+
+
 def _found_texts(levels: list[dict[str, object]]) -> Iterator[tuple[str, object]]:
     """Yield the conversations or prompts of a row, the most telling first."""
     for level in levels:
@@ -156,7 +171,8 @@ def _found_texts(levels: list[dict[str, object]]) -> Iterator[tuple[str, object]
             if isinstance(value, list):
                 yield key, value
         for key in PROMPT_KEYS:
-            value = parsed(level.get(key)) if key in BODY_KEYS else level.get(key)
+            value = parsed(level.get(key))
+            value = value if key in BODY_KEYS or is_conversation(value) else level.get(key)
             if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
                 yield "messages", value
             elif isinstance(value, str) or (isinstance(value, list) and value):
@@ -197,6 +213,9 @@ def _fields(levels: list[dict[str, object]], *, is_prompt: bool) -> dict[str, ob
         fields["stop"] = stops
     for key in COMPLETION_ONLY if is_prompt else ():
         fields.pop(key, None)
+    for old, new in (("functions", "tools"), ("function_call", "tool_choice")):  # the names of before 2024
+        if old in fields:
+            fields.setdefault(new, fields.pop(old))
     if "tools" in fields:
         fields["tools"] = [_tool(tool) for tool in _checked(parsed(fields["tools"]), list)]
     if not fields.get("tools"):

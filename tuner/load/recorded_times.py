@@ -17,7 +17,7 @@ from tuner.load.spellings import spelled
 _KEYS = (
     "arrival", "arrival_time", "arrived_at", "timestamp", "requested_at", "request_created_at", "request_timestamp",
     "received_at", "start_time", "start_timestamp", "started_at", "started_date_time", "created", "created_at",
-    "datetime", "date_time", "date", "time_iso8601", "msec", "time_local", "ts",
+    "datetime", "date_time", "time_iso8601", "msec", "time_local", "ts",
 )  # fmt: skip
 _LAST_KEYS = ("time", "request_time")
 """Names that are a duration in some logs, such as nginx's. They count only beside none of the others."""
@@ -36,6 +36,9 @@ _SURELY = 0.9
 
 _NUMBER = re.compile(r"\d{1,25}(\.\d{0,25})?")
 _ZONE = re.compile(r"\s*(?:UTC|GMT)$")
+_DIGITS = re.compile(r"(?:19|20)\d\d[01]\d[0-3]\d[0-2]\d[0-5]\d[0-5]\d")
+"""Date and time in fourteen digits."""
+
 _MAIL = re.compile(r"(?:[A-Z][a-z]{2}, )?\d{1,2} [A-Z][a-z]{2} \d{4} ")
 _FEWEST = 0.5
 """Least share of rows with a time like the others'. With fewer, times are not used."""
@@ -111,6 +114,8 @@ def timeline(moments: Sequence[Moment | None]) -> Timeline:
 def _moment(value: object) -> Moment | None:
     while isinstance(value, dict) and len(value) == 1:  # {"$date": …} of MongoDB
         (value,) = value.values()
+    if isinstance(value, str | int) and _DIGITS.fullmatch(str(value)):
+        return _written(f"{str(value)[:8]}T{str(value)[8:]}")
     if isinstance(value, str):
         text = value.strip()
         return _numbered(float(text)) if _NUMBER.fullmatch(text) else _written(text)
@@ -127,6 +132,8 @@ def _written(text: str) -> Moment | None:
     try:
         if "/" in text:
             return _dated(datetime.strptime(text, "%d/%b/%Y:%H:%M:%S %z"))
+        if len(text) <= len("2026-01-01"):
+            return None  # a day alone: all of its requests would come at once
         return _dated(parsedate_to_datetime(text) if _MAIL.match(text) else datetime.fromisoformat(iso))
     except (ValueError, TypeError, IndexError):
         return None

@@ -32,11 +32,14 @@ PROMPT_KEYS = (
 PARTIAL_KEYS = ("question", "instruction", "query", "input")
 """Prompts that a text beside them belongs to: `input` to an instruction (Alpaca), `context` to any (Dolly, SQuAD)."""
 
+HISTORY_KEYS = ("history", "chat_history")
+"""Turns before a prompt: a conversation, or pairs of question and answer (LLaMA-Factory, ChatGLM)."""
+
 SYSTEM_KEYS = ("system", "system_prompt", "system_instruction", "instructions")
 ANSWER_KEYS = (
     "response", "output", "answer", "completion", "generated_text", "choices", "outputs", "response_body",
     "response_payload", "resp_payload", "response_text", "output_text", "text_output", "response_message",
-    "model_output", "model_response", "assistant", "result",
+    "model_output", "model_response", "assistant",
 )  # fmt: skip
 WHOLE_BODY_KEYS = ("body", "request_body", "payload", "raw_payload", "req_payload", "request_payload",
                    "proxy_server_request", "model_input", "request_json")  # fmt: skip
@@ -71,7 +74,8 @@ OUTPUT_KEYS = (
     "gen_ai_usage_output_tokens", "gen_ai_usage_completion_tokens",
 )  # fmt: skip
 CAP_KEYS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "max_new_tokens", "n_predict", "num_predict")
-USAGE_KEYS = ("usage", "usage_details", "usage_object", "token_usage", "usage_metadata", "metrics", "tokens")
+USAGE_KEYS = ("usage", "usage_details", "usage_object", "token_usage", "usage_metadata", "metrics", "stats",
+              "tokens")  # fmt: skip
 LENGTH_KEYS = (
     "input_length", "input_tokens", "input_len", "input_sequence_length", "prompt_tokens", "prompt_len",
     "num_prefill_tokens", "hash_ids", "context_tokens", "request_tokens",

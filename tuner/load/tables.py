@@ -76,6 +76,8 @@ def _plain(value: object) -> object:
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):
+        if value and all(isinstance(pair, tuple) for pair in value):  # a map
+            return {key: _plain(inner) for key, inner in value}
         return [_plain(inner) for inner in value]
     if isinstance(value, bytes):
         return value.decode(errors="surrogateescape")
