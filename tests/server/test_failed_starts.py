@@ -105,6 +105,16 @@ def test_the_root_of_a_chain_is_read_in_every_form_of_log(form: str) -> None:
     assert read([*lines, *engine_gave_up()])[:2] == ("no-compiler", E)
 
 
+@pytest.mark.parametrize(
+    "wrapper", ["[1,0]<stderr>:", "0: ", "09:15:02 ", "[INFO ] PyProcess W-12-model-stderr: ", "# "]
+)
+@pytest.mark.parametrize("form", ["stamped", "raw", "v0"])
+def test_a_cause_is_read_behind_a_wrapper_that_nobody_knows(wrapper: str, form: str) -> None:
+    text = "AttributeError: 'FusedMoE' object has no attribute 'gate'"
+    lines = [*FORMS[form]("EngineCore", traceback(text, function="initialize_model")), *engine_gave_up()]
+    assert read([wrapper + line for line in lines])[:2] == ("model-unsupported", S)
+
+
 # ── what is no cause
 
 SURVIVED = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -91,9 +91,31 @@ _JSON_PROCESS = ("processName", "process", "pid")
 _JSON_TRACEBACK = ("exc_info", "exc_text", "exception", "traceback", "stack_trace")
 
 
+_TRACEBACK = "Traceback (most recent call last)"
+_WRAPPER = re.compile(
+    rf"(?P<wrapper>.{{1,100}}?)"
+    rf"(?=\([^()]*\bpid=\d+|(?:{_LEVELS}) (?:\d\d-\d\d {_CLOCK} |\[)|\[rank\d+\]|{re.escape(_TRACEBACK)})"
+)
+
+
 def parse_log(text: str) -> list[LogLine]:
     """Parse a log."""
-    return [line for raw in text.split("\n") for line in _parse(raw)]
+    raw_lines = text.split("\n")
+    if (wrapper := _unknown_wrapper(raw_lines)) is not None:
+        raw_lines = [wrapper.sub("", raw, count=1) for raw in raw_lines]
+    return [line for raw in raw_lines for line in _parse(raw)]
+
+
+def _unknown_wrapper(raw_lines: Sequence[str]) -> re.Pattern[str] | None:
+    """Return what stands before most lines and is no form that is known: what precedes a traceback, whatever its
+    numbers are. None if tracebacks are read without it."""
+    raw = next((raw for raw in raw_lines if _TRACEBACK in raw), "")
+    known = any(line.process or line.level or line.text.lstrip().startswith(_TRACEBACK) for line in _parse(raw))
+    match = None if known else _WRAPPER.match(raw)
+    if match is None:
+        return None
+    wrapper = re.compile("^" + re.sub(r"\d+", r"\\d+", re.escape(match["wrapper"])))
+    return wrapper if sum(wrapper.match(raw) is not None for raw in raw_lines) > len(raw_lines) / 2 else None
 
 
 def _parse(raw: str) -> Iterator[LogLine]:
