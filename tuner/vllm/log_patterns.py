@@ -1,8 +1,9 @@
 """Messages of vLLM 0.8 to 0.33, torch, the hub and the kernel, each with its meaning.
 
-Four tables. SPECIFIC names a root cause. BROAD names a class that a specific message may belong to; a message of
-memory is between the two, by the figures in it. These are for the exceptions that ended the first process, and the
-first of a table wins. SILENT_DEATHS and GENERIC only say that something died.
+The exceptions that ended the first process are looked up from the narrowest to the widest, and the first wins:
+SPECIFIC names a root cause; a message of memory speaks by its figures; BROAD names a class of messages; SEARCHED,
+UNSUPPORTED, NOT_BUILT and NOT_READ read new wordings by the exception's type, the flag it names and the function it
+came from. SILENT_DEATHS and GENERIC only say that something died.
 """
 
 from __future__ import annotations

@@ -35,18 +35,20 @@ STUDY_PATTERNS: tuple[Pattern, ...] = (
     ),
     Pattern(
         "dtype-unsupported", _S,
-        _R(r"Bfloat16 is only supported on GPUs|dtype [\w.]+ is not supported"
-           r"|does not support (?:dtype )?(?:b?float16|bf16)"),
+        _R(
+            r"Bfloat16 is only supported on GPUs|dtype [\w.]+ is not supported"
+            r"|does not support (?:dtype )?(?:b?float16|bf16)"
+        ),
         "This GPU does not compute in the model's number format.", "add: -- --dtype half",
     ),
     Pattern(
         "fp8-unsupported", _S,
         _R(
             r"fp8e4nv (?:data type is )?not supported|(?i:fp8[^\n]{0,80}not supported (?:on|in|by|for) (?:this"
-            r"|the current|"
-            r"CUDA arch|CUDA|GPU|Ampere|your|compute))|(?i:kv[_ -]cache[_ -]dtype)[^\n]{0,60}not supported"
-            r"|_scaled_mm is only supported on|type fp8\w+ not supported"
-            r"|FP8[^\n]{0,60}(?:requires|only supported on)|No compiled cutlass_scaled_mm|cutlass_scaled_mm[^\n]* not "
+            r"|the current|CUDA arch|CUDA|GPU|Ampere|your|compute))"
+            r"|(?i:kv[_ -]cache[_ -]dtype)[^\n]{0,60}not supported|_scaled_mm is only supported on"
+            r"|type fp8\w+ not supported|FP8[^\n]{0,60}(?:requires|only supported on)"
+            r"|No compiled cutlass_scaled_mm|cutlass_scaled_mm[^\n]* not "
         ),
         "This GPU has no FP8 of the kind that the model or the KV cache asks for.",
         "use another --kv-cache-dtype or a model that is not in FP8",
@@ -54,14 +56,15 @@ STUDY_PATTERNS: tuple[Pattern, ...] = (
     Pattern(
         "quantization-unsupported", _S,
         _R(
-            r"quantization method \S+ is not supported for the current GPU|Quantization scheme is not supported for"
-            r"|[Uu]nknown quantization method|quantization is currently not supported|Min(?:imum)?\.? capability:"
+            r"quantization method \S+ is not supported for the current GPU"
+            r"|Quantization scheme is not supported for|[Uu]nknown quantization method"
+            r"|quantization is currently not supported|Min(?:imum)?\.? capability:"
             r"|does not match the quantization (?:method )?(?:specified|argument)|[Ii]nvalid quantization"
             r"|quantization method \S+ (?:is not supported|does not)|not supported for quantization method"
-            r"|[Nn]o (?:kernel|backend)[^\n]{0,60}(?:quantiz|NvFp4|NVFP4|MXFP4)|(?:NVFP4|MXFP4|NvFp4|FP4)[^\n]{0,60}"
-            r"(?:requires|not supported|only supported)|Failed to find a kernel that can implement"
-            r"|BitsAndBytes[^\n]{0,60}not supported|is not supported by any (?:MoE|kernel|backend)"
-            r"|Cannot find the config file for \w+"
+            r"|[Nn]o (?:kernel|backend)[^\n]{0,60}(?:quantiz|NvFp4|NVFP4|MXFP4)|(?:NVFP4|MXFP4|NvFp4"
+            r"|FP4)[^\n]{0,60}(?:requires|not supported|only supported)"
+            r"|Failed to find a kernel that can implement|BitsAndBytes[^\n]{0,60}not supported"
+            r"|is not supported by any (?:MoE|kernel|backend)|Cannot find the config file for \w+"
         ),
         "The model's quantization does not run on this GPU with this vLLM.", "use another model or another GPU",
     ),
@@ -70,9 +73,8 @@ STUDY_PATTERNS: tuple[Pattern, ...] = (
         _R(
             r"No valid attention backend|is not valid for this configuration|[Ii]nvalid attention backend"
             r"|[Uu]nsupported attention backend|Head size \d+ is not supported|head_size \d+ is not supported"
-            r"|FlashAttention only supports|Unsupported FA version"
-            r"|FlashMLA[^\n]{0,60}only supported|Sinks are only supported"
-            r"|does not support head[_ ]size|attention backend[^\n]{0,60} not supported"
+            r"|FlashAttention only supports|Unsupported FA version|FlashMLA[^\n]{0,60}only supported"
+            r"|Sinks are only supported|does not support head[_ ]size|attention backend[^\n]{0,60} not supported"
         ),
         "vLLM has no attention kernel for this model on this GPU.",
         "leave --attention-backend to vLLM, or use another model or GPU",
@@ -84,8 +86,11 @@ STUDY_PATTERNS: tuple[Pattern, ...] = (
     ),
     Pattern(
         "kv-connector", _S,
-        _R(r"Unsupported (?:kv )?connector|issubclass\(connector_cls|connector_module_path|[Uu]nknown (?:kv )?connector"
-           r"|KV ?[Cc]onnector[^\n]{0,60}(?:not supported|does not support|not found)"),
+        _R(
+            r"Unsupported (?:kv )?connector|issubclass\(connector_cls|connector_module_path"
+            r"|[Uu]nknown (?:kv )?connector|KV ?[Cc]onnector[^\n]{0,60}(?:not supported|does not support"
+            r"|not found)"
+        ),
         "This vLLM does not know the KV connector.", "correct --kv-transfer-config in the words after --",
     ),
     Pattern(
@@ -96,12 +101,10 @@ STUDY_PATTERNS: tuple[Pattern, ...] = (
     Pattern(
         "too-few-gpus", _S,
         _R(
-            r"number of required (?:GPUs|\w+s) exceeds the total number of available"
-            r"|invalid device ordinal|Invalid device id"
-            r"|[Tt]ensor parallel size \(\d+\) (?:cannot be|is) (?:larger|greater)"
-            r"|local rank \d+ is out of (?:bounds|range)"
-            r"|(?:than|exceeds?|equal to) (?:the )?(?:number of (?:visible|available) (?:devices|GPUs)"
-            r"|max local gpu count)"
+            r"number of required (?:GPUs|\w+s) exceeds the total number of available|invalid device ordinal"
+            r"|Invalid device id|[Tt]ensor parallel size \(\d+\) (?:cannot be|is) (?:larger|greater)"
+            r"|local rank \d+ is out of (?:bounds|range)|(?:than|exceeds?"
+            r"|equal to) (?:the )?(?:number of (?:visible|available) (?:devices|GPUs)|max local gpu count)"
             r"|Error setting CUDA_VISIBLE_DEVICES|Cannot provide a placement group|not enough (?:GPUs|devices)"
             r"|hipErrorInvalidDevice\b|cudaErrorInvalidDevice\b"
         ),
@@ -109,17 +112,20 @@ STUDY_PATTERNS: tuple[Pattern, ...] = (
     ),
     Pattern(
         "experts-not-divisible", _S,
-        _R(r"experts?\w*(?:=\d+)?[^\n]{0,40} (?:must|should) be divisible by|experts[^\n]{0,80} not divisible|% ep_size"
-           r"|divisible by (?:ep_size|expert.parallel)"),
+        _R(
+            r"experts?\w*(?:=\d+)?[^\n]{0,40} (?:must|should) be divisible by|experts[^\n]{0,80} not divisible"
+            r"|% ep_size|divisible by (?:ep_size|expert.parallel)"
+        ),
         "The model's experts do not divide among the GPUs of expert parallelism.",
         "choose another --tensor-parallel-size, or leave out --enable-expert-parallel",
     ),
     Pattern(
         "parser-unknown", _S,
-        _R(r"[Ii]nvalid (?:tool call|reasoning) parser|(?:tool|reasoning) parser[^\n]{0,40} (?:not found"
-           r"|not registered)"
-           r"|Reasoning parser [^\n]* not found|chat template[^\n]{0,160}(?:failed to be opened"
-           r"|looks like a file path)"),
+        _R(
+            r"[Ii]nvalid (?:tool call|reasoning) parser|(?:tool|reasoning) parser[^\n]{0,40} (?:not found"
+            r"|not registered)|Reasoning parser [^\n]* not found|chat template[^\n]{0,160}(?:failed to be opened"
+            r"|looks like a file path)"
+        ),
         "vLLM does not know a parser or a template of the passed arguments.", "correct the words after --",
     ),
     Pattern(
@@ -129,9 +135,11 @@ STUDY_PATTERNS: tuple[Pattern, ...] = (
     ),
     Pattern(
         "speculative-unsupported", _S,
-        _R(r"(?i:speculative|draft|spec[_ ]decod\w*|eagle3?|mtp)[^\n]{0,100}(?:not supported|unsupported"
-           r"|does not support|must (?:be|have)|expects|requires"
-           r"|not a valid argument)|draft_tensor_parallel_size"),
+        _R(
+            r"(?i:speculative|draft|spec[_ ]decod\w*|eagle3?|mtp)[^\n]{0,100}(?:not supported|unsupported"
+            r"|does not support|must (?:be|have)|expects|requires|not a valid argument)"
+            r"|draft_tensor_parallel_size"
+        ),
         "vLLM refuses the speculative configuration.", "correct --speculative-config in the words after --",
     ),
 )  # fmt: skip
@@ -145,8 +153,7 @@ STUDY_CLASSES: tuple[Pattern, ...] = (
         "bad-value", _S,
         _R(
             r"validation errors? for (?P<config>(?:Model|Load|LoRA|KVTransfer|Speculative|StructuredOutputs"
-            r"|MultiModal|Pooler)"
-            r"Config)\n(?P<line>[^\n]+)(?:\n +(?P<why>Input [^\n\[]+))?"
+            r"|MultiModal|Pooler)Config)\n(?P<line>[^\n]+)(?:\n +(?P<why>Input [^\n\[]+))?"
         ),
         "vLLM's {config} refuses a value: {line} {why}", "correct the words after --",
     ),
