@@ -24,7 +24,10 @@ from tuner.deploy.recorded import STOP_MARGIN_S, Recorded, recorded_in
 from tuner.deploy.start import stop_script
 from tuner.errors import UsageError
 from tuner.launch import LaunchSpec
+from tuner.report.conditions import environment_rows
 from tuner.report.tables import read_study
+from tuner.report.translations import Language, Words
+from tuner.study.record import TrialRecord
 
 GOLDEN = Path(__file__).with_name("golden")
 NASTY = ("a b", "$HOME $(id) ${X}", "%h", "it's", '"q"', "back\\slash", "*", "", "-1", '{"a": "ü"}', "new\nline", "yes")
@@ -144,6 +147,27 @@ def test_compose_runs_the_recorded_arguments(recorded: Recorded, nasty: Recorded
     assert "/models/my model:/models/my model:ro" in service["volumes"]
     devices = yaml.safe_load(text(recorded, "compose"))["services"]["vllm"]["deploy"]["resources"]["reservations"]
     assert devices["devices"][0]["device_ids"] == ["0"]
+
+
+@pytest.mark.parametrize("changed_after", [0, 1])
+def test_files_name_the_vllm_that_the_quoted_runs_used(study: Study, changed_after: int) -> None:
+    files = read_study(study.folder)
+    assert files.winner is not None and len(files.winner.trials) > 1
+    first_new = files.winner.trials[changed_after]
+
+    def with_version(record: TrialRecord) -> TrialRecord:
+        version = "0.33.1+cu129" if record.trial >= first_new else "0.32.0"
+        return dataclasses.replace(record, start=dataclasses.replace(record.start, vllm_version=version))
+
+    upgraded = dataclasses.replace(files, records=tuple(map(with_version, files.records)))
+    recorded = recorded_in(upgraded)
+    assert "versions  vLLM 0.33.1+cu129, driver" in text(recorded, "sh")
+    assert "vllm/vllm-openai:v0.33.1" in text(recorded, "compose")
+    assert json.loads(text(recorded, "json"))["environment"]["vllm_version"] == "0.33.1+cu129"
+    early = next(record for record in files.records if record.role.searches and record.qps is not None)
+    assert recorded_in(upgraded, early.trial).environment.vllm_version == "0.32.0"
+    rows = {row.key: row.text for row in environment_rows(upgraded, Words(Language.ENGLISH))}
+    assert rows["env-vllm"] == "0.32.0, 0.33.1+cu129"
 
 
 def test_a_cpu_build_has_its_own_image_and_no_gpus(local: Recorded) -> None:

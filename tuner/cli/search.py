@@ -123,6 +123,7 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
     for path in store.torn_records(records):
         console.say(f"{path} cannot be read, so that trial is run again")
     console.say(plan_lines(plan, environment.vllm_version, sampler_name()))
+    plan = replace(plan, vllm_version=environment.vllm_version)  # of this run: the user may have consented to another
     defaults = vllm_defaults(environment.vllm_version, environment.gpus)
     setting = StudySetting.of(store.with_storage(plan), defaults, environment.gpus)
     claim(setting.plan, store.folder)

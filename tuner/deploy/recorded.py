@@ -117,7 +117,17 @@ def recorded_in(study: StudyFiles, trial: int | None = None) -> Recorded:
         record = next((r for r in study.records if r.trial == trial), None)
         if record is None:
             raise UsageError(f"study {study.plan.study!r} has no trial {trial}", hint="the report lists them")
-    return Recorded(record, study.result, study.plan, study.environment)
+    return Recorded(record, study.result, study.plan, _environment(study, record))
+
+
+def _environment(study: StudyFiles, record: TrialRecord) -> Environment:
+    """Return the study's environment with the vLLM that the quoted runs used. A study may change it on the way."""
+    assert study.environment is not None
+    figures = (study.winner, study.default)
+    trials = {t for of in figures if of is not None and of.candidate == record.candidate for t in of.trials}
+    runs = [r for r in study.records if r.trial in trials and record.trial in trials] or [record]
+    versions = [version for r in runs if (version := r.start.version) is not None]
+    return replace(study.environment, vllm_version=versions[-1]) if versions else study.environment
 
 
 def header(recorded: Recorded, *, file: str) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ def environment_rows(study: StudyFiles, words: Words) -> list[FactRow]:
         names = [f"{gpu.index}: {gpu.name}, {formatting.gib(gpu.memory_gib)}" for gpu in environment.gpus]
         facts += [
             ("env-digest", environment.model_digest or formatting.NOT_OBSERVED),
-            ("env-vllm", environment.vllm_version),
+            ("env-vllm", ", ".join(dict.fromkeys((environment.vllm_version, *_versions(study))))),
             ("env-gpus", "; ".join(names) or words("none")),
             ("env-driver", environment.driver or words("none")),
             ("env-host", environment.host),
@@ -60,6 +60,10 @@ def environment_rows(study: StudyFiles, words: Words) -> list[FactRow]:
         ("env-finished", study.result.updated_at if study.result else formatting.NOT_OBSERVED),
     ]
     return [FactRow(key, words(key) if key else "", formatting.one_line(text)) for key, text in facts]
+
+
+def _versions(study: StudyFiles) -> list[str]:
+    return [version for record in study.records if (version := record.start.vllm_version)]
 
 
 def _load(load: LoadPolicy, words: Words) -> str:

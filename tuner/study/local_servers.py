@@ -51,7 +51,8 @@ def local_trials(
     stop: threading.Event,
 ) -> TrialRunner:
     """Return the runner of trials on this machine."""
-    return TrialRunner(plan.base, LocalServers(plan, store, clock, gpu, emit, stop), clock, emit, stop)
+    servers = LocalServers(plan, store, clock, gpu, emit, stop)
+    return TrialRunner(plan.base, servers, clock, emit, stop, plan.vllm_version)
 
 
 @dataclass

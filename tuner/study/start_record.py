@@ -8,6 +8,7 @@ from tuner.launch import Door, LaunchSpec
 from tuner.vllm import knobs
 from tuner.vllm.cause import Cause
 from tuner.vllm.facts import StartFacts
+from tuner.vllm.flags import UNKNOWN_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class StartRecord:
         facts: What the server's log said about itself, of several the first. None if it did not get ready.
         cause: Why it did not start, or died. None if nothing failed.
         others: Launches of the other servers. Empty if there is one.
+        vllm_version: Version that was started. Empty in older records.
         dirty: What it left on the machine. None if nothing; otherwise its group is not used again in this run.
     """
 
@@ -46,6 +48,14 @@ class StartRecord:
     dirty: str | None = None
     others: tuple[LaunchSpec, ...] = ()
     door: Door = Door.SERVER
+    vllm_version: str = ""
+
+    @property
+    def version(self) -> str | None:
+        """Return the version of vLLM, as the command or else the log says it."""
+        if self.vllm_version not in ("", UNKNOWN_VERSION):
+            return self.vllm_version
+        return self.facts.vllm_version if self.facts is not None else None
 
     @property
     def launches(self) -> tuple[LaunchSpec, ...]:

@@ -79,6 +79,7 @@ class TrialRunner:
     clock: Clock
     emit: Callable[[Event], None]
     stop: threading.Event
+    vllm_version: str = ""
 
     def run(self, assignment: Assignment) -> TrialRecord:
         """Make a trial. Whatever becomes of the server is in the record; only a bug of ours raises."""
@@ -90,7 +91,7 @@ class TrialRunner:
             found = Refused(refused.cause, refused.start_s, refused.stopped)
         except InterruptedSearchError:
             found = None
-        start = _start_record(servers, assignment.place, started_at, found)
+        start = replace(_start_record(servers, assignment.place, started_at, found), vllm_version=self.vllm_version)
         return _record(assignment, start, found, interrupted=found is None or self.stop.is_set())
 
     def _served(self, assignment: Assignment, servers: Deployment) -> Served:

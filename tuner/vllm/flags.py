@@ -26,6 +26,9 @@ _BUILTINS = frozenset(
     {"cd", "pushd", "source", ".", "export", "set", "unset", "ulimit", "umask", "eval", "exec", "alias"}
 )
 
+UNKNOWN_VERSION = "unknown"
+"""Version of a vLLM that does not say it."""
+
 PROBE_LIMIT_S = 180
 """Seconds for the probe. It takes 8-15 s on 2 cores, and imports torch from a cold disk once."""
 
@@ -36,7 +39,7 @@ _LOOK_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class InstalledVllm:
-    """Version (or "unknown") and flags of a vLLM, sorted, without dashes, `no-…` forms included."""
+    """Version (or UNKNOWN_VERSION) and flags of a vLLM, sorted, without dashes, `no-…` forms included."""
 
     version: str
     flags: tuple[str, ...]
@@ -106,7 +109,7 @@ def installed_vllm(command: tuple[str, ...], cache: Path) -> InstalledVllm:
             f"{shlex.join(command)} does not look like vLLM: its help names no --max-num-seqs",
             hint="give the command that starts the OpenAI-compatible server, such as 'vllm serve'",
         )
-    known = version or _version_of_command(command) or "unknown"
+    known = version or _version_of_command(command) or UNKNOWN_VERSION
     found = InstalledVllm(known, _usable(flags, known))
     if version:
         with suppress(OSError):  # no cache: the next command asks again
