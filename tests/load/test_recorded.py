@@ -5,17 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.load.traffic_files import lines
+from tests.load.traffic_files import lines, reading
 from tuner.errors import UsageError
 from tuner.load.prompts import SEARCH_TRACE, Prompts, Request
-from tuner.load.reading import LeftOut, TimesFound, TrafficReading, WhyLeftOut, reading_line
+from tuner.load.reading import LeftOut, TimesFound, WhyLeftOut, reading_line
 from tuner.load.workload import workload
-
-
-def reading(text: str) -> TrafficReading:
-    found = workload(text).reading
-    assert found is not None
-    return found
 
 
 def made(text: str, model: str, key: str = "a", count: int = 10) -> list[Request]:

@@ -24,19 +24,14 @@ from tests.load.traffic_files import (
     conversation,
     json_lines,
     lines,
+    reading,
 )
 from tuner.errors import UsageError
 from tuner.load.fit import fitted, local_counter
 from tuner.load.prompts import SEARCH_TRACE, FileCounter, Prompts, Request
-from tuner.load.reading import LeftOut, TrafficReading, WhyLeftOut, reading_line
+from tuner.load.reading import LeftOut, WhyLeftOut, reading_line
 from tuner.load.stream import Target, encode
 from tuner.load.workload import workload
-
-
-def reading(text: str) -> TrafficReading:
-    found = workload(text).reading
-    assert found is not None
-    return found
 
 
 def sent(text: str, model: str, count: int = 1) -> list[Request]:
@@ -259,6 +254,8 @@ SENT: list[tuple[str, object, list[object]]] = [
      [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, USER]),
     ("history-of-turns", {"instruction": QUESTION, "chat_history": [USER, REPLY], "output": ANSWER},
      [USER, REPLY, USER]),
+    ("history-as-text", {"inputs": {"question": QUESTION, "chat_history": "Human: a", "context": ["b", "c"]}},
+     [{"role": "user", "content": f"Human: a\nb\nc\n{QUESTION}"}]),
     ("prompt-of-turns", {"prompt": json.dumps([USER, REPLY, USER]), "max_tokens": 5}, [USER, REPLY, USER]),
     ("anthropic-tools",
      {"messages": [USER, {"role": "assistant", "content": [

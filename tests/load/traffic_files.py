@@ -14,6 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tuner.load.reading import TrafficReading
+from tuner.load.workload import workload
+
 Object = dict[str, object]
 
 QUESTION = "Where does the river meet the sea?"
@@ -39,6 +42,12 @@ def batch_line(**body: object) -> Object:
 def lines(path: Path, *rows: object) -> str:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return str(path)
+
+
+def reading(text: str) -> TrafficReading:
+    found = workload(text).reading
+    assert found is not None
+    return found
 
 
 def json_lines(rows: Sequence[object]) -> bytes:

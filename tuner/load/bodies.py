@@ -134,12 +134,13 @@ def _conversation(levels: list[dict[str, object]]) -> tuple[tuple[dict[str, obje
         lengths_only = any(key in level for level in levels for key in LENGTH_KEYS)
         raise UnusableRowError(WhyLeftOut.LENGTHS_ONLY if lengths_only else WhyLeftOut.NO_REQUEST)
     key, value = found
-    if "role" in levels[-1] and role_of(levels[-1]) not in ("user", None):  # a table of turns
-        raise UnusableRowError(WhyLeftOut.NO_QUESTION)
     is_prompt = not isinstance(value, list) or key in PROMPT_KEYS
     messages: tuple[dict[str, object], ...]
     if is_prompt:
-        messages, answer = (*_history(levels[-1]), {"role": "user", "content": _prompt(key, value, levels)}), None
+        holder = next(level for level in levels if level.get(key) is not None)
+        if "role" in holder and role_of(holder) not in ("user", None):  # a table of turns
+            raise UnusableRowError(WhyLeftOut.NO_QUESTION)
+        messages, answer = (*_history(holder), {"role": "user", "content": _prompt(key, value, holder)}), None
         is_prompt = len(messages) == 1
     else:
         goes_on = any(level.get("continue_final_message") is True for level in levels)
@@ -152,9 +153,9 @@ def _conversation(levels: list[dict[str, object]]) -> tuple[tuple[dict[str, obje
     return messages, answer, is_prompt
 
 
-def _history(row: dict[str, object]) -> tuple[dict[str, object], ...]:
-    """Return the turns before a row's prompt. Raises UnusableRowError for a history that cannot be read."""
-    raw = next((value for key in HISTORY_KEYS if (value := as_list(parsed(row.get(key))))), [])
+def _history(level: Object) -> tuple[dict[str, object], ...]:
+    """Return the turns before a prompt. Raises UnusableRowError for a history that cannot be read."""
+    raw = next((value for key in HISTORY_KEYS if (value := as_list(parsed(level.get(key))))), [])
     turns: list[object] = []
     for turn in raw:
         pair = as_list(turn)
@@ -179,7 +180,8 @@ def _found_texts(levels: list[dict[str, object]]) -> Iterator[tuple[str, object]
                 yield key, value
 
 
-def _prompt(key: str, value: object, levels: list[dict[str, object]]) -> str:
+def _prompt(key: str, value: object, holder: Object) -> str:
+    """Return the text of a prompt, with the texts beside it that belong to it."""
     if isinstance(value, list):
         if not all(isinstance(part, str) for part in value):
             raise UnusableRowError(WhyLeftOut.TOKEN_IDS)
@@ -189,12 +191,11 @@ def _prompt(key: str, value: object, levels: list[dict[str, object]]) -> str:
     text = str(value)
     if not text:
         raise UnusableRowError(WhyLeftOut.EMPTY)
-    row = levels[-1]
-    if key not in PARTIAL_KEYS or row.get(key) != value:
+    if key not in PARTIAL_KEYS:
         return text
-    context = [part for part in [row.get("context"), *as_list(row.get("context"))] if isinstance(part, str) and part]
-    more = row.get("input") if key == "instruction" else None
-    return "\n".join([*context, text, *([more] if isinstance(more, str) and more else [])])
+    before = [part for name in (*HISTORY_KEYS, "context") for part in (holder.get(name), *as_list(holder.get(name)))]
+    parts = [*before, text, holder.get("input") if key == "instruction" else None]
+    return "\n".join(part for part in parts if isinstance(part, str) and part)
 
 
 # ── further fields

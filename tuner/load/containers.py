@@ -62,7 +62,7 @@ _MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
     b"\0[": "utf-16-be",
 }
 _LISTS = ("data", "requests", "rows", "items", "records", "examples", "observations")
-_SPACE = re.compile(r"[ \t\r\n]*")
+_SIGN = re.compile(r"[^ \t\r\n]")
 
 
 def rows(path: Path) -> Iterator[FileRow]:
@@ -234,9 +234,10 @@ class _Buffer:
     def next_sign(self) -> str:
         """Move to the next character that is no space. Empty at the end."""
         while True:
-            self._move((_SPACE.match(self._text, self._at) or _none()).end())
-            if self._at < len(self._text):
-                return self._text[self._at]
+            found = _SIGN.search(self._text, self._at)
+            self._move(found.start() if found else len(self._text))
+            if found:
+                return found[0]
             if not self._read_on(_CHUNK):
                 return ""
 
@@ -298,10 +299,6 @@ class _Buffer:
             wanted -= len(piece)
         self._text, self._at = self._text[self._at :] + "".join(read), 0
         return any(read)
-
-
-def _none() -> re.Match[str]:
-    raise AssertionError("the pattern matches everywhere")
 
 
 def _wrapped_list(found: Iterator[FileRow]) -> Iterator[FileRow]:

@@ -140,7 +140,7 @@ PRESETS: dict[str, Workload] = {
 _RANGE = r"(\d{1,9})(?:-(\d{1,9}))?"
 _RANDOM = re.compile(rf"random:{_RANGE},{_RANGE}")
 _PREFIX = re.compile(rf"prefix:(\d{{1,9}}),{_RANGE},{_RANGE}")
-FORMS = ("random:IN,OUT", "prefix:SHARED,OWN,OUT", "a .json, .jsonl or .parquet file")
+FORMS = ("random:IN,OUT", "prefix:SHARED,OWN,OUT", "a .json, .jsonl, .csv or .parquet file")
 
 
 def workload(text: str) -> Workload:
