@@ -252,6 +252,8 @@ SENT: list[tuple[str, object, list[object]]] = [
      [{"role": "user", "content": "In May.\nOr June.\nWhen?"}]),
     ("history-of-pairs", {"query": QUESTION, "history": [["a", "b"]], "response": ANSWER},
      [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, USER]),
+    ("history-of-texts", {"query": QUESTION, "history": ["a", "b"]},
+     [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, USER]),
     ("history-of-turns", {"instruction": QUESTION, "chat_history": [USER, REPLY], "output": ANSWER},
      [USER, REPLY, USER]),
     ("history-as-text", {"inputs": {"question": QUESTION, "chat_history": "Human: a", "context": ["b", "c"]}},

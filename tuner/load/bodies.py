@@ -156,6 +156,8 @@ def _conversation(levels: list[dict[str, object]]) -> tuple[tuple[dict[str, obje
 def _history(level: Object) -> tuple[dict[str, object], ...]:
     """Return the turns before a prompt. Raises UnusableRowError for a history that cannot be read."""
     raw = next((value for key in HISTORY_KEYS if (value := as_list(parsed(level.get(key))))), [])
+    if all(isinstance(turn, str) for turn in raw):
+        raw = [raw[at : at + 2] for at in range(0, len(raw), 2)]
     turns: list[object] = []
     for turn in raw:
         pair = as_list(turn)
@@ -193,8 +195,8 @@ def _prompt(key: str, value: object, holder: Object) -> str:
         raise UnusableRowError(WhyLeftOut.EMPTY)
     if key not in PARTIAL_KEYS:
         return text
-    before = [part for name in (*HISTORY_KEYS, "context") for part in (holder.get(name), *as_list(holder.get(name)))]
-    parts = [*before, text, holder.get("input") if key == "instruction" else None]
+    before = [holder.get(name) for name in (*HISTORY_KEYS, "context")]
+    parts = [*before, *as_list(holder.get("context")), text, holder.get("input") if key == "instruction" else None]
     return "\n".join(part for part in parts if isinstance(part, str) and part)
 
 
