@@ -129,7 +129,7 @@ class Hooks:
 
         def probe(made: LiveSession, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
             searching = Moment.RACING if self._here.loading is Moment.SATURATING else Moment.STEPPING
-            self._here.loading = searching if trace == SEARCH_TRACE else Moment.CLAIMING
+            self._here.loading = searching if trace.startswith(SEARCH_TRACE) else Moment.CLAIMING
             return at_rate(made, rate, seconds, trace, stop)
 
         def saturate(made: LiveSession, seconds: float) -> Saturation:

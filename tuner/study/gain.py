@@ -21,11 +21,12 @@ from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Disturbance, Gain
 
-PAIR_SPREAD = {LoadKind.CLOSED: 0.015, LoadKind.OPEN: 0.045}
+PAIR_SPREAD = {LoadKind.CLOSED: 0.017, LoadKind.OPEN: 0.045}
 """Least standard deviation of a pair's log ratio, as on a quiet machine (docs/measuring.md)."""
 
 BIAS = {LoadKind.CLOSED: 0.0, LoadKind.OPEN: 0.015}
-"""What a block reads too high or low if two candidates reach their limits in different ways (docs/measuring.md)."""
+"""What a block reads too high or low if two candidates reach their limits in different ways, rounded up
+(docs/measuring.md)."""
 
 WIDTH = student_t(39, 0.95)
 """Half-width of an interval in standard errors. `PAIR_SPREAD` is of forty pairs."""
