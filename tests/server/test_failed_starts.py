@@ -45,12 +45,17 @@ def docker_json(process: str, lines: Sequence[str]) -> list[str]:
     return [json.dumps({"log": line + "\n", "stream": "stderr"}) for line in raw(process, lines)]
 
 
+def logfmt(process: str, lines: Sequence[str]) -> list[str]:
+    return [f'time="2026-04-07T09:15:02Z" level=info msg={json.dumps(line)} part=llm' for line in raw(process, lines)]
+
+
 def without_escapes(process: str, lines: Sequence[str]) -> list[str]:
     return [f"[1;36m({process} pid=71)[0;0m ERROR 04-07 09:15:02 [core.py:811] {line}" for line in lines]
 
 
 FORMS: dict[str, Form] = {
-    "stamped": stamped, "raw": raw, "v0": v0, "json": as_json, "docker-json": docker_json, "own-prefix": own_prefix,
+    "stamped": stamped, "raw": raw, "v0": v0, "json": as_json, "docker-json": docker_json, "logfmt": logfmt,
+    "own-prefix": own_prefix,
     "own-prefix-first": before_each("[blue-7] "), "colours": without_escapes,
     "two-processes": before_each("(LLMServer pid=5) "), "ray": before_each("(RayWorkerWrapper pid=8, ip=10.0.0.4) "),
     "kubernetes": before_each("2026-04-07T09:15:02.123456789Z "),
@@ -105,13 +110,20 @@ def test_the_root_of_a_chain_is_read_in_every_form_of_log(form: str) -> None:
     assert read([*lines, *engine_gave_up()])[:2] == ("no-compiler", E)
 
 
+IN_MODEL = traceback("AttributeError: 'FusedMoE' object has no attribute 'gate'", function="initialize_model")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_function_of_a_cause_is_read_in_every_form_of_log(form: str) -> None:
+    assert read([*FORMS[form]("EngineCore", IN_MODEL), *engine_gave_up()])[:2] == ("model-unsupported", S)
+
+
 @pytest.mark.parametrize(
     "wrapper", ["[1,0]<stderr>:", "0: ", "09:15:02 ", "[INFO ] PyProcess W-12-model-stderr: ", "# "]
 )
 @pytest.mark.parametrize("form", ["stamped", "raw", "v0"])
 def test_a_cause_is_read_behind_a_wrapper_that_nobody_knows(wrapper: str, form: str) -> None:
-    text = "AttributeError: 'FusedMoE' object has no attribute 'gate'"
-    lines = [*FORMS[form]("EngineCore", traceback(text, function="initialize_model")), *engine_gave_up()]
+    lines = [*FORMS[form]("EngineCore", IN_MODEL), *engine_gave_up()]
     assert read([wrapper + line for line in lines])[:2] == ("model-unsupported", S)
 
 

@@ -57,7 +57,7 @@ _CLOCK = r"\d\d:\d\d:\d\d(?:[.,]\d+)?"
 _TIME = rf"\d{{4}}-\d\d-\d\d[T ]{_CLOCK}(?:Z|[+-]\d\d:?\d\d)?"
 
 # Colours whose escape character a copy has lost.
-_COLOURS = re.compile(r"(?:#033|\\x1b|\\033|\^\[)?\[\d{1,2}(?:;\d{1,3})*m")
+_COLOURS = re.compile(r"(?:#033|\\x1b|\\033|\^\[|ESC)?\[\d{1,2}(?:;\d{1,3})*m")
 _ENDS = re.compile(r"(?:#015|\\n|\s|\[repeated \d+x across cluster\])+$")
 _CONTAINERS = re.compile(
     rf"\[?{_TIME}\]?\s*(?:(?:stdout|stderr) [FP] )?(?:\[(?:Info|Warning|Error|Debug)\] (?:\(\w+\) )?)?"
@@ -90,6 +90,8 @@ _JSON_MESSAGE = ("message", "msg", "event")
 _JSON_PROCESS = ("processName", "process", "pid")
 _JSON_TRACEBACK = ("exc_info", "exc_text", "exception", "traceback", "stack_trace")
 
+_LOGFMT = re.compile(r"(?:[\w.-]+=(?:\"(?:[^\"\\]|\\.)*\"|[^\s\"]*)(?: |$)){2,}")
+_LOGFMT_MESSAGE = re.compile(r"(?:^| )(?:msg|message)=(?P<text>\"(?:[^\"\\]|\\.)*\")")
 
 _TRACEBACK = "Traceback (most recent call last)"
 _WRAPPER = re.compile(
@@ -122,6 +124,9 @@ def _parse(raw: str) -> Iterator[LogLine]:
     if raw.lstrip().startswith("{") and (found := _object(raw)) is not None:
         yield from _of_object(found)
         return
+    if '="' in raw and (found := _logfmt(raw)) is not None:
+        yield from _of_object(found)
+        return
     text = _COLOURS.sub("", raw)
     process: list[str] = []
     level = None
@@ -150,6 +155,12 @@ def _object(raw: str) -> dict[str, object] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
+
+
+def _logfmt(raw: str) -> dict[str, object] | None:
+    """Return the record of a wrapper that writes `time=… level=… msg="…"` around each line."""
+    message = _LOGFMT_MESSAGE.search(raw) if _LOGFMT.fullmatch(raw.strip()) else None
+    return None if message is None else _object(f'{{"log": {message["text"]}}}')
 
 
 def _of_object(found: dict[str, object], process: tuple[str, ...] = ()) -> Iterator[LogLine]:
