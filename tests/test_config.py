@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import stat
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -69,6 +71,25 @@ def test_a_study_without_a_name_gets_one_whatever_the_model_is_called(name: str,
     (folder / "config.json").write_text('{"max_position_embeddings": 4096}')
     plan, _ = planned(SearchOptions(model=str(folder), vllm=vllm), tmp_path)
     assert checked_study_name(f"{plan.study}-99") and plan.study.endswith("chat-" + f"{NOW.astimezone():%m%d-%H%M}")
+
+
+def test_a_plan_has_no_relative_path(model: Path, vllm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("vllm.yaml").touch()
+    options = SearchOptions(
+        model=os.path.relpath(model),
+        vllm=shlex.join([f"./{os.path.relpath(shlex.split(vllm)[0])}", "serve"]),
+        extra=("--config", "vllm.yaml"),
+        storage="sqlite:///mine.db",
+        studies=Path("studies"),
+    )
+    said: list[str] = []
+    plan, _ = plan_study(options, Machine(), NOW, tmp_path / "cache", said.append)
+    assert plan.model == str(model)
+    assert plan.base.command == tuple(shlex.split(vllm))
+    assert plan.base.extra == ("--config", str(tmp_path / "vllm.yaml"))
+    assert plan.storage == f"sqlite:///{tmp_path / 'mine.db'}"
+    assert any("caution: the file of --config reaches the default too" in line for line in said)
 
 
 def test_flags_that_this_vllm_lacks_are_left_out_with_a_word(model: Path, vllm: str, tmp_path: Path) -> None:

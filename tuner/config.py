@@ -29,6 +29,14 @@ from tuner.load.fit import fitted, local_counter
 from tuner.load.workload import Workload, with_body, workload
 from tuner.measurement import LoadKind
 from tuner.model import GGUF, folder_of
+from tuner.own_words import (
+    absolute_command,
+    absolute_flags,
+    absolute_space,
+    absolute_storage,
+    check_own_flags,
+    check_whole_names,
+)
 from tuner.placement import core_shares, own_cores, parse_gpus
 from tuner.secrecy import is_secret, mask_password
 from tuner.secret_words import part_command, part_flags, part_space
@@ -121,12 +129,12 @@ def plan_study(
     door = parse_door(options.door)
     units = _units(options, machine, indices)
     own = part_flags(options.extra)
-    request = layout_request(options.layouts, options.tensor_parallel_size, own.words, units)
+    request = layout_request(options.layouts, options.tensor_parallel_size, absolute_flags(own.words), units)
     extra = request.extra
     given = flag_values(extra, short=knobs.SHORT_OPTIONS)
     own_flags = flag_names(extra, short=knobs.SHORT_OPTIONS)
     asked = _asked_length(options, own_flags)
-    _check_own_flags(extra, given)
+    check_own_flags(extra, given)
     limit = own_length(model, own_flags)
     if load.file is not None:
         say(f"counting the tokens of {load.name}")
@@ -138,13 +146,15 @@ def plan_study(
     if asked is not None:
         checked_length(asked, needed, limit)
     given_command = part_command(options.vllm)
-    command = given_command.words
+    command = absolute_command(given_command.words)
     check_reachable(command, {**flag_values(command, short=knobs.SHORT_OPTIONS), **given})
     if max(own.keys, given_command.keys) > 1:
         say("caution: measured servers get the first API key alone; give start.sh's server the others yourself")
+    if knobs.CONFIG in given:
+        say(f"caution: the file of --{knobs.CONFIG} reaches the default too, which is then not vLLM's own")
     say(f"asking {shlex.join(command)!r} which flags it has")
     vllm = installed_vllm(command, cache / "flags")
-    _check_whole_names(own_flags, vllm.flags)
+    check_whole_names(own_flags, vllm.flags)
     space, dropped = space.needs_at_least(asked or needed).on(vllm.flags, vllm.version, own_flags)
     used = tuple(gpu for gpu in machine.gpus if gpu.index in indices)
     defaults = vllm_defaults(vllm.version, used)
@@ -188,7 +198,7 @@ def plan_study(
         time_budget_s=budget_s,
         start_limit_s=options.start_limit_seconds,
         seed=options.seed,
-        storage=mask_password(options.storage) if options.storage else storage_in(folder),
+        storage=mask_password(absolute_storage(options.storage)) if options.storage else storage_in(folder),
         created_at=now.isoformat(timespec="seconds"),
         patience=options.patience,
     )
@@ -325,30 +335,6 @@ def _asked_length(options: SearchOptions, own_flags: frozenset[str]) -> int | No
     return tokens
 
 
-def _check_whole_names(own_flags: frozenset[str], flags: tuple[str, ...]) -> None:
-    """Refuse abbreviations, which argparse accepts: the search would not know which flag is the user's."""
-    for name in sorted(own_flags.difference(flags)):
-        if (whole := next((flag for flag in flags if flag.startswith(name)), None)) is not None:
-            raise UsageError(f"--{name} abbreviates a flag of vLLM", hint=f"write the name in full, as --{whole}")
-
-
-def _check_own_flags(extra: tuple[str, ...], given: dict[str, Value]) -> None:
-    """Refuse what would make every start or every level worthless."""
-    if extra and not extra[0].startswith("-"):
-        raise UsageError(f"{extra[0]!r} after -- is no flag of vLLM", hint="write --name value; the model is --model")
-    for name in (knobs.HOST, knobs.PORT):
-        if name in given:
-            raise UsageError(
-                f"--{name} after -- is the tuner's own: every server gets a free port",
-                hint=f"set it where the winner is started: {name.upper()}=… ./start.sh",
-            )
-    if given.get(knobs.DISABLE_LOG_STATS):
-        raise UsageError(
-            f"--{knobs.DISABLE_LOG_STATS} hides preemptions, so no level could be feasible",
-            hint="leave it out of the search",
-        )
-
-
 def _check_own_length(given: dict[str, Value], load: Workload) -> None:
     own = given.get(LENGTH)
     if isinstance(own, int) and not isinstance(own, bool) and 0 < own < load.longest:
@@ -377,7 +363,7 @@ def _checked_space(text: str) -> tuple[Space, dict[str, str]]:
         raise UsageError(
             f"space {space.name!r} names {named}", hint=f"take it out, and choose layouts: --layouts {AUTO}, or 4x1,2x2"
         )
-    return space, secrets
+    return absolute_space(space), secrets
 
 
 def _constant(space: Space) -> dict[str, Value]:

@@ -18,6 +18,7 @@ from tuner.deploy.start import write_scripts
 from tuner.environment import Environment, cache_folder, describe, differences
 from tuner.errors import EnvironmentFaultError, InterruptedSearchError, NothingFeasibleError, UsageError
 from tuner.machine import this_machine
+from tuner.own_words import absolute_storage
 from tuner.secrecy import mask_password
 from tuner.server.abandoned import abandoned
 from tuner.server.diagnosis import signal_name
@@ -49,17 +50,18 @@ def run_search(options: SearchOptions, look: Look) -> None:
     plan, environment = plan_study(options, this_machine(), clock.wall(), cache_folder(), console.say)
     store, plan = _opened(options, plan)
     os.environ.update(secrets_of(options))
+    url = absolute_storage(options.storage) if options.storage else None
     with store.locked():
         if store.exists:
             plan = _with_changes(store, plan, options, console)
             _refuse_a_mixture(plan.study, differences(store.environment(), environment), options.changed_environment)
             store.save_plan(plan, store.environment())
         else:
-            refuse_taken(replace(plan, storage=options.storage or plan.storage))
+            refuse_taken(replace(plan, storage=url or plan.storage))
             plan = with_kept_workload(plan, store.folder)
             store.save_plan(plan, environment)
-        if options.storage is not None and mask_password(options.storage) == plan.storage:
-            store.save_storage(options.storage)
+        if url is not None and mask_password(url) == plan.storage:
+            store.save_storage(url)
         _continue(store, plan, environment, look, clock)
 
 

@@ -50,6 +50,10 @@ MAX_NUM_SCHEDULED_TOKENS = "max-num-scheduled-tokens"
 MAX_NUM_SEQS = "max-num-seqs"
 MODEL = "model"
 NUM_GPU_BLOCKS_OVERRIDE = "num-gpu-blocks-override"
+PATHS = frozenset(
+    {CONFIG, "allowed-local-media-path", "chat-template", "download-dir", HF_CONFIG_PATH, "log-config-file"}
+)
+"""Flags whose values are always paths. Others may be a path, a name on a hub or a word."""
 PERFORMANCE_MODE = "performance-mode"
 PIPELINE_PARALLEL = "pipeline-parallel-size"
 PORT = "port"
