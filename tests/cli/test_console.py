@@ -74,7 +74,7 @@ def test_a_plan_with_tools_and_without_a_parser_is_cautioned(
     recorded = workload(lines(tmp_path / "t.jsonl", *rows))
     plan = replace(plan, workload=recorded, base=replace(plan.base, extra=given))
     assert (
-        "caution: vLLM refuses the 1 requests with tools" in plan_lines(plan, "0.32.0", SamplerName.TPE)
+        "caution: vLLM refuses requests with tools (1 here)" in plan_lines(plan, "0.32.0", SamplerName.TPE)
     ) is cautioned
 
 

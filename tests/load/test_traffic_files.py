@@ -487,6 +487,7 @@ def test_a_recorded_length_comes_before_the_cap(
         },
         {"response": f'data: {{"choices": [{{"delta": {{"content": "{ANSWER}"}}}}]}}\n\ndata: [DONE]\n\n'},
         {"response_text": ANSWER},
+        {"response": json.dumps({"choices": [{"message": {"content": ANSWER}}]})},
         {"candidates": [{"content": {"parts": [{"text": ANSWER}]}}], "response": {"candidates": [{"content": ANSWER}]}},
     ],
 )
@@ -501,6 +502,14 @@ def test_a_recorded_answer_is_counted_before_the_cap(
 def test_a_further_question_is_no_answer(further: object, tmp_path: Path, tiny_model: str) -> None:
     text = lines(tmp_path / "t.jsonl", {"turns": [QUESTION, further], "max_tokens": 77})
     assert (sent(text, tiny_model)[0].max_tokens, reading(text).capped) == (77, 1)
+
+
+@pytest.mark.parametrize("answer", ['{"city": "Bergen"}', "data: none was there", '["a", "b"]'])
+def test_an_answer_that_looks_like_an_envelope_is_counted_as_it_is(
+    answer: str, tmp_path: Path, tiny_model: str
+) -> None:
+    text = lines(tmp_path / "t.jsonl", {"prompt": QUESTION, "response": answer})
+    assert sent(text, tiny_model)[0].max_tokens == tokens(tiny_model, answer)
 
 
 def test_the_line_tells_where_output_lengths_come_from(tmp_path: Path) -> None:

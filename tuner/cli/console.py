@@ -314,8 +314,8 @@ def _tool_lines(plan: StudyPlan, reading: TrafficReading) -> list[str]:
     if not reading.tools or (flags.get(knobs.ENABLE_AUTO_TOOL_CHOICE) and flags.get(knobs.TOOL_CALL_PARSER)):
         return []
     return [
-        f"          caution: vLLM refuses the {formatting.count(reading.tools)} requests with tools, other than for a "
-        f"gpt-oss or Mistral tokenizer; add -- --{knobs.ENABLE_AUTO_TOOL_CHOICE} --{knobs.TOOL_CALL_PARSER} NAME"
+        f"          caution: vLLM refuses requests with tools ({formatting.count(reading.tools)} here), gpt-oss and "
+        f"Mistral tokenizers aside; add -- --{knobs.ENABLE_AUTO_TOOL_CHOICE} --{knobs.TOOL_CALL_PARSER} NAME"
     ]
 
 

@@ -13,6 +13,9 @@ _DEEPEST = 6
 _CONTENTS = ("choices", "message", "delta", "body", "content", "value", "text", "parts", "candidates", "output",
              "response", "output_text")  # fmt: skip
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_ENVELOPE = frozenset(("choices", "usage", "candidates", "status_code"))
+"""Names by which a text of JSON is an API's whole answer."""
+
 _NOT_TOLD = (None, "")
 _NO_CAP = (-1, -2, "-1", "inf")
 """Caps that say there is none: llama.cpp's and Langfuse's."""
@@ -32,7 +35,9 @@ def recorded_answer(levels: list[dict[str, object]]) -> str | None:
     """Return the text that was answered. None if the row does not tell."""
     for level in reversed(levels):
         for key in ANSWER_KEYS:
-            value = parsed(level.get(key)) if key == "choices" else level.get(key)
+            value = parsed(level.get(key))
+            if key != "choices" and not (isinstance(value, dict) and value.keys() & _ENVELOPE):
+                value = level.get(key)  # an answer may be JSON itself
             if key == "choices" and not all(isinstance(choice, dict) for choice in as_list(value)):
                 continue  # those of a test
             if value is not None and (text := answer_text(value)) is not None:
@@ -43,7 +48,7 @@ def recorded_answer(levels: list[dict[str, object]]) -> str | None:
 def answer_text(value: object, depth: int = 0) -> str | None:
     """Dig the text out of an answer in any API's form, with what was thought before it and its tool calls."""
     if isinstance(value, str):
-        return _streamed(value) if value.startswith(("data:", "event:")) else value
+        return (answer_text(chunks, depth + 1) or "") if (chunks := _chunks(value)) else value
     if depth >= _DEEPEST or not isinstance(value, list | dict):
         return None
     if isinstance(value, list):
@@ -68,13 +73,11 @@ def _called(calls: object) -> str:
 
 
 def _chunks(text: str) -> list[object]:
-    """Return the objects of a stream that was recorded as text."""
+    """Return the objects of a stream that was recorded as text. Empty for another text."""
+    if not text.startswith(("data:", "event:")):
+        return []
     lines = [line[5:].strip() for line in text.split("\n") if line.startswith("data:")]
     return [chunk for line in lines if isinstance(chunk := parsed(line), dict)]
-
-
-def _streamed(text: str) -> str:
-    return answer_text(_chunks(text), 1) or ""
 
 
 def has_failed(row: dict[str, object], *, is_answered: bool) -> bool:
@@ -82,16 +85,15 @@ def has_failed(row: dict[str, object], *, is_answered: bool) -> bool:
     answers = [answer for key in ANSWER_KEYS if isinstance(answer := parsed(row.get(key)), dict)]
     for level in (row, *map(spelled, answers)):
         statuses = [level.get(key) for key in ("status_code", "http_status", "response_status", "status")]
-        if any(
-            str(status).lower() in ("failure", "failed", "error") or 400 <= _code(status) < 600 for status in statuses
-        ):
+        if any(_code(status) >= 400 or str(status).lower() in ("failure", "failed", "error") for status in statuses):
             return True
     errors = [row.get("error"), *(answer.get("error") for answer in answers)]
     return not is_answered and any(error and str(error).lower() not in ("none", "null", "false") for error in errors)
 
 
 def _code(status: object) -> int:
-    return int(status) if isinstance(status, int) or (isinstance(status, str) and status.isdecimal()) else 0
+    text = str(status)
+    return int(text) if len(text) == 3 and text.isdecimal() else 0
 
 
 def output_lengths(row: dict[str, object], levels: list[dict[str, object]]) -> tuple[int | None, int | None]:
@@ -123,7 +125,7 @@ def _usages(row: dict[str, object], levels: list[dict[str, object]]) -> Iterator
     for key in ANSWER_KEYS:
         answer = parsed(row.get(key))
         bodies = [answer, parsed(answer.get("body")) if isinstance(answer, dict) else None]
-        if isinstance(answer, str) and answer.startswith(("data:", "event:")):
+        if isinstance(answer, str):
             bodies = _chunks(answer)[::-1]
         for body in bodies:
             if isinstance(body, dict):
