@@ -88,8 +88,10 @@ class VirtualServer:
     def open(self, shapes: Sequence[Shape], due_s: Sequence[float], seconds: float, watch: Watch | None) -> Samples:
         return self._run(OpenLoop(shapes, due_s), seconds, watch)
 
-    def closed(self, shapes: Sequence[Shape], clients: int, seconds: float, watch: Watch | None) -> Samples:
-        return self._run(ClosedLoop(shapes, clients, seconds), seconds, watch)
+    def closed(
+        self, shapes: Sequence[Shape], clients: int, seconds: float, watch: Watch | None, ramp_s: float
+    ) -> Samples:
+        return self._run(ClosedLoop(shapes, clients, seconds, ramp_s=ramp_s), seconds, watch)
 
     def _run(self, load: OpenLoop | ClosedLoop, seconds: float, watch: Watch | None) -> Samples:
         began_s, self._runs = self.now_s, self._runs + 1
@@ -315,7 +317,7 @@ def driving(server: VirtualServer) -> Iterator[None]:
         return server.open(requests, due_s, seconds, options.get("watch"))
 
     def drive_closed(target: Target, requests: Any, clients: int, seconds: float, **options: Any) -> Samples:
-        return server.closed(requests, clients, seconds, options.get("watch"))
+        return server.closed(requests, clients, seconds, options.get("watch"), options.get("ramp_s", 0.0))
 
     replaced = {
         "drive_open": drive_open, "drive_closed": drive_closed, "idle_lag_ms": idle_lag_ms,

@@ -33,13 +33,15 @@ class Shape:
 @dataclass(frozen=True, slots=True)
 class ClosedLoop:
     """Load of `clients`, each with one request at a time, until `duration_s`. Open answers are then waited for.
-    Shapes are taken in order and again from the first. `turnaround_s` is the client's time between two requests."""
+    Shapes are taken in order and again from the first. `turnaround_s` is the client's time between two requests. The
+    clients begin evenly over `ramp_s`."""
 
     shapes: Sequence[Shape]
     clients: int
     duration_s: float
     warmup_s: float = 0.0
     turnaround_s: float = 0.5e-3
+    ramp_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +186,7 @@ class _Run:
     def run(self) -> SimulatedLevel:
         load, now_s = self._load, 0.0
         if isinstance(load, ClosedLoop):
-            self._sends = [(0.0, client) for client in range(load.clients)]
+            self._sends = [(load.ramp_s * client / load.clients, client) for client in range(load.clients)]
             end_s = load.duration_s
         else:
             self._sends = [(at_s, index) for index, at_s in enumerate(load.arrivals_s)]
