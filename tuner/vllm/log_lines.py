@@ -68,7 +68,7 @@ SURVIVED = re.compile(
 
 EXCEPTION = re.compile(
     r"(?:[A-Za-z_]\w*\.)*_?[A-Z]\w*(?:Error|Exception|Interrupt|Exit|OutOfResources|Expired|Enabled|Failed|Failure"
-    r"|Unsupported)(?:\(\w+\))?(?:: .*)?$"
+    r"|Unsupported)(?:\(\w+\))?(?::(?: .*)?)?$"
     r"|(?:[a-z_]\w*\.)+[A-Z]\w+: .*$"
 )
 FRAME = re.compile(r"\s*File \"[^\"]+\", line \d+, in (?P<function>\S+)")

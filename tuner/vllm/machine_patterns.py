@@ -245,7 +245,7 @@ MACHINE_CLASSES: tuple[Pattern, ...] = (
     ),
     Pattern(
         "forked", _E,
-        _R(r"Cannot re-initialize (?:CUDA|HIP|XPU) in forked subprocess"),
+        _R(r"Cannot re-initialize \w+ in forked subprocess"),
         "A plugin or a wrapper of vLLM touched the GPU before the workers were forked.",
         "set VLLM_WORKER_MULTIPROC_METHOD=spawn",
     ),
@@ -269,11 +269,15 @@ MACHINE_CLASSES: tuple[Pattern, ...] = (
             r"|GLIBC(?:XX)?_\d|has no attribute '(?:_C|rms_norm|\w+)' in '_OpNamespace'|'_OpNamespace'"
             r"|'_C' object has no attribute|operator \w+::\w+ does not exist"
             r"|numpy\.dtype size changed|[Pp]lease (?:run )?[`'\"]?(?:pip"
-            r"|uv pip)? ?install"
+            r"|uv pip)? ?install|(?:Runtime|Value)Error: [\w.-]+ is not (?:available|installed)$"
             r"|No module named|DistributionNotFound|pip install|platform plugin"
             r"|AttributeError: [^\n]*[Tt]okenizer\w*[^\n]* has no attribute"
         ),
         "The vLLM installation is incomplete: {line}", "repair it: `vllm serve --help` must work",
+    ),
+    Pattern(
+        "bad-variable", _E, _R(r"ValueError: (?:(?:Invalid|Unsupported) value [^\n]* for )?VLLM_[A-Z]"),
+        "An environment variable has a value that vLLM refuses: {line}", "correct or unset it",
     ),
     Pattern(
         "terminated", _E,

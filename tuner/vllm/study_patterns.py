@@ -166,7 +166,7 @@ UNSUPPORTED = Pattern(
     _R(
         r"NotImplementedError|(?:Value|Runtime|Assertion|Attribute|Type|Validation)Error: [^\n]*(?:"
         r"[Nn]ot (?:yet )?(?:been )?(?:supported|implemented|available for)|[Uu]nsupported(?! operand)"
-        r"|(?:does not|doesn't|cannot|do not) support"
+        r"|(?:does not|doesn't|cannot|do not) support|KV cache manager is disabled"
         r"|(?:is|are) only (?:supported|available|implemented)|only supports?\b)"
     ),
     "This vLLM does not support what every start of the study asks for: {line}",
