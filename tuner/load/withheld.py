@@ -78,9 +78,11 @@ def _without_runs(words: str, text: str) -> str:
     gone = bytearray(len(said))
     # A run of two steps holds one that begins at a multiple of a step in `text`.
     for at in range(0, len(told) - _STEP + 1, _STEP):
-        for place in places.get(told[at : at + _STEP], ()):
-            if not gone[place]:
-                start, end = _common(said, told, place, at)
+        step = told[at : at + _STEP]
+        if step in places:
+            places[step] = [place for place in places[step] if not gone[place]]  # a text may repeat itself a lot
+            for place in places[step]:
+                start, end = (place, place) if gone[place] else _common(said, told, place, at)
                 if end - start >= _RUN:
                     gone[start:end] = b"\1" * (end - start)
     kept = re.sub(b"\x01+", b"\x01", bytes(1 if out else byte for byte, out in zip(said, gone, strict=True)))
