@@ -90,7 +90,7 @@ def _what_is_measured(before: StudyPlan, asked: StudyPlan) -> Iterator[Change]:
     """Pair what every option of a search decides, given or not."""
     for name, old, new in (
         ("workload", before.workload.name, asked.workload.name),
-        ("content of the workload", before.workload.file_sha256, asked.workload.file_sha256),
+        ("content of the workload", _digest(before), _digest(asked)),
         ("end of answers", _ends(before), _ends(asked)),
         ("extra body", extra_body_text(before.workload), extra_body_text(asked.workload)),
         ("longest request", _tokens(before), _tokens(asked)),
@@ -140,6 +140,12 @@ def _doors(plan: StudyPlan) -> str:
 
 def _tokens(plan: StudyPlan) -> str:
     return "not stated" if plan.length is None else f"{plan.length.tokens or 'chosen by vLLM'}"
+
+
+def _digest(plan: StudyPlan) -> str | None:
+    """Return the beginning of the traffic file's digest."""
+    digest = plan.workload.file_sha256
+    return None if digest is None else f"sha256 {digest[:8]}…"
 
 
 def _ends(plan: StudyPlan) -> str:

@@ -166,7 +166,9 @@ def open_storage(storage: str, patience: Patience | None = None) -> RDBStorage:
     except Exception as error:  # every driver has its own errors, and SQLAlchemy passes them on
         raise EnvironmentFaultError(
             f"the study's storage cannot be opened: {_first_line(error)}",
-            hint="check --storage; the default is a SQLite file in the study's folder",
+            hint=f"install it beside tuner: pip install {error.name}"
+            if isinstance(error, ModuleNotFoundError)
+            else "check --storage; the default is a SQLite file in the study's folder",
         ) from error
     opened.patience = own
     return opened
