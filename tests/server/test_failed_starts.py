@@ -376,6 +376,8 @@ CAUSES: tuple[tuple[str, Fault, str], ...] = (
     ("vllm-broken", E, "AttributeError: '_C' object has no attribute 'awq_dequantize'"),
     ("vllm-broken", E, "RuntimeError: Only one platform plugin can be activated, but got: ['cuda', 'cpu']"),
     ("vllm-broken", E, "RuntimeError: NIXL is not available"),
+    ("unsupported", S, "RuntimeError: FlashInfer requires GPUs with sm75 or higher"),
+    ("unsupported", S, "ValueError: Unknown Mamba SSU backend: 'CUDA'. Valid options are: TRITON, FLASHINFER"),
     ("bad-variable", E, "ValueError: VLLM_PORT 'tcp://10.0.0.2:8000' appears to be a URI."),
     ("bad-variable", E, "ValueError: Invalid value 'x' for VLLM_USE_FLASHINFER_SAMPLER. Valid options: ['0', '1']."),
     ("forked", E, "RuntimeError: \nCannot re-initialize NPU in forked subprocess. To use NPU, use 'spawn'"),
@@ -415,6 +417,8 @@ def test_what_a_message_demands_of_a_searched_flag_is_a_bound() -> None:
         "(2048). Please increase max_num_batched_tokens."
     )
     assert read(stamped("EngineCore", traceback(text)))[2] == (Bound("max-num-batched-tokens", ">=", 3072),)
+    text = "AssertionError: In Mamba cache align mode, block_size (528) must be <= max_num_batched_tokens (256)."
+    assert read(raw("APIServer", traceback(text)))[2] == (Bound("max-num-batched-tokens", ">=", 528),)
 
 
 @pytest.mark.parametrize(
@@ -439,6 +443,14 @@ def test_a_death_under_load_refuses_no_argument() -> None:
         "\n".join([ready, *stamped("EngineCore", traceback(text))]), exit_code=1, phase=ServerPhase.SERVING
     )
     assert (cause.fault, cause.line) == (U, text)
+
+
+@pytest.mark.parametrize("first", ["ERROR:    Exception in ASGI application", "Error in preprocessing prompt inputs"])
+def test_a_refused_request_hides_no_death(first: str) -> None:
+    request = raw("APIServer", [first, *traceback("KeyError: 'role'", "ValueError: chat_template is not supported")])
+    death = stamped("EngineCore", traceback("torch.OutOfMemoryError: CUDA out of memory.", function="execute_model"))
+    cause = diagnose("\n".join([*request, *death]), exit_code=0, phase=ServerPhase.SERVING)
+    assert (cause.kind, cause.fault) == ("oom-under-load", C)
 
 
 def test_torchs_advice_is_no_cause() -> None:

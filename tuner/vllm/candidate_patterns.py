@@ -118,6 +118,11 @@ CANDIDATE_PATTERNS: tuple[Pattern, ...] = (
         "raise max-num-batched-tokens or allow chunked prefill", bounds.at_least("max-num-batched-tokens", "length"),
     ),
     Pattern(
+        "batched-below-block", _C, _R(r"block_size \((?P<block>\d+)\) must be <= max_num_batched_tokens"),
+        "max-num-batched-tokens is below the {block} tokens of a block of the model's states.",
+        "raise max-num-batched-tokens", bounds.at_least("max-num-batched-tokens", "block"),
+    ),
+    Pattern(
         "batched-below-item", _C,
         _R(
             r"max_tokens_per_mm_item \((?P<tokens>\d+)\) is larger than max_num_batched_tokens"

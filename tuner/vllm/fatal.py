@@ -136,6 +136,7 @@ class _StreamReader:
     _linked: bool = False
     _is_caused: bool = True
     _ignored: bool = False
+    _was_ignored: bool = False
     _source: str = ""
     _before: LogLevel | None = None  # level of the last stamped line
     _message_of: LogLevel | None = None
@@ -152,8 +153,9 @@ class _StreamReader:
         elif (link := log_lines.LINK.search(text)) is not None:
             self._end_message()
             self._linked = True
+            self._ignored = self._was_ignored
             self._is_caused = self._is_caused and link[0].startswith("The above")
-        elif text.startswith("Exception ignored in"):
+        elif log_lines.OUTLIVED.match(text) is not None:
             self._close()
             self._ignored = True
         elif (found := self._exception(line)) is not None:
@@ -175,6 +177,7 @@ class _StreamReader:
         if not self._linked:
             ignored = self._ignored
             self._close()
+            self._was_ignored = False
             self._begins, self._ignored = at, ignored
         self._end_message()
         self._in_traceback = self._had_traceback = True
@@ -202,6 +205,7 @@ class _StreamReader:
             text = f"{text}: {self._source}"  # a bare AssertionError: its condition is in the source
         if self._ignored:
             self._close()
+            self._was_ignored = True
             return
         self._raised.append(Raised(at, text))
         self._message, self._message_of, self._in_traceback, self._linked = [], line.level, False, False

@@ -66,6 +66,11 @@ SURVIVED = re.compile(
 )
 """Words of errors that a server lives with."""
 
+OUTLIVED = re.compile(
+    r"Exception ignored in|Exception in ASGI application|Error in (?:preprocessing|(?:chat )?completion|streaming)\b"
+)
+"""First words of a line whose traceback its process outlived: a clean-up's, or a request's."""
+
 EXCEPTION = re.compile(
     r"(?:[A-Za-z_]\w*\.)*_?[A-Z]\w*(?:Error|Exception|Interrupt|Exit|OutOfResources|Expired|Enabled|Failed|Failure"
     r"|Unsupported)(?:\(\w+\))?(?::(?: .*)?)?$"

@@ -107,6 +107,7 @@ BUILDS_MODEL = re.compile(
 
 READS_MODEL = re.compile(
     r"load_model|create_model_config|create_speculative_config|get_config|maybe_override_with_speculators"
+    r"|get_hf_processor|cached_\w+_from_config"
 )
 """Functions that read the model's configuration, or have the model built."""
 

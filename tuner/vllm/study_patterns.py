@@ -167,7 +167,8 @@ UNSUPPORTED = Pattern(
         r"NotImplementedError|(?:Value|Runtime|Assertion|Attribute|Type|Validation)Error: [^\n]*(?:"
         r"[Nn]ot (?:yet )?(?:been )?(?:supported|implemented|available for)|[Uu]nsupported(?! operand)"
         r"|(?:does not|doesn't|cannot|do not) support|KV cache manager is disabled"
-        r"|(?:is|are) only (?:supported|available|implemented)|only supports?\b)"
+        r"|(?:is|are) only (?:supported|available|implemented)|only supports?\b|requires GPUs? (?:with|of)"
+        r"|(?:Unknown|Invalid|Unrecognized) [^\n]*(?:[Vv]alid|[Aa]vailable|[Ss]upported) (?:options|values|choices))"
     ),
     "This vLLM does not support what every start of the study asks for: {line}",
     "correct the words after --, or use another vLLM, model or GPU",
