@@ -20,7 +20,7 @@ if __name__ == "__main__":  # before numpy
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from disturbed import LANDSCAPE, START_SD, Still, started, truth
+from disturbed import LANDSCAPE, START_SD, Still, started, truths
 from virtual_load import VirtualServer, driving, session
 
 from tests.fakes import ScriptedClock
@@ -68,7 +68,9 @@ def main() -> None:
     if given.seconds is not None:
         settings = replace(settings, claim_s=given.seconds, claim_requests=0.0, longest_claim_s=given.seconds)
     is_open = given.load == "open"
-    true = np.array([truth("open", c, None) if is_open else Still(c, 1.0).closed(CLIENTS) for c in CANDIDATES.values()])
+    true = np.array(
+        [truths("open", c)[0] if is_open else Still(c, 1.0).closed(CLIENTS)[0] for c in CANDIDATES.values()]
+    )
     rows = []
     for seed in range(1, given.seeds + 1):
         starts = true * (1.3 if seed % 3 == 0 else 1.05)

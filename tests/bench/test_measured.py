@@ -174,10 +174,12 @@ def test_a_task_is_warmed_up_for_and_says_its_own_levels_only() -> None:
 
 @dataclass
 class Steps:
-    """Loads of a ladder: QPS by concurrency; at a concurrency that is not there the server is lost."""
+    """Loads of a ladder: QPS by concurrency; at a concurrency that is not there the server is lost. At those of
+    `breaking` a limit is broken."""
 
     qps: dict[int, float]
     disturbed: tuple[int, ...] = ()
+    breaking: tuple[int, ...] = ()
     levels: list[Level] = field(default_factory=list)
     seconds: float = 0.0
     waited_s: float = 0.0
@@ -194,7 +196,8 @@ class Steps:
         if concurrency not in self.qps:
             raise LoadCutError(Cut.SERVER_LOST)
         self.seconds += seconds
-        self.levels.append(level(self.qps[concurrency], concurrency=concurrency))
+        p99_ms = 900.0 if concurrency in self.breaking else 300.0
+        self.levels.append(level(self.qps[concurrency], p99_ms, concurrency=concurrency))
         return self.levels[-1]
 
     def probe(self, rate: float, seconds: float, trace: str, stop: Stop) -> ProbeResult:
@@ -208,6 +211,29 @@ def test_a_ladder_ends_at_the_level_that_brings_no_more() -> None:
     found = measure_task(RunLadder((4, 8, 16, 32), 5.0), Steps({4: 10.0, 8: 19.0, 16: 19.1, 32: 40.0}))
     assert [made.measurement.load.level for made in found.levels] == [4, 8, 16]
     assert found.best == 2 and found.outcome is LoadOutcome.FEASIBLE and found.cut is None
+
+
+@pytest.mark.parametrize(
+    ("levels", "breaking", "loaded", "best"),
+    [
+        ((4, 32), (32,), [4, 32, 16], 16),
+        ((4, 32), (16, 32), [4, 32, 16, 8], 8),
+        ((4, 32), (8, 16, 32), [4, 32, 16, 8], 4),
+        ((16,), (16,), [16, 8], 8),
+        ((8, 32), (), [8, 32], 32),
+        ((8, 16), (4, 8), [8, 4], None),
+    ],
+)
+def test_from_a_level_that_breaks_a_limit_the_load_goes_down_to_one_that_keeps_it(
+    levels: tuple[int, ...], breaking: tuple[int, ...], loaded: list[int], best: int | None
+) -> None:
+    steps = Steps({n: float(n) for n in (4, 8, 16, 32)}, breaking=breaking)
+    lower = tuple(n for n in (4, 8, 16, 32) if n not in levels)
+    found = measure_task(RunLadder(levels, 60.0, lower), steps)
+    assert [made.measurement.load.level for made in found.levels] == loaded
+    counted = None if found.best is None else found.levels[found.best].measurement.load.level
+    assert counted == best
+    assert found.outcome is (LoadOutcome.INFEASIBLE if best is None else LoadOutcome.FEASIBLE)
 
 
 def test_a_ladder_with_a_level_that_cannot_be_offered_has_no_verdict() -> None:

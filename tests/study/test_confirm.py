@@ -8,8 +8,11 @@ import pytest
 from tests.study.builders import level, plan, record
 from tests.study.open_server import open_level, open_plan
 from tuner.bench.capacity_search import Capacity, Claim, Ended
+from tuner.bench.level import Level
 from tuner.candidate import Candidate
+from tuner.measurement import Distribution
 from tuner.study import confirm
+from tuner.study.gain import gain
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision, Figures, Lack
@@ -249,3 +252,58 @@ def test_a_block_is_compared_though_its_claim_held_nothing(open_made: StudyPlan)
     """A machine that slows in a claim says nothing of the block before."""
     failed = replace(block(5, OTHER, 12.0, claim=11.0), best=None, outcome=TrialOutcome.INFEASIBLE)
     assert replace(failed, claim=Claim(None, (), 900.0)).block == 12.0
+
+
+def lengths(e2e_ms: tuple[float, float], level: Level) -> Level:
+    """Return a level whose answers took these milliseconds in the median and at P90."""
+    p50, p90 = e2e_ms
+    e2e = Distribution(600, p50, p50, p90, p90, p90, p90, None, None)
+    return replace(level, measurement=replace(level.measurement, e2e_ms=e2e))
+
+
+@pytest.mark.parametrize("e2e_ms", [(4000.0, 6000.0), (4000.0, 12000.0)])
+def test_levels_without_a_request_in_common_tell_a_gain_less_well(made: StudyPlan, e2e_ms: tuple[float, float]) -> None:
+    def half_width(clients: tuple[int, int], spread_ms: tuple[float, float] = e2e_ms) -> float:
+        shown = [lengths(spread_ms, level(10.0, concurrency=n)) for n in clients]
+        runs = [(OTHER, shown[0]), (DEFAULT, shown[1])] * 2
+        records = [record(n, candidate, (one,), role=Role.CONFIRM) for n, (candidate, one) in enumerate(runs)]
+        found = gain(made, records, OTHER)
+        assert found is not None
+        return (found.high - found.low) / 2
+
+    assert half_width((32, 32)) < half_width((64, 32))
+    assert half_width((64, 32)) < half_width((64, 32), (e2e_ms[0], 2 * e2e_ms[1]))
+
+
+def confirmed(records: list[TrialRecord], *runs: tuple[Candidate, bool]) -> list[TrialRecord]:
+    """Append confirmation runs of candidates that keep the limits or not."""
+    for candidate, keeps in runs:
+        shown = level(60.0 if candidate == OTHER else 50.0, 300 if keeps else 900)
+        records = [*records, record(len(records), candidate, (shown,), role=Role.CONFIRM)]
+    return records
+
+
+SEARCHED = [record(0, DEFAULT, (level(50.0),), role=Role.DEFAULT), record(1, OTHER, (level(60.0),))]
+
+
+@pytest.mark.parametrize("before", [[(OTHER, True)], [(OTHER, True), (DEFAULT, True), (DEFAULT, True), (OTHER, True)]])
+def test_a_default_breaks_the_limits_only_if_the_winner_keeps_them_afterwards(
+    made: StudyPlan, before: list[tuple[Candidate, bool]]
+) -> None:
+    broke = confirmed(SEARCHED, *before, (DEFAULT, False))
+    assert last_word(made, broke).decision is Decision.NOT_CONFIRMED
+    due = confirm.next_to_confirm(made, confirmed(broke, (DEFAULT, False)))
+    assert due is not None and due.found.candidate == OTHER
+    kept = last_word(made, confirmed(broke, (OTHER, True)))
+    assert kept.decision is Decision.WINNER and kept.default is None
+
+
+@pytest.mark.parametrize("first", [OTHER, DEFAULT])
+def test_limits_that_winner_and_default_both_stopped_keeping_are_the_machines_change(
+    made: StudyPlan, first: Candidate
+) -> None:
+    second = DEFAULT if first == OTHER else OTHER
+    found = last_word(made, confirmed(SEARCHED, (OTHER, True), (first, False), (second, False)))
+    assert found.decision is Decision.NOT_CONFIRMED
+    assert found.default is not None and found.default.qps == 50.0
+    assert found.disturbed is not None

@@ -10,6 +10,7 @@ from tests.study.builders import MACHINE, landscape, plan, trial_of, with_start
 from tests.study.study_run import StudyRun
 from tuner import jsonfile
 from tuner.errors import EnvironmentFaultError
+from tuner.measurement import LoadKind
 from tuner.server.diagnosis import Bound
 from tuner.study.assignment import Assignment
 from tuner.study.events import GroupQuarantined, Paused, RuleApplied
@@ -30,6 +31,26 @@ def test_a_run_finds_a_winner_and_confirms_it_in_fresh_starts(tmp_path: Path) ->
     assert result.winner is not None and result.winner.fresh and len(result.winner.trials) == 2
     assert result.winner.qps > 90
     assert float(result.winner.candidate.as_dict()["gpu-memory-utilization"]) <= 0.93
+
+
+def test_each_pair_of_confirmation_runs_has_traffic_of_its_own(tmp_path: Path) -> None:
+    made = plan(tmp_path / "s", starts=8, confirm_starts=6)
+    assert made.load.kind is LoadKind.CLOSED
+    seen: list[Assignment] = []
+
+    def run_trial(assignment: Assignment) -> TrialRecord:
+        seen.append(assignment)
+        if assignment.candidate != made.baseline:
+            return landscape(assignment)
+        shown = landscape(replace(assignment, candidate=assignment.candidate.of({"max-num-seqs": 64})))
+        return replace(shown, candidate=made.baseline)
+
+    StudyRun(made, run_trial).loop.run()
+    confirming = [a for a in seen if a.role is Role.CONFIRM]
+    of_default = [a.traffic for a in confirming if a.candidate == made.baseline]
+    of_winner = [a.traffic for a in confirming if a.candidate != made.baseline]
+    assert of_default == of_winner == [1, 2, 3]
+    assert {a.traffic for a in seen if a.role is not Role.CONFIRM} == {0}
 
 
 def test_every_record_is_on_disk_before_the_next_start(tmp_path: Path) -> None:

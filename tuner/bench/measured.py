@@ -224,13 +224,24 @@ def _estimate(task: ClaimRate, block: Capacity | None, share: float) -> float | 
 
 
 def _climb(task: RunLadder, loads: Loads) -> None:
-    best = 0.0
+    best, kept = 0.0, 0
     for concurrency in task.levels:
         level = loads.closed(concurrency, task.level_s)
         qps = level.measurement.qps or 0.0
-        if level.verdict.outcome is Outcome.INFEASIBLE or qps < RISE * best:
+        if level.verdict.outcome is Outcome.INFEASIBLE:
+            _descend(task, loads, (kept, concurrency))
             return
-        best = max(best, qps)
+        if qps < RISE * best:
+            return
+        best, kept = max(best, qps), concurrency
+
+
+def _descend(task: RunLadder, loads: Loads, between: tuple[int, int]) -> None:
+    """Go down the lower levels `between` the one that was kept and the one that was not."""
+    for concurrency in sorted(task.lower, reverse=True):
+        inside = between[0] < concurrency < between[1]
+        if inside and loads.closed(concurrency, task.level_s).verdict.outcome is not Outcome.INFEASIBLE:
+            return
 
 
 def _held(capacity: Capacity | None, claimed: Claim | None) -> float | None:

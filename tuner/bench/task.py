@@ -10,10 +10,14 @@ from tuner.load.arrivals import Arrivals
 
 @dataclass(frozen=True, slots=True)
 class RunLadder:
-    """Closed loops of `levels` concurrent requests, `level_s` seconds each."""
+    """Closed loops of `levels` concurrent requests, `level_s` seconds each.
+
+    `lower` are further levels. From one of `levels` that breaks a limit the load goes down them until one keeps all.
+    """
 
     levels: tuple[int, ...]
     level_s: float
+    lower: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,13 +87,15 @@ def experiment_task(load: LoadPolicy) -> Task:
 def confirm_task(load: LoadPolicy, due: Confirmation, confirmed: Sequence[TrialRecord]) -> Task:
     """Return the task of a confirmation run. `confirmed` are the earlier ones of its candidate.
 
-    A closed loop repeats the winning levels of both candidates for twice the time. In an open loop a claim follows a
-    block. Several servers are filled first: it shows what their door costs.
+    A closed loop repeats the winning levels of both candidates for twice the time. From one that breaks a limit it goes
+    down the ladder. In an open loop a claim follows a block. Several servers are filled first: it shows what their door
+    costs.
     """
     found, beside = due.found, due.beside
     if isinstance(load, Ladder):
         levels = {_clients(trial) for trial in (found, beside) if trial is not None and trial.qps is not None}
-        return RunLadder(tuple(sorted(levels)), 2 * load.level_s)
+        lower = tuple(n for level in load.levels if (n := level * found.replicas) not in levels)
+        return RunLadder(tuple(sorted(levels)), 2 * load.level_s, lower)
     rates = [r.block for r in confirmed if r.block is not None]
     start = rates[-1] if rates else found.qps or (beside.qps if beside else None)
     assert start is not None

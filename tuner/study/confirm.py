@@ -117,7 +117,9 @@ def next_to_confirm(
         return of_winner
     if default_runs < default_wanted:
         return of_default
-    if figures(plan, records, plan.baseline) is None or is_settled(plan, records, winner.candidate):
+    if figures(plan, records, plan.baseline) is None:
+        return of_winner if _breaks_alone(plan, records) is False else None
+    if is_settled(plan, records, winner.candidate):
         return None
     ours, theirs = (len(_compared(plan, records, c)) for c in (winner.candidate, plan.baseline))
     last = max((r for r in records if r.role is Role.CONFIRM), key=lambda r: r.trial)
@@ -139,6 +141,17 @@ def _measured_default(records: Sequence[TrialRecord], plan: StudyPlan) -> TrialR
 def _may_keep_limits(records: Sequence[TrialRecord], plan: StudyPlan) -> bool:
     """Return True if the default kept the limits once. If not, one fresh start has the last word."""
     return any(r.candidate == plan.baseline and r.qps is not None and r.role is not Role.CHECK for r in records)
+
+
+def _breaks_alone(plan: StudyPlan, records: Sequence[TrialRecord]) -> bool | None:
+    """Return True if another candidate kept the limits after a fresh start of the default broke them. None if none
+    did, or if the default broke them in the search too. Without a later run the machine may have changed."""
+    kept_before = any(r.candidate == plan.baseline and r.role.searches and r.qps is not None for r in records)
+    fresh = [r for r in records if r.role is Role.CONFIRM]
+    broke = [r.trial for r in fresh if r.candidate == plan.baseline and r.outcome is TrialOutcome.INFEASIBLE]
+    if not broke or not kept_before:
+        return None
+    return any(r.trial > broke[0] and r.candidate != plan.baseline and r.qps is not None for r in fresh)
 
 
 def figures(plan: StudyPlan, records: Sequence[TrialRecord], candidate: Candidate) -> Figures | None:
@@ -249,6 +262,9 @@ def answer(
     the last word only where no confirmation was wanted."""
     winner, default = compared(plan, records, broken)
     by_search = decide(winner, default)
+    if complete and _breaks_alone(plan, records) is False:
+        seen_before, span = searched(records, plan.baseline), disturbed(plan, records, plan.baseline)
+        return Answer(Decision.NOT_CONFIRMED, winner, seen_before, disturbed=span)
     if winner is None or winner.candidate == plan.baseline:
         return Answer(by_search, winner, default)
     found = gain(plan, records, winner.candidate)

@@ -14,7 +14,7 @@ from statistics import fmean, median, stdev
 
 from tuner.candidate import Candidate
 from tuner.load.quantiles import student_t
-from tuner.measurement import LoadKind
+from tuner.measurement import LoadKind, Measurement
 from tuner.study.disturbance import undisturbed_share
 from tuner.study.doors import compared_runs, door_cost, quoted_door
 from tuner.study.plan import StudyPlan
@@ -22,9 +22,10 @@ from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Disturbance, Gain
 
 PAIR_SPREAD = {LoadKind.CLOSED: 0.017, LoadKind.OPEN: 0.045}
-"""Least standard deviation of a pair's log ratio, as on a quiet machine (docs/measuring.md)."""
+"""Least standard deviation of a pair's log ratio, as on a quiet machine (docs/measuring.md). In a closed loop it is
+that of two equal levels."""
 
-BIAS = {LoadKind.CLOSED: 0.0, LoadKind.OPEN: 0.015}
+BIAS = {LoadKind.CLOSED: 0.005, LoadKind.OPEN: 0.015}
 """What a block reads too high or low if two candidates reach their limits in different ways, rounded up
 (docs/measuring.md)."""
 
@@ -52,6 +53,9 @@ MEDIAN_SPREAD = 1.2533
 MAD_TO_SD = 1.4826
 """Factor from the median absolute deviation to a standard deviation."""
 
+P90_SD = 1.2816
+"""Standard deviations from the median to P90 of a normal distribution."""
+
 ODD = 3.5
 """Standard deviations of a pair by which it may differ from the others. Beyond it neither of its runs is quoted."""
 
@@ -74,6 +78,13 @@ class Pair:
         both = self.ours.claim and self.theirs.claim
         return _log_ratio(self.ours.qps, self.theirs.qps) if both else None
 
+    def spread(self, kind: LoadKind) -> float:
+        """Return the least standard deviation of its log ratio. Different levels of a closed loop have no request in
+        common, so the chance in both lengths comes on top."""
+        levels = [m for r in (self.ours, self.theirs) if (m := r.best_level) is not None]
+        is_common = kind is LoadKind.OPEN or len({m.load for m in levels}) == 1
+        return math.hypot(PAIR_SPREAD[kind], *([] if is_common else map(_chance, levels)))
+
 
 def odd_trials(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -> frozenset[int]:
     """Return the runs of pairs that differ from the others: something beside the two servers was at work. Their
@@ -82,9 +93,10 @@ def odd_trials(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidat
     logs = [log for pair in pairs if (log := pair.blocks) is not None]
     if not logs:
         return frozenset()
-    middle, allowed = median(logs), ODD * PAIR_SPREAD[plan.load.kind]
+    middle = median(logs)
     odd = set()
     for pair in pairs:
+        allowed = ODD * pair.spread(plan.load.kind)
         # Of two pairs nobody knows which one is odd.
         shown = (pair.claims, pair.blocks if len(logs) > 2 else None)
         if any(log is not None and abs(log - middle) > allowed for log in shown):
@@ -94,16 +106,17 @@ def odd_trials(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidat
 
 def gain(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -> Gain | None:
     """Return the gain of a candidate over the default. None before the first pair."""
-    logs = [log for pair in _pairs(plan, records, winner) if (log := pair.blocks) is not None]
-    if not logs:
+    told = [(pair, log) for pair in _pairs(plan, records, winner) if (log := pair.blocks) is not None]
+    if not told:
         return None
+    kind, logs = plan.load.kind, [log for _, log in told]
+    least = math.sqrt(fmean(pair.spread(kind) ** 2 for pair, _ in told))
     if len(logs) < MANY:
         middle, deviation = fmean(logs), stdev(logs) if len(logs) > 1 else 0.0
     else:
         middle = median(logs)
         deviation = MEDIAN_SPREAD * MAD_TO_SD * median(abs(x - middle) for x in logs)
-    kind = plan.load.kind
-    half = WIDTH * max(deviation, PAIR_SPREAD[kind]) / math.sqrt(len(logs)) + BIAS[kind]
+    half = WIDTH * max(deviation, least) / math.sqrt(len(logs)) + BIAS[kind]
     return Gain(math.expm1(middle - half), math.expm1(middle), math.expm1(middle + half), len(logs))
 
 
@@ -132,10 +145,13 @@ def _half(found: Gain) -> float:
 
 
 def disturbed(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -> Disturbance | None:
-    """Return the time of the confirmation runs that decided nothing or whose pair is odd. None without one."""
+    """Return the time of the confirmation runs that decided nothing or whose pair is odd, and of those in which the
+    default broke a limit. None without one."""
     odd = odd_trials(plan, records, winner)
     undecided = (TrialOutcome.INVALID, TrialOutcome.UNDECIDED)
-    runs = [r for r in records if r.role is Role.CONFIRM and (r.trial in odd or r.outcome in undecided)]
+    broke = (plan.baseline, TrialOutcome.INFEASIBLE)
+    odd_ones = (r.trial in odd or r.outcome in undecided or (r.candidate, r.outcome) == broke for r in records)
+    runs = [r for r, is_odd in zip(records, odd_ones, strict=True) if is_odd and r.role is Role.CONFIRM]
     if not runs:
         return None
     begins = [datetime.fromisoformat(r.start.started_at) for r in runs]
@@ -149,6 +165,13 @@ def _pairs(plan: StudyPlan, records: Sequence[TrialRecord], winner: Candidate) -
         for candidate in (winner, plan.baseline)
     )
     return [Pair(*both) for both in zip(ours, theirs, strict=False)] if winner != plan.baseline else []
+
+
+def _chance(level: Measurement) -> float:
+    """Return the standard error of ln(QPS) of a closed loop from the lengths of its requests. QPS is the number of
+    clients over the mean answer time, whose spread lies between its percentiles."""
+    e2e, requests = level.e2e_ms, (level.qps or 0.0) * level.window_s
+    return (e2e.p90 - e2e.p50) / P90_SD / e2e.mean / math.sqrt(requests) if e2e is not None and requests else 0.0
 
 
 def _log_ratio(ours: float | None, theirs: float | None) -> float | None:

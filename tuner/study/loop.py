@@ -36,7 +36,7 @@ from tuner.study.events import (
 )
 from tuner.study.fleet import Fleet, FleetStoppedError
 from tuner.study.places import Places
-from tuner.study.plan import Ladder, StudyPlan
+from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision, StudyResult
 from tuner.study.search import Proposal, Search, SpaceExhaustedError
@@ -250,9 +250,8 @@ class Loop:
         assert groups is not None
         runs = compared_runs(self._records, candidate, due.door)
         # Runs of winner and default share their traffic: the first of each has one, the second another. So do doors.
-        traffic = 1 if isinstance(self.plan.load, Ladder) else 1 + len(runs)
         task = confirm_task(self.plan.load, due, runs)
-        return replace(self._fresh(Role.CONFIRM, candidate, groups, task), traffic=traffic, door=due.door)
+        return replace(self._fresh(Role.CONFIRM, candidate, groups, task), traffic=1 + len(runs), door=due.door)
 
     def _in_time_to_confirm(self, found: TrialRecord) -> bool:
         """Return True if time is left for a run. The first run of each candidate is made even without."""
