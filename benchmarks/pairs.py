@@ -1,10 +1,11 @@
 """Pairs of blocks on a quiet machine: how far is the ratio of two candidates off the truth?
 
-    PYTHONPATH=. python benchmarks/pairs.py [--seeds 40] [--load open|closed] [--seconds 20 --traces 1]
+    PYTHONPATH=. python benchmarks/pairs.py [--seeds 40] [--seconds 20 --traces 1] [--load closed [--clients 32 64]]
 
 The machine, its traffic and the truth are those of disturbed.py. Each seed starts four candidates afresh, whose speed
 has a standard deviation of 1 %, and makes the product's block of each on the same traffic. It begins 5 % above the
-truth, for each third seed 30 %. A closed loop keeps 32 clients for a minute, as a confirmation run.
+truth, for each third seed 30 %. A closed loop keeps 32 clients for a minute, as a confirmation run. Of two numbers of
+`--clients` the second and the fourth candidate get the second.
 
 `--seconds` and `--traces` are other lengths of a block: 20 and 1 are those of a probe of the search.
 """
@@ -37,7 +38,7 @@ CANDIDATES = {
         {"max-num-seqs": 128, "max-num-batched-tokens": 1024, "long-prefill-token-threshold": 0}
     ),
 }
-CLIENTS, CLOSED_S = 32, 60.0
+DEFAULT_CLIENTS, CLOSED_S = 32, 60.0
 LIMITS_MS = {"open": LANDSCAPE.limit_ms, "closed": 60_000.0}
 
 
@@ -52,7 +53,7 @@ def measured(candidate: Candidate, task: Task, seed: int, number: int) -> tuple[
         started(candidate), LANDSCAPE.hardware, LANDSCAPE.shape, clock, 10 * seed + number, (), factor
     )
     with driving(server):
-        found = session(server, LANDSCAPE.workload, slos, 2.0, 1000 * seed, CLIENTS).run(task)
+        found = session(server, LANDSCAPE.workload, slos, 2.0, 1000 * seed, DEFAULT_CLIENTS).run(task)
     rate = found.levels[0].measurement.qps if found.capacity is None else found.capacity.rate
     return rate or float("nan"), found.seconds
 
@@ -62,19 +63,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=40)
     parser.add_argument("--load", choices=("open", "closed"), default="open")
     parser.add_argument("--seconds", type=float, help="length of a trace. Default: a claim's")
+    parser.add_argument("--clients", type=int, nargs="+", default=[DEFAULT_CLIENTS])
     parser.add_argument("--traces", type=int, default=SearchSettings().claim_traces)
     given = parser.parse_args()
     settings = replace(SearchSettings(), claim_traces=given.traces)
     if given.seconds is not None:
         settings = replace(settings, claim_s=given.seconds, claim_requests=0.0, longest_claim_s=given.seconds)
     is_open = given.load == "open"
-    true = np.array(
-        [truths("open", c)[0] if is_open else Still(c, 1.0).closed(CLIENTS)[0] for c in CANDIDATES.values()]
-    )
+    clients = [given.clients[i % len(given.clients)] for i in range(len(CANDIDATES))]
+    each = list(zip(CANDIDATES.values(), clients, strict=True))
+    true = np.array([truths("open", c)[0] if is_open else Still(c, 1.0).closed(n)[0] for c, n in each])
     rows = []
     for seed in range(1, given.seeds + 1):
         starts = true * (1.3 if seed % 3 == 0 else 1.05)
-        tasks = [MeasureBlock(start, settings) if is_open else RunLadder((CLIENTS,), CLOSED_S) for start in starts]
+        tasks: list[Task] = [MeasureBlock(start, settings) for start in starts]
+        if not is_open:
+            tasks = [RunLadder((n,), CLOSED_S) for n in clients]
         pairs = zip(CANDIDATES.values(), tasks, strict=True)
         rows.append([measured(candidate, task, seed, number) for number, (candidate, task) in enumerate(pairs)])
     seen = np.array(rows)
