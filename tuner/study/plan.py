@@ -55,7 +55,7 @@ class Ladder:
 
     @property
     def confirm_s(self) -> float:
-        """Most seconds of load in one confirmation run: the winning levels of winner and default."""
+        """Seconds of load in one confirmation run whose levels keep the limits: the best of winner and default."""
         return self.warm_up_s + 4 * self.level_s
 
 
