@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from tests.faults import acts
 from tests.faults.moments import OPEN_LOOP, OPEN_RULES, Hooks, Moment, short_limits
 from tests.faults.table import Learnt, Row, Servers
-from tests.server.support import bystander, listens, runs
+from tests.server.support import bystander, eventually, listens, runs
 from tuner import launch as launching
 from tuner.candidate import Candidate
 from tuner.clock import RealClock
@@ -357,7 +357,7 @@ class StudyRun:
         files = [*self._shared_memory, *self._scratch, *running_file.found_below(folder)]
         mine = [p for p in proctable.table().values() if p.ppid == os.getpid() and p.pid != self._bystander]
         processes = [str(p) for p in mine if p.name.startswith(("VLLM", "python", "nginx"))]
-        ports = [f"port {port}" for port in self._ports if listens(port)]
+        ports = [f"port {port}" for port in self._ports if stays_open(port)]
         memory = [f"memory of GPU {gpu}" for gpu in (0, 1) if held_bytes(self.folder / "gpu", gpu)]
         return [*(str(f) for f in files if f.exists()), *processes, *ports, *memory]
 
@@ -395,6 +395,12 @@ def records_of(folder: Path) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in sorted((folder / "trials").glob("*/record.json"))}
 
 
+def stays_open(port: int) -> bool:
+    """Return True if somebody listens there for a minute. Tests that run beside these draw from the same ports, and
+    none of their servers lives as long as one that was left."""
+    return not eventually(lambda: not listens(port), 60.0)
+
+
 def left_of(folder: Path) -> list[str]:
     """Processes that write to one of the trial's logs, and its ports if somebody still listens there."""
     left: list[str] = []
@@ -402,5 +408,5 @@ def left_of(folder: Path) -> list[str]:
         identity = proctable.file_id(log)
         writers = [p for p in proctable.table().values() if proctable.writes_to(p.pid, identity) and runs(p.pid)]
         ports = {int(port) for port in re.findall(r"'port': (\d+)", log.read_text(errors="replace")[:20_000])}
-        left += [str(p) for p in writers] + [f"port {port}" for port in sorted(ports) if listens(port)]
+        left += [str(p) for p in writers] + [f"port {port}" for port in sorted(ports) if stays_open(port)]
     return left

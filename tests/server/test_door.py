@@ -82,14 +82,15 @@ def stream(base_url: str, body: bytes = b"{}") -> Stream:
         connection.request("POST", "/v1/chat/completions", body=body, headers={"Content-Type": "application/json"})
         response = connection.getresponse()
         assert response.status == 200, response.read()
-        first = response.readline()
-        first_s, lines, whole = time.monotonic() - began, 1, True
+        first, first_s, lines, whole = b"", 0.0, 1, True
         try:
+            first, first_s = response.readline(), time.monotonic() - began
             while line := response.readline():
                 lines += line.startswith(b"data:")
         except (http.client.IncompleteRead, ConnectionError):
             whole = False
-        return Stream(int(first.split()[1]), lines, first_s, time.monotonic() - began, whole and lines == CHUNKS)
+        server = int(first.split()[1]) if first else -1  # nginx may die between the head and the first chunk
+        return Stream(server, lines, first_s, time.monotonic() - began, whole and lines == CHUNKS)
     finally:
         connection.close()
 

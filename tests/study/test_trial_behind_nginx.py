@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,7 +85,8 @@ def send(number: int, what: signal.Signals) -> Callable[[Path], None]:
 
     def strike(trial: Path) -> None:
         for pid in session_of(trial, number):
-            os.kill(pid, what)
+            with suppress(ProcessLookupError):  # nginx's workers end with their master
+                os.kill(pid, what)
 
     return strike
 
