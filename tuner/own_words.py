@@ -56,7 +56,7 @@ def absolute_flags(words: Sequence[str]) -> tuple[str, ...]:
     for flag in given_flags(words, short=knobs.SHORT_OPTIONS):
         is_path = flag.base in knobs.PATHS
         for word in flag.words:
-            option, sign, text = word.partition("=") if word.startswith("--") else ("", "", word)
+            option, sign, text = _parted(word)
             found.append(word if option and not sign else f"{option}{sign}{_absolute(text, is_path=is_path)}")
     return tuple(found)
 
@@ -79,7 +79,7 @@ def absolute_command(words: Sequence[str]) -> tuple[str, ...]:
         return tuple(word if word.startswith("-") else _absolute(word) for word in words)
     found: list[str] = []
     for word in words:
-        option, sign, text = word.partition("=") if word.startswith("--") else ("", "", word)
+        option, sign, text = _parted(word)
         mount = option or (found[-1] if found else "")
         if mount in _MOUNTS and text:
             path, colon, rest = text.partition(":")
@@ -92,6 +92,11 @@ def absolute_storage(url: str) -> str:
     """Make the relative path of a SQLite file absolute."""
     match = _SQLITE.match(url)
     return url if match is None else f"{match['driver']}{Path.cwd() / match['path']}{url[match.end() :]}"
+
+
+def _parted(word: str) -> tuple[str, str, str]:
+    """Part an option from its value and the sign between them. A word that is no option is all value."""
+    return word.partition("=") if word.startswith("--") else ("", "", word)
 
 
 def _absolute(text: str, *, is_path: bool = False) -> str:
