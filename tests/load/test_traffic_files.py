@@ -1,10 +1,8 @@
-"""Traffic files that nobody here wrote: every form in two spellings or more."""
+"""Traffic files that nobody here wrote: what is sent of each row, in two spellings or more."""
 
 from __future__ import annotations
 
-import gzip
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,173 +12,21 @@ from hypothesis import strategies as st
 from tests.load.traffic_files import (
     ANSWER,
     CALL,
-    CONTAINERS,
     QUESTION,
     REPLY,
     TOOL,
     USER,
-    WHOLE_CONTAINERS,
     batch_line,
+    body,
     conversation,
-    json_lines,
     lines,
     reading,
+    sent,
+    tokens,
 )
-from tuner.errors import UsageError
-from tuner.load.fit import fitted, local_counter
-from tuner.load.prompts import SEARCH_TRACE, FileCounter, Prompts, Request
+from tuner.load.prompts import SEARCH_TRACE, Prompts
 from tuner.load.reading import LeftOut, WhyLeftOut, reading_line
-from tuner.load.stream import Target, encode
 from tuner.load.workload import workload
-
-
-def sent(text: str, model: str, count: int = 1) -> list[Request]:
-    return Prompts.for_model(workload(text), model, 0, None).requests(SEARCH_TRACE, count)
-
-
-def body(request: Request) -> dict[str, object]:
-    """The JSON that a server gets."""
-    found = json.loads(encode(Target("http://127.0.0.1:1", "m"), request).partition(b"\r\n\r\n")[2])
-    assert isinstance(found, dict)
-    return found
-
-
-def tokens(model: str, text: str) -> int:
-    return FileCounter(Path(model) / "tokenizer.json").count([text])[0]
-
-
-# ── containers
-
-
-@pytest.mark.parametrize("written", [*CONTAINERS, *WHOLE_CONTAINERS])
-@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".data"])
-def test_a_container_is_told_by_its_content(
-    written: Callable[[Sequence[object]], bytes], suffix: str, tmp_path: Path
-) -> None:
-    rows = [{"prompt": f"{QUESTION} {i}", "output_length": i + 3} for i in range(30)]
-    path = tmp_path / f"traffic{suffix}"
-    path.write_bytes(written(rows))
-    found = reading(str(path))
-    assert (found.rows, found.requests, found.left_out) == (30, 30, ())
-    assert (found.output.low, found.output.p50, found.output.high) == (3, 17, 32)
-
-
-@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c"])
-def test_a_line_ends_at_a_line_feed_alone(mark: str, tmp_path: Path, tiny_model: str) -> None:
-    text = lines(tmp_path / "t.jsonl", {"prompt": f"a{mark}b", "max_tokens": 3})
-    assert sent(text, tiny_model)[0].messages == (("user", f"a{mark}b"),)
-
-
-@pytest.mark.parametrize(
-    ("bad", "why"),
-    [
-        (b"{oops}", WhyLeftOut.NOT_JSON),
-        (b'{"prompt": "a", "max_tokens": 5}}', WhyLeftOut.NOT_JSON),
-        (b'{"prompt": "\xff\xfe", "max_tokens": 5}', WhyLeftOut.NOT_TEXT),
-        (b'{"prompt": "\\ud800", "max_tokens": 5}', WhyLeftOut.NOT_TEXT),
-        (b'{"messages": [{"role": "user", "content": "a", "name": "\\udfff"}]}', WhyLeftOut.NOT_TEXT),
-        (b"[" * 100_000, WhyLeftOut.NOT_JSON),
-        (b'"prompt"', WhyLeftOut.NOT_AN_OBJECT),
-        (b'{"prompt": "a", "max_tokens": 1' + b"0" * 5000 + b"}", WhyLeftOut.NO_OUTPUT),
-        (b'{"prompt": "a", "temperature": Infinity}', WhyLeftOut.BAD_FIELD),
-    ],
-)
-@pytest.mark.parametrize("place", [1, 2, 5])
-def test_a_bad_line_costs_itself_alone_and_its_number_is_told(
-    bad: bytes, why: WhyLeftOut, place: int, tmp_path: Path
-) -> None:
-    good = json_lines([{"prompt": QUESTION}]).strip()
-    whole = [good] * 6
-    whole.insert(place - 1, bad)
-    path = tmp_path / "t.jsonl"
-    path.write_bytes(b"\n".join(whole))
-    assert reading(str(path)).left_out == (LeftOut(why, 1, f"line {place}"),)
-
-
-@pytest.mark.parametrize("written", CONTAINERS)
-def test_a_file_that_was_cut_off_keeps_what_is_whole(
-    written: Callable[[Sequence[object]], bytes], tmp_path: Path
-) -> None:
-    data = written([{"prompt": f"{QUESTION} {i}", "id": str(i * 7919)} for i in range(400)])
-    path = tmp_path / "t.json"
-    path.write_bytes(data[: len(data) * 3 // 4])
-    if written.__name__ in ("bzipped", "object_around"):  # one block, or one value: nothing is whole
-        with pytest.raises(UsageError):
-            workload(str(path))
-        return
-    found = reading(str(path))
-    assert 200 <= found.requests < 400
-    assert [row.why for row in found.left_out] == [WhyLeftOut.CUT]
-
-
-def test_a_broken_entry_of_an_array_costs_itself_alone(tmp_path: Path) -> None:
-    entries = [json.dumps({"id": i, "conversations": conversation()}, indent=1) for i in range(9)]
-    entries[4] = entries[4].replace('"value":', '"value"', 1)
-    path = tmp_path / "t.json"
-    path.write_text("[" + ",\n".join(entries) + "]")
-    found = reading(str(path))
-    assert found.requests == 8
-    (left,) = found.left_out
-    assert left.why is WhyLeftOut.NOT_JSON and left.first == f"entry 5, line {4 * entries[0].count(chr(10)) + 5}"
-
-
-@pytest.mark.parametrize(
-    ("data", "says"),
-    [
-        (b"PK\x03\x04" + bytes(60), "a zip archive"),
-        (b"\x28\xb5\x2f\xfd" + bytes(60), "has no request"),
-        (gzip.compress(b"x" * 257 + b"ustar" + bytes(90)), "a tar archive"),
-        (gzip.compress(gzip.compress(b"{}")), "packed inside of a packed file"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a pointer of Git LFS"),
-        (b'id,prompt\n1,"hello\n2,b\n', "line 2: a quote begins here"),
-        (b"PAR1" + bytes(60), "a parquet file that cannot be read"),
-        (b"\x1f\x8b" + bytes(60), "has no request"),
-        (b"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,4808,10\n", "a trace of lengths"),
-        (
-            b"Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,472,18,490,x\n",
-            "a trace of lengths",
-        ),
-        (b"timestamp,input_length,output_length\n0,10,5\n", "a trace of lengths"),
-        (b"id,name\n1,hello\n", "1 with neither prompt nor messages"),
-        (json_lines([{"timestamp": 0, "input_length": 6758, "output_length": 500, "hash_ids": [0, 1]}]), "a trace of"),
-        (json_lines([{"timestamp": 1, "num_prefill_tokens": 20, "num_decode_tokens": 5}] * 3), "a trace of lengths"),
-    ],
-)
-def test_a_file_of_another_kind_is_refused_in_one_line_that_names_it(data: bytes, says: str, tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    path.write_bytes(data)
-    with pytest.raises(UsageError) as caught:
-        workload(str(path))
-    assert says in caught.value.message and "\n" not in caught.value.message and caught.value.hint
-
-
-CELLS = """id;Prompt;messages;max_tokens;temperature;created_at
-1;"What; ""exactly""
-is it?";;5.0;0.5;2026-01-01 10:00:00
-2;;"[{""role"": ""user"", ""content"": ""Hi?""}]";6;;2026-01-01 10:00:01
-
-3;too;many;;;;cells
-4;"a" b;;;;
-5;Why?;;7;;2026-01-01 10:00:03
-"""
-
-
-def test_a_table_has_a_request_in_each_row_whose_cells_fit(tmp_path: Path, tiny_model: str) -> None:
-    path = tmp_path / "t.csv"
-    path.write_text(CELLS, newline="\r\n")
-    found = reading(str(path))
-    assert (found.rows, found.left_out) == (5, (LeftOut(WhyLeftOut.NO_ROW, 2, "line 6"),))
-    first, second, third = sent(str(path), tiny_model, 3)
-    assert [request.max_tokens for request in (first, second, third)] == [5, 6, 7]
-    assert first.messages[0][1].replace("\r", "") == 'What; "exactly"\nis it?'
-    assert body(first)["temperature"] == 0.5
-    assert (second.messages[0][1], third.messages[0][1], third.arrival_s) == ("Hi?", "Why?", 3.0)
-
-
-def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is not UTF-8"):
-        workload(str(tmp_path / "traffic\udcff.jsonl"))
-
 
 # ── what is sent
 
@@ -422,141 +268,6 @@ def test_a_row_that_cannot_be_sent_is_left_out_and_counted(
     assert (found.rows, found.requests, found.left_out) == (4, 2, (LeftOut(why, 2, "line 2"),))
     assert "left out 2: 2 " in reading_line(found) and "(first: line 2)" in reading_line(found)
     assert sorted(r.messages[0][1] for r in sent(text, tiny_model, 2)) == ["one", "two"]
-
-
-# ── lengths
-
-
-LENGTHS: list[tuple[dict[str, object], int]] = [
-    ({"max_tokens": 1024, "usage": {"completion_tokens": 17}}, 17),
-    ({"max_tokens": 1024, "completion_tokens": 17}, 17),
-    ({"max_tokens": 4096, "output_tokens": 33}, 33),
-    ({"output_length": 500}, 500),
-    ({"output_tokens_count": 12}, 12),
-    ({"usage": {"input": 5, "output": 21}}, 21),
-    ({"usageDetails": {"output_tokens": 22}}, 22),
-    ({"response": {"body": {"usage": {"completion_tokens": 23}}}}, 23),
-    ({"usage": {"completion_tokens": 100}, "max_tokens": 64}, 64),
-    ({"usage": {"completion_tokens": 90}, "n": 3}, 30),
-    ({"max_completion_tokens": 40}, 40),
-    ({"output_len": "41"}, 41),
-    ({"output_len": 42.0}, 42),
-    ({"model_parameters": {"max_tokens": 43}}, 43),
-    ({"tokenUsage": {"completionTokens": 44}, "maxTokens": 900}, 44),
-    ({"response_body": {"usage": {"completion_tokens": 45}}, "max_tokens": 900}, 45),
-    ({"response": 'data: {"choices": [], "usage": {"completion_tokens": 46}}\n\ndata: [DONE]'}, 46),
-    ({"output": {"outputTokenCount": 47}}, 47),
-    ({"usage.completion_tokens": 48}, 48),
-    ({"completion_tokens": "", "max_tokens": 49}, 49),
-    ({"completion_tokens": float("nan"), "params": {"max_tokens": 50}}, 50),
-    ({"options": {"num_predict": 51}}, 51),
-    ({"status": "success", "status_code": 200, "completion_tokens": 52}, 52),
-    ({"usage": {"prompt_tokens": 5, "total_tokens": 58}}, 53),
-    ({"choices": ["red", "green"], "answer": 1}, 256),
-    ({"max_tokens": -1}, 256),
-    ({"max_tokens": None}, 256),
-    ({}, 256),
-]
-
-
-@pytest.mark.parametrize(("fields", "length"), LENGTHS, ids=[json.dumps(fields) for fields, _ in LENGTHS])
-def test_a_recorded_length_comes_before_the_cap(
-    fields: dict[str, object], length: int, tmp_path: Path, tiny_model: str
-) -> None:
-    text = lines(tmp_path / "t.jsonl", {"messages": [USER], **fields})
-    assert [body(request)["max_tokens"] for request in sent(text, tiny_model)] == [length]
-    assert reading(text).output.high == length
-
-
-@pytest.mark.parametrize(
-    "answered",
-    [
-        {"response": ANSWER},
-        {"output": {"role": "assistant", "content": ANSWER}},
-        {"response": {"choices": [{"message": {"content": ANSWER}}, {"message": {"content": "another"}}]}},
-        {"response": {"status_code": 200, "body": {"choices": [{"message": {"content": ANSWER}}]}}},
-        {"response": {"content": [{"type": "text", "text": ANSWER}]}},
-        {"choices": [{"text": ANSWER}]},
-        {"response": {"choices": [{"message": {"reasoning_content": ANSWER[:9], "content": ANSWER[9:]}}]}},
-        {"output": {"content": [{"type": "thinking", "thinking": ANSWER[:9]}, {"type": "text", "text": ANSWER[9:]}]}},
-        {
-            "response": [
-                {"choices": [{"delta": {"content": ANSWER[:9]}}]},
-                {"choices": [{"delta": {"content": ANSWER[9:]}}]},
-            ]
-        },
-        {"response": f'data: {{"choices": [{{"delta": {{"content": "{ANSWER}"}}}}]}}\n\ndata: [DONE]\n\n'},
-        {"response_text": ANSWER},
-        {"response": json.dumps({"choices": [{"message": {"content": ANSWER}}]})},
-        {"candidates": [{"content": {"parts": [{"text": ANSWER}]}}], "response": {"candidates": [{"content": ANSWER}]}},
-    ],
-)
-def test_a_recorded_answer_is_counted_before_the_cap(
-    answered: dict[str, object], tmp_path: Path, tiny_model: str
-) -> None:
-    text = lines(tmp_path / "t.jsonl", {"messages": [USER], "max_tokens": 1024, **answered})
-    assert sent(text, tiny_model)[0].max_tokens == tokens(tiny_model, ANSWER)
-
-
-@pytest.mark.parametrize("further", ["And then?", {"text": "And then?"}, {"role": "user", "content": "And then?"}])
-def test_a_further_question_is_no_answer(further: object, tmp_path: Path, tiny_model: str) -> None:
-    text = lines(tmp_path / "t.jsonl", {"turns": [QUESTION, further], "max_tokens": 77})
-    assert (sent(text, tiny_model)[0].max_tokens, reading(text).capped) == (77, 1)
-
-
-@pytest.mark.parametrize("answer", ['{"city": "Bergen"}', "data: none was there", '["a", "b"]'])
-def test_an_answer_that_looks_like_an_envelope_is_counted_as_it_is(
-    answer: str, tmp_path: Path, tiny_model: str
-) -> None:
-    text = lines(tmp_path / "t.jsonl", {"prompt": QUESTION, "response": answer})
-    assert sent(text, tiny_model)[0].max_tokens == tokens(tiny_model, answer)
-
-
-def test_the_line_tells_where_output_lengths_come_from(tmp_path: Path) -> None:
-    rows = [{"output_len": 5}, {"output_len": 6}, {"max_tokens": 7}, {}]
-    line = reading_line(reading(lines(tmp_path / "t.jsonl", *({"prompt": QUESTION, **row} for row in rows))))
-    assert "2 as recorded, 1 from max_tokens, which may be only a cap, 1 not told, 256 assumed" in line
-    assert "all a plain prompt, sent as one user message of a chat" in line and "no arrival times" in line
-
-
-def test_mean_and_longest_are_those_of_real_rows(tmp_path: Path, tiny_model: str) -> None:
-    """One long row moves neither the mean to its middle nor the longest to a row that is not there."""
-    rows = [{"prompt": QUESTION, "output_length": 20}] * 199 + [{"prompt": QUESTION * 50, "output_length": 10}]
-    text = lines(tmp_path / "t.jsonl", *rows, {"prompt": "a", "output_length": 300})
-    planned = fitted(workload(text), local_counter(tiny_model), None)
-    short, long, one = (tokens(tiny_model, prompt) for prompt in (QUESTION, QUESTION * 50, "a"))
-    assert planned.mean == pytest.approx((199 * (short + 20) + long + 10 + one + 300) / 201)
-    assert planned.longest == max(long + 10, one + 300)
-
-
-@pytest.mark.parametrize("row", [{"prompt": QUESTION * 60}, {"prompt": "a", "output_length": 2000}])
-def test_a_row_that_servers_would_refuse_is_left_out_of_every_start(
-    row: dict[str, object], tmp_path: Path, tiny_model: str
-) -> None:
-    text = lines(tmp_path / "t.jsonl", {"prompt": "one"}, row, {"prompt": "two"})
-    planned = fitted(workload(text), local_counter(tiny_model), 512)
-    assert planned.reading is not None
-    assert planned.reading.left_out == (LeftOut(WhyLeftOut.TOO_LONG, 1, "line 2"),)
-    requests = Prompts.for_model(planned, tiny_model, 0, None).requests("a", 4)
-    assert {request.messages[0][1] for request in requests} == {"one", "two"}
-    with pytest.raises(UsageError, match="longer than servers accept"):
-        fitted(workload(text), local_counter(tiny_model), 130)
-
-
-def test_counts_of_a_large_file_are_kept_on_disk(
-    tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    text = lines(tmp_path / "t.jsonl", *({"prompt": f"{QUESTION} {i}" * 20} for i in range(1600)))
-    planned = fitted(workload(text), local_counter(tiny_model), None)
-    (kept,) = (tmp_path / "cache" / "tuner" / "tokens").iterdir()
-    assert b"river" not in kept.read_bytes()
-    other = fitted(workload(lines(tmp_path / "o.jsonl", {"prompt": "x"})), local_counter(tiny_model), None)
-    assert other.mean != planned.mean  # in memory only the last file is kept
-    assert fitted(workload(text), local_counter(tiny_model), None) == planned
-    kept.write_bytes(b"torn")
-    fitted(workload(str(tmp_path / "o.jsonl")), local_counter(tiny_model), None)
-    assert fitted(workload(text), local_counter(tiny_model), None) == planned
 
 
 # ── any JSON in any place

@@ -14,7 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tuner.load.prompts import SEARCH_TRACE, FileCounter, Prompts, Request
 from tuner.load.reading import TrafficReading
+from tuner.load.stream import Target, encode
 from tuner.load.workload import workload
 
 Object = dict[str, object]
@@ -174,3 +176,18 @@ CONTAINERS: tuple[Callable[[Sequence[object]], bytes], ...] = (
 WHOLE_CONTAINERS: tuple[Callable[[Sequence[object]], bytes], ...] = (
     parquet, zstandard, splits, object_in_object, table, semicolons, tabs, table_of_decimals_and_bytes,
 )  # fmt: skip
+
+
+def sent(text: str, model: str, count: int = 1) -> list[Request]:
+    return Prompts.for_model(workload(text), model, 0, None).requests(SEARCH_TRACE, count)
+
+
+def body(request: Request) -> dict[str, object]:
+    """The JSON that a server gets."""
+    found = json.loads(encode(Target("http://127.0.0.1:1", "m"), request).partition(b"\r\n\r\n")[2])
+    assert isinstance(found, dict)
+    return found
+
+
+def tokens(model: str, text: str) -> int:
+    return FileCounter(Path(model) / "tokenizer.json").count([text])[0]
