@@ -182,13 +182,6 @@ def test_one_refused_server_ends_the_others_and_the_door(tmp_path: Path) -> None
     assert refused.value.cause.kind == "ended" and refused.value.stopped.is_clean
 
 
-def test_a_server_that_dies_while_another_starts_is_the_cause(tmp_path: Path) -> None:
-    deployment = behind_nginx(("--fault", "kill-self-late"), ("--fault", "hang"))
-    with pytest.raises(ServerDidNotStart) as refused, fake_serving(tmp_path, deployment):
-        pytest.fail("was never ready")
-    assert refused.value.cause.kind == "killed" and refused.value.stopped.is_clean
-
-
 def test_without_nginx_no_server_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(door, "_USUAL_FOLDERS", ())

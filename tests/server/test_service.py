@@ -342,12 +342,6 @@ def test_a_server_that_can_never_be_ready_is_named_long_before_the_limit(
     assert refused.value.start_s < 60
 
 
-def test_a_server_that_does_not_call_itself_ready_has_until_the_limit(tmp_path: Path) -> None:
-    with pytest.raises(ServerDidNotStart) as refused, fake_running(tmp_path, "--fault", "hang", start_limit_s=2):
-        pytest.fail("was ready")
-    assert refused.value.cause.kind == "start-limit"
-
-
 def test_the_start_limit_learns_from_the_first_start() -> None:
     assert start_limit(None, 600) == 600
     assert start_limit(25.0, 600) == 135

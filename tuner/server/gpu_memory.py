@@ -25,7 +25,7 @@ Holders = Mapping[int, Mapping[int, int | None]]
 
 
 class GpuMemory(Protocol):
-    """Source of the GPU memory in use."""
+    """Source of the GPU memory in use, which must fall back before the next start."""
 
     def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
         """Return the bytes in use on each of `gpus`. None if that cannot be observed here. Raises

@@ -19,7 +19,7 @@ from tuner.server import proctable, running_file
 from tuner.server.containers import end_container
 from tuner.server.family import Family
 from tuner.server.gpu_memory import GpuMemory, NoGpuMemory, wait_for_memory
-from tuner.server.proctable import FileId, ProcessEntry
+from tuner.server.proctable import FileId
 from tuner.server.running_file import Marker, log_name
 from tuner.server.shutdown import StopReport, end_family
 
@@ -99,8 +99,9 @@ def end_leftovers(
                 f"a server of an earlier run is another user's: pid {record.pid} of {path.parent}",
                 hint=f"end it as that user (sudo kill {record.pid}), or choose another --study",
             )
+    # Without a record that can be read, ownership is not proved, and nothing is touched.
     return [
-        _unreadable(path)
+        StopReport(seconds=0.0, left=(f"unknown: {path} cannot be read",))
         if record is None
         else _end(path, record, clock or RealClock(), gpu_memory or NoGpuMemory(), on_memory_wait)
         for path, record in records
@@ -116,7 +117,8 @@ def _end(
     killed: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     if record.boot_id == proctable.boot_id():  # else all of its processes ended with that boot
-        shared_memory |= _shared_memory(family.living())
+        for process in family.living():
+            shared_memory |= proctable.shared_memory_files(process.pid)
         ended = end_family(family, grace_s=LEFTOVER_GRACE_S, clock=clock, before_kill=lambda: None)
         killed, left = ended.killed, ended.left
         if record.container_engine:
@@ -144,11 +146,6 @@ def _read(path: Path) -> Marker | None:
         return None
 
 
-def _unreadable(path: Path) -> StopReport:
-    """Report an unreadable record. Without it ownership is not proved, so nothing is touched."""
-    return StopReport(seconds=0.0, left=(f"unknown: {path} cannot be read",))
-
-
 def _is_other_users(path: Path, record: Marker) -> bool:
     """Return True if a server may not be signalled. One that is hidden (hidepid) is known by the owner of its file."""
     if record.boot_id != proctable.boot_id() or not proctable.is_foreign(record.pid):
@@ -157,10 +154,6 @@ def _is_other_users(path: Path, record: Marker) -> bool:
     if leader is not None:
         return leader.start_ticks == record.start_ticks
     return path.stat().st_uid != os.getuid()
-
-
-def _shared_memory(processes: Iterable[ProcessEntry]) -> set[Path]:
-    return {file for process in processes for file in proctable.shared_memory_files(process.pid)}
 
 
 def _is_removable(file: Path, before: Collection[int]) -> bool:

@@ -11,14 +11,6 @@ from tuner.launch import Deployment
 from tuner.server.gpu_memory import GpuMemory
 
 
-def _ignore(_phase: str) -> None:
-    pass
-
-
-def _never() -> bool:
-    return False
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceRequest:
     """Everything that one start of a service needs.
@@ -37,6 +29,6 @@ class ServiceRequest:
     gpu_memory: GpuMemory
     host: str = "127.0.0.1"
     env: tuple[tuple[str, str], ...] = ()
-    on_phase: Callable[[str], None] = _ignore
-    on_memory_wait: Callable[[str], None] = _ignore
-    should_stop: Callable[[], bool] = _never
+    on_phase: Callable[[str], None] = lambda phase: None
+    on_memory_wait: Callable[[str], None] = lambda holders: None
+    should_stop: Callable[[], bool] = lambda: False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 import pynvml
 
 from tuner.errors import EnvironmentFaultError
+from tuner.server.gpu_memory import GpuMemory, NoGpuMemory
 
 T = TypeVar("T")
 
@@ -56,24 +57,15 @@ class GpuHolders:
     processes: tuple[GpuProcess, ...] = ()
 
 
-class GpuAdapter(Protocol):
+class GpuAdapter(GpuMemory, Protocol):
     """Source of GPU readings. Indices are NVML's, as nvidia-smi shows them, whatever CUDA_VISIBLE_DEVICES says."""
 
     def read(self, indices: Sequence[int]) -> tuple[GpuReading, ...]:
         """Read each GPU once."""
         ...
 
-    def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
-        """Return the bytes in use on each GPU. They must fall back before the next start. Raises
-        EnvironmentFaultError if the driver fails."""
-        ...
 
-    def processes(self, gpus: Sequence[int]) -> Mapping[int, Mapping[int, int | None]]:
-        """Return the bytes that each process holds, by GPU and process id."""
-        ...
-
-
-class NoGpu:
+class NoGpu(NoGpuMemory):
     """A machine without an NVIDIA GPU: nothing to read."""
 
     def read(self, indices: Sequence[int]) -> tuple[GpuReading, ...]:
@@ -81,12 +73,6 @@ class NoGpu:
 
     def holders(self, indices: Sequence[int]) -> tuple[GpuHolders, ...]:
         return ()
-
-    def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
-        return None
-
-    def processes(self, gpus: Sequence[int]) -> dict[int, dict[int, int | None]]:
-        return {}
 
 
 class Nvml:
