@@ -28,11 +28,11 @@ from tuner.launch import Door
 from tuner.measurement import Caution, CautionKind
 from tuner.study.assignment import Assignment, confirm_task, search_task
 from tuner.study.confirm import Confirmation
-from tuner.study.doors import doors
 from tuner.study.layout_race import standing
 from tuner.study.plan import Ladder, StudyPlan
-from tuner.study.record import Role, TrialOutcome, TrialRecord
-from tuner.study.result import Decision, Figures, StudyResult
+from tuner.study.record import Role, TrialRecord
+from tuner.study.result import StudyResult
+from tuner.study.sentence import result_of
 from tuner.verdict import Outcome
 from tuner.vllm.facts import StartFacts
 
@@ -96,7 +96,7 @@ def build_study(
         candidate = plan.baseline if chosen is None or number % 2 else chosen
         found = next(r for r in records if r.candidate == candidate)
         records.append(machine.confirm(number, found))
-    result = _result(plan, tuple(records), chosen, fresh) if records else None
+    result = _result(plan, tuple(records), complete=fresh > 0) if records else None
     jsonfile.dump(folder / "plan.json", plan)
     jsonfile.dump(folder / "environment.json", environment)
     if result is not None:
@@ -215,57 +215,15 @@ def _chosen(records: list[TrialRecord]) -> Candidate | None:
     return records[-max(feasible)[1]].candidate if feasible else None
 
 
-def _result(plan: StudyPlan, records: tuple[TrialRecord, ...], chosen: Candidate | None, fresh: int) -> StudyResult:
-    winner = _figures(records, chosen, fresh) if chosen is not None and chosen != plan.baseline else None
-    default = _figures(records, plan.baseline, fresh)
-    decision = Decision.WINNER if winner else Decision.KEEP_DEFAULT if default else Decision.NOTHING_FEASIBLE
-    refused = sum(1 for r in records if r.outcome is TrialOutcome.REFUSED)
+def _result(plan: StudyPlan, records: tuple[TrialRecord, ...], *, complete: bool) -> StudyResult:
     last = max(datetime.fromisoformat(r.start.started_at) for r in records) + timedelta(minutes=4)
-    return StudyResult(
-        study=plan.study,
-        decision=decision,
-        winner=winner,
-        default=default,
-        default_seen=default,
-        starts=len(records),
-        refused=refused,
-        elapsed_s=(last - START).total_seconds(),
-        complete=True,
-        sentence=_sentence(winner, default, len(records), refused, fresh),
-        updated_at=last.isoformat(),
+    return result_of(
+        plan,
+        records,
         layouts=standing(plan, records) if plan.searches_layouts else (),
-        doors=doors(plan, records, winner.candidate) if winner and plan.searches_layouts else (),
-    )
-
-
-def _sentence(winner: Figures | None, default: Figures | None, starts: int, refused: int, fresh: int) -> str:
-    tail = f"{starts} starts, {refused} refused"
-    if winner is None:
-        return f"Keep the default: nothing beat it by more than the noise; {tail}."
-    gain = f"+{(winner.qps / default.qps - 1) * 100:.0f} % QPS over the default" if default else "Feasible"
-    sure = f"confirmed in {fresh} fresh starts" if winner.fresh else "not confirmed by a fresh start yet"
-    return f"{gain} at P99 TTFT {winner.p99_ttft_ms:.0f} ms (p99 ttft <= 500ms), no preemption, {sure}; {tail}."
-
-
-def _figures(records: tuple[TrialRecord, ...], candidate: Candidate, fresh: int) -> Figures | None:
-    mine = [r for r in records if r.candidate == candidate and r.best_level is not None]
-    confirmed = [r for r in mine if r.role is Role.CONFIRM]
-    used = confirmed if fresh and confirmed else mine
-    speeds = [r.qps for r in used if r.qps is not None]
-    if not speeds:
-        return None
-    levels = [r.best_level for r in used if r.best_level is not None]
-    tails = [level.ttft_ms.p99 for level in levels if level.ttft_ms is not None]
-    return Figures(
-        candidate=candidate,
-        trials=tuple(r.trial for r in used),
-        level=str(levels[0].load),
-        qps=sum(speeds) / len(speeds),
-        qps_low=min(speeds),
-        qps_high=max(speeds),
-        p99_ttft_ms=max(tails),
-        preemptions=0,
-        fresh=bool(fresh and confirmed),
+        elapsed_s=(last - START).total_seconds(),
+        updated_at=last.isoformat(),
+        complete=complete,
     )
 
 

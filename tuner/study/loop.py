@@ -16,10 +16,9 @@ from tuner.layout import PlacedLayout
 from tuner.placement import GpuGroup
 from tuner.study import confirm, forecast, machine_faults, unread
 from tuner.study.assignment import Assignment, check_task, confirm_task, experiment_task, search_task
-from tuner.study.conclusion import conclude
 from tuner.study.confirm import Confirmation
 from tuner.study.disturbance import in_closed_loop, runs_alone
-from tuner.study.doors import compared_runs, doors
+from tuner.study.doors import compared_runs
 from tuner.study.events import (
     Event,
     Explained,
@@ -38,9 +37,9 @@ from tuner.study.fleet import Fleet, FleetStoppedError
 from tuner.study.places import Places
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
-from tuner.study.result import Decision, StudyResult
+from tuner.study.result import StudyResult
 from tuner.study.search import Proposal, Search, SpaceExhaustedError
-from tuner.study.sentence import sentence
+from tuner.study.sentence import result_of
 from tuner.study.stopping import SearchEnd, search_end
 from tuner.study.store import Store
 from tuner.study.units import units_at
@@ -366,29 +365,16 @@ class Loop:
     # --- result
 
     def _result(self, *, complete: bool) -> StudyResult:
-        records = self._records
-        answer = confirm.answer(self.plan, records, self._places.broken_layouts, complete=complete)
-        keeps = answer.decision in (Decision.KEEP_DEFAULT, Decision.NOT_CONFIRMED) and answer.default is not None
-        shown = answer.default if keeps else answer.winner
-        result = StudyResult(
-            study=self.plan.study,
-            decision=answer.decision,
-            winner=shown,
-            default=answer.default,
-            default_seen=confirm.seen(records, self.plan.baseline),
-            starts=len(records),
-            refused=sum(r.outcome in (TrialOutcome.REFUSED, TrialOutcome.DIED) for r in records),
-            elapsed_s=self._elapsed_s,
-            complete=complete,
-            sentence="",
-            updated_at=self.clock.wall().isoformat(timespec="seconds"),
+        return result_of(
+            self.plan,
+            self._records,
+            broken=self._places.broken_layouts,
             learnt=self.search.learnt,
             layouts=self.search.layouts,
-            doors=doors(self.plan, records, shown.candidate) if shown is not None else (),
-            gain=answer.gain,
-            disturbed=answer.disturbed,
+            elapsed_s=self._elapsed_s,
+            updated_at=self.clock.wall().isoformat(timespec="seconds"),
+            complete=complete,
         )
-        return replace(result, sentence=sentence(conclude(self.plan, result, records)))
 
     def _save(self, result: StudyResult) -> None:
         self.store.save_result(result)

@@ -1,11 +1,20 @@
-"""The final sentence of a study in English."""
+"""Result of a study, with its final sentence in English."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
 from tuner import formatting
 from tuner.launch import Door
-from tuner.study.conclusion import Conclusion, ConclusionKey, Servers
-from tuner.study.result import Disturbance, Gain, Lack
+from tuner.layout import Layout
+from tuner.study import confirm
+from tuner.study.conclusion import Conclusion, ConclusionKey, Servers, conclude
+from tuner.study.doors import doors
+from tuner.study.learnt import LearntRule
+from tuner.study.plan import StudyPlan
+from tuner.study.record import TrialOutcome, TrialRecord
+from tuner.study.result import Decision, Disturbance, Gain, Lack, LayoutStanding, StudyResult
 
 LACKS = {
     Lack.BREAKS_LIMITS: "breaks the limits",
@@ -18,6 +27,42 @@ LACKS = {
 
 DOORS = {Door.VLLM: "vLLM's data parallelism", Door.NGINX: "nginx"}
 """Words for the doors of several servers."""
+
+
+def result_of(
+    plan: StudyPlan,
+    records: Sequence[TrialRecord],
+    *,
+    broken: Collection[Layout] = (),
+    learnt: tuple[LearntRule, ...] = (),
+    layouts: tuple[LayoutStanding, ...] = (),
+    elapsed_s: float,
+    updated_at: str,
+    complete: bool,
+) -> StudyResult:
+    """Say what a study has come to. `broken` layouts cannot be confirmed."""
+    answer = confirm.answer(plan, records, broken, complete=complete)
+    keeps = answer.decision in (Decision.KEEP_DEFAULT, Decision.NOT_CONFIRMED) and answer.default is not None
+    shown = answer.default if keeps else answer.winner
+    result = StudyResult(
+        study=plan.study,
+        decision=answer.decision,
+        winner=shown,
+        default=answer.default,
+        default_seen=confirm.seen(records, plan.baseline),
+        starts=len(records),
+        refused=sum(r.outcome in (TrialOutcome.REFUSED, TrialOutcome.DIED) for r in records),
+        elapsed_s=elapsed_s,
+        complete=complete,
+        sentence="",
+        updated_at=updated_at,
+        learnt=learnt,
+        layouts=layouts,
+        doors=doors(plan, records, shown.candidate) if shown is not None else (),
+        gain=answer.gain,
+        disturbed=answer.disturbed,
+    )
+    return replace(result, sentence=sentence(conclude(plan, result, records)))
 
 
 def sentence(said: Conclusion) -> str:
