@@ -19,6 +19,7 @@ from tests.faults import acts
 from tests.faults.moments import OPEN_LOOP, OPEN_RULES, Hooks, Moment, short_limits
 from tests.faults.table import Learnt, Row, Servers
 from tests.server.support import bystander, eventually, listens, runs
+from tests.study import builders
 from tuner import launch as launching
 from tuner.candidate import Candidate
 from tuner.clock import RealClock
@@ -44,7 +45,7 @@ from tuner.study.result import StudyResult
 from tuner.study.search import Search
 from tuner.study.setting import StudySetting
 from tuner.study.store import Store
-from tuner.telemetry.gpu import GpuReading
+from tuner.telemetry.gpu import NoGpu
 from tuner.vllm import knobs
 from tuner.vllm.defaults import vllm_defaults
 
@@ -69,20 +70,14 @@ class Seen:
     bystander_lives: bool
 
 
-class SimGpu:
+class SimGpu(NoGpu):
     """Memory of the stand-in's GPUs, as NVML would tell it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def read(self, indices: Sequence[int]) -> tuple[GpuReading, ...]:
-        return ()
-
     def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
         return {gpu: held_bytes(self._folder, gpu) for gpu in gpus}
-
-    def processes(self, gpus: Sequence[int]) -> dict[int, dict[int, int | None]]:
-        return {}
 
 
 def make_plan(
@@ -100,26 +95,18 @@ def make_plan(
         "TUNER_SIM_STARTUP_S": "0.6",
         "VLLM_CACHE_ROOT": str(folder / "vllm_cache"),
     }
-    return StudyPlan(
-        study=folder.name,
+    return replace(
+        builders.plan(folder, starts=starts, confirm_starts=confirm_starts),
         model=model,
         slos=(parse_slo("p99 ttft <= 10s"),),
         workload=workload("random:8,6"),
         space=Space("faults", (sequences,), baseline=(("max-num-seqs", 1),)),
-        dropped=(),
         base=LaunchBase(
             COMMAND, model, ("shutdown-timeout",), (), ("--max-model-len", "2048"), tuple(env.items()),
             shutdown_timeout_s=1,
         ),
         layouts=(PlacedLayout(Layout(), groups),),
         load=Ladder((4,), 0.8, 0.3),
-        starts=starts,
-        confirm_starts=confirm_starts,
-        time_budget_s=None,
-        start_limit_s=60,
-        seed=0,
-        storage=f"sqlite:///{folder / 'study.db'}",
-        created_at="2026-11-21T00:00:00+00:00",
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,7 @@ from tuner.launch import LaunchSpec
 from tuner.placement import GpuGroup
 from tuner.server import readiness, running_file, shutdown, start
 from tuner.server.diagnosis import Fault
-from tuner.server.gpu_memory import MemoryEnd
+from tuner.server.gpu_memory import MemoryEnd, NoGpuMemory
 from tuner.server.service import Deployment, ServerDidNotStart, start_limit
 
 LOGS = Path(__file__).with_name("logs")
@@ -241,14 +241,11 @@ def test_two_servers_at_once_end_only_themselves(tmp_path: Path) -> None:
 
 
 def test_memory_that_does_not_come_back_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Leaking:
+    class Leaking(NoGpuMemory):
         readings = iter([1 << 30])
 
         def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
             return dict.fromkeys(gpus, next(self.readings, 9 << 30))
-
-        def processes(self, gpus: Sequence[int]) -> dict[int, dict[int, int | None]]:
-            return {}
 
     monkeypatch.setattr("tuner.server.gpu_memory.LIMIT_S", 1.0)
     with fake_running(tmp_path, gpu_memory=Leaking(), group=GpuGroup(gpus=(0, 1))) as server:
@@ -260,16 +257,13 @@ def test_memory_that_does_not_come_back_is_reported(tmp_path: Path, monkeypatch:
 def test_a_driver_that_fails_while_a_server_runs_leaves_no_running_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Failing:
+    class Failing(NoGpuMemory):
         readings = iter([1 << 30])
 
         def used_bytes(self, gpus: tuple[int, ...]) -> dict[int, int] | None:
             if (used := next(self.readings, None)) is None:
                 raise EnvironmentFaultError("the NVIDIA driver fails: GPU is lost", hint="reset it")
             return dict.fromkeys(gpus, used)
-
-        def processes(self, gpus: Sequence[int]) -> dict[int, dict[int, int | None]]:
-            return {}
 
     monkeypatch.setattr("tuner.server.gpu_memory.LIMIT_S", 1.0)
     with fake_running(tmp_path, gpu_memory=Failing(), group=GpuGroup(gpus=(0,))) as server:

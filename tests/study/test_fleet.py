@@ -1,24 +1,199 @@
-"""The contract of a fleet, over the fleets that there are."""
+"""What holds of a fleet: who waits for whom, what is on disk by when, and how it ends."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import wait
+from pathlib import Path
 
 import pytest
 
-from tests.study.fleet_contract import Emit, FleetContract, FleetFactory, Work
+from tests.study.builders import level, record
+from tuner.bench.task import RunLadder
+from tuner.candidate import Candidate
 from tuner.placement import GpuGroup
-from tuner.study.fleet import Fleet, LocalFleet
+from tuner.study.assignment import Assignment
+from tuner.study.fleet import FleetStoppedError, LocalFleet
+from tuner.study.record import Role, TrialRecord
 from tuner.study.store import Store
 
+Work = Callable[[Assignment], TrialRecord]
+MakeFleet = Callable[..., LocalFleet]
 
-def local(groups: Sequence[GpuGroup], work: Work, store: Store, emit: Emit, stop: threading.Event) -> Fleet:
-    return LocalFleet(groups, lambda assignment: work(assignment, emit), store, stop)
+GROUPS = (GpuGroup((0,)), GpuGroup((1,)))
+PAIR, APART = GpuGroup((0, 1)), GpuGroup((2,))
+"""A larger slot over both groups, and one that shares no GPU with them."""
+
+TIMEOUT_S = 20.0
 
 
-class TestFleets(FleetContract):
-    @pytest.fixture(params=[local])
-    def factory(self, request: pytest.FixtureRequest) -> FleetFactory:
-        made: FleetFactory = request.param
-        return made
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "s")
+    store.create()
+    return store
+
+
+@pytest.fixture
+def stop() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def fleet_of(store: Store, stop: threading.Event) -> MakeFleet:
+    def fleet_of(groups: Sequence[GpuGroup], work: Work) -> LocalFleet:
+        return LocalFleet(groups, work, store, stop)
+
+    return fleet_of
+
+
+def made(assignment: Assignment) -> TrialRecord:
+    """Do the work of a trial in no time."""
+    return record(assignment.trial, assignment.candidate, (level(10.0),), group=assignment.groups[0])
+
+
+def assigned(store: Store, group: GpuGroup) -> Assignment:
+    return Assignment(store.new_trial(), Role.SEARCH, Candidate(), (group,), RunLadder((8,), 1.0), 0.0, None)
+
+
+def test_its_groups_are_those_given(fleet_of: MakeFleet) -> None:
+    with fleet_of(GROUPS, made) as fleet:
+        assert fleet.groups == GROUPS
+
+
+def test_a_record_is_on_disk_before_its_future_resolves(fleet_of: MakeFleet, store: Store) -> None:
+    on_disk: list[list[int]] = []
+    with fleet_of(GROUPS, made) as fleet:
+        for _ in range(3):
+            looked = threading.Event()
+
+            def look(_: object, looked: threading.Event = looked) -> None:
+                on_disk.append([r.trial for r in store.records()])
+                looked.set()
+
+            fleet.submit(assigned(store, GROUPS[0])).add_done_callback(look)
+            assert looked.wait(TIMEOUT_S), "result() may return before the callbacks have run"
+    assert on_disk == [[0], [0, 1], [0, 1, 2]]
+
+
+def test_a_record_is_on_disk_before_its_slot_gets_another_server(fleet_of: MakeFleet, store: Store) -> None:
+    before: list[int] = []
+
+    def work(assignment: Assignment) -> TrialRecord:
+        before.append(len(store.records()))
+        return made(assignment)
+
+    with fleet_of(GROUPS[:1], work) as fleet:
+        wait([fleet.submit(assigned(store, GROUPS[0])) for _ in range(4)], TIMEOUT_S)
+    assert before == [0, 1, 2, 3]
+
+
+def test_slots_work_side_by_side_and_none_is_used_twice_at_once(fleet_of: MakeFleet, store: Store) -> None:
+    pair = threading.Barrier(len(GROUPS), timeout=TIMEOUT_S)
+    lock, busy, most = threading.Lock(), dict.fromkeys(GROUPS, 0), dict.fromkeys(GROUPS, 0)
+
+    def work(assignment: Assignment) -> TrialRecord:
+        with lock:
+            busy[assignment.groups[0]] += 1
+            most[assignment.groups[0]] = max(most[assignment.groups[0]], busy[assignment.groups[0]])
+        pair.wait()  # passes only while the other slot works too
+        with lock:
+            busy[assignment.groups[0]] -= 1
+        return made(assignment)
+
+    with fleet_of(GROUPS, work) as fleet:
+        futures = [fleet.submit(assigned(store, group)) for _ in range(3) for group in GROUPS]
+        assert {future.result(TIMEOUT_S).start.group for future in futures} == {group.name for group in GROUPS}
+    assert most == dict.fromkeys(GROUPS, 1)
+
+
+def test_slots_that_share_a_gpu_take_turns_in_the_order_of_their_assignments(fleet_of: MakeFleet, store: Store) -> None:
+    """A large slot waits for the small ones before it, and later small ones wait for it."""
+    order = [GROUPS[0], PAIR, GROUPS[1], GROUPS[0], PAIR, PAIR, GROUPS[0], GROUPS[1]] * 12
+    lock = threading.Lock()
+    busy: set[int] = set()
+    began: list[int] = []
+
+    def work(assignment: Assignment) -> TrialRecord:
+        with lock:
+            assert not busy & assignment.units
+            busy.update(assignment.units)
+            began.append(assignment.trial)
+        record = made(assignment)
+        with lock:
+            busy.difference_update(assignment.units)
+        return record
+
+    with fleet_of((*GROUPS, PAIR), work) as fleet:
+        for future in [fleet.submit(assigned(store, group)) for group in order]:
+            future.result(TIMEOUT_S)
+    for group in GROUPS:
+        uses_it = [trial for trial, slot in enumerate(order) if slot.units & group.units]
+        assert [trial for trial in began if trial in uses_it] == uses_it
+
+
+def test_an_assignment_passes_those_that_wait_for_other_gpus(fleet_of: MakeFleet, store: Store) -> None:
+    passed = threading.Event()
+
+    def work(assignment: Assignment) -> TrialRecord:
+        if assignment.groups == (APART,):
+            passed.set()
+        else:
+            assert passed.wait(TIMEOUT_S)
+        return made(assignment)
+
+    with fleet_of((*GROUPS, PAIR, APART), work) as fleet:
+        futures = [fleet.submit(assigned(store, group)) for group in (GROUPS[0], PAIR, PAIR, APART)]
+        assert [future.result(TIMEOUT_S).trial for future in futures] == [0, 1, 2, 3]
+
+
+def test_stop_ends_what_runs_and_refuses_what_comes(fleet_of: MakeFleet, store: Store, stop: threading.Event) -> None:
+    started = threading.Event()
+
+    def work(assignment: Assignment) -> TrialRecord:
+        started.set()
+        assert stop.wait(TIMEOUT_S)
+        return made(assignment)
+
+    with fleet_of(GROUPS, work) as fleet:
+        running = fleet.submit(assigned(store, GROUPS[0]))
+        assert started.wait(TIMEOUT_S)
+        before = fleet.stopped
+        fleet.stop()
+        fleet.stop()
+        assert (before, fleet.stopped) == (False, True)
+        with pytest.raises(FleetStoppedError):
+            fleet.submit(assigned(store, GROUPS[1]))
+        assert running.result(TIMEOUT_S).trial == 0
+    assert [r.trial for r in store.records()] == [0]
+
+
+def test_the_end_of_the_block_waits_for_what_runs_and_an_exception_stops_it_first(
+    fleet_of: MakeFleet, store: Store, stop: threading.Event
+) -> None:
+    def work(assignment: Assignment) -> TrialRecord:
+        assert stop.wait(TIMEOUT_S)
+        return made(assignment)
+
+    with pytest.raises(ZeroDivisionError), fleet_of(GROUPS, work) as fleet:
+        future = fleet.submit(assigned(store, GROUPS[0]))
+        raise ZeroDivisionError
+    assert fleet.stopped
+    assert future.done()
+    assert [r.trial for r in store.records()] == [0]
+
+
+def test_an_exception_of_one_assignment_does_not_end_the_fleet(fleet_of: MakeFleet, store: Store) -> None:
+    def work(assignment: Assignment) -> TrialRecord:
+        if assignment.trial == 0:
+            raise ValueError("a bug")
+        return made(assignment)
+
+    with fleet_of(GROUPS[:1], work) as fleet:
+        broken, whole = (fleet.submit(assigned(store, GROUPS[0])) for _ in range(2))
+        with pytest.raises(ValueError, match="a bug"):
+            broken.result(TIMEOUT_S)
+        assert whole.result(TIMEOUT_S).trial == 1
+    assert not fleet.stopped
+    assert [r.trial for r in store.records()] == [1]

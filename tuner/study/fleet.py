@@ -19,12 +19,11 @@ class FleetStoppedError(Exception):
 
 
 class Fleet(ABC):
-    """GPU groups that run trials side by side. tests/study/fleet_contract.py holds what every fleet must do.
+    """GPU groups that run trials side by side. tests/study/test_fleet.py holds what every fleet must do.
 
     - One trial at a time uses a GPU; an assignment for a busy one waits for its turn.
     - An assignment is on disk before its server starts.
     - A record is on disk before its future resolves, and before its GPUs are given another server.
-    - A trial's events are delivered in their order, and before its future resolves.
     - An exception in one assignment goes to its future; the fleet goes on.
     - After `stop`, running trials end early and `submit` raises FleetStoppedError.
 
