@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
-import os
 import shutil
 import socket
 import subprocess
@@ -20,15 +18,10 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.deploy.conftest import on_the_machine, with_launch
 from tests.deploy.ports import neighbouring_ports
 from tuner.deploy.nginx import nginx_conf
 from tuner.deploy.recorded import Recorded
-from tuner.deploy.start import write_pair
-from tuner.launch import Door, LaunchSpec
-from tuner.placement import GpuGroup
 from tuner.server.nginx_conf import PREFIX_HEADER, whole_conf
-from tuner.telemetry.prometheus import scrape
 
 CHUNKS = 5
 PAUSE_S = 0.1
@@ -120,11 +113,11 @@ class Answer(NamedTuple):
     last_s: float
 
 
-def ask(port: int, path: str = "/v1/chat/completions", body: bytes = b"{}", prefix: str = "") -> Answer:
+def ask(port: int, prefix: str = "") -> Answer:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     began = time.monotonic()
     headers = {"Content-Type": "application/json", **({PREFIX_HEADER: prefix} if prefix else {})}
-    connection.request("POST", path, body=body, headers=headers)
+    connection.request("POST", "/v1/chat/completions", body=b"{}", headers=headers)
     response = connection.getresponse()
     first_line = response.readline()
     first_s = time.monotonic() - began
@@ -147,7 +140,7 @@ def test_by_prefix_requests_of_one_prefix_reach_one_server(conf: str, streamers:
     upstream = "".join(f"{line.removeprefix('#').removeprefix(' ')}\n" for line in other.splitlines())
     server = measured[measured.index("\nserver {") :]
     with nginx_with(upstream + server, streamers + 2, tmp_path) as port, ThreadPoolExecutor(12) as pool:
-        of_a = [answer.data[0].split()[1] for answer in pool.map(lambda _: ask(port, prefix="a"), range(12))]
+        of_a = [answer.data[0].split()[1] for answer in pool.map(ask, [port] * 12, ["a"] * 12)]
         prefixes = list(pool.map(lambda i: ask(port, prefix=f"prefix {i}").data[0].split()[1], range(24)))
         without = [answer.data[0].split()[1] for answer in pool.map(ask, [port] * 24)]
     assert len(set(of_a)) == 1
@@ -157,47 +150,3 @@ def test_by_prefix_requests_of_one_prefix_reach_one_server(conf: str, streamers:
 def test_there_is_an_upstream_for_each_gpu_group(recorded: Recorded) -> None:
     assert nginx_conf(recorded).count("\n    server 127.0.0.1:") == len(recorded.plan.groups) == 2
     assert nginx_conf(recorded, replicas=5).count("\n    server 127.0.0.1:") == 5
-
-
-TOKENS = 400
-REPLICA = (
-    "--load-format", "dummy", "--enforce-eager", "--dtype", "float32", "--max-model-len", "512",
-    "--max-num-seqs", "4", "--kv-cache-memory-bytes", "256M", "--shutdown-timeout", "10",
-)  # fmt: skip
-REPLICA_ENV = (
-    ("HF_HUB_OFFLINE", "1"),
-    ("OMP_NUM_THREADS", "1"),
-    ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
-    ("VLLM_NO_USAGE_STATS", "1"),
-)
-
-
-@pytest.mark.real_vllm
-def test_two_real_servers_behind_their_door_share_streams_that_pass_unbuffered(
-    recorded: Recorded, vllm_command: tuple[str, ...], tiny_model: str, tmp_path: Path
-) -> None:
-    groups = (GpuGroup(workers=(0,), cores=("0",)), GpuGroup(workers=(1,), cores=("1",)))
-    launches = [
-        LaunchSpec((), vllm_command, (tiny_model, *REPLICA), (*REPLICA_ENV, ("VLLM_CPU_OMP_THREADS_BIND", cores)))
-        for group in groups
-        for cores in group.cores
-    ]
-    started = on_the_machine(recorded, Door.NGINX, groups)
-    start, stop = write_pair(tmp_path, with_launch(started, launch=launches[0], others=tuple(launches[1:])))
-    port = neighbouring_ports(3)
-    env = {**os.environ, "PORT": str(port), "START_TIMEOUT": "400"}
-    asked = {"model": tiny_model, "prompt": "hello", "max_tokens": TOKENS, "ignore_eos": True, "stream": True}
-    try:
-        begun = subprocess.run([start], env=env, capture_output=True, text=True)
-        assert begun.returncode == 0, begun.stderr
-        with ThreadPoolExecutor(4) as pool:
-            answers = list(pool.map(lambda _: ask(port, "/v1/completions", json.dumps(asked).encode()), range(4)))
-        seen = [scrape(f"http://127.0.0.1:{port + number}/metrics") for number in (1, 2)]
-    finally:
-        ended = subprocess.run([stop], env=env, capture_output=True, text=True)
-    assert (ended.returncode, "processes: none left; ports: free" in ended.stdout) == (0, True), ended.stdout
-    for answer in answers:
-        assert answer.data[-1] == b"data: [DONE]"
-        # A buffered stream comes in one piece at its end. A server's first answer waits some seconds before it streams.
-        assert answer.last_s - answer.first_s > answer.last_s / 10
-    assert [one.generation_tokens for one in seen if one is not None] == [2 * TOKENS, 2 * TOKENS]

@@ -1,11 +1,9 @@
-"""The server room on the real vLLM, CPU build: four starts, each some 25 s."""
+"""The server room on the real vLLM, CPU build: two starts of some 25 s. A refused one is in tests/test_search_on_real_vllm.py."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -14,9 +12,8 @@ import pytest
 from tests.server.support import children_of_ours, eventually, fake_running, runs
 from tuner.launch import LaunchSpec
 from tuner.server import proctable
-from tuner.server.diagnosis import Bound, Fault
+from tuner.server.diagnosis import Fault
 from tuner.server.proctable import ProcessEntry
-from tuner.server.service import RunningServer, ServerDidNotStart
 
 pytestmark = pytest.mark.real_vllm
 
@@ -35,18 +32,6 @@ def family_of(pid: int) -> list[ProcessEntry]:
 
 def shared_memory_of(pid: int) -> set[Path]:
     return {path for p in family_of(pid) for path in proctable.shared_memory_files(p.pid)}
-
-
-@contextmanager
-def swept(folder: Path, command: tuple[str, ...], model: str) -> Iterator[tuple[RunningServer, list[ProcessEntry]]]:
-    """A server with its family, for a body that harms it: whatever that was, the stop leaves nothing of it."""
-    launch = spec(command, model, "--max-model-len", "512")
-    with fake_running(folder, spec=launch, model=model, start_limit_s=LIMIT_S) as server:
-        family, files = family_of(server.pid), shared_memory_of(server.pid)
-        yield server, family
-    assert not any(runs(p.pid) for p in family) and not children_of_ours()
-    assert files and not any(path.exists() for path in files)
-    assert server.stopped is not None and server.stopped.is_clean
 
 
 def test_start_serve_and_stop_leave_nothing(tmp_path: Path, vllm_command: tuple[str, ...], tiny_model: str) -> None:
@@ -69,25 +54,12 @@ def test_start_serve_and_stop_leave_nothing(tmp_path: Path, vllm_command: tuple[
     assert [path.name for path in tmp_path.iterdir()] == ["server.log"]
 
 
-def test_a_refusal_teaches_its_bound(tmp_path: Path, vllm_command: tuple[str, ...], tiny_model: str) -> None:
-    launch = spec(vllm_command, tiny_model, "--max-model-len", "2048", "--kv-cache-memory-bytes", "8M")
-    with (
-        pytest.raises(ServerDidNotStart) as refused,
-        fake_running(tmp_path, spec=launch, model=tiny_model, start_limit_s=LIMIT_S),
-    ):
-        pytest.fail("8 MiB cannot hold a request of 2048 tokens")
-    cause = refused.value.cause
-    assert (cause.kind, cause.fault) == ("kv-too-small", Fault.CANDIDATE)
-    (bound,) = cause.bounds
-    assert bound == Bound("max-model-len", "<=", bound.limit) and 0 < bound.limit < 2048
-    assert refused.value.stopped.is_clean and not children_of_ours()
-
-
 def test_orphans_that_ignore_sigterm_are_swept_after_a_kill_9_of_the_api_server(
     tmp_path: Path, vllm_command: tuple[str, ...], tiny_model: str
 ) -> None:
-    with swept(tmp_path, vllm_command, tiny_model) as (server, family):
-        files = shared_memory_of(server.pid)
+    launch = spec(vllm_command, tiny_model, "--max-model-len", "512")
+    with fake_running(tmp_path, spec=launch, model=tiny_model, start_limit_s=LIMIT_S) as server:
+        family, files = family_of(server.pid), shared_memory_of(server.pid)
         for process in family:
             if process.pid != server.pid:
                 os.kill(process.pid, signal.SIGSTOP)  # deaf to SIGTERM, as an engine in a long kernel
@@ -96,15 +68,7 @@ def test_orphans_that_ignore_sigterm_are_swept_after_a_kill_9_of_the_api_server(
         cause = server.died()
         assert cause is not None and (cause.kind, cause.fault) == ("killed", Fault.ENVIRONMENT)
         assert len([p for p in family if runs(p.pid)]) >= 2, "engine core and worker outlive their API server"
-    assert server.stopped is not None and len(server.stopped.killed) >= 2
+    assert not any(runs(p.pid) for p in family) and not children_of_ours()
+    assert files and not any(path.exists() for path in files)
+    assert server.stopped is not None and server.stopped.is_clean and len(server.stopped.killed) >= 2
     assert {str(path) for path in files} <= set(server.stopped.removed)
-
-
-def test_a_server_that_does_not_act_on_sigterm_is_swept_with_its_whole_family(
-    tmp_path: Path, vllm_command: tuple[str, ...], tiny_model: str
-) -> None:
-    with swept(tmp_path, vllm_command, tiny_model) as (server, family):
-        for process in family:
-            os.kill(process.pid, signal.SIGSTOP)  # the signal stays pending, as under a hung system call
-    assert server.stopped is not None
-    assert len(server.stopped.killed) == len(family) and server.stopped.exit_code == -signal.SIGKILL
