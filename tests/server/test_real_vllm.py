@@ -1,4 +1,4 @@
-"""The server room on the real vLLM, CPU build: two starts of some 25 s. A refused one is in tests/test_search_on_real_vllm.py."""
+"""The server room on the real vLLM, CPU build: two starts. A refused one is in tests/test_search_on_real_vllm.py."""
 
 from __future__ import annotations
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
 
 from tests.study.builders import level, record
+from tuner import jsonfile
 from tuner.bench.task import RunLadder
 from tuner.candidate import Candidate
 from tuner.placement import GpuGroup
 from tuner.study.assignment import Assignment
 from tuner.study.fleet import FleetStoppedError, LocalFleet
 from tuner.study.record import Role, TrialRecord
-from tuner.study.store import Store
+from tuner.study.store import ASSIGNMENT, Store
 
 Work = Callable[[Assignment], TrialRecord]
 MakeFleet = Callable[..., LocalFleet]
@@ -77,15 +77,17 @@ def test_a_record_is_on_disk_before_its_future_resolves(fleet_of: MakeFleet, sto
     assert on_disk == [[0], [0, 1], [0, 1, 2]]
 
 
-def test_a_record_is_on_disk_before_its_slot_gets_another_server(fleet_of: MakeFleet, store: Store) -> None:
+def test_assignments_and_records_are_on_disk_before_a_server_starts(fleet_of: MakeFleet, store: Store) -> None:
     before: list[int] = []
 
     def work(assignment: Assignment) -> TrialRecord:
         before.append(len(store.records()))
+        assert jsonfile.load(store.trial_folder(assignment.trial) / ASSIGNMENT, Assignment) == assignment
         return made(assignment)
 
     with fleet_of(GROUPS[:1], work) as fleet:
-        wait([fleet.submit(assigned(store, GROUPS[0])) for _ in range(4)], TIMEOUT_S)
+        for future in [fleet.submit(assigned(store, GROUPS[0])) for _ in range(4)]:
+            future.result(TIMEOUT_S)
     assert before == [0, 1, 2, 3]
 
 

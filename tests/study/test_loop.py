@@ -8,7 +8,6 @@ import pytest
 from tests.fakes import ScriptedClock
 from tests.study.builders import MACHINE, landscape, plan, trial_of, with_start
 from tests.study.study_run import StudyRun
-from tuner import jsonfile
 from tuner.errors import EnvironmentFaultError
 from tuner.measurement import LoadKind
 from tuner.server.diagnosis import Bound
@@ -17,7 +16,6 @@ from tuner.study.events import GroupQuarantined, Paused, RuleApplied
 from tuner.study.machine_faults import ATTEMPTS, FAULTS_IN_A_ROW, PAUSES_S
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision
-from tuner.study.store import ASSIGNMENT, Store
 from tuner.vllm.defaults import vllm_defaults
 
 DEFAULTS = vllm_defaults("0.32.0", ())
@@ -51,41 +49,6 @@ def test_each_pair_of_confirmation_runs_has_traffic_of_its_own(tmp_path: Path) -
     of_winner = [a.traffic for a in confirming if a.candidate != made.baseline]
     assert of_default == of_winner == [1, 2, 3]
     assert {a.traffic for a in seen if a.role is not Role.CONFIRM} == {0}
-
-
-def test_every_record_is_on_disk_before_the_next_start(tmp_path: Path) -> None:
-    made = plan(tmp_path / "s", starts=6)
-    finished_at_start: list[int] = []
-
-    def run_trial(assignment: Assignment) -> TrialRecord:
-        finished_at_start.append(len(Store(tmp_path / "s").records()))
-        return landscape(assignment)
-
-    StudyRun(made, run_trial).loop.run()
-    assert finished_at_start == list(range(len(finished_at_start)))
-
-
-def test_the_assignment_of_a_trial_is_on_disk_before_it_begins(tmp_path: Path) -> None:
-    made = plan(tmp_path / "s", starts=6)
-    seen: list[bool] = []
-
-    def run_trial(assignment: Assignment) -> TrialRecord:
-        written = jsonfile.load(tmp_path / "s" / "trials" / f"{assignment.trial:04d}" / ASSIGNMENT, Assignment)
-        seen.append(written == assignment)
-        return landscape(assignment)
-
-    StudyRun(made, run_trial).loop.run()
-    assert len(seen) > 6 and all(seen)
-
-
-def test_the_default_is_kept_when_nothing_beats_it_by_more_than_the_noise(tmp_path: Path) -> None:
-    def flat(assignment: Assignment) -> TrialRecord:
-        made = landscape(replace(assignment, candidate=assignment.candidate.of({"max-num-seqs": 128})))
-        return replace(made, candidate=assignment.candidate)
-
-    result = StudyRun(plan(tmp_path / "s", starts=8), flat).loop.run()
-    assert result.decision is Decision.KEEP_DEFAULT
-    assert result.winner is not None and result.winner.candidate == plan(tmp_path / "s").baseline
 
 
 def test_the_figure_of_a_default_that_is_kept_comes_from_fresh_starts_too(tmp_path: Path) -> None:
@@ -234,25 +197,6 @@ def test_a_disk_that_is_nearly_full_ends_the_run_before_the_next_start(
     with pytest.raises(EnvironmentFaultError, match="nearly full"):
         run.loop.run()
     assert run.store.records() == ()
-
-
-def test_one_slow_start_does_not_end_the_search_early(tmp_path: Path) -> None:
-    """Time is planned with the median start: the first one, which read the model from a cold disk, took ten minutes."""
-    clock = ScriptedClock()
-
-    def run_trial(assignment: Assignment) -> TrialRecord:
-        made = landscape(assignment)
-        start_s = 600.0 if assignment.trial == 0 else 20.0
-        made = with_start(made, phases=replace(made.start.phases, start_s=start_s))
-        clock.sleep(made.start.phases.spent_s)
-        return made
-
-    run = StudyRun(replace(plan(tmp_path / "s", starts=25), time_budget_s=3000.0), run_trial)
-    run.loop.clock = clock
-    result = run.loop.run()
-    searched = sum(r.role is not Role.CONFIRM for r in run.store.records())
-    assert searched == 25, "at ten minutes a start there would have been time for half of them"
-    assert result.elapsed_s <= 3000
 
 
 def test_a_time_budget_leaves_room_for_confirmation(tmp_path: Path) -> None:
