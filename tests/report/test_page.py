@@ -17,7 +17,6 @@ from tests.report.conftest import HOSTILE
 from tests.report.every_value import EVERY_CAUTION, EVERY_NOTE, EVERY_REASON
 from tests.report.studies import Study, build_study
 from tests.study.builders import REFUSAL, with_start
-from tuner import jsonfile
 from tuner.bench.measured import Note
 from tuner.bench.phrases import NOTES, NotePhrase, note_text
 from tuner.launch import Door
@@ -297,25 +296,9 @@ def test_every_word_is_used_and_both_languages_have_the_same_fields() -> None:
     paths = [p for p in (*REPORT.glob("*.py"), *REPORT.glob("*.j2")) if not p.name.endswith("_texts.py")]
     sources = "".join(path.read_text(encoding="utf-8") for path in paths)
     families = (
-        "outcome-",
-        "lack-",
-        "left-out-",
-        "arrivals-",
-        "phase-",
-        "role-",
-        "channel-",
-        "caution-",
-        "limit-",
-        "read-",
-        "reading-",
-        "next-",
-        "compare-",
-        "load-",
-        "state-",
-        "door-",
-        "sign-",
-        "throttle-",
-    )
+        "outcome-", "lack-", "left-out-", "arrivals-", "phase-", "role-", "channel-", "caution-", "limit-", "read-",
+        "reading-", "next-", "compare-", "load-", "state-", "door-", "sign-", "throttle-",
+    )  # fmt: skip
     for key, texts in TABLE.items():
         assert fields_of(texts[0]) == fields_of(texts[1]), key
         assert key.startswith(families) or re.search(f"[\"']{key}[\"']", sources), f"{key} is not used"
@@ -354,13 +337,6 @@ def test_a_result_that_is_torn_is_a_caution_not_a_crash(tmp_path: Path) -> None:
     assert "result.json" in text
 
 
-def test_the_report_is_written_from_json_alone(tmp_path: Path) -> None:
-    study = build_study(tmp_path, trials=20)
-    (study.folder / "study.db").write_bytes(b"not a database")
-    assert jsonfile.dumps(study.plan)
-    write_report(study.folder)
-
-
 LEARNT = (
     learnt.LearntRule(7, "memory-wanted", (learnt.FlagLimit("gpu-memory-utilization", ">", 0.953),), saved=4),
     learnt.LearntRule(0, "kv-capacity", (learnt.FlagLimit("kv-cache-memory-bytes", "<", 25_165_824),)),
@@ -386,7 +362,4 @@ def test_every_rule_stands_with_the_start_that_it_comes_from_and_the_starts_that
     chinese = Page(report(with_rules, language="zh"))
     assert "学到的规则" in chinese.text and "已撤销：第 31 次启动成功" in chinese.text
     assert "withdrawn" not in chinese.text
-
-
-def test_a_study_that_learnt_nothing_has_no_table_of_rules(files: StudyFiles) -> None:
     assert "learnt" not in {attributes.get("id") for _, attributes in Page(report(files)).tags}
