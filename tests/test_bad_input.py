@@ -13,21 +13,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.fakes import ScriptedClock
-from tests.study.builders import landscape, plan
+from tests.study.builders import plan
+from tests.study.study_run import StudyRun
 from tuner.cli import app
-from tuner.environment import describe
 from tuner.errors import TunerError, UsageError
 from tuner.load.workload import workload
 from tuner.slo import parse_slo
 from tuner.space.files import read_space
-from tuner.study.fleet import LocalFleet
-from tuner.study.loop import Loop
-from tuner.study.search import Search
-from tuner.study.seeds import seeds
-from tuner.study.setting import StudySetting
 from tuner.study.store import Store
-from tuner.vllm.defaults import vllm_defaults
 
 quick = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -288,13 +281,7 @@ STARTS = 3
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("studies") / "whole"
-    made = plan(folder, starts=STARTS, confirm_starts=0)
-    Store(folder).create()
-    Store(folder).save_plan(made, describe("0.32.0", made.model, (), None))
-    setting = StudySetting.of(made, vllm_defaults("0.32.0", ()))
-    search = Search(setting, seeds(setting))
-    fleet = LocalFleet(made.groups, landscape, Store(folder))
-    Loop(plan=made, store=Store(folder), search=search, fleet=fleet, clock=ScriptedClock()).run()
+    StudyRun(plan(folder, starts=STARTS, confirm_starts=0)).loop.run()
     return folder
 
 

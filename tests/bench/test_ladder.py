@@ -139,12 +139,6 @@ def test_a_preemption_ends_the_ladder(tiny_model: str) -> None:
     assert verdict.outcome is Outcome.INFEASIBLE and verdict.reasons == (Reason(ReasonKind.PREEMPTIONS, 3.0),)
 
 
-def test_a_level_that_brings_no_more_is_the_last(tiny_model: str) -> None:
-    with serving(FAST) as server, metrics(lambda: 0) as url:
-        levels = Ladder().climb(server, url, tiny_model, (16, 4, 32))
-    assert [m.load.level for m, _ in levels] == [16, 4]
-
-
 def test_a_server_that_goes_away_leaves_the_levels_before(tiny_model: str) -> None:
     ladder = Ladder()
     with serving(FAST) as server, metrics(lambda: 0) as url:

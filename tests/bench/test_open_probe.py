@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,8 @@ import pytest
 from tests.bench.test_ladder import metrics
 from tests.load.scripted_server import Reset, answer, serving
 from tests.load.test_recorded import timed
-from tuner.bench.capacity_search import Ended, Saturation, SearchSettings, Stop, search_capacity
+from tuner.bench.capacity_search import Stop
 from tuner.bench.level import LevelRun
-from tuner.bench.measured import Cut, LoadCutError
 from tuner.bench.session import LiveSession, Pace
 from tuner.bench.task import SearchCapacity
 from tuner.load.arrivals import chosen_arrivals
@@ -23,7 +21,7 @@ from tuner.load.workload import workload
 from tuner.measurement import Load, LoadKind
 from tuner.slo import parse_slo
 from tuner.telemetry.sampler import Sampler, Watched
-from tuner.verdict import Outcome, Reason, ReasonKind, Verdict
+from tuner.verdict import Outcome
 
 FAST = answer(5, 0.05, 0.005)
 LATE = answer(5, 2.5, 0.005)
@@ -31,13 +29,7 @@ LATE = answer(5, 2.5, 0.005)
 
 
 def session_of(
-    url: str,
-    metrics_url: str,
-    model: str,
-    limit: str,
-    runs: list[LevelRun],
-    stop: bool = False,
-    text: str = "random:10,5",
+    url: str, metrics_url: str, model: str, limit: str, runs: list[LevelRun], text: str = "random:10,5"
 ) -> LiveSession:
     """A session that is warm: eight clients, whose requests are prepared."""
     session = LiveSession(
@@ -45,7 +37,7 @@ def session_of(
         Prompts.for_model(workload(text), model, 0, None),
         (parse_slo(limit),),
         Sampler(Watched(metrics_url), interval_s=0.1),
-        should_stop=lambda: stop,
+        should_stop=lambda: False,
         on_level=runs.append,
         warm_up_s=0.0,
     )
@@ -74,29 +66,6 @@ def test_a_rejected_probe_ends_early(tiny_model: str) -> None:
     assert not result.passed
     assert result.log_ratio is None
     assert result.seconds < 8
-
-
-class WeakClient(LiveSession):
-    """Session whose client is the bottleneck at every rate."""
-
-    def _open(self, rate: float, seconds: float, trace: str, stop: Stop) -> LevelRun:
-        run = super()._open(rate, seconds, trace, stop)
-        invalid = replace(run, verdict=Verdict(Outcome.INVALID, (Reason(ReasonKind.CLIENT_BUSY, 0.95),)))
-        self.levels[-1] = invalid.level
-        return invalid
-
-
-def test_a_rate_that_cannot_be_offered_ends_the_task(tiny_model: str) -> None:
-    settings = SearchSettings(saturation_s=0.5, probe_s=0.2, longest_probe_s=0.5, most_probes=2)
-    with serving(FAST) as server, metrics(lambda: 0) as url:
-        warm = session_of(server.url, url, tiny_model, "p99 ttft <= 60s", [])
-        session = WeakClient(
-            warm.target, warm.prompts, warm.slos, warm.sampler, warm.should_stop, warm.on_level, 0.0
-        )  # fmt: skip
-        session._pace = warm._pace
-        found = session.run(SearchCapacity(settings))
-    offered = {level.measurement.load for level in found.levels if level.measurement.load.kind is LoadKind.OPEN}
-    assert len(offered) == 1 and found.cut is Cut.NOT_OFFERED and found.capacity is None
 
 
 def test_saturation_is_littles_law(tiny_model: str) -> None:
@@ -155,20 +124,3 @@ def test_recorded_traffic_is_sent_in_its_order_with_its_own_gaps(tiny_model: str
     assert sorted(int(re.findall(r"p(\d+)", word)[0]) for word in words[-40:]) == list(range(40))
     due_s = [(r.due_ns - runs[-1].samples.requests[0].due_ns) / 1e9 for r in runs[-1].samples.requests]
     assert due_s == pytest.approx([i * (i + 1) / (39 * 40) * 39 / 20 for i in range(40)], abs=1e-6)
-
-
-def test_the_search_runs_on_a_real_server(tiny_model: str) -> None:
-    """A limit that no rate keeps: the search ends where it must, with every probe rejected."""
-    with serving(LATE) as server, metrics(lambda: 0) as url:
-        session = session_of(server.url, url, tiny_model, "p99 ttft <= 2s", [])
-        rules = SearchSettings(probe_s=1.0, longest_probe_s=1.0, saturation_s=1.0, most_probes=2)
-        found = search_capacity(session.probe, lambda seconds: Saturation(50.0, 0.07), rules=rules)
-    assert found.ended is Ended.NEVER_PASSED
-
-
-def test_stopped_in_a_probe_it_says_so(tiny_model: str) -> None:
-    with serving(FAST) as server, metrics(lambda: 0) as url:
-        session = session_of(server.url, url, tiny_model, "p99 ttft <= 2s", [], stop=True)
-        with pytest.raises(LoadCutError) as caught:
-            session.probe(50.0, 20.0, "search", Stop.AT_END)
-    assert caught.value.cut is Cut.INTERRUPTED

@@ -27,7 +27,7 @@ from tests.study.open_server import open_level, open_plan
 from tuner.bench.measured import Remark
 from tuner.cli.console import Console
 from tuner.cli.folders import State
-from tuner.cli.progress import Look, Progress, progress
+from tuner.cli.progress import Look, progress
 from tuner.cli.screen import Drawn, Screen
 from tuner.cli.snapshot import Picture
 from tuner.launch import Door
@@ -283,26 +283,24 @@ class Tmux:
         subprocess.run([*self._tmux, "kill-server"], check=False)
 
 
-@pytest.fixture(params=WIDTHS, ids="{} columns".format)
-def searching(request: pytest.FixtureRequest, tiny_model: str, tmp_path: Path) -> Iterator[tuple[Tmux, int, Path]]:
+@pytest.fixture
+def searching(tiny_model: str, tmp_path: Path) -> Iterator[tuple[Tmux, Path]]:
     if shutil.which("tmux") is None:
         pytest.skip("no tmux")
     words = short_search(tiny_model, tmp_path / "studies", "seen")
     line = f"env TUNER_SIM_SPEED=20 TERM=screen-256color {shlex.join((*TUNER, 'search', *words))}; echo ended $?; cat"
-    terminal = Tmux(tmp_path / "tmux", request.param, 50, line)
+    terminal = Tmux(tmp_path / "tmux", 80, 50, line)
     try:
-        yield terminal, request.param, tmp_path / "studies"
+        yield terminal, tmp_path / "studies"
     finally:
         terminal.press("C-c")
         terminal.close()
 
 
-def test_a_search_in_a_terminal_shows_its_live_screen_and_ends_with_the_result(
-    searching: tuple[Tmux, int, Path],
-) -> None:
-    terminal, width, studies = searching
+def test_a_search_in_a_terminal_shows_its_live_screen_and_ends_with_the_result(searching: tuple[Tmux, Path]) -> None:
+    terminal, studies = searching
     running = terminal.wait_for(r"cpu +trial 0001 \w+")
-    assert all(cell_len(line) <= width for line in running.splitlines())
+    assert all(cell_len(line) <= 80 for line in running.splitlines())
     assert re.search(r"1 of 2 starts \(0 confirm\)", running)
     assert re.search(r"0000 +default +feasible +[\d.]+ req/s", running)
     status = tuner("status", "seen", "--studies", str(studies))
@@ -315,9 +313,9 @@ def test_a_search_in_a_terminal_shows_its_live_screen_and_ends_with_the_result(
 
 
 def test_ctrl_c_on_the_live_screen_ends_the_search_and_leaves_the_terminal_usable(
-    searching: tuple[Tmux, int, Path],
+    searching: tuple[Tmux, Path],
 ) -> None:
-    terminal, _, _ = searching
+    terminal, _ = searching
     terminal.wait_for(r"cpu +trial 0001 \w+")
     terminal.press("C-c")
     text = terminal.wait_for(r"ended \d+")
@@ -349,12 +347,6 @@ def test_status_on_a_terminal_is_cut_to_its_width_and_without_colour_where_none_
     assert "\x1b" not in plain
     assert all(cell_len(line) <= 80 for line in plain.splitlines())
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == plain
-
-
-def test_console_and_screen_take_events_in_the_same_way() -> None:
-    told = {name for name in vars(Progress) if not name.startswith("_")}
-    assert told == {"say", "show"}
-    assert all(callable(getattr(kind, name)) for kind in (Console, Screen) for name in told)
 
 
 def test_an_open_loop_study_shows_its_rates_and_who_is_behind(tmp_path: Path) -> None:

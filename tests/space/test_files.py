@@ -3,8 +3,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from tuner.errors import UsageError
 from tuner.space.files import presets, read_space
@@ -68,14 +66,3 @@ def test_an_unknown_name_is_answered_with_the_nearest_one() -> None:
     with pytest.raises(UsageError) as caught:
         read_space("defualt")
     assert "default" in caught.value.hint
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=st.text(max_size=80))
-def test_no_text_makes_anything_but_a_space_or_a_usage_error(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "any.yaml"
-    path.write_text(text, encoding="utf-8")
-    try:
-        read_space(str(path))
-    except UsageError as error:
-        assert error.hint

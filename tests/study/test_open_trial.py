@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from tests.faults.study_run import make_plan
 from tuner import jsonfile
 from tuner.bench.capacity_search import Ended, Incumbent, SearchSettings
 from tuner.bench.measured import FellBehind
-from tuner.bench.task import ClaimRate, Saturate, SearchCapacity
+from tuner.bench.task import ClaimRate, SearchCapacity
 from tuner.candidate import Candidate
 from tuner.clock import RealClock
 from tuner.measurement import LoadKind
@@ -107,12 +106,6 @@ def test_a_confirming_start_claims_without_a_closed_loop(machine: Machine, searc
     assert {level.measurement.load.kind for level in record.levels} == {LoadKind.OPEN}
 
 
-def test_the_check_of_the_groups_is_the_closed_loop_alone(machine: Machine) -> None:
-    record = machine.run(3, Role.CHECK, search_trial=None, task=Saturate(RULES.saturation_s))
-    assert [level.measurement.load.kind for level in record.levels] == [LoadKind.CLOSED]
-    assert record.capacity is None
-
-
 def test_stopped_in_the_middle_the_trial_is_interrupted(machine: Machine) -> None:
     stop = threading.Event()
 
@@ -124,10 +117,6 @@ def test_stopped_in_the_middle_the_trial_is_interrupted(machine: Machine) -> Non
     record = replace(machine, runner=runner).run(4)
     assert record.outcome is TrialOutcome.INTERRUPTED
     assert len(record.levels) == 1 and record.qps is None
-
-
-def test_the_stand_in_is_what_was_measured(searched: TrialRecord) -> None:
-    assert "tuner.sim" in shlex.join(searched.start.launch.command)
 
 
 @pytest.mark.parametrize(

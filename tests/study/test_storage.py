@@ -132,8 +132,7 @@ def with_a_new_queue(path: Path) -> None:
     study.enqueue_trial({"max-num-seqs": 256.0}, user_attrs={"role": "default"})
 
 
-@pytest.mark.parametrize("damage", [gone, empty, with_a_new_queue])
-@pytest.mark.parametrize("trials", [1, 3, 8])
+@pytest.mark.parametrize(("damage", "trials"), [(gone, 1), (gone, 8), (empty, 3), (with_a_new_queue, 8)])
 def test_a_lost_database_is_made_anew_from_the_records(
     tmp_path: Path, damage: Callable[[Path], None], trials: int
 ) -> None:
