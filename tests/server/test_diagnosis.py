@@ -33,7 +33,7 @@ GOLDEN: dict[str, tuple[int, ServerPhase, str, Fault, tuple[Bound, ...]]] = {
         1, START, "threshold-above-len", C, (Bound("long-prefill-token-threshold", "<=", 512),)
     ),
     "0.32-tokenizer-missing": (1, START, "tokenizer-missing", E, ()),
-    "0.32-unknown-flag": (2, START, "unknown-flag", C, ()),
+    "0.32-unknown-flag": (2, START, "unknown-flag", S, ()),
     "0.32-worker-killed": (0, SERVE, "worker-died", U, ()),
     "constructed-0.20-kv-too-small": (1, START, "kv-too-small", C, (Bound("max-model-len", "<=", 16128),)),
     "constructed-0.20-memory-wanted": (1, START, "memory-wanted", C, (Bound("gpu-memory-utilization", "<=", 0.958),)),
@@ -79,12 +79,17 @@ def test_every_log_has_an_expectation() -> None:
     assert {path.stem for path in LOGS.glob("*.log")} - facts_only == set(GOLDEN)
 
 
-@pytest.mark.parametrize(("held_gib", "fault"), [(0.6, Fault.CANDIDATE), (60.0, Fault.ENVIRONMENT)])
-def test_memory_measured_before_the_start_decides_whose_fault_a_full_gpu_is(held_gib: float, fault: Fault) -> None:
-    text = log("constructed-0.28-memory-held")
+@pytest.mark.parametrize(
+    ("free", "held_gib", "fault"),
+    [("13.5", 0.6, E), ("13.5", 66.0, E), ("72.5", 0.6, E), ("72.5", 6.0, C), ("72.5", None, C), ("78.4", 0.2, C)],
+)
+def test_memory_that_others_took_since_the_count_teaches_no_bound(
+    free: str, held_gib: float | None, fault: Fault
+) -> None:
+    text = log("constructed-0.28-memory-held").replace("(13.5/", f"({free}/")
     cause = diagnose(text, exit_code=1, phase=START, held_by_others_gib=held_gib)
     assert cause.fault is fault
-    assert bool(cause.bounds) == (fault is Fault.CANDIDATE)
+    assert bool(cause.bounds) == (fault is C)
 
 
 def test_host_memory_that_others_hold_for_the_most_part_is_not_the_candidates_fault() -> None:

@@ -49,6 +49,10 @@ def logfmt(process: str, lines: Sequence[str]) -> list[str]:
     return [f'time="2026-04-07T09:15:02Z" level=info msg={json.dumps(line)} part=llm' for line in raw(process, lines)]
 
 
+def with_blanks(process: str, lines: Sequence[str]) -> list[str]:
+    return [each for line in stamped(process, lines) for each in (line, "")]
+
+
 def without_escapes(process: str, lines: Sequence[str]) -> list[str]:
     return [f"[1;36m({process} pid=71)[0;0m ERROR 04-07 09:15:02 [core.py:811] {line}" for line in lines]
 
@@ -62,6 +66,7 @@ FORMS: dict[str, Form] = {
     "cri": before_each("2026-04-07T09:15:02.1+02:00 stderr F "),
     "compose": before_each("llm-server-1  | "), "journald": before_each("Apr 07 09:15:02 box llm[71]: "),
     "wrapped": before_each("2026-04-07 09:15:02,594 - INFO - [container] ", raw),
+    "blanks": with_blanks, "indented": before_each("    "), "marked": before_each("**"),
     "runner": before_each("[2026-04-07 09:15:02] [/bin/sh]: "), "stdout": before_each("vLLM STDOUT: ", raw),
 }  # fmt: skip
 
@@ -172,6 +177,15 @@ def test_a_workers_words_that_the_engine_repeats_are_read_where_its_own_are_miss
     assert read(stamped("EngineCore", traceback(text)))[:2] == ("no-compiler", E)
 
 
+@pytest.mark.parametrize("form", [stamped, raw])
+@pytest.mark.parametrize("breaks", [1, 3])
+def test_a_message_that_a_copy_broke_and_stripped_of_its_prefixes_keeps_its_bound(form: Form, breaks: int) -> None:
+    words = KV.removeprefix("ValueError: ").split(", ", breaks)
+    assert read([*form("EngineCore", ["ValueError: "]), *(f"{part}, " for part in words)]) == (
+        "kv-too-small", C, LONGEST
+    )  # fmt: skip
+
+
 def test_a_clean_up_after_the_end_is_no_cause() -> None:
     clean_up = traceback("FileNotFoundError: [Errno 2] No such file or directory: '/tmp/q'", function="_exitfunc")
     assert read([*engine_gave_up(), *raw("APIServer", clean_up)])[:2] == ("engine-did-not-start", U)
@@ -181,6 +195,7 @@ def test_a_clean_up_after_the_end_is_no_cause() -> None:
     ("line", "kind", "fault"),
     [
         ("Memory access fault by GPU node-2 (Agent handle: 0x1) on address 0x7f. Reason: Unknown.", "gpu-crash", U),
+        ("[GEMM][FATAL] a.cu(8): Check failed: status, an illegal memory access", "gpu-crash", U),
         ("Failed: Cuda error /src/custom_all_reduce.cuh:455 'invalid argument'", "nccl", E),
     ],
 )
@@ -390,6 +405,30 @@ CAUSES: tuple[tuple[str, Fault, str], ...] = (
     ("layout-unsupported", C, "AssertionError: assert tp_size % self.total_num_kv_heads == 0"),
     ("speculative-unsupported", S, "ValueError: The draft model config must have a mask_token_id"),
     ("batched-below-draft", C, "ValueError: VllmConfig does not have enough slots to schedule a token and support it."),
+    ("oom", C, "RuntimeError: NPU out of memory. Tried to allocate 2.00 GiB (NPU 1; 60.97 GiB total capacity; "
+     "55.00 GiB already allocated; 55.00 GiB current active; 1.20 GiB free; 55.40 GiB reserved in total by PyTorch)"),
+    ("oom", C, "jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm."),
+    ("oom", C, "RuntimeError: No parameters. There may be insufficient memory to allocate the weight."),
+    ("oom", C, "RuntimeError: NVML_SUCCESS == r INTERNAL ASSERT FAILED at \"/c10/CUDACachingAllocator.cpp\":9"),
+    ("kernel-too-large", S, "jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem."),
+    ("gpu-crash", U, "RuntimeError: npu_x:a.cpp:1 NPU function error: call aclnnY failed, error code is 561003"),
+    ("gpu-broken", E, "RuntimeError: NPU function error: z, error code is 5\n[Error]: DMA hardware execution error."),
+    ("driver", E, "RuntimeError: This form is not supported. Try to update the version of CANN."),
+    ("driver", E, "ValueError: the kernel does not support this; please upgrade your NVIDIA driver"),
+    ("nccl", E, "RuntimeError: createHCCLComm:a.cpp:3 HCCL function error: HcclGetRootInfo, error code is 7"),
+    ("no-kernel", E, "torch.AcceleratorError: HIP error: invalid kernel file"),
+    ("port-in-use", E, "RuntimeError: Could not find open port after 9 attempts starting from port 80"),
+    ("model-not-found", E, "OSError: Can't load image processor for 'org/net'. If you were trying to load it"),
+    ("model-unsupported", S, "ModuleNotFoundError: No module named 'transformers_modules.Net-2'"),
+    ("model-unsupported", S, "AttributeError: 'NetConfig' object has no attribute 'gate'"),
+    ("vllm-broken", E, "AttributeError: 'CompilationConfig' object has no attribute 'gate'"),
+    ("vllm-broken", E, "RuntimeError: numaguard is required for a binding but is not installed on this machine"),
+    ("too-few-gpus", S, "ValueError: Not enough resources to allocate 4 DP ranks on node 1."),
+    ("bad-value", S, "pydantic_core.ValidationError: 1 validation error for VllmConfig\n  Value error, a codec is "
+     "wrong [type=value_error, input_value=ArgsKwargs((), {'max_num_seqs': 8}), input_type=ArgsKwargs]"),
+    ("bad-value", S, "pydantic_core.ValidationError: 1 validation error for ParallelConfig\nnew_field\n  Input is odd"),
+    ("bad-value", C, "pydantic_core.ValidationError: 1 validation error for VllmConfig\n  Value error, max_num_seqs"),
+    ("flag-refused", C, "ValueError: Chunked prefill does not go with a net of next year"),
     ("flag-refused", C, "ValueError: max_num_seqs does not go with something of next year"),
     ("flag-refused", C, "AssertionError: bad gpu_memory_utilization for this device"),
 )  # fmt: skip
@@ -430,7 +469,15 @@ def test_a_model_that_cannot_be_read_or_built_is_the_studys_fault(text: str, fun
     assert read([*stamped("EngineCore", traceback(text)), *engine_gave_up()])[1] is U
 
 
-@pytest.mark.parametrize("text", ["HIP error: invalid argument", "CUDA error: new", "CUDA driver error: new"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NPU function error: z, error code is 5",
+        "HIP error: invalid argument",
+        "CUDA error: new",
+        "CUDA driver error: new",
+    ],
+)
 def test_before_anything_is_loaded_an_error_of_the_gpus_runtime_is_the_machines(text: str) -> None:
     found = [read(traceback(f"RuntimeError: {text}", function=name))[1] for name in ("init_device", "execute_model")]
     assert found == [E, U]
@@ -464,7 +511,18 @@ def test_an_unread_cause_quotes_the_exception_and_not_the_line_before_it() -> No
     assert (cause.kind, cause.line) == ("engine-did-not-start", "RuntimeError: new words")
 
 
-@pytest.mark.parametrize(("words", "fault"), [("stray here", S), ("--new-flag 3", C)])
-def test_words_of_no_flag_are_the_studys_fault(words: str, fault: Fault) -> None:
-    text = f"usage: vllm serve [options]\nvllm: error: unrecognized arguments: {words}"
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        ("unrecognized arguments: stray here", S),
+        ("unrecognized arguments: --new-flag 3", S),
+        ("unrecognized arguments: --new-flag 3 --long-prefill-token-threshold 9", C),
+        ("argument --max-num-seqs: invalid int value: 'many'", C),
+        ("argument --tensor-parallel-size/-tp: expected one argument", C),
+        ("argument --tool-call-parser: invalid choice: 'x' (choose from 'y', 'z')", S),
+        ("argument --new-config/-nc: Value {a:1} cannot be converted to <function loads at 0x7f>.", S),
+    ],
+)
+def test_a_refused_argument_is_the_candidates_if_its_flag_is_searched(words: str, fault: Fault) -> None:
+    text = f"usage: vllm serve [options]\nvllm: error: {words}"
     assert diagnose(text, exit_code=2, phase=START).fault is fault

@@ -19,7 +19,7 @@ from tuner.layout import Layout
 from tuner.study.assignment import Assignment
 from tuner.study.events import Explained, Unexplained
 from tuner.study.record import Role, TrialOutcome, TrialRecord
-from tuner.study.unread import questions, settled
+from tuner.study.unread import of_every_start, questions, settled
 from tuner.vllm.cause import Cause, Fault
 
 _PIDS = itertools.count(4000)
@@ -155,6 +155,16 @@ def test_a_cause_of_the_study_is_put_to_the_test_once_something_runs(tmp_path: P
     )
     assert run.loop.run().complete
     assert seen[3].role is Role.EXPERIMENT
+
+
+def test_a_cause_of_the_study_ends_no_run_before_the_default_is_tried(tmp_path: Path) -> None:
+    of_study = replace(unread("fp8 needs compute capability 8.9"), fault=Fault.STUDY)
+    run, _ = striking(lambda: StudyRun(plan(tmp_path / "s", starts=6)), lambda a, _: of_study)
+    with pytest.raises(EnvironmentFaultError):
+        run.loop.run()
+    default = run.store.records()[0]
+    other = replace(default, candidate=Candidate.of({"max-num-seqs": 9}))
+    assert [of_every_start(run.loop.plan, [r]) for r in (other, default)] == [None, of_study]
 
 
 def test_different_refusals_of_the_first_candidates_do_not_end_the_run(tmp_path: Path) -> None:

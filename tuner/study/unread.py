@@ -97,17 +97,18 @@ def of_every_start(plan: StudyPlan, records: Sequence[TrialRecord]) -> Cause | N
     """Return the cause that keeps every configuration from starting. None if one has started, or may start yet.
 
     It takes the default and the first candidates, all refused in the same words, whatever the table of causes says
-    of them. A fault that the table calls the study's needs no second start.
+    of them. A fault that the table calls the study's needs no second start beside the default's.
     """
     tried = [r for r in records if r.role.searches and r.outcome is not TrialOutcome.INTERRUPTED]
     causes = {r.candidate.id: r.start.cause for r in tried if r.start.cause is not None}
-    if any(r.start.got_ready for r in records) or len(causes) < len({r.candidate.id for r in tried}):
+    open_starts = len({r.candidate.id for r in tried}) - len(causes)
+    if any(r.start.got_ready for r in records) or open_starts or plan.baseline.id not in causes:
         return None
     for cause in causes.values():
         if cause is not None and cause.fault is Fault.STUDY and not _may_be_the_layouts(plan, cause):
             return cause
     found = [cause for cause in causes.values() if cause is not None and cause.fault is not Fault.ENVIRONMENT]
-    if len(found) < FIRST_STARTS or len(found) < len(causes) or plan.baseline.id not in causes:
+    if len(found) < FIRST_STARTS or len(found) < len(causes):
         return None
     unread = all(cause.fault is Fault.UNKNOWN for cause in found)
     return found[0] if unread or len({_words(cause) for cause in found}) == 1 else None

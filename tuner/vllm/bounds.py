@@ -7,9 +7,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tuner.vllm import knobs
 from tuner.vllm.cause import Bound, Fault
 from tuner.vllm.log_lines import StartPhase
-from tuner.vllm.memory import HELD_SHARE_HOST, MemoryFigures, Shortage, is_unified, may_be_held, shortage
+from tuner.vllm.memory import HELD_GIB, HELD_SHARE_HOST, MemoryFigures, Shortage, is_unified, may_be_held, shortage
 
 GIB = 2**30
 
@@ -70,11 +71,14 @@ def free_share(match: re.Match[str], _context: MessageContext) -> tuple[Bound, .
 
 
 def gpu_held(match: re.Match[str], context: MessageContext) -> Fault:
-    """Blame a start that finds too little memory free. On unified memory the page cache counts as in use."""
-    total, held = float(match["total"]), context.held_by_others_gib
-    if held is None or is_unified(total):
-        held = total - float(match["free"])
-    return Fault.ENVIRONMENT if held > may_be_held(total) else Fault.CANDIDATE
+    """Blame a start that finds too little memory free. What came after the count of others is no lasting holder.
+
+    On unified memory the page cache counts as in use, so the count says nothing.
+    """
+    total, before = float(match["total"]), context.held_by_others_gib
+    held = total - float(match["free"])
+    has_grown = before is not None and not is_unified(total) and held > before + HELD_GIB
+    return Fault.ENVIRONMENT if has_grown or held > may_be_held(total) else Fault.CANDIDATE
 
 
 def host_held(match: re.Match[str], _context: MessageContext) -> Fault:
@@ -93,6 +97,12 @@ def short_of_memory(figures: MemoryFigures, context: MessageContext) -> Shortage
     """Decide whose memory was missing."""
     nothing_of_ours = context.phase is StartPhase.BEGINNING
     return shortage(figures, context.held_by_others_gib, nothing_of_ours=nothing_of_ours)
+
+
+def of_the_arguments(match: re.Match[str], _context: MessageContext) -> Fault:
+    """Blame a refused argument by the flag that the message names, before pydantic's dump of all values."""
+    named = knobs.NAMES_SEARCHED.search(match[0].split("[type=")[0])
+    return Fault.STUDY if named is None else Fault.CANDIDATE
 
 
 def of_the_device(_match: re.Match[str], context: MessageContext) -> Fault:

@@ -8,11 +8,16 @@ from tuner.vllm import bounds
 from tuner.vllm.cause import Fault
 from tuner.vllm.pattern import Pattern
 
-_R = re.compile
 _C, _E = Fault.CANDIDATE, Fault.ENVIRONMENT
 _GIVE_MEMORY = "raise gpu-memory-utilization or lower max-model-len"
 _FREE_GPU = "see with nvidia-smi who holds the memory, end it, and go on"
 WEIGHTS_HINT = "use more GPUs (--tensor-parallel-size) or a quantised model"
+
+
+def _R(text: str) -> re.Pattern[str]:  # noqa: N802
+    """Compile a message that a terminal or an editor may have broken at any space."""
+    return re.compile(text.replace(" ?", r"\s*").replace(" ", r"\s+"))
+
 
 CANDIDATE_PATTERNS: tuple[Pattern, ...] = (
     # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -21,7 +26,8 @@ CANDIDATE_PATTERNS: tuple[Pattern, ...] = (
         _R(
             r"To serve at least one request with the model\S* max seq len \((?P<length>\d+)\),? "
             r"\(?(?P<needed>[\d.]+) ?GiB\)? KV cache is needed, which is larger than the available KV cache memory "
-            r"\((?P<available>-?[\d.]+) ?GiB\)(?:[^\n]*?estimated maximum model length is (?P<longest>\d+))?"
+            r"\((?P<available>-?[\d.]+) ?GiB\)"
+            r"(?:.{0,120}?\s.{0,40}?estimated maximum model length is (?P<longest>\d+))?"
         ),
         "A request of max-model-len {length} needs more KV cache than there is: {needed} GiB against {available} GiB.",
         _GIVE_MEMORY, bounds.longest_length,

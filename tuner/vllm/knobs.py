@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 API_KEY = "api-key"
@@ -129,3 +130,13 @@ ONLY_SERVING = frozenset({
     SCHEDULER_RESERVE_FULL_ISL, SCHEDULING_POLICY, WATERMARK, STREAM_INTERVAL,
 })  # fmt: skip
 """Flags that the scheduler reads while it serves. They change nothing of a start's memory."""
+
+SEARCHED = ONLY_SERVING | {
+    MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, MAX_MODEL_LEN, GPU_MEMORY_UTILIZATION, KV_CACHE_MEMORY_BYTES,
+    ENABLE_CHUNKED_PREFILL, MAX_CUDAGRAPH_CAPTURE_SIZE, NUM_GPU_BLOCKS_OVERRIDE, TENSOR_PARALLEL, PIPELINE_PARALLEL,
+    "cudagraph-capture-sizes", "chunked-prefill",
+}  # fmt: skip
+"""Flags whose values differ from candidate to candidate. A refusal that names none is of what every start shares."""
+
+NAMES_SEARCHED = re.compile(rf"(?<![\w-])(?:--)?(?i:{'|'.join(sorted(SEARCHED)).replace('-', '[-_ ]')})(?![\w-])")
+"""Any of them, as a flag, as vLLM's code spells it, or in words."""

@@ -42,8 +42,11 @@ PHASE_FUNCTIONS = (
         re.compile(r"initialize_kv_cache\w*|initialize_from_config|initialize_cache|_allocate_kv_cache\w*"),
     ),
     (StartPhase.WARMING_UP, re.compile(r"compile_or_warm_up_model|kernel_warmup|warm_up_model")),
-    (StartPhase.LOADING, re.compile(r"load_model|load_weights|get_model|initialize_model")),
-    (StartPhase.BEGINNING, re.compile(r"init_device|init_worker_distributed_environment|_init_distributed\w*")),
+    (StartPhase.LOADING, re.compile(r"load_model|load_weights|get_model|initialize_model|create_weights")),
+    (
+        StartPhase.BEGINNING,
+        re.compile(r"init_device|init_worker_distributed_environment|_init_distributed\w*|_lazy_init"),
+    ),
 )
 """Functions of vLLM that a phase consists of. An earlier entry may be called by a later one."""
 
@@ -77,6 +80,8 @@ EXCEPTION = re.compile(
     r"|(?:[a-z_]\w*\.)+[A-Z]\w+: .*$"
 )
 FRAME = re.compile(r"\s*File \"[^\"]+\", line \d+, in (?P<function>\S+)")
+BARE = re.compile(r"(?:\w+\.)*\w+(?:Error|Exception):\s*$")
+"""Exception whose message begins on the next line."""
 LINK = re.compile(
     r"The above exception was the direct cause of the following exception"
     r"|During handling of the above exception, another exception occurred"
@@ -85,7 +90,8 @@ USAGE = re.compile(r"[\w./ -]{1,80}: error: \S")
 """Last words of argparse."""
 ABORT = re.compile(
     r"(?:watchdog thread terminated with exception: |^\s*what\(\):\s+)(\S.*)"
-    r"|^(Fatal Python error: (?!Seg|Abort).*|(?:Memory access fault|HW Exception) by GPU node.*|Failed: Cuda error .*)"
+    r"|^(Fatal Python error: (?!Seg|Abort).*|(?:Memory access fault|HW Exception) by GPU node.*|Failed: Cuda error .*"
+    r"|.*\bCheck failed: .*)"
 )
 """Last words of C++ code."""
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from tuner.vllm import log_lines
@@ -67,7 +68,7 @@ _CONTAINERS = re.compile(
     rf"|[A-Za-z][\w.-]*\s+\| "
     rf"|(?:\w+ )?(?:STDOUT|STDERR): "
     rf"|[a-z0-9]{{8,20}}\[(?:info|warn|error)\]|\d{{13}},\"?"
-    rf"|[>▍│|] "
+    rf"|[>▍│|] |\*\*\s?"
 )
 _PROCESS = re.compile(r"\((?P<one>[^()]{0,120}?\bpid=\d+)[^()]{0,120}\) ?|\[(?P<two>rank\d+)\]:? ?")
 # VLLM_LOGGING_PREFIX stands before the process, or before the level up to 0.29.
@@ -101,11 +102,20 @@ _WRAPPER = re.compile(
 
 
 def parse_log(text: str) -> list[LogLine]:
-    """Parse a log."""
-    raw_lines = text.split("\n")
+    """Parse a log. Blank lines say nothing: some terminals and pages put one after every line."""
+    raw_lines = [raw for raw in textwrap.dedent(text).split("\n") if raw.strip()]
     if (wrapper := _unknown_wrapper(raw_lines)) is not None:
         raw_lines = [wrapper.sub("", raw, count=1) for raw in raw_lines]
-    return [line for raw in raw_lines for line in _parse(raw)]
+    return list(_with_messages(line for raw in raw_lines for line in _parse(raw) if line.text.strip()))
+
+
+def _with_messages(lines: Iterable[LogLine]) -> Iterator[LogLine]:
+    """Yield the lines. What stands below a bare `ValueError:` is its message, though a copy lost the prefixes."""
+    bare = None
+    for line in lines:
+        is_message = bare is not None and not line.process and line.level is None and _TRACEBACK not in line.text
+        bare = bare if is_message else line if log_lines.BARE.match(line.text) else None
+        yield replace(line, process=bare.process, level=bare.level) if bare is not None else line
 
 
 def _unknown_wrapper(raw_lines: Sequence[str]) -> re.Pattern[str] | None:
@@ -128,6 +138,8 @@ def _parse(raw: str) -> Iterator[LogLine]:
         yield from _of_object(found)
         return
     text = _COLOURS.sub("", raw)
+    if _PROCESS.match(quoted := text.lstrip()) or _STAMPS[0].match(quoted):
+        text = quoted
     process: list[str] = []
     level = None
     while text and not text[0].isspace():

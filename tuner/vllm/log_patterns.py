@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from tuner.vllm import bounds
+from tuner.vllm import bounds, knobs
 from tuner.vllm.bounds import MessageContext
 from tuner.vllm.candidate_patterns import CANDIDATE_PATTERNS, WEIGHTS_HINT
 from tuner.vllm.cause import Fault
@@ -67,20 +67,22 @@ BROAD: tuple[Pattern, ...] = (
         _R(
             r"illegal memory access|device-side assert triggered|misaligned address|illegal instruction was encountered"
             r"|(?:CUDA|HIP|XPU)(?: driver)? [Ee]rror: |(?:Memory access fault|HW Exception) by GPU node"
+            r"|NPU function error|\b[Aa][Cc][Ll] [^\n]{0,60}error code|The Inner error is reported"
+            r"|(?:UR_RESULT|PI)_ERROR"
         ),
         "A kernel failed on the GPU: {line}", "see the end of the log; an eager or another attention backend may work",
     ),
     Pattern(
-        "unknown-flag", _C, _R(r"error: unrecognized arguments: (?P<words>--?[A-Za-z][^\n]*)"),
+        "unknown-flag", bounds.of_the_arguments, _R(r"error: unrecognized arguments: (?P<words>--?[A-Za-z][^\n]*)"),
         "This vLLM does not know: {words}", "remove it from the space or from the words after --",
     ),
     *STUDY_CLASSES,
     Pattern(
-        "bad-argument", _C, _R(r"error: argument (?P<flag>[^\s:]+): (?P<why>[^\n]*)"),
+        "bad-argument", bounds.of_the_arguments, _R(r"error: argument (?P<flag>[^\s:]+): (?P<why>[^\n]*)"),
         "vLLM refuses the value of {flag}: {why}", "correct the space or the words after --",
     ),
     Pattern(
-        "bad-value", _C,
+        "bad-value", bounds.of_the_arguments,
         _R(r"validation errors? for (?P<config>\w*(?:Config|Args))\n(?P<line>[^\n]+)(?:\n +(?P<why>Input [^\n\[]+))?"),
         "vLLM's {config} refuses a value: {line} {why}", "correct the space or the words after --",
     ),
@@ -90,10 +92,8 @@ BROAD: tuple[Pattern, ...] = (
 SEARCHED = Pattern(
     "flag-refused", _C,
     _R(
-        r"(?:Value|Assertion|Runtime|NotImplemented|Validation|Type)Error: [^\n]*(?<![\w-])(?:max[_-]num[_-]seqs"
-        r"|max[_-]num[_-](?:batched|scheduled)[_-]tokens|gpu[_-]memory[_-]utilization|max[_-]model[_-]len"
-        r"|long[_-]prefill[_-]token[_-]threshold|max[_-]num[_-]active[_-]seqs|kv[_-]cache[_-]memory[_-]bytes"
-        r"|max[_-]cudagraph[_-]capture[_-]size|enable[_-]chunked[_-]prefill|num[_-]gpu[_-]blocks[_-]override)(?![\w-])"
+        r"(?:Value|Assertion|Runtime|NotImplemented|Validation|Type)Error: [^\n]*?"
+        + knobs.NAMES_SEARCHED.pattern
     ),
     "vLLM refuses its arguments: {line}", "correct the space or the words after --",
 )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tuner.vllm.cause import Fault
-from tuner.vllm.pattern import Pattern
+from tuner.vllm.pattern import OWN_CONFIG, Pattern
 
 _R = re.compile
 _E, _O = Fault.ENVIRONMENT, Fault.OURS
@@ -18,7 +18,7 @@ MACHINE_PATTERNS: tuple[Pattern, ...] = (
         "port-in-use", _E,
         _R(
             r"\[Errno 98\]|EADDRINUSE|errno: 98\b|[Aa]ddress (?:already )?in use"
-            r"|error while attempting to bind on address"
+            r"|error while attempting to bind on address|Could not find open port"
         ),
         "Another process holds the port.", "start again: every start takes a fresh port",
     ),
@@ -93,7 +93,7 @@ MACHINE_PATTERNS: tuple[Pattern, ...] = (
         "no-kernel", _E,
         _R(
             r"no kernel image is available for execution|invalid device function|hipErrorNoBinaryForGpu"
-            r"|unsupported (?:PTX )?toolchain|was compiled with an unsupported"
+            r"|unsupported (?:PTX )?toolchain|was compiled with an unsupported|invalid kernel file"
             r"|is not compatible with the current PyTorch"
             r"|code object is not|GPU archs? of [^\n]*not supported|kernel image is invalid|Illegal instruction|AVX512"
         ),
@@ -109,6 +109,7 @@ MACHINE_PATTERNS: tuple[Pattern, ...] = (
             r"|system driver mismatch|NVML\b|NVMLError|nvmlInit|ROCm driver|hsa_init|HSA_STATUS_ERROR"
             r"|cudaErrorInsufficientDriver|Unexpected error from (?:cuda|hip)GetDeviceCount"
             r"|(?:hip|cuda|CUDA|HIP) (?:runtime|driver) failed to load"
+            r"|(?i:(?:update|upgrade) (?:(?:the|your|version|of|nvidia|gpu) )*(?:driver|cann|cuda|rocm)\b)"
         ),
         "The GPU's driver and this vLLM do not work together.", "check nvidia-smi; a driver update may need a reboot",
     ),
@@ -116,7 +117,7 @@ MACHINE_PATTERNS: tuple[Pattern, ...] = (
         "gpu-broken", _E,
         _R(
             r"uncorrectable (?:ECC|NVLink) error|GPU is lost|fallen off the bus|DEVICE_LOST"
-            r"|CUDA error: (?:unspecified launch|hardware stack)"
+            r"|CUDA error: (?:unspecified launch|hardware stack)|hardware execution error"
         ),
         "The GPU reports a hardware fault.", "check dmesg for Xid lines; a reset or reboot is due",
     ),
@@ -203,7 +204,8 @@ MACHINE_PATTERNS: tuple[Pattern, ...] = (
             r"is not a local folder and is not a valid model identifier|Repository Not Found|RepositoryNotFoundError"
             r"|Repo id must be in the form|HFValidationError|does not appear to have (?:a file|files) named"
             r"|Invalid repository ID or local directory specified|404 Client Error|EntryNotFoundError|Entry Not Found"
-            r"|RevisionNotFoundError|Can't load the (?:configuration|model)|Cannot find any model weights with"
+            r"|RevisionNotFoundError|Can't load (?:the )?(?:configuration|model|[a-z ]*processor|feature extractor)"
+            r"|Cannot find any model weights with"
             r"|No such file or directory: ['\"]?[^'\"\n]*\.(?:json|safetensors|gguf|bin|model|txt|pt|py|jinja)\b"
             r"|[Mm]odel path [^\n]* (?:does not exist|not found)"
         ),
@@ -230,7 +232,8 @@ MACHINE_CLASSES: tuple[Pattern, ...] = (
     Pattern(
         "nccl", _E,
         _R(r"NCCL (?:error|Error)|NCCL failure|ncclSystemError|ncclUnhandledCudaError|ncclInternalError"
-           r"|DistBackendError|ncclRemoteError|RCCL|oneCCL|custom_all_reduce|peer access is not supported"),
+           r"|DistBackendError|ncclRemoteError|RCCL|oneCCL|HCCL (?:function )?error"
+           r"|custom_all_reduce|peer access is not supported"),
         "The GPUs could not talk to each other.", "see the log's NCCL lines; NCCL_P2P_DISABLE=1 helps some machines",
     ),
     Pattern(
@@ -268,8 +271,9 @@ MACHINE_CLASSES: tuple[Pattern, ...] = (
             r"ModuleNotFoundError|ImportError|PackageNotFoundError|undefined symbol|cannot open shared object file"
             r"|GLIBC(?:XX)?_\d|has no attribute '(?:_C|rms_norm|\w+)' in '_OpNamespace'|'_OpNamespace'"
             r"|'_C' object has no attribute|operator \w+::\w+ does not exist"
-            r"|numpy\.dtype size changed|[Pp]lease (?:run )?[`'\"]?(?:pip"
-            r"|uv pip)? ?install|(?:Runtime|Value)Error: [\w.-]+ is not (?:available|installed)$"
+            rf"|{OWN_CONFIG}|numpy\.dtype size changed|[Pp]lease (?:run )?[`'\"]?(?:pip"
+            r"|uv pip)? ?install|(?:Runtime|Value|Assertion)Error: [^\n]*(?:\bis not available(?:\.| or|$)"
+            r"|\b(?:is|are) not installed|is unavailable in the current)"
             r"|No module named|DistributionNotFound|pip install|platform plugin"
             r"|AttributeError: [^\n]*[Tt]okenizer\w*[^\n]* has no attribute"
         ),

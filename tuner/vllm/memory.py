@@ -25,7 +25,9 @@ BESIDE_TORCH_GIB = 3.0
 """Most memory that a server of ours holds beside torch's allocator: contexts, graphs, NCCL."""
 
 OUT_OF_MEMORY = re.compile(
-    r"OutOfMemoryError|(?:CUDA|HIP|XPU) out of memory|(?:CUDA|HIP)(?: driver)? [Ee]rror: out of memory"
+    r"OutOfMemoryError|Error: [^\n]*\bout of memory\b|(?:CUDA|HIP)(?: driver)? [Ee]rror: out of memory"
+    r"|\b[A-Z]{3,4} out of memory|RESOURCE_EXHAUSTED|insufficient memory to allocate"
+    r"|NVML_SUCCESS == \w+ INTERNAL ASSERT FAILED at [^\n]*CachingAllocator"
     r"|hipErrorOutOfMemory|CUDA_ERROR_OUT_OF_MEMORY|BLAS_STATUS_ALLOC_FAILED|OUT_OF_DEVICE_MEMORY"
     r"|(?i:(?:cuda|hip) failure (?:2 )?'?out of memory)"
 )

@@ -9,6 +9,12 @@ from tuner.vllm import bounds
 from tuner.vllm.bounds import Judge, Learn
 from tuner.vllm.cause import Fault
 
+OWN_CONFIG = (
+    r"'(?:Vllm|Model|Cache|Parallel|Scheduler|Device|Load|LoRA|Speculative|Compilation|Attention|KVTransfer|Pooler"
+    r"|Observability|Kernel|Quantization)Config' object has no attribute"
+)
+"""Message of code that was written for another vLLM: a plugin, or half an update."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pattern:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tuner.vllm.cause import Fault
-from tuner.vllm.pattern import Pattern
+from tuner.vllm.pattern import OWN_CONFIG, Pattern
 
 _R = re.compile
 _S = Fault.STUDY
@@ -28,7 +28,8 @@ STUDY_PATTERNS: tuple[Pattern, ...] = (
             r"|There is no module or parameter named|Unrecognized (?:configuration class|model in)"
             r"|model type [`'\"]?[\w-]+[`'\"]? (?:is not supported|but)|not a valid model architecture"
             r"|Following weights were not initialized from checkpoint|architecture \S+ is not supported"
-            r"|'\w*Config' object has no attribute|[Uu]nknown RoPE scaling|Attempted to load weight|size mismatch for "
+            rf"|(?!{OWN_CONFIG})'\w*Config' object has no attribute|No module named '?transformers_modules"
+            r"|[Uu]nknown RoPE scaling|Attempted to load weight|size mismatch for "
             r"|does not support (?:the )?[`'\"]?\w+[`'\"]? (?:task|runner|API)|is not a multimodal model"
         ),
         "This vLLM does not know the model's architecture.", "use a newer vLLM or another model",
@@ -80,7 +81,8 @@ STUDY_PATTERNS: tuple[Pattern, ...] = (
         "leave --attention-backend to vLLM, or use another model or GPU",
     ),
     Pattern(
-        "kernel-too-large", _S, _R(r"OutOfResources|out of resource: (?:shared memory|registers|tensor memory)"),
+        "kernel-too-large", _S,
+        _R(r"OutOfResources|out of resource: (?:shared memory|registers|tensor memory)|\bvmem\b"),
         "A kernel of vLLM needs more on-chip memory than this GPU has.", "use a newer vLLM, another model or another "
         "GPU",
     ),
@@ -107,6 +109,8 @@ STUDY_PATTERNS: tuple[Pattern, ...] = (
             r"|equal to) (?:the )?(?:number of (?:visible|available) (?:devices|GPUs)|max local gpu count)"
             r"|Error setting CUDA_VISIBLE_DEVICES|Cannot provide a placement group|not enough (?:GPUs|devices)"
             r"|hipErrorInvalidDevice\b|cudaErrorInvalidDevice\b"
+            r"|Not enough (?:resources to allocate|total available nodes)|--device-ids (?:index|provides)"
+            r"|is out of range for \w+=|assigned_physical_gpu_ids"
         ),
         "The launch wants more GPUs than there are.", "lower --tensor-parallel-size or give more --gpus",
     ),
@@ -148,14 +152,6 @@ STUDY_CLASSES: tuple[Pattern, ...] = (
     Pattern(
         "stray-words", _S, _R(r"error: unrecognized arguments: (?P<words>(?!--?[A-Za-z])[^\n]*)"),
         "The passed arguments hold words that belong to no flag: {words}", "correct the words after --",
-    ),
-    Pattern(
-        "bad-value", _S,
-        _R(
-            r"validation errors? for (?P<config>(?:Model|Load|LoRA|KVTransfer|Speculative|StructuredOutputs"
-            r"|MultiModal|Pooler)Config)\n(?P<line>[^\n]+)(?:\n +(?P<why>Input [^\n\[]+))?"
-        ),
-        "vLLM's {config} refuses a value: {line} {why}", "correct the words after --",
     ),
 )  # fmt: skip
 
