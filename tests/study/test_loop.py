@@ -16,9 +16,6 @@ from tuner.study.events import GroupQuarantined, Paused, RuleApplied
 from tuner.study.machine_faults import ATTEMPTS, FAULTS_IN_A_ROW, PAUSES_S
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import Decision
-from tuner.vllm.defaults import vllm_defaults
-
-DEFAULTS = vllm_defaults("0.32.0", ())
 
 
 def test_a_run_finds_a_winner_and_confirms_it_in_fresh_starts(tmp_path: Path) -> None:

@@ -16,54 +16,9 @@ from tuner.errors import EnvironmentFaultError
 from tuner.launch import Door
 from tuner.layout import Layout
 from tuner.study.assignment import Assignment
-from tuner.study.events import GroupsCompared, TrialStarted
+from tuner.study.events import TrialStarted
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialRecord
-from tuner.vllm.defaults import vllm_defaults
-
-DEFAULTS = vllm_defaults("0.32.0", ())
-
-
-class Together:
-    """A made-up server that counts how many trials run at once; searching trials wait for a companion."""
-
-    def __init__(self) -> None:
-        self.most: dict[Role, int] = {}
-        self._running = 0
-        self._lock = threading.Lock()
-        self._pair = threading.Barrier(2, timeout=20)
-
-    def __call__(self, assignment: Assignment) -> TrialRecord:
-        with self._lock:
-            self._running += 1
-            self.most[assignment.role] = max(self.most.get(assignment.role, 0), self._running)
-        if assignment.role is Role.CHECK:
-            self._pair.wait()  # passes only while the other group runs too
-        made = landscape(assignment)
-        if assignment.role is Role.CHECK:
-            level = made.levels[0]
-            slower = replace(level, measurement=replace(level.measurement, qps=(level.measurement.qps or 0.0) * 0.9))
-            made = replace(made, levels=(slower,))
-        with self._lock:
-            self._running -= 1
-        return made
-
-
-def test_a_layouts_places_are_checked_side_by_side_and_finalists_measured_alone(tmp_path: Path) -> None:
-    server = Together()
-    run = StudyRun(layouts_plan(tmp_path / "s", [Layout(2)], gpus=2, starts=8), server)
-    result = run.loop.run()
-    assert result.complete
-    assert {r.start.group for r in run.store.records() if r.role is not Role.CONFIRM} == {"gpu0", "gpu1"}
-    assert {r.start.group for r in run.store.records() if r.role is Role.CONFIRM} == {"gpu0+gpu1"}
-    assert len({e.trial for e in run.events if isinstance(e, TrialStarted)}) == result.starts
-    assert server.most[Role.DEFAULT] == 1
-    assert server.most[Role.CHECK] == 2
-    assert server.most[Role.CONFIRM] == 1
-    (compared,) = (e for e in run.events if isinstance(e, GroupsCompared))
-    assert (compared.layout, compared.groups) == (Layout(2), 2)
-    assert compared.alone_qps is not None
-    assert compared.slowest_qps == pytest.approx(0.9 * compared.alone_qps)
 
 
 def evenly(assignment: Assignment) -> TrialRecord:

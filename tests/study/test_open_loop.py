@@ -115,12 +115,22 @@ def test_a_finalist_whose_claim_fails_makes_room_for_the_next(tmp_path: Path) ->
 
 
 def test_the_places_of_a_layout_are_compared_by_the_closed_loop_that_fills_them(tmp_path: Path) -> None:
-    machine = Seen()
+    def run_trial(assignment: Assignment) -> TrialRecord:
+        made = open_trial(assignment)
+        if assignment.role is not Role.CHECK or assignment.place == "gpu0":
+            return made
+        (level,) = made.levels
+        return replace(
+            made,
+            levels=(replace(level, measurement=replace(level.measurement, qps=0.9 * (level.measurement.qps or 0))),),
+        )
+
     two = layouts_plan(tmp_path / "s", [Layout(2)], gpus=2, starts=6)
-    run = StudyRun(replace(two, load=OpenSearch(0.0)), machine)
+    run = StudyRun(replace(two, load=OpenSearch(0.0)), run_trial)
     assert run.loop.run().complete
     (compared,) = (e for e in run.events if isinstance(e, GroupsCompared))
-    assert compared.slowest_qps == compared.alone_qps is not None
+    assert (compared.layout, compared.groups) == (Layout(2), 2)
+    assert compared.alone_qps is not None and compared.slowest_qps == pytest.approx(0.9 * compared.alone_qps)
     checks = [r for r in run.store.records() if r.role is Role.CHECK]
     assert [len(r.levels) for r in checks] == [1, 1]
 
