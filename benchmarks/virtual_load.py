@@ -195,8 +195,7 @@ class _Played:
             planned_s=self.seconds,
             ramp_s=0.0,
             client=ClientFigures(
-                0.05, float(np.percentile(lag_ms, 50)), float(np.percentile(lag_ms, 99)),
-                float(np.percentile(late, 99)) if len(late) else None,
+                0.05, float(np.percentile(lag_ms, 99)), float(np.percentile(late, 99)) if len(late) else None
             ),
             aborted=aborted,
         )  # fmt: skip

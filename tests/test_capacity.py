@@ -59,17 +59,6 @@ GEMMA_3_27B: dict[str, object] = {
         "sliding_window_pattern": 6,
     },
 }  # fmt: skip
-GPT_OSS_20B: dict[str, object] = {
-    "num_hidden_layers": 24, "hidden_size": 2880, "intermediate_size": 2880, "num_attention_heads": 64,
-    "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 201088, "sliding_window": 128,
-    "layer_types": ["sliding_attention", "full_attention"] * 12,
-}  # fmt: skip
-QWEN3_NEXT_80B: dict[str, object] = {
-    "num_hidden_layers": 48, "hidden_size": 2048, "intermediate_size": 5120, "num_attention_heads": 16,
-    "num_key_value_heads": 2, "head_dim": 256, "vocab_size": 151936, "num_experts": 512, "num_experts_per_tok": 10,
-    "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512,
-    "layer_types": [*["linear_attention"] * 3, "full_attention"] * 12,
-}  # fmt: skip
 TINY: dict[str, object] = {
     "num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 4,
     "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 4096,

@@ -23,7 +23,7 @@ from tuner.placement import parse_gpus
 from tuner.secrecy import mask
 from tuner.secret_words import part_command
 from tuner.server.abandoned import abandoned
-from tuner.server.ports import fresh_port
+from tuner.server.ports import HOST, fresh_port
 from tuner.space.files import read_space
 from tuner.study.store import LEAST_DISK_BYTES
 from tuner.telemetry.gpu import GpuHolders, GpuProcess, Installed, gpu_adapter, inventory
@@ -275,10 +275,10 @@ def _shared_memory() -> Finding:
 
 def _ports() -> Finding:
     try:
-        port = fresh_port("127.0.0.1")
+        port = fresh_port()
     except OSError as error:
         return Finding("ports", Grade.ERROR, str(error), "see what listens: ss -ltn")
-    return Finding("ports", Grade.OK, f"free ones on 127.0.0.1, such as {port}")
+    return Finding("ports", Grade.OK, f"free ones on {HOST}, such as {port}")
 
 
 def _clock() -> Finding:

@@ -88,7 +88,7 @@ class Scripted(LiveSession):
     def _open(self, rate: float, seconds: float, trace: str, stop: Stop) -> LevelRun:
         self.asked.append((rate, trace))
         shown = self.script[len(self.asked) - 1]
-        samples = Samples((), 0, 0, round(seconds * 1e9), seconds, 0.0, ClientFigures(0.1, 0.1, 0.5, 0.3))
+        samples = Samples((), 0, 0, round(seconds * 1e9), seconds, 0.0, ClientFigures(0.1, 0.5, 0.3))
         return LevelRun(shown.measurement, shown.verdict, samples, Telemetry((), None, None))
 
     def _is_quiet(self) -> bool:

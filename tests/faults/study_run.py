@@ -210,8 +210,8 @@ class StudyRun:
             self._hooks.install(patch)
             patch.setattr(launching, "launch", self._launch)
             fresh = fresh_port
-            patch.setattr(start, "fresh_port", lambda host: self._port("foreign listener") or fresh(host))
-            patch.setattr(door, "fresh_port", lambda host: self._port("door's port taken") or fresh(host))
+            patch.setattr(start, "fresh_port", lambda: self._port("foreign listener") or fresh())
+            patch.setattr(door, "fresh_port", lambda: self._port("door's port taken") or fresh())
             with bystander(*COMMAND[1:], self.model, "--max-model-len", "2048") as self._bystander:
                 self._run(plan)
 

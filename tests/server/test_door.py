@@ -197,7 +197,7 @@ def test_a_door_whose_port_another_process_took_is_not_opened(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        monkeypatch.setattr(door, "fresh_port", lambda _host: port)
+        monkeypatch.setattr(door, "fresh_port", lambda: port)
         with pytest.raises(ServerDidNotStart) as refused, fake_serving(tmp_path, behind_nginx((), second)):
             pytest.fail("was taken for ours")
     assert (refused.value.cause.kind, refused.value.cause.fault) == ("foreign-listener", Fault.ENVIRONMENT)

@@ -22,7 +22,7 @@ STREAMS = 2000
 
 
 def fresh_address() -> str:
-    return f"127.0.0.1:{fresh_port('127.0.0.1')}"
+    return f"127.0.0.1:{fresh_port()}"
 
 
 @contextmanager

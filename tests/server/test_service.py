@@ -154,7 +154,7 @@ def test_another_listener_on_the_port_is_never_taken_for_the_server(
     earlier = subprocess.Popen([*fake_spec().argv("127.0.0.1", port)])
     try:
         assert eventually(lambda: listens(port))
-        monkeypatch.setattr(start, "fresh_port", lambda _host: port)
+        monkeypatch.setattr(start, "fresh_port", lambda: port)
         with pytest.raises(ServerDidNotStart) as refused, fake_running(tmp_path, "--fault", "hang"):
             pytest.fail("was taken for ours")
         assert (refused.value.cause.kind, refused.value.cause.fault) == ("foreign-listener", Fault.ENVIRONMENT)

@@ -18,7 +18,7 @@ from tuner.server.start import _environment
 
 def test_ports_are_fresh_free_and_outside_the_range_of_outgoing_connections() -> None:
     first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    ports = [fresh_port("127.0.0.1") for _ in range(50)]
+    ports = [fresh_port() for _ in range(50)]
     assert len(set(ports)) == 50
     assert all(port < first_ephemeral for port in ports)
     with socket.create_server(("127.0.0.1", ports[0])):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,7 @@ from tuner.load.reading import reading_line
 from tuner.load.requests_log import RequestLog
 from tuner.load.stream import Target
 from tuner.measurement import LoadKind
+from tuner.server.interrupts import handled
 from tuner.slo import parse_slo
 from tuner.telemetry.prometheus import TRIES, parsed
 from tuner.telemetry.sampler import Sampler, TelemetryLog, Watched
@@ -287,29 +289,15 @@ def _api_key() -> str | None:
     return next((key for name in KEY_VARIABLES if (key := os.environ.get(name))), None)
 
 
-class _Stop:
-    """Flag of a signal. The load asks it ten times a second."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __call__(self) -> bool:
-        return self.asked
-
-
 @contextmanager
-def _interruptible() -> Iterator[_Stop]:
+def _interruptible() -> Iterator[Callable[[], bool]]:
     """End the load at the first SIGINT or SIGTERM and keep what was measured. End at once at the second."""
-    stop = _Stop()
+    stop = threading.Event()
 
     def handler(number: int, frame: object) -> None:
-        if stop.asked:
+        if stop.is_set():
             raise KeyboardInterrupt
-        stop.asked = True
+        stop.set()
 
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+    with handled(handler, (signal.SIGINT, signal.SIGTERM)):
+        yield stop.is_set

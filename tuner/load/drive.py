@@ -58,7 +58,6 @@ class ClientFigures:
     5 ms ticker, `late_p99_ms` that of requests against their schedule."""
 
     cpu_share: float
-    lag_p50_ms: float
     lag_p99_ms: float
     late_p99_ms: float | None
 
@@ -166,7 +165,6 @@ def _drive(
         ramp_s=ramp_s,
         client=ClientFigures(
             cpu_share=session.cpu_s / max((session.drained_ns - session.started_ns) / 1e9, 1e-9),
-            lag_p50_ms=_percentile(session.lag_ms, 50) or 0.0,
             lag_p99_ms=_percentile(session.lag_ms, 99) or 0.0,
             late_p99_ms=_percentile(late_ms, 99),
         ),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Protocol
 
 import httpx
 from huggingface_hub import try_to_load_from_cache
@@ -150,21 +150,12 @@ def vocabulary(counter: TokenCounter, model: str) -> Vocabulary:
     )
 
 
-class Source(Protocol):
-    def requests(self, key: str | int, count: int, repeat: int = 0) -> list[Request]: ...
-
-
-class Prompts:
+class Prompts(ABC):
     """Source of requests. Equal (seed, key) give equal requests in any order of calls; different keys share no
     prompt."""
 
-    def __init__(self, workload: Workload, source: Source) -> None:
-        self.workload = workload
-        self._source = source
-
-    @classmethod
+    @staticmethod
     def for_model(
-        cls,
         workload: Workload,
         model: str,
         seed: int,
@@ -183,16 +174,16 @@ class Prompts:
                     hint="restore the old file, or choose another name with --study",
                 )
             recording = read_recording(Path(workload.file), sha256)
-            return cls(workload, RecordedPrompts(workload, recording, counted_sizes(recording, counter), seed))
-        return cls(workload, Synthetic(workload, vocabulary(counter, model), seed))
+            return RecordedPrompts(workload, recording, counted_sizes(recording, counter), seed)
+        return Synthetic(workload, vocabulary(counter, model), seed)
 
+    @abstractmethod
     def requests(self, key: str | int, count: int, repeat: int = 0) -> list[Request]:
         """Return the first `count` requests of `key`. A longer list begins with the shorter one. Another `repeat` of
         a key has the same lengths in the same order. A prefix cache cannot answer it from the repeat before."""
-        return self._source.requests(key, count, repeat)
 
 
-class Synthetic:
+class Synthetic(Prompts):
     """Random words in the lengths of the workload's shares."""
 
     def __init__(self, workload: Workload, words: Vocabulary, seed: int) -> None:
@@ -224,7 +215,7 @@ class Synthetic:
         )
 
 
-class RecordedPrompts:
+class RecordedPrompts(Prompts):
     """Recorded requests. Their order is drawn for each key, or is their own if they have arrival times.
 
     A timed recording repeats after one mean gap. The search trace starts at the first request. Every other key

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from tuner.launch import Deployment, Door, LaunchSpec, deployment
+from tuner.server.ports import HOST
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
 from tuner.vllm import variables
@@ -27,9 +28,9 @@ def production(record: TrialRecord, plan: StudyPlan) -> Deployment:
     return deployment(plan.base, record.candidate, groups, plan.doors[0] if plan.doors else Door.NGINX)
 
 
-def server_ports(servers: int, door_port: int = PORT) -> tuple[int, ...]:
+def server_ports(servers: int) -> tuple[int, ...]:
     """Return the servers' ports. A single server has the door's own, several have those after it."""
-    return (door_port,) if servers == 1 else tuple(range(door_port + 1, door_port + 1 + servers))
+    return (PORT,) if servers == 1 else tuple(range(PORT + 1, PORT + 1 + servers))
 
 
 def production_env(launch: LaunchSpec) -> tuple[tuple[str, str], ...]:
@@ -51,10 +52,10 @@ def _escape(character: str) -> str:
     return names.get(character) or "".join(f"\\x{byte:02x}" for byte in character.encode(errors="surrogateescape"))
 
 
-def shell_line(launch: LaunchSpec, host: str = "127.0.0.1", port: int = PORT) -> str:
+def shell_line(launch: LaunchSpec, port: int = PORT) -> str:
     """Return the launch as one line for a shell."""
     words = [f"{name}={shell_word(value)}" for name, value in production_env(launch)]
-    return " ".join([*words, *map(shell_word, launch.argv(host, port))])
+    return " ".join([*words, *map(shell_word, launch.argv(HOST, port))])
 
 
 def shell_lines(launches: Sequence[LaunchSpec]) -> tuple[str, ...]:

@@ -11,8 +11,6 @@ from tuner.server.process import ServerProcess, held_at_gate
 from tuner.server.request import ServiceRequest
 from tuner.server.running_file import Marker
 
-_WILDCARDS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSpec:
@@ -87,13 +85,3 @@ class Child:
         removed = leftovers.remove_scratch(self._spec.scratch)
         self._running_file.unlink(missing_ok=True)
         return removed
-
-
-def reachable(host: str) -> str:
-    """Return the host under which a server that listens on `host` answers."""
-    return _WILDCARDS.get(host, host)
-
-
-def address(host: str, port: int) -> str:
-    """Join host and port as in a URL."""
-    return f"[{reachable(host)}]:{port}" if ":" in reachable(host) else f"{reachable(host)}:{port}"

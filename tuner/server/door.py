@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 from tuner.errors import EnvironmentFaultError
 from tuner.server import leftovers, logtext
-from tuner.server.child import Child, ChildSpec, address, reachable
+from tuner.server.child import Child, ChildSpec
 from tuner.server.diagnosis import foreign_listener, over_limit, signal_name
 from tuner.server.nginx_conf import OPEN_FILES, site_conf, whole_conf
-from tuner.server.ports import fresh_port
+from tuner.server.ports import HOST, fresh_port
 from tuner.server.readiness import Endpoint, NotReady, Ready, Watch
 from tuner.server.request import ServiceRequest
 from tuner.server.shutdown import StopReport
@@ -53,12 +53,12 @@ class NginxDoor:
 
     def __init__(self, request: ServiceRequest, program: str, servers: Sequence[Endpoint]) -> None:
         """Start nginx. Raises OSError if the machine cannot do so, and leaves nothing behind then."""
-        port = fresh_port(reachable(request.host))
-        listen = address(request.host, port)
+        port = fresh_port()
+        listen = f"{HOST}:{port}"
         scratch = leftovers.new_scratch()
         _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         open_files = OPEN_FILES if most_files == resource.RLIM_INFINITY else min(OPEN_FILES, most_files)
-        site = site_conf([address(request.host, server.port) for server in servers], listen)
+        site = site_conf([f"{HOST}:{server.port}" for server in servers], listen)
         spec = ChildSpec(
             argv=_argv(program, str(scratch)),
             env=os.environ,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from tuner.clock import Clock, RealClock
+from tuner.clock import RealClock
 from tuner.errors import EnvironmentFaultError
 from tuner.jsonfile import TornFileError
 from tuner.secrecy import mask_file
@@ -78,7 +78,6 @@ def remove_shared_memory(files: Iterable[Path], *, before: Collection[int]) -> t
 def end_leftovers(
     study_folder: Path,
     *,
-    clock: Clock | None = None,
     gpu_memory: GpuMemory | None = None,
     on_memory_wait: Callable[[str], None] = lambda holders: None,
 ) -> list[StopReport]:
@@ -103,14 +102,13 @@ def end_leftovers(
     return [
         StopReport(seconds=0.0, left=(f"unknown: {path} cannot be read",))
         if record is None
-        else _end(path, record, clock or RealClock(), gpu_memory or NoGpuMemory(), on_memory_wait)
+        else _end(path, record, gpu_memory or NoGpuMemory(), on_memory_wait)
         for path, record in records
     ]
 
 
-def _end(
-    path: Path, record: Marker, clock: Clock, gpu_memory: GpuMemory, on_memory_wait: Callable[[str], None]
-) -> StopReport:
+def _end(path: Path, record: Marker, gpu_memory: GpuMemory, on_memory_wait: Callable[[str], None]) -> StopReport:
+    clock = RealClock()
     started_ns = clock.now_ns()
     family = Family(record.pid, record.start_ticks, FileId(record.log_device, record.log_inode))
     shared_memory = {Path(name) for name in record.shared_memory}

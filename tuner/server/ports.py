@@ -7,6 +7,9 @@ import socket
 import threading
 from pathlib import Path
 
+HOST = "127.0.0.1"
+"""Address that measured servers listen on."""
+
 _LOWEST = 20_000
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _ATTEMPTS = 1000
@@ -17,15 +20,15 @@ _given: set[int] = set()
 _lock = threading.Lock()
 
 
-def fresh_port(host: str) -> int:
+def fresh_port() -> int:
     """Return a free port that was not given out before. Raises OSError if none is free. It lies below the range of
     outgoing connections: vLLM binds seconds later, and the load of a neighbouring trial opens many in that time."""
     with _lock:
         for port in _candidates():
-            if port not in _given and _is_free(host, port):
+            if port not in _given and _is_free(port):
                 _given.add(port)
                 return port
-    raise OSError(f"no free TCP port on {host}")
+    raise OSError(f"no free TCP port on {HOST}")
 
 
 def _candidates() -> list[int]:
@@ -37,11 +40,11 @@ def _candidates() -> list[int]:
     return random.sample(range(_LOWEST, highest), _ATTEMPTS)
 
 
-def _is_free(host: str, port: int) -> bool:
+def _is_free(port: int) -> bool:
     # Without SO_REUSEADDR: a port in TIME_WAIT counts as taken.
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+    with socket.socket() as probe:
         try:
-            probe.bind((host, port))
+            probe.bind((HOST, port))
         except OSError:
             return False
     return True

@@ -27,7 +27,6 @@ class ServiceRequest:
     start_limit_s: float
     clock: Clock
     gpu_memory: GpuMemory
-    host: str = "127.0.0.1"
     env: tuple[tuple[str, str], ...] = ()
     on_phase: Callable[[str], None] = lambda phase: None
     on_memory_wait: Callable[[str], None] = lambda holders: None

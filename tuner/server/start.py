@@ -11,11 +11,11 @@ from pathlib import Path
 from tuner.launch import LaunchSpec
 from tuner.secrecy import mask, mask_file
 from tuner.server import gpu_memory, leftovers, logtext, proctable, running_file
-from tuner.server.child import Child, ChildSpec, address, reachable
+from tuner.server.child import Child, ChildSpec
 from tuner.server.containers import end_container, with_cid_file
 from tuner.server.diagnosis import ServerPhase, diagnose, foreign_listener, obstructed, over_limit
 from tuner.server.kernel_oom import oom_kills, oom_kills_since
-from tuner.server.ports import fresh_port
+from tuner.server.ports import HOST, fresh_port
 from tuner.server.proctable import ProcessEntry
 from tuner.server.readiness import Endpoint, Health, NotReady, Ready, Watch, health
 from tuner.server.request import ServiceRequest
@@ -36,16 +36,16 @@ class Start:
     def __init__(self, request: ServiceRequest, number: int) -> None:
         """Measure the memory in use, then start the child. Raises OSError if the machine cannot do so, and leaves
         nothing behind then."""
-        spec, port = request.deployment.specs[number], fresh_port(reachable(request.host))
+        spec, port = request.deployment.specs[number], fresh_port()
         key = os.environ.get(variables.API_KEY) or None
-        self.endpoint = Endpoint(f"http://{address(request.host, port)}", port, request.model, key)
+        self.endpoint = Endpoint(f"http://{HOST}:{port}", port, request.model, key)
         self._spec = spec
         self._clock = request.clock
         self._request = request
         self._baseline = gpu_memory.baseline(request.gpu_memory, spec.gpus, request.clock)
         self._oom_kills = oom_kills()
         self._scratch = leftovers.new_scratch()
-        argv = spec.argv(request.host, port)
+        argv = spec.argv(HOST, port)
         self._engine = argv[0] if spec.in_container else ""
         child = ChildSpec(
             argv=with_cid_file(argv, self._scratch) if spec.in_container else argv,
