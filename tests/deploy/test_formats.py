@@ -33,14 +33,8 @@ GOLDEN = Path(__file__).with_name("golden")
 NASTY = ("a b", "$HOME $(id) ${X}", "%h", "it's", '"q"', "back\\slash", "*", "", "-1", '{"a": "ü"}', "new\nline", "yes")
 
 
-def text(recorded: Recorded, format: str, **options: float) -> str:
-    replicas = options.get("replicas")
-    return render(
-        format,
-        recorded,
-        gpu_price=options.get("gpu_price"),
-        replicas=None if replicas is None else int(replicas),
-    )
+def text(recorded: Recorded, format: str, *, gpu_price: float | None = None, replicas: int | None = None) -> str:
+    return render(format, recorded, gpu_price=gpu_price, replicas=replicas)
 
 
 @pytest.fixture

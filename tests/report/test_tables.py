@@ -58,12 +58,6 @@ def test_a_folder_without_a_plan_is_no_study(tmp_path: Path) -> None:
         read_study(tmp_path)
 
 
-def test_the_sample_has_every_kind_of_start_that_the_page_must_tell_apart(files: StudyFiles) -> None:
-    outcomes = {r.outcome for r in files.records}
-    assert {TrialOutcome.FEASIBLE, TrialOutcome.INFEASIBLE, TrialOutcome.REFUSED} <= outcomes
-    assert any(r.preemptions_seen for r in files.records)
-
-
 def test_every_start_has_a_row_and_only_measured_ones_have_figures(files: StudyFiles, words: Words) -> None:
     rows = trial_rows(files)
     assert [row.trial for row in rows] == [r.trial for r in files.records]

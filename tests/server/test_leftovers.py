@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from tests.server.support import FAKE, MODEL, as_nobody, bystander, eventually, runs
-from tuner import jsonfile
 from tuner.errors import EnvironmentFaultError
 from tuner.server import leftovers, proctable, running_file, shutdown
 from tuner.server.abandoned import abandoned
@@ -231,14 +229,6 @@ def test_shared_memory_that_another_process_maps_or_that_was_there_before_stays(
             file.unlink(missing_ok=True)
 
 
-def test_a_record_survives_its_trip_through_json(tmp_path: Path) -> None:
-    record = record_of(entry(os.getpid()), shared_memory=("/dev/shm/psm_1",), gpu_baseline_bytes=((0, 5), (3, 7)))
-    running_file.write(tmp_path, record)
-    assert running_file.read(tmp_path / running_file.FILE_NAME) == record
-    with pytest.raises(jsonfile.TornFileError):
-        running_file.read(tmp_path / "none") if (tmp_path / "none").write_text("[]") else None
-
-
 @pytest.mark.parametrize("replica", [0, 1])
 def test_the_log_of_a_killed_tuners_server_loses_its_secrets(
     replica: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -250,19 +240,6 @@ def test_the_log_of_a_killed_tuners_server_loses_its_secrets(
         running_file.write(tmp_path, record_of(entry(other), boot_id="another", replica=replica))
         end_leftovers(tmp_path)
     assert log.read_text() == "token [redacted] of https://u:[redacted]@hub\n"
-
-
-def test_a_file_of_a_server_is_removed_though_the_clock_was_set_back(tmp_path: Path) -> None:
-    """A start an hour ahead of the file's time is what a clock that was set back leaves."""
-    note = tmp_path / "note"
-    words = ["--fault", "shared-memory", "--note", str(note)]
-    with killed_tuner(folder_of(tmp_path), *words):
-        segment = note.read_text().split()[0]
-        path = running_file.path_of(folder_of(tmp_path))
-        later = replace(running_file.read(path), started_unix_ns=time.time_ns() + 3600 * 10**9)
-        running_file.write(path.parent, later)
-        (report,) = end_leftovers(tmp_path)
-    assert f"/dev/shm/{segment}" in report.removed
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
