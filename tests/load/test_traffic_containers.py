@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,14 +24,12 @@ from tuner.load.reading import LeftOut, WhyLeftOut
 from tuner.load.workload import workload
 
 
-@pytest.mark.parametrize("written", [*CONTAINERS, *WHOLE_CONTAINERS])
+@pytest.mark.parametrize("form", [*CONTAINERS, *WHOLE_CONTAINERS])
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".data"])
-def test_a_container_is_told_by_its_content(
-    written: Callable[[Sequence[object]], bytes], suffix: str, tmp_path: Path
-) -> None:
+def test_a_container_is_told_by_its_content(form: str, suffix: str, tmp_path: Path) -> None:
     rows = [{"prompt": f"{QUESTION} {i}", "output_length": i + 3} for i in range(30)]
     path = tmp_path / f"traffic{suffix}"
-    path.write_bytes(written(rows))
+    path.write_bytes((CONTAINERS | WHOLE_CONTAINERS)[form](rows))
     found = reading(str(path))
     assert (found.rows, found.requests, found.left_out) == (30, 30, ())
     assert (found.output.low, found.output.p50, found.output.high) == (3, 17, 32)
@@ -70,14 +67,12 @@ def test_a_bad_line_costs_itself_alone_and_its_number_is_told(
     assert reading(str(path)).left_out == (LeftOut(why, 1, f"line {place}"),)
 
 
-@pytest.mark.parametrize("written", CONTAINERS)
-def test_a_file_that_was_cut_off_keeps_what_is_whole(
-    written: Callable[[Sequence[object]], bytes], tmp_path: Path
-) -> None:
-    data = written([{"prompt": f"{QUESTION} {i}", "id": str(i * 7919)} for i in range(400)])
+@pytest.mark.parametrize("form", CONTAINERS)
+def test_a_file_that_was_cut_off_keeps_what_is_whole(form: str, tmp_path: Path) -> None:
+    data = CONTAINERS[form]([{"prompt": f"{QUESTION} {i}", "id": str(i * 7919)} for i in range(400)])
     path = tmp_path / "t.json"
     path.write_bytes(data[: len(data) * 3 // 4])
-    if written.__name__ in ("bzipped", "object_around"):  # one block, or one value: nothing is whole
+    if form in ("bzip2", "object around"):  # one block, or one value: nothing is whole
         with pytest.raises(UsageError):
             workload(str(path))
         return

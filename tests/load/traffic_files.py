@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -56,88 +57,8 @@ def json_lines(rows: Sequence[object]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def crlf_lines(rows: Sequence[object]) -> bytes:
-    return json_lines(rows).replace(b"\n", b"\r\n")
-
-
-def json_array(rows: Sequence[object]) -> bytes:
-    return json.dumps(rows).encode()
-
-
-def pretty_array(rows: Sequence[object]) -> bytes:
+def pretty(rows: Sequence[object]) -> bytes:
     return json.dumps(rows, indent=2, ensure_ascii=False).encode()
-
-
-def array_of_lines(rows: Sequence[object]) -> bytes:
-    return b"[\n" + b",\n".join(json.dumps(row).encode() for row in rows) + b"\n]\n"
-
-
-def object_around(rows: Sequence[object]) -> bytes:
-    return json.dumps({"object": "list", "data": rows}, indent=1).encode()
-
-
-def pretty_objects(rows: Sequence[object]) -> bytes:
-    return "\n".join(json.dumps(row, indent=2) for row in rows).encode()
-
-
-def with_mark(rows: Sequence[object]) -> bytes:
-    return json_lines(rows).decode().encode("utf-8-sig")
-
-
-def utf16(rows: Sequence[object]) -> bytes:
-    return json_lines(rows).decode().encode("utf-16")
-
-
-def gzipped(rows: Sequence[object]) -> bytes:
-    return gzip.compress(json_lines(rows))
-
-
-def gzipped_array(rows: Sequence[object]) -> bytes:
-    return gzip.compress(pretty_array(rows))
-
-
-def bzipped(rows: Sequence[object]) -> bytes:
-    return bz2.compress(json_lines(rows))
-
-
-def xzipped(rows: Sequence[object]) -> bytes:
-    return lzma.compress(json_lines(rows))
-
-
-def parquet(rows: Sequence[object]) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([row for row in rows if isinstance(row, dict)]), sink)
-    return bytes(sink.getvalue().to_pybytes())
-
-
-def zstandard(rows: Sequence[object]) -> bytes:
-    half = len(rows) // 2
-    frames = [pa.Codec("zstd").compress(json_lines(part), asbytes=True) for part in (rows[:half], rows[half:])]
-    return b"".join(frames)
-
-
-def behind_each_other(rows: Sequence[object]) -> bytes:
-    return b" ".join(json.dumps(row).encode() for row in rows)
-
-
-def ended_by_carriage_returns(rows: Sequence[object]) -> bytes:
-    return json_lines(rows).replace(b"\n", b"\r")
-
-
-def lines_with_commas(rows: Sequence[object]) -> bytes:
-    return json_lines(rows).replace(b"}\n", b"},\n")
-
-
-def utf16_without_mark(rows: Sequence[object]) -> bytes:
-    return json_lines(rows).decode().encode("utf-16-le")
-
-
-def splits(rows: Sequence[object]) -> bytes:
-    return json.dumps({"version": 2, "train": rows[:20], "test": rows[20:]}).encode()
-
-
-def object_in_object(rows: Sequence[object]) -> bytes:
-    return json.dumps({"log": {"creator": {"name": "x"}, "entries": rows}}).encode()
 
 
 def table(rows: Sequence[object], **style: str) -> bytes:
@@ -149,33 +70,53 @@ def table(rows: Sequence[object], **style: str) -> bytes:
     return text.getvalue().encode()
 
 
-def semicolons(rows: Sequence[object]) -> bytes:
-    return b"\xef\xbb\xbf" + table(rows, delimiter=";", lineterminator="\n")
-
-
-def tabs(rows: Sequence[object]) -> bytes:
-    return gzip.compress(table(rows, delimiter="\t"))
-
-
-def table_of_decimals_and_bytes(rows: Sequence[object]) -> bytes:
-    objects = [row for row in rows if isinstance(row, dict)]
-    lengths = pa.array([row["output_length"] for row in objects], pa.decimal128(38, 0))
-    prompts = pa.array([row["prompt"].encode() for row in objects], pa.binary())
+def parquet(rows: Sequence[object]) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"prompt": prompts, "output_length": lengths}), sink)
+    pq.write_table(pa.Table.from_pylist(list(rows)), sink)
     return bytes(sink.getvalue().to_pybytes())
 
 
-CONTAINERS: tuple[Callable[[Sequence[object]], bytes], ...] = (
-    json_lines, crlf_lines, json_array, pretty_array, array_of_lines, object_around, pretty_objects, with_mark, utf16,
-    gzipped, gzipped_array, bzipped, xzipped, behind_each_other, ended_by_carriage_returns, lines_with_commas,
-    utf16_without_mark,
-)  # fmt: skip
+def of_bytes_and_decimals(row: object) -> Object:
+    assert isinstance(row, dict)
+    return {"prompt": row["prompt"].encode(), "output_length": Decimal(row["output_length"])}
+
+
+def zstandard(rows: Sequence[object]) -> bytes:
+    half = len(rows) // 2
+    return b"".join(pa.Codec("zstd").compress(json_lines(part), asbytes=True) for part in (rows[:half], rows[half:]))
+
+
+CONTAINERS: dict[str, Callable[[Sequence[object]], bytes]] = {
+    "lines": json_lines,
+    "lines with CRLF": lambda rows: json_lines(rows).replace(b"\n", b"\r\n"),
+    "lines with CR": lambda rows: json_lines(rows).replace(b"\n", b"\r"),
+    "lines with commas": lambda rows: json_lines(rows).replace(b"}\n", b"},\n"),
+    "behind each other": lambda rows: json_lines(rows).replace(b"\n", b" "),
+    "pretty objects": lambda rows: b"\n".join(map(pretty, rows)),  # type: ignore[arg-type]
+    "array": lambda rows: json.dumps(rows).encode(),
+    "pretty array": pretty,
+    "array of lines": lambda rows: b"[\n" + json_lines(rows).strip().replace(b"\n", b",\n") + b"\n]\n",
+    "object around": lambda rows: json.dumps({"object": "list", "data": rows}, indent=1).encode(),
+    "with a mark": lambda rows: json_lines(rows).decode().encode("utf-8-sig"),
+    "UTF-16": lambda rows: json_lines(rows).decode().encode("utf-16"),
+    "UTF-16 without a mark": lambda rows: json_lines(rows).decode().encode("utf-16-le"),
+    "gzip": lambda rows: gzip.compress(json_lines(rows)),
+    "gzip of an array": lambda rows: gzip.compress(pretty(rows)),
+    "bzip2": lambda rows: bz2.compress(json_lines(rows)),
+    "xz": lambda rows: lzma.compress(json_lines(rows)),
+}
 """Forms of which a part can be read."""
 
-WHOLE_CONTAINERS: tuple[Callable[[Sequence[object]], bytes], ...] = (
-    parquet, zstandard, splits, object_in_object, table, semicolons, tabs, table_of_decimals_and_bytes,
-)  # fmt: skip
+WHOLE_CONTAINERS: dict[str, Callable[[Sequence[object]], bytes]] = {
+    "parquet": parquet,
+    "zstd": zstandard,
+    "splits": lambda rows: json.dumps({"version": 2, "train": rows[:20], "test": rows[20:]}).encode(),
+    "object in object": lambda rows: json.dumps({"log": {"creator": {"name": "x"}, "entries": rows}}).encode(),
+    "CSV": table,
+    "semicolons": lambda rows: b"\xef\xbb\xbf" + table(rows, delimiter=";", lineterminator="\n"),
+    "tabs": lambda rows: gzip.compress(table(rows, delimiter="\t")),
+    "parquet of bytes and decimals": lambda rows: parquet([of_bytes_and_decimals(row) for row in rows]),
+}
 
 
 def sent(text: str, model: str, count: int = 1) -> list[Request]:
