@@ -130,9 +130,13 @@ def node_cpus(node: int) -> tuple[int, ...]:
         text = Path(f"/sys/devices/system/node/node{node}/cpulist").read_text(encoding="ascii").strip()
     except OSError:
         return ()
+    return tuple(sorted(cpus_in(text) & os.sched_getaffinity(0)))
+
+
+def cpus_in(text: str) -> set[int]:
+    """Return the CPUs of a list such as `0-3,8`."""
     ends = (part.split("-") for part in text.split(",") if part)
-    listed = {cpu for end in ends for cpu in range(int(end[0]), int(end[-1]) + 1)}
-    return tuple(sorted(listed & os.sched_getaffinity(0)))
+    return {cpu for end in ends for cpu in range(int(end[0]), int(end[-1]) + 1)}
 
 
 def _with_cpu_shares(groups: tuple[GpuGroup, ...], cpus_of: Callable[[int], tuple[int, ...]]) -> tuple[GpuGroup, ...]:

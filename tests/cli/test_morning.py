@@ -19,11 +19,10 @@ from tuner.cli.best import show_best
 from tuner.cli.compare import compare_studies
 from tuner.cli.folders import State, study_folder
 from tuner.cli.report import Then, make_report
-from tuner.cli.search import _opened
+from tuner.cli.search import opened
 from tuner.cli.status import picture_of, show_status
 from tuner.cli.studies import show_studies
 from tuner.cli.tables import Form
-from tuner.config import SearchOptions
 from tuner.deploy.formats import FORMATS
 from tuner.errors import UsageError
 from tuner.report.translations import Language
@@ -51,12 +50,11 @@ def test_studies_lists_each_with_its_gain_and_says_which_cannot_be_read(
 
 
 def test_searches_without_a_name_get_one_each_however_many_begin_in_a_minute(tmp_path: Path) -> None:
-    options = SearchOptions(model="m", studies=tmp_path / "studies")
-    opened = [_opened(options, dataclasses.replace(PLAN, study="m-chat-1129-0900")) for _ in range(3)]
-    assert [plan.study for _, plan in opened] == ["m-chat-1129-0900", "m-chat-1129-0900-2", "m-chat-1129-0900-3"]
-    assert [store.folder.name for store, _ in opened] == [plan.study for _, plan in opened]
-    named = dataclasses.replace(options, study="m-chat-1129-0900")
-    assert _opened(named, opened[0][1])[0] == opened[0][0]
+    asked, folder = dataclasses.replace(PLAN, study="m-chat-1129-0900"), tmp_path / "studies"
+    made = [opened(asked, folder, is_named=False) for _ in range(3)]
+    assert [plan.study for _, plan in made] == ["m-chat-1129-0900", "m-chat-1129-0900-2", "m-chat-1129-0900-3"]
+    assert [store.folder.name for store, _ in made] == [plan.study for _, plan in made]
+    assert opened(made[0][1], folder, is_named=True)[0] == made[0][0]
 
 
 def test_a_wrong_name_gets_the_nearest_one(studies: Path, tmp_path: Path) -> None:

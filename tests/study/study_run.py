@@ -15,6 +15,7 @@ from tuner.study.events import Event
 from tuner.study.fleet import LocalFleet
 from tuner.study.loop import Loop
 from tuner.study.plan import StudyPlan
+from tuner.study.recheck import WinnerAndDefault
 from tuner.study.record import TrialRecord
 from tuner.study.search import Search
 from tuner.study.seeds import seeds
@@ -45,7 +46,9 @@ class StudyRun:
         self.loop = Loop(
             plan=made,
             store=self.store,
-            search=Search(setting, seeds(setting) if first is None else first),
+            search=WinnerAndDefault(made)
+            if made.rechecks
+            else Search(setting, seeds(setting) if first is None else first),
             fleet=LocalFleet(made.groups, lambda assignment: self.run_trial(assignment), self.store, self.stop),
             clock=ScriptedClock(),
             emit=self.events.append,

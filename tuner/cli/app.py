@@ -102,6 +102,21 @@ def resume(
     command.resume(study_folder(studies, study), changed, Look.PLAIN if plain else Look.FITTING)
 
 
+@app.command(epilog="Example: tuner recheck qwen3-8b-chat-1121-2200 --vllm '/opt/vllm-0.33/bin/vllm serve'")
+def recheck(
+    study: Name,
+    studies: Studies = STUDIES,
+    vllm: Annotated[str | None, typer.Option(help="Command that starts the server. Default: the study's own.")] = None,
+    plain: Plain = False,
+) -> None:
+    """Compare a finished study's winner with the default once more, on today's software."""
+    from tuner.cli.folders import study_folder
+    from tuner.cli.progress import Look
+    from tuner.cli.recheck import run_recheck
+
+    run_recheck(study_folder(studies, study), vllm, Look.PLAIN if plain else Look.FITTING)
+
+
 @app.command(
     context_settings=_WITH_EXTRA,
     epilog="Example: tuner plan --model Qwen/Qwen3-8B --gpus 0-3 --workload rag --trials 40",

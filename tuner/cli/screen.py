@@ -228,7 +228,7 @@ def _head(p: Picture, width: int) -> list[RenderableType]:
     vllm = f"vLLM {p.vllm_version}" if p.vllm_version else ""
     load = f"{plan.workload.name}, {_load(plan.load)}"
     lines: list[RenderableType] = [
-        _line((plan.study, "bold"), *(f"  {part}" for part in (plan.model, vllm) if part)),
+        _line((plan.study, "bold"), *(f"  {part}" for part in (_recheck(plan), plan.model, vllm) if part)),
         _line(f"{', '.join(map(str, plan.slos))}  {load}  space {plan.space.name}"),
     ]
     length = 24 if width >= _WIDE else 12
@@ -241,6 +241,10 @@ def _head(p: Picture, width: int) -> list[RenderableType]:
     if p.result and p.state is not State.RUNNING:
         lines.append(Text(one_line(p.result.sentence), overflow="fold"))
     return lines
+
+
+def _recheck(plan: StudyPlan) -> str:
+    return f"recheck of {plan.rechecks.study}" if plan.rechecks else ""
 
 
 def _load(load: LoadPolicy) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tuner.cli.console import Console, plan_lines, print_lines, result_lines
 from tuner.cli.progress import Look, Progress, progress
+from tuner.cli.recheck_lines import recheck_lines
 from tuner.clock import RealClock
 from tuner.config import ChangedEnvironment, SearchOptions, plan_study, secrets_of
 from tuner.deploy.start import write_scripts
@@ -32,6 +33,7 @@ from tuner.study.loop import Loop
 from tuner.study.optuna_storage import Patience, claim, refuse_taken
 from tuner.study.own_files import located
 from tuner.study.plan import StudyPlan
+from tuner.study.recheck import WinnerAndDefault
 from tuner.study.result import Decision, StudyResult
 from tuner.study.samplers import sampler_name
 from tuner.study.search import Search
@@ -48,7 +50,7 @@ def run_search(options: SearchOptions, look: Look) -> None:
     """Run a search. Raises a TunerError if there is no winner to trust; finished trials are on disk all the same."""
     console, clock = Console(), RealClock()
     plan, environment = plan_study(options, this_machine(), clock.wall(), cache_folder(), console.say)
-    store, plan = _opened(options, plan)
+    store, plan = opened(plan, options.studies, is_named=options.study is not None)
     os.environ.update(secrets_of(options))
     url = absolute_storage(options.storage) if options.storage else None
     with store.locked():
@@ -62,16 +64,16 @@ def run_search(options: SearchOptions, look: Look) -> None:
             store.save_plan(plan, environment)
         if url is not None and mask_password(url) == plan.storage:
             store.save_storage(url)
-        _continue(store, plan, environment, look, clock)
+        continue_study(store, plan, environment, look, clock)
 
 
-def _opened(options: SearchOptions, plan: StudyPlan) -> tuple[Store, StudyPlan]:
-    """Make the study's folder. One that the user did not name gets a number if another search was quicker."""
-    store = Store(options.studies.absolute() / plan.study)
+def opened(plan: StudyPlan, studies: Path, *, is_named: bool) -> tuple[Store, StudyPlan]:
+    """Make the study's folder. One that the user did not name gets a number if the name is taken."""
+    store = Store(studies.absolute() / plan.study)
     number = 1
-    while not store.create() and options.study is None:
+    while not store.create() and not is_named:
         number += 1
-        store = Store(options.studies.absolute() / f"{plan.study}-{number}")
+        store = Store(studies.absolute() / f"{plan.study}-{number}")
     return store, located(plan, store.folder)
 
 
@@ -90,7 +92,7 @@ def resume(folder: Path, changed: ChangedEnvironment, look: Look) -> None:
     environment = describe(vllm.version, plan.model, gpus, machine.driver)
     with store.locked():
         _refuse_a_mixture(plan.study, differences(store.environment(), environment), changed)
-        _continue(store, plan, environment, look, clock)
+        continue_study(store, plan, environment, look, clock)
 
 
 def _with_changes(store: Store, asked: StudyPlan, options: SearchOptions, console: Console) -> StudyPlan:
@@ -116,7 +118,8 @@ def _refuse_a_mixture(study: str, differ: list[str], changed: ChangedEnvironment
         )
 
 
-def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Look, clock: RealClock) -> None:
+def continue_study(store: Store, plan: StudyPlan, environment: Environment, look: Look, clock: RealClock) -> None:
+    """Run a study to its end from where its files say it is, and print the result."""
     console = Console()
     _end_leftovers(store, console)
     for servers in abandoned():
@@ -124,7 +127,10 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
     records = store.records()
     for path in store.torn_records(records):
         console.say(f"{path} cannot be read, so that trial is run again")
-    console.say(plan_lines(plan, environment.vllm_version, sampler_name()))
+    if plan.rechecks:
+        console.say(recheck_lines(plan, environment))
+    else:
+        console.say(plan_lines(plan, environment.vllm_version, sampler_name()))
     plan = replace(plan, vllm_version=environment.vllm_version)  # of this run: the user may have consented to another
     defaults = vllm_defaults(environment.vllm_version, environment.gpus)
     setting = StudySetting.of(store.with_storage(plan), defaults, environment.gpus)
@@ -152,7 +158,8 @@ def _continue(store: Store, plan: StudyPlan, environment: Environment, look: Loo
         progress(plan, environment.vllm_version, settled(plan, records), look) as shown,
         _signals_set(stop, shown),
     ):
-        search = Search(setting, seeds(setting), Patience(should_stop=stop.is_set, tell=shown.say))
+        patience = Patience(should_stop=stop.is_set, tell=shown.say)
+        search = WinnerAndDefault(plan) if plan.rechecks else Search(setting, seeds(setting), patience)
         runner = local_trials(plan, store, clock, gpu_adapter(), shown.show, stop)
         loop = Loop(
             plan=plan,

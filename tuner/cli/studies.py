@@ -18,7 +18,7 @@ from tuner.study.sentence import gain_text
 @dataclass(frozen=True, slots=True)
 class _Row:
     """Line of one study. `best_qps` and `default_qps` are None if nothing, or not the default, kept the limits. `gain`
-    is the winner's, None before it is confirmed.
+    is the winner's, None before it is confirmed. `rechecks` is the study whose winner was compared once more.
     `unreadable` says why its files cannot be read."""
 
     study: str
@@ -30,6 +30,7 @@ class _Row:
     default_qps: float | None = None
     gain: Gain | None = None
     created_at: str | None = None
+    rechecks: str | None = None
     unreadable: str | None = None
 
 
@@ -68,6 +69,7 @@ def _row(folder: Path) -> _Row:
         default_qps=p.default.qps if p.default and p.default_keeps else None,
         gain=p.result.gain if p.result and p.result.decision is Decision.WINNER else None,
         created_at=p.plan.created_at,
+        rechecks=p.plan.rechecks.study if p.plan.rechecks else None,
     )
 
 
@@ -80,5 +82,5 @@ def _cells(row: _Row) -> tuple[str, ...]:
         f"{row.starts} of {row.starts_planned}",
         formatting.significant(row.best_qps),
         gain_text(row.gain, row.best_qps, row.default_qps),
-        row.model or "",
+        (row.model or "") if row.rechecks is None else f"recheck of {row.rechecks}",
     )

@@ -29,6 +29,7 @@ def environment_rows(study: StudyFiles, words: Words) -> list[FactRow]:
     """List the conditions under which the study was measured."""
     plan, environment = study.plan, study.environment
     facts = [("env-model", plan.model)]
+    facts += [("env-rechecks", plan.rechecks.study)] if plan.rechecks else []
     if environment is not None:
         names = [f"{gpu.index}: {gpu.name}, {formatting.gib(gpu.memory_gib)}" for gpu in environment.gpus]
         facts += [
@@ -115,6 +116,8 @@ def _read(reading: TrafficReading, words: Words) -> list[str]:
 def repeat_command(study: StudyFiles) -> str:
     """Return the `tuner search` that plans this study again, under another name."""
     plan = study.plan
+    if plan.rechecks is not None:
+        return " ".join(map(shell_word, ["tuner", "recheck", plan.rechecks.study]))
     options: list[tuple[str, str | float | None]] = [
         ("model", plan.model),
         ("workload", plan.workload.file or plan.workload.name),

@@ -263,6 +263,7 @@ PAGE_TEXTS: dict[str, tuple[str, str]] = {
     "channel-client-cores": ("CPU cores used by the load generator", "压测端占用的 CPU 核数"),
     # --- environment
     "env-model": ("model", "模型"),
+    "env-rechecks": ("rechecks the winner of", "复查其最优配置的研究"),
     "env-digest": ("sha256 of its config.json", "config.json 的 sha256"),
     "env-vllm": ("vLLM", "vLLM"),
     "env-tuner": ("tuner", "tuner"),

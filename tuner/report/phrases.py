@@ -13,10 +13,10 @@ from tuner.layout import split_layout
 from tuner.load.early_end import EARLY_ENDS, EarlyEndKind
 from tuner.report.tables import StudyFiles, TrialRow
 from tuner.report.translations import TABLE, Language, Words
-from tuner.study.conclusion import Conclusion, ConclusionKey, Servers, conclude
+from tuner.study.conclusion import Conclusion, ConclusionKey, Recheck, RecheckAnswer, Servers, conclude
 from tuner.study.record import TrialOutcome
 from tuner.study.result import Disturbance
-from tuner.study.sentence import gained
+from tuner.study.sentence import gain_text, gained
 from tuner.telemetry.cautions import FEW_REQUESTS, Caution, Observation, Sign
 from tuner.verdict import REASONS, Reason, ReasonKind, Verdict
 
@@ -32,6 +32,14 @@ CONCLUSIONS = {
     ConclusionKey.SUSTAINS_ONLY: "可持续 {rate} QPS{servers}{accuracy}（{arrivals}；默认配置{lack}），" + _AT,
 }
 """Chinese template of each conclusion. The English sentence is recorded (study/sentence.py)."""
+
+RECHECKS = {
+    RecheckAnswer.STILL: "在 vLLM {now} 上{gain}；",
+    RecheckAnswer.NO_LONGER: "在 vLLM {now} 上不再是最优配置{lack}；",
+    RecheckAnswer.UNKNOWN: "尚不清楚它在 vLLM {now} 上是否仍是最优配置{lack}；",
+    RecheckAnswer.UNDER_WAY: "正在 vLLM {now} 上复查{lack}；",
+}
+"""Chinese template of each answer of a recheck."""
 
 _CHINESE_DOORS = {Door.VLLM: "vLLM 自带数据并行", Door.NGINX: "nginx"}
 
@@ -94,6 +102,7 @@ def sentence(study: StudyFiles, words: Words) -> str:
 def chinese_conclusion(said: Conclusion, words: Words) -> str:
     """Say a study's conclusion in one Chinese sentence."""
     time = formatting.duration(said.elapsed_s)
+    before = _chinese_recheck(said.recheck, said, words) if said.recheck else ""
     text = CONCLUSIONS[said.key].format(
         so_far="" if said.complete else "目前",
         limits=", ".join(map(str, said.limits)),
@@ -110,7 +119,17 @@ def chinese_conclusion(said: Conclusion, words: Words) -> str:
         lack=words(f"lack-{said.lack}"),
         servers=_chinese_servers(said.servers),
     )
-    return text.replace("）（", "；")  # one pair of parentheses for both remarks
+    return before + text.replace("）（", "；")  # one pair of parentheses for both remarks
+
+
+def _chinese_recheck(found: Recheck, said: Conclusion, words: Words) -> str:
+    answer = RECHECKS[found.answer].format(
+        now=found.now_version,
+        gain="仍是最优配置" if said.gain is None else f"仍比默认配置 {gained(said)}",
+        lack=f"（{words(f'lack-{found.lack}')}）" if found.lack else "",
+    )
+    then = gain_text(found.then, None, None) if found.then else formatting.qps(found.then_qps)
+    return f"{answer}在研究 {found.study} 中为 {then}（vLLM {found.then_version}）。"
 
 
 def _chinese_disturbed(span: Disturbance | None) -> str:

@@ -19,6 +19,7 @@ RECORD_TEXTS: dict[str, tuple[str, str]] = {
     "outcome-interrupted": ("interrupted", "被中断"),
     "role-default": ("default", "默认"),
     "role-seed": ("seed", "初始点"),
+    "role-earlier": ("from the earlier study", "来自先前的研究"),
     "role-search": ("search", "搜索"),
     "role-check": ("all groups at once", "各组同时运行"),
     "role-confirm": ("fresh start", "确认"),

@@ -32,6 +32,31 @@ class ConclusionKey(StrEnum):
     SUSTAINS_ONLY = "sustains-only"
 
 
+class RecheckAnswer(StrEnum):
+    """Answer of a recheck, which precedes the final sentence."""
+
+    STILL = "still"
+    NO_LONGER = "no-longer"
+    UNKNOWN = "unknown"
+    UNDER_WAY = "under-way"
+
+
+@dataclass(frozen=True, slots=True)
+class Recheck:
+    """Answer of a recheck beside what the earlier study found. `then` is the gain there, None if it had none.
+
+    `lack` says why the candidate has no figures. None if it has.
+    """
+
+    answer: RecheckAnswer
+    study: str
+    then: Gain | None
+    then_qps: float
+    then_version: str
+    now_version: str
+    lack: Lack | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Servers:
     """Servers behind a figure, on GPUs or on shares of a CPU. `door` is None for one, and before a confirmation run."""
@@ -56,6 +81,7 @@ class Conclusion:
         arrivals: Arrival process of an open-loop study. None in a closed loop.
         complete: False while trials are to come.
         servers: Those behind `qps`. None if it is one server on one GPU.
+        recheck: Answer of a recheck. None in a search.
     """
 
     key: ConclusionKey
@@ -74,6 +100,7 @@ class Conclusion:
     servers: Servers | None = None
     gain: Gain | None = None
     disturbed: Disturbance | None = None
+    recheck: Recheck | None = None
 
 
 def conclude(plan: StudyPlan, result: StudyResult, records: Sequence[TrialRecord]) -> Conclusion:
@@ -81,13 +108,14 @@ def conclude(plan: StudyPlan, result: StudyResult, records: Sequence[TrialRecord
     search = plan.load if isinstance(plan.load, OpenSearch) else None
     shown = result.winner
     key = _key(result, is_open=search is not None)
+    starts, refused, recheck = result.starts, result.refused, _recheck(plan, result, records)
     if shown is None:
-        return Conclusion(key, plan.slos, result.starts, result.refused, result.elapsed_s, complete=result.complete)
+        return Conclusion(key, plan.slos, starts, refused, result.elapsed_s, complete=result.complete, recheck=recheck)
     return Conclusion(
         key=key,
         limits=plan.slos,
-        starts=result.starts,
-        refused=result.refused,
+        starts=starts,
+        refused=refused,
         elapsed_s=result.elapsed_s,
         qps=shown.qps,
         default_qps=result.default.qps if result.default else None,
@@ -100,7 +128,27 @@ def conclude(plan: StudyPlan, result: StudyResult, records: Sequence[TrialRecord
         servers=_servers(plan, result, shown),
         gain=result.gain,
         disturbed=result.disturbed,
+        recheck=recheck,
     )
+
+
+def _recheck(plan: StudyPlan, result: StudyResult, records: Sequence[TrialRecord]) -> Recheck | None:
+    before = plan.rechecks
+    if before is None:
+        return None
+    lack = confirm.lack(records, before.candidate)
+    has_figures = confirm.figures(plan, records, before.candidate) is not None
+    if not result.complete:
+        answer = RecheckAnswer.UNDER_WAY
+    elif result.decision is Decision.WINNER:
+        answer = RecheckAnswer.STILL
+    elif result.decision is Decision.NOT_CONFIRMED or lack is Lack.NOT_MEASURED or not (has_figures or lack):
+        answer = RecheckAnswer.UNKNOWN
+    else:
+        answer = RecheckAnswer.NO_LONGER
+    then = None if before.gain is None else Gain(*before.gain, pairs=0)
+    versions = (before.vllm_version, plan.vllm_version)
+    return Recheck(answer, before.study, then, before.qps, *versions, lack=lack)
 
 
 def _servers(plan: StudyPlan, result: StudyResult, shown: Figures) -> Servers | None:

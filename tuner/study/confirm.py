@@ -56,11 +56,13 @@ class Confirmation:
 
 def finalists(plan: StudyPlan, records: Sequence[TrialRecord], broken: Collection[Layout] = ()) -> list[TrialRecord]:
     """List the feasible trials of the search, best first. Candidates that confirmation runs refuted are left out,
-    and those of `broken` layouts, which cannot be confirmed."""
+    and those of `broken` layouts, which cannot be confirmed. A recheck confirms its candidate whatever the search
+    says of it."""
     confirmed = dict.fromkeys(r.candidate for r in records if r.role is Role.CONFIRM)
     refuted = {candidate.id for candidate in confirmed if is_refuted(plan, records, candidate)}
     feasible = [r for r in records if r.role.searches and r.qps is not None]
-    ranked = sorted(feasible, key=lambda r: -worth(plan, records, r))
+    rechecked = plan.rechecks.candidate if plan.rechecks else None
+    ranked = sorted(feasible, key=lambda r: (r.candidate != rechecked, -worth(plan, records, r)))
     return [r for r in ranked if r.candidate.id not in refuted and plan.layout_of(r.candidate) not in broken]
 
 

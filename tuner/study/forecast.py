@@ -108,7 +108,7 @@ def left_s(plan: StudyPlan, records: Sequence[TrialRecord], running: Sequence[Ru
     searched = [r for r in records if r.role.searches and r.counts]
     searching, checking, confirming = (
         [now for now in running if now.role in roles]
-        for roles in ((Role.DEFAULT, Role.SEED, Role.SEARCH), (Role.CHECK,), (Role.CONFIRM,))
+        for roles in ([role for role in Role if role.searches], (Role.CHECK,), (Role.CONFIRM,))
     )
     is_over = not searching and (confirming or any(r.role is Role.CONFIRM for r in records))
     to_come = 0 if is_over else max(0, plan.starts - len(searched) - len(searching))

@@ -36,6 +36,7 @@ from tuner.study.events import (
 from tuner.study.fleet import Fleet, FleetStoppedError
 from tuner.study.places import Places
 from tuner.study.plan import StudyPlan
+from tuner.study.recheck import WinnerAndDefault
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import StudyResult
 from tuner.study.search import Proposal, Search, SpaceExhaustedError
@@ -52,7 +53,7 @@ class Loop:
 
     plan: StudyPlan
     store: Store
-    search: Search
+    search: Search | WinnerAndDefault
     fleet: Fleet
     clock: Clock
     emit: Callable[[Event], None] = lambda event: None
@@ -193,7 +194,8 @@ class Loop:
     def _assignment(self, proposal: Proposal, group: GpuGroup) -> Assignment:
         self._attempts[proposal.candidate.id] += 1
         # A default never races: a gain over it needs its own figure, also if its first start was interrupted.
-        best = None if proposal.role is Role.DEFAULT else confirm.incumbent(self.plan, self._records)
+        races = proposal.role is not Role.DEFAULT and self.plan.rechecks is None
+        best = confirm.incumbent(self.plan, self._records) if races else None
         replicas = self.plan.layout_of(proposal.candidate).replicas
         return Assignment(
             trial=self.store.new_trial(),

@@ -17,6 +17,7 @@ from tuner.placement import GpuGroup
 from tuner.slo import Slo
 from tuner.space.parameter import Parameter
 from tuner.space.space import Dropped, Space
+from tuner.study.earlier import Rechecked
 from tuner.study.request_length import RequestLength
 from tuner.vllm import knobs
 
@@ -115,7 +116,8 @@ class StudyPlan:
     none if the choice was tuner's. `units` are the given GPUs, or workers of a CPU. `own_layout` is the default's:
     what a user would type without tuner. `doors` can stand in front of several servers, the preferred one first. The
     others are measured too where that one costs more than the accuracy, or always with `compares_doors`. The version of
-    vLLM is empty in older plans.
+    vLLM is empty in older plans. `rechecks` is the winner of an earlier study that is only compared with the default;
+    None in a search.
     """
 
     study: str
@@ -143,6 +145,7 @@ class StudyPlan:
     doors: tuple[Door, ...] = ()
     compares_doors: bool = False
     vllm_version: str = ""
+    rechecks: Rechecked | None = None
     schema: int = 3
 
     @property

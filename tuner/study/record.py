@@ -20,12 +20,13 @@ SCHEMA = 3
 class Role(StrEnum):
     """Purpose of a start.
 
-    `CHECK` runs the default on all GPU groups at once, to see how they disturb each other. `EXPERIMENT` starts what
-    ran before, to see whose fault an unexplained failure was.
+    `EARLIER` measures what an earlier study found. `CHECK` runs the default on all GPU groups at once, to see how they
+    disturb each other. `EXPERIMENT` starts what ran before, to see whose fault an unexplained failure was.
     """
 
     DEFAULT = "default"
     SEED = "seed"
+    EARLIER = "earlier"
     SEARCH = "search"
     CHECK = "check"
     CONFIRM = "confirm"
@@ -34,7 +35,7 @@ class Role(StrEnum):
     @property
     def searches(self) -> bool:
         """Return True if the trial looks for the best candidate."""
-        return self in (Role.DEFAULT, Role.SEED, Role.SEARCH)
+        return self in (Role.DEFAULT, Role.SEED, Role.EARLIER, Role.SEARCH)
 
     @property
     def measures(self) -> bool:

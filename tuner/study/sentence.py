@@ -9,7 +9,7 @@ from tuner import formatting
 from tuner.launch import Door
 from tuner.layout import Layout
 from tuner.study import confirm
-from tuner.study.conclusion import Conclusion, ConclusionKey, Servers, conclude
+from tuner.study.conclusion import Conclusion, ConclusionKey, Recheck, RecheckAnswer, Servers, conclude
 from tuner.study.doors import doors
 from tuner.study.learnt import LearntRule
 from tuner.study.plan import StudyPlan
@@ -66,7 +66,30 @@ def result_of(
 
 
 def sentence(said: Conclusion) -> str:
-    """Say a study's conclusion in one English sentence."""
+    """Say a study's conclusion in one English sentence. That of a recheck follows its answer."""
+    return f"{_recheck(said.recheck, said)} {_result(said)}" if said.recheck else _result(said)
+
+
+def _recheck(found: Recheck, said: Conclusion) -> str:
+    """Answer if the winner of an earlier study still is one."""
+    match found.answer:
+        case RecheckAnswer.STILL if said.gain is not None:
+            answer = f"Still {gained(said)} over the default"
+        case RecheckAnswer.STILL:
+            answer = "Still the winner"
+        case RecheckAnswer.NO_LONGER:
+            answer = "No longer the winner"
+        case RecheckAnswer.UNKNOWN:
+            answer = "Not known if it still is the winner"
+        case RecheckAnswer.UNDER_WAY:
+            answer = "Recheck under way"
+    lacks = f" ({LACKS[found.lack]})" if found.lack and found.answer is not RecheckAnswer.STILL else ""
+    then = gain_text(found.then, None, None) if found.then else formatting.qps(found.then_qps)
+    versions = found.now_version, found.then_version
+    return f"{answer} with vLLM {versions[0]}{lacks}; in {found.study} it was {then} with {versions[1]}."
+
+
+def _result(said: Conclusion) -> str:
     limits = ", ".join(map(str, said.limits))
     tail = f"{said.starts} starts, {formatting.duration(said.elapsed_s)}, {said.refused} refused"
     qps = f"{formatting.qps(said.qps)}{_servers(said.servers)}"
