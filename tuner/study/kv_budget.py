@@ -74,12 +74,12 @@ def kv_table(setting: StudySetting, records: Iterable[TrialRecord] = (), layout:
     such servers are read. Raises UnknownModelError with the reason if nothing can be said."""
     plan = setting.plan
     layout = layout or plan.own_layout
-    folder = _folder(setting)
+    folder = model_folder(setting)
     if folder is None:
         raise UnknownModelError(why_unread(plan.model))
     usual = setting.values(Candidate.of({**dict(plan.space.fixed), **setting.on(layout)}))
-    memory = model_memory(folder, _flags(setting, usual))
-    gpu_bytes = _gpu_bytes(setting.gpus)
+    memory = model_memory(folder, server_flags(setting, usual))
+    gpu_bytes = smallest_gpu_bytes(setting.gpus)
     trial = None
     for record in of_servers(setting, records, layout):
         if (first := _first_start(setting, record)) is not None:
@@ -95,7 +95,7 @@ def kv_table(setting: StudySetting, records: Iterable[TrialRecord] = (), layout:
     return KvTable(flag, rows, memory, trial, why)
 
 
-def _folder(setting: StudySetting) -> Path | None:
+def model_folder(setting: StudySetting) -> Path | None:
     """Return the folder with the config.json that vLLM reads."""
     return folder_of(setting.plan.model, setting.given.get(knobs.REVISION))
 
@@ -129,7 +129,7 @@ def _room_on(setting: StudySetting, layout: Layout) -> tuple[KvRoom, ModelMemory
     """Return the KV cache of one server of a layout with vLLM's defaults. Where the space searches the cache's bytes
     and the default has none, it is the largest that is searched."""
     table = kv_table(setting, layout=layout)
-    room = _room_with(table.memory, setting.values(setting.plan.default_of(layout)), _gpu_bytes(setting.gpus))
+    room = _room_with(table.memory, setting.values(setting.plan.default_of(layout)), smallest_gpu_bytes(setting.gpus))
     if room is None and table.flag == KV_BYTES and not setting.gpus and table.rows:
         room = table.rows[-1][1]
     return None if room is None else (room, table.memory)
@@ -148,16 +148,16 @@ def most_sequences(setting: StudySetting, values: Mapping[str, Value]) -> int | 
     vLLM refuses more sequences than it has blocks for their states. Where the arithmetic leaves something out, it is
     vLLM's default. None if there is no such limit.
     """
-    folder = _folder(setting)
+    folder = model_folder(setting)
     if folder is None:
         return None
     try:
-        memory = model_memory(folder, _flags(setting, values))
+        memory = model_memory(folder, server_flags(setting, values))
     except UnknownModelError:
         return None
     default = setting.base.get(knobs.MAX_NUM_SEQS)
     known = [int(default)] if isinstance(default, int) and (memory.paging is None or memory.not_modelled) else []
-    room = _room_with(memory, values, _gpu_bytes(setting.gpus))
+    room = _room_with(memory, values, smallest_gpu_bytes(setting.gpus))
     if room is not None and room.paging.has_states:
         known.append(max(1, room.blocks.low))
     return min(known, default=None)
@@ -178,7 +178,7 @@ def kv_floor(setting: StudySetting, records: Iterable[TrialRecord], layout: Layo
     first, tokens = _first_start(setting, record), _shortest_length(setting, record)
     if first is None or tokens is None or (first.utilization is None) != (table.flag == KV_BYTES):
         return None
-    least = least_for(table.memory, first, _gpu_bytes(setting.gpus), int(tokens))
+    least = least_for(table.memory, first, smallest_gpu_bytes(setting.gpus), int(tokens))
     lowest = min(map(float, parameter.choices)) if parameter.choices else parameter.low
     return KvFloor(table.flag, least, record.trial) if least is not None and least > lowest else None
 
@@ -196,7 +196,7 @@ def _shortest_length(setting: StudySetting, record: TrialRecord) -> float | None
     return length if isinstance(length, (int, float)) and length > 0 else None
 
 
-def _gpu_bytes(gpus: tuple[Gpu, ...]) -> int | None:
+def smallest_gpu_bytes(gpus: tuple[Gpu, ...]) -> int | None:
     return int(min(gpu.memory_gib for gpu in gpus) * GIB) if gpus else None
 
 
@@ -223,7 +223,7 @@ def _spread(parameter: Parameter) -> tuple[float, ...]:
     return tuple(dict.fromkeys(float(parameter.decode(step)) for step in steps))
 
 
-def _flags(setting: StudySetting, usual: Mapping[str, Value]) -> ServerFlags:
+def server_flags(setting: StudySetting, usual: Mapping[str, Value]) -> ServerFlags:
     def number(flag: str, default: int) -> int:
         value = usual.get(flag, default)
         return max(1, int(value)) if isinstance(value, (int, float)) else default

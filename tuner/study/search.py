@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import random
-import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import optuna
@@ -16,24 +14,16 @@ from tuner.candidate import Candidate, Value
 from tuner.layout import Layout
 from tuner.space.axis import ParameterAxis
 from tuner.study import rebuild
-from tuner.study.confirm import worth
-from tuner.study.draws import Draws
 from tuner.study.feedback import CONSTRAINTS, Feedback, feedback_for, not_started
 from tuner.study.layout_race import standing
 from tuner.study.learnt import FlagLimit, LearntRule, bounds, known_rules
 from tuner.study.optuna_storage import Patience, TrialAttributes, open_study, reopened, storage_errors
+from tuner.study.proposer import Numbers, Proposer
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import LayoutStanding
-from tuner.study.samplers import STARTUP_TRIALS, distribution, sampler, suggest
+from tuner.study.samplers import RecordsSampler, distribution, suggest
 from tuner.study.seeds import order_of_layouts
-from tuner.study.setting import SERVER_SIZES, StudySetting
-
-REPEATS_BEFORE_RANDOM = 8
-"""Useless proposals in a row before a random point."""
-
-LOCAL_STEP_EVERY = 3
-"""Period of the proposals that perturb the best candidate. Away from data a GP falls back to the mean of what it has
-seen. Once most trials are good, unexplored corners look as good as real improvements (docs/search.md)."""
+from tuner.study.setting import StudySetting
 
 SEEDS_SHARE = 0.5
 """Share of the starts that seeds of layouts other than the leading one may reach. The rest is the model's."""
@@ -62,7 +52,6 @@ class Search:
         self._rules: tuple[LearntRule, ...] = ()
         self._saved: Counter[str] = Counter()
         self._axes = tuple(ParameterAxis(parameter) for parameter in plan.parameters)
-        self._draws = Draws(setting, self._axes)
         self._known: dict[str, Feedback | None] = {}
         self._measured: list[tuple[tuple[float, ...], Feedback]] = []
         self._asked: dict[int, tuple[Trial, Candidate]] = {}
@@ -73,11 +62,15 @@ class Search:
         for candidate in seeds:
             self._seeds.setdefault(plan.layout_of(candidate), []).append(candidate)
         self._patience = patience
+        self._proposer = Proposer(setting, self._axes)
+        self._sampler = RecordsSampler({a.parameter.flag: distribution(a) for a in self._axes}, self._propose)
+        self._live: frozenset[Layout] = frozenset()
+        self._applied: list[LearntRule] = []
         self._open()
 
     def _open(self) -> None:
         self._study = open_study(self._plan, self._patience)
-        self._study.sampler = self._sampler = sampler(self._plan.seed + len(self._study.trials))
+        self._study.sampler = self._sampler
 
     @storage_errors()
     def restore(self, records: Iterable[TrialRecord], undecided: Collection[int] = ()) -> None:
@@ -138,15 +131,20 @@ class Search:
         if not self._study.trials:
             self._enqueue_first()
         newly_applied: list[LearntRule] = []
-        live = self._narrow_to_live_layouts(broken)
-        for answered in range(REPEATS_BEFORE_RANDOM + 1):
-            last = answered == REPEATS_BEFORE_RANDOM
+        self._live = live = self._live_layouts(broken)
+        self._applied, obeys = [], True
+        while True:
             if (seed := self._next_seed(live)) is not None:
                 self._enqueue(seed, Role.SEED)
-            elif (numbers := self._local_or_random_step(answered, live)) is not None:
-                self._study.enqueue_trial(numbers)
             trial = self._study.ask()
             candidate = self._candidate(trial)
+            if self._sampler.found_nothing:
+                self._tell(trial, None)
+                if not self._applied:
+                    raise SpaceExhaustedError
+                # If all that is left is ruled out, the rules are put to the test: a refused start costs little.
+                self._applied, obeys = [], False
+                continue
             attributes = TrialAttributes.read(trial.user_attrs)
             role = attributes.purpose
             if self._is_tried(candidate) and not attributes.again:
@@ -159,11 +157,11 @@ class Search:
             if role is not Role.DEFAULT and layout not in live:
                 self._skip(trial, role, candidate, _dropped_text(layout))
                 continue
-            # If all that is left is ruled out, the rules are put to the test: a refused start costs little.
-            rule = None if last or role is Role.DEFAULT else self._rule_violated_by(candidate)
+            rule = None if not obeys or role is Role.DEFAULT else self._rule_violated_by(candidate)
             if rule is not None:
                 if not self._saved[str(rule)]:
                     newly_applied.append(rule)
+                self._applied.append(rule)
                 self._skip(trial, role, candidate, str(rule))
                 if role is Role.SEED:
                     self._clip_seed_to_bounds(candidate)
@@ -171,7 +169,18 @@ class Search:
             self._asked[trial.number] = (trial, candidate)
             TrialAttributes(role=role, flags=dict(candidate.values)).write(trial)
             return Proposal(trial.number, role, candidate, tuple(newly_applied), self._newly_dropped())
-        raise SpaceExhaustedError
+
+    def _propose(self, number: int) -> Numbers | None:
+        """Ask the model. Candidates of rules that this ask() has met are left out, as are those of dropped layouts."""
+
+        def allowed(candidate: Candidate) -> bool:
+            if self._is_tried(candidate) or self._plan.layout_of(candidate) not in self._live:
+                return False
+            values = self._setting.values(candidate) if self._applied else {}
+            return not any(rule.rules_out(values) for rule in self._applied)
+
+        running = [candidate for _, candidate in self._asked.values()]
+        return self._proposer.propose(self._all_records, running, allowed, self._plan.seed + number)
 
     @storage_errors()
     def tell(self, record: TrialRecord) -> None:
@@ -228,14 +237,10 @@ class Search:
         self._announced |= {s.layout for s in found}
         return found
 
-    def _narrow_to_live_layouts(self, broken: frozenset[Layout]) -> frozenset[Layout]:
-        """Let the sampler propose no dropped or broken layout, and return the others."""
+    def _live_layouts(self, broken: frozenset[Layout]) -> frozenset[Layout]:
+        """Return the layouts that are neither dropped nor broken."""
         dropped = {s.layout for s in self._layouts if s.is_dropped}
-        live = frozenset(p.layout for p in self._plan.layouts) - dropped - broken
-        positions = {a.parameter.flag: {int(a.number(layout.flags.get(a.parameter.flag, 1))) for layout in live}
-                     for a in self._axes if a.parameter.flag in SERVER_SIZES}  # fmt: skip
-        self._sampler.ends = {flag: (min(of), max(of)) for flag, of in positions.items() if of}
-        return live
+        return frozenset(p.layout for p in self._plan.layouts) - dropped - broken
 
     def _enqueue_first(self, started: Collection[str] = ()) -> None:
         """Queue the default and the seeds. Of several layouts, it is the default and the first seed of each. The ids
@@ -277,36 +282,6 @@ class Search:
         values = self._setting.values(candidate)
         return next((r for r in self._rules if r.withdrawn_by is None and r.rules_out(values)), None)
 
-    def _local_or_random_step(self, answered: int, live: frozenset[Layout]) -> dict[str, float] | None:
-        """Return a point to queue before the sampler is asked. None if the model or the queue comes next. `answered`
-        proposals in a row led nowhere."""
-        if answered == REPEATS_BEFORE_RANDOM:
-            return self._draws.anywhere(self._may_be_drawn(live), self._draw)
-        return self._local_step(live) if answered == 0 else None
-
-    def _local_step(self, live: frozenset[Layout]) -> dict[str, float] | None:
-        """Step away from the best so far, if it is due."""
-        trials = len(self._study.get_trials(deepcopy=False))
-        feasible = [r for r in self._records.values() if r.qps is not None]
-        records = self._all_records
-        best = max(feasible, key=lambda r: worth(self._plan, records, r), default=None)
-        if best is None or self._queue_waits or trials < STARTUP_TRIALS or trials % LOCAL_STEP_EVERY:
-            return None
-        return self._draws.near(best.candidate, self._may_be_drawn(live), self._draw)
-
-    def _may_be_drawn(self, live: frozenset[Layout]) -> Callable[[Candidate], bool]:
-        """Return the test for an untried candidate of a live layout that the rules allow."""
-
-        def test(candidate: Candidate) -> bool:
-            lives = self._plan.layout_of(candidate) in live
-            return lives and not self._is_tried(candidate) and self._rule_violated_by(candidate) is None
-
-        return test
-
-    @property
-    def _draw(self) -> random.Random:
-        return random.Random(self._plan.seed + len(self._study.trials))
-
     def _skip(self, trial: Trial, role: Role, candidate: Candidate, why: str) -> None:
         """Answer a proposal as refused, without a start."""
         self._saved[why] += 1
@@ -335,10 +310,7 @@ class Search:
         return {a.parameter.flag: a.number(values.get(a.parameter.flag)) for a in self._axes}
 
     def _candidate(self, trial: Trial) -> Candidate:
-        with warnings.catch_warnings():
-            # Optuna's GP divides 0 by 0 if no other point comes near the best one it sees, and goes on from that.
-            warnings.simplefilter("ignore", RuntimeWarning)
-            values = {a.parameter.flag: a.parameter.decode(suggest(trial, a)) for a in self._axes}
+        values = {a.parameter.flag: a.parameter.decode(suggest(trial, a)) for a in self._axes}
         attributes = TrialAttributes.read(trial.user_attrs)
         if attributes.purpose is Role.DEFAULT:
             return self._plan.baseline if attributes.flags is None else Candidate.of(attributes.flags)

@@ -1,0 +1,98 @@
+"""Probability that a candidate's servers start, learnt from those that did and those that were refused.
+
+Two things refuse a start that no rule of vLLM's own messages foresees. The KV cache is too small for the longest
+request: its forecast has a spread, and the probability falls over that. Or the memory does not suffice: a logistic
+function of what wants memory, none of whose weights is negative, falls from the starts to the refusals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.stats import norm
+
+from tuner.candidate import Candidate, Value
+from tuner.layout import Layout
+from tuner.space.axis import ParameterAxis
+from tuner.study.mechanics import Mechanics
+from tuner.study.record import TrialOutcome, TrialRecord
+from tuner.study.setting import StudySetting
+from tuner.vllm import knobs
+from tuner.vllm.refusals import CONTEXTS, TOO_LITTLE_KV, OtherFlags
+
+_SURE, _SPREAD = 6.0, 6.0
+"""Mean of the logit where least memory is wanted, and the standard deviation of the logit's parts, before any start."""
+
+_OF_KV = frozenset(kind for kind, context in CONTEXTS.items() if context is TOO_LITTLE_KV)
+_OF_MEMORY = frozenset(kind for kind, context in CONTEXTS.items() if context.others is OtherFlags.EQUAL) - _OF_KV
+
+
+class MayStart:
+    """Probabilities as far as `records` tell."""
+
+    def __init__(
+        self,
+        setting: StudySetting,
+        axes: Iterable[ParameterAxis],
+        records: Sequence[TrialRecord],
+        mechanics: Mechanics,
+    ) -> None:
+        self._setting = setting
+        self._mechanics = mechanics
+        wants = set().union(*(CONTEXTS[kind].axes for kind in _OF_MEMORY))
+        self._axes = [axis for axis in axes if axis.parameter.flag in wants and not axis.parameter.choices]
+        self._refused = [r for r in records if r.outcome is TrialOutcome.REFUSED and _kind(r) in _OF_MEMORY]
+        self._started = [r for r in records if r.start.facts is not None or r.levels]
+        self._logits: dict[tuple[int, int], NDArray[np.float64] | None] = {}
+
+    def probability(self, candidate: Candidate) -> float:
+        """Return the probability that a server starts."""
+        values, layout = self._setting.values(candidate), self._setting.plan.layout_of(candidate)
+        return self._has_kv(values, layout) * self._has_memory(values, layout)
+
+    def _has_kv(self, values: Mapping[str, Value], layout: Layout) -> float:
+        forecast, length = self._mechanics.forecast(layout), values.get(knobs.MAX_MODEL_LEN)
+        if forecast is None or not isinstance(length, int) or length <= 0:
+            return 1.0
+        kv_bytes, sd = forecast.kv_bytes(values)
+        needed = forecast.token_bytes * length
+        return float(norm.cdf((kv_bytes - needed) / sd)) if sd else float(kv_bytes >= needed)
+
+    def _has_memory(self, values: Mapping[str, Value], layout: Layout) -> float:
+        key = layout.tensor_parallel, layout.pipeline_parallel
+        if key not in self._logits:
+            self._logits[key] = self._fitted(key)
+        weights = self._logits[key]
+        return 1.0 if weights is None else float(1 / (1 + np.exp(-self._row(values) @ weights)))
+
+    def _fitted(self, key: tuple[int, int]) -> NDArray[np.float64] | None:
+        """Fit the logit to a layout's starts. None if memory refused none."""
+
+        def rows(records: Iterable[TrialRecord]) -> list[NDArray[np.float64]]:
+            layouts = ((r, self._setting.plan.layout_of(r.candidate)) for r in records)
+            mine = [r for r, layout in layouts if (layout.tensor_parallel, layout.pipeline_parallel) == key]
+            return [self._row(self._setting.values(r.candidate)) for r in mine]
+
+        refused = rows(self._refused)
+        if not refused:
+            return None
+        signs = np.array([-row for row in refused] + rows(self._started))
+        prior = np.array([_SURE, *[_SURE / 2] * len(self._axes)])
+
+        def loss(weights: NDArray[np.float64]) -> float:
+            misfit = np.logaddexp(0.0, -signs @ weights).sum()
+            return float(misfit + ((weights - prior) ** 2).sum() / (2 * _SPREAD**2))
+
+        bounds = [(None, None), *[(0.0, None)] * len(self._axes)]
+        return np.asarray(minimize(loss, prior, method="L-BFGS-B", bounds=bounds).x)
+
+    def _row(self, values: Mapping[str, Value]) -> NDArray[np.float64]:
+        wanted = [axis.share(axis.number(values.get(axis.parameter.flag))) for axis in self._axes]
+        return np.array([1.0, *(-share for share in wanted)])
+
+
+def _kind(record: TrialRecord) -> str:
+    return "" if record.start.cause is None else record.start.cause.kind

@@ -1,0 +1,77 @@
+"""Gaussian process of what a study measures, on top of a mean that the physics of a server gives."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern
+
+from tuner.study.mechanics import View, fitted
+
+LENGTHS = (0.15, 6.0)
+"""Bounds of a length scale, in shares of the axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Figure of a candidate: requests/s of one of its servers, with the relative standard deviation."""
+
+    view: View
+    qps: float
+    sd: float
+
+
+class Surrogate:
+    """Model of log QPS."""
+
+    def __init__(self, seen: Sequence[Seen], seed: int) -> None:
+        places = _matrix([s.view.place for s in seen])
+        self._qps = np.array([s.qps for s in seen])
+        self._constants = fitted(_matrix([s.view.terms for s in seen]), self._qps)
+        self._low, self._range = places.min(axis=0), np.maximum(np.ptp(places, axis=0), 1e-9)
+        self._seed = seed
+        self._seen = seen
+        self._process: GaussianProcessRegressor | None = None
+
+    def fit(self, ends: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:
+        self._low, self._range = ends[0], np.maximum(ends[1] - ends[0], 1e-9)
+        rest = np.log(self._qps) - self.mean([s.view for s in self._seen])
+        self._shift = float(np.mean(rest))
+        spread = max(float(np.std(rest)), 0.01)
+        kernel = ConstantKernel(spread**2, (1e-4, 4.0)) * Matern([1.0] * len(self._low), LENGTHS, nu=2.5)
+        noise = np.array([s.sd**2 for s in self._seen])
+        self._process = GaussianProcessRegressor(kernel, alpha=noise, n_restarts_optimizer=1, random_state=self._seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            self._process.fit(self._scaled([s.view for s in self._seen]), rest - self._shift)
+
+    def mean(self, views: Sequence[View]) -> NDArray[np.float64]:
+        terms = _matrix([v.terms for v in views]) @ self._constants
+        return -np.log(np.maximum(terms, 1e-9))
+
+    def predict(self, views: Sequence[View]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return mean and standard deviation of log QPS."""
+        assert self._process is not None
+        rest, sd = self._process.predict(self._scaled(views), return_std=True)
+        return self.mean(views) + self._shift + rest, sd
+
+    def _scaled(self, views: Sequence[View]) -> NDArray[np.float64]:
+        return (_matrix([v.place for v in views]) - self._low) / self._range
+
+
+def expected_improvement(mean: NDArray[np.float64], sd: NDArray[np.float64], best: float) -> NDArray[np.float64]:
+    """Return the expected rise above `best`."""
+    sd = np.maximum(sd, 1e-9)
+    z = (mean - best) / sd
+    return np.asarray(sd * (z * norm.cdf(z) + norm.pdf(z)))
+
+
+def _matrix(rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    return np.array(rows, dtype=np.float64)
