@@ -1,7 +1,7 @@
 """Landscapes of the benchmark. A new one is an entry of LANDSCAPES and `python -m benchmarks.search tabulate NAME`.
 
 The space is the product's default preset: max-num-seqs, max-num-batched-tokens, gpu-memory-utilization,
-long-prefill-token-threshold with its adaptive floor, and chunked prefill.
+long-prefill-token-threshold.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Landscape:
 
     @property
     def _vllm_flags(self) -> tuple[str, ...]:
-        return tuple(flag for flag in self._whole_space.flags if "partial-prefills" not in flag)
+        return self._whole_space.flags
 
     def plan(self, folder: Path, starts: int, confirm_starts: int, seed: int) -> StudyPlan:
         """Plan the study as `tuner search` would, on the GPUs of one server."""
