@@ -24,6 +24,7 @@ from tuner.kv.config_json import UnknownModelError
 from tuner.layout import Layout
 from tuner.model import folder_of, why_unread
 from tuner.space.parameter import Parameter
+from tuner.study.lifetimes import Lifetimes
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
 from tuner.study.setting import StudySetting
@@ -277,8 +278,8 @@ def _first_start(setting: StudySetting, record: TrialRecord) -> FirstStart | Non
 
 
 def fullest(setting: StudySetting, layout: Layout | None = None) -> dict[str, float]:
-    """Return the flags of the largest KV cache that is likely to start on a layout's server, with as many mean requests
-    as it surely holds. Empty if that is not known."""
+    """Return the flags of the largest KV cache that is likely to start on a layout's server, with as many sequences as
+    it holds nearly always while they are served. Empty if that is not known."""
     try:
         table = kv_table(setting, layout=layout)
     except UnknownModelError:
@@ -286,5 +287,6 @@ def fullest(setting: StudySetting, layout: Layout | None = None) -> dict[str, fl
     if table.likely is None:
         return {}
     value, room = table.likely
-    sequences = room.sequences_of_mean(setting.plan.workload.mean)
+    lives = Lifetimes.of(setting.plan.workload)
+    sequences = int(lives.surely_fit(room.sequences_of_mean(lives.resident) * lives.resident))
     return {knobs.MAX_NUM_SEQS: sequences, table.flag: value} if sequences else {}

@@ -7,12 +7,12 @@ function of what wants memory, none of whose weights is negative, falls from the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.stats import norm
 
 from tuner.candidate import Candidate, Value
 from tuner.layout import Layout
@@ -59,7 +59,7 @@ class MayStart:
             return 1.0
         kv_bytes, sd = forecast.kv_bytes(values)
         needed = forecast.token_bytes * length
-        return float(norm.cdf((kv_bytes - needed) / sd)) if sd else float(kv_bytes >= needed)
+        return math.erfc((needed - kv_bytes) / sd / math.sqrt(2)) / 2 if sd else float(kv_bytes >= needed)
 
     def _has_memory(self, values: Mapping[str, Value], layout: Layout) -> float:
         key = layout.tensor_parallel, layout.pipeline_parallel

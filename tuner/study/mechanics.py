@@ -23,7 +23,8 @@ from tuner.candidate import Candidate, Value
 from tuner.layout import Layout
 from tuner.space.axis import ParameterAxis
 from tuner.study.record import TrialRecord
-from tuner.study.residents import KvForecast, Lifetimes, kv_forecast
+from tuner.study.lifetimes import Lifetimes
+from tuner.study.residents import KvForecast, kv_forecast
 from tuner.study.setting import SERVER_SIZES, StudySetting
 from tuner.vllm import knobs
 
@@ -73,7 +74,7 @@ class Mechanics:
         sequences, budget = self._number(values, SEQUENCES, 256.0), self._number(values, TOKENS, 2048.0)
         kv_bytes = self._kv_bytes(candidate, values, layout)
         forecast = self.forecast(layout)
-        fits = math.inf if kv_bytes is None or forecast is None else kv_bytes / forecast.request_bytes
+        fits = math.inf if kv_bytes is None or forecast is None else forecast.surely_fit(kv_bytes)
         load = self._setting.plan.load
         offered = load.most_concurrent if offered is None else offered
         at_once = _soft_minimum(sequences, offered, fits)

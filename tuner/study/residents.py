@@ -12,8 +12,8 @@ from tuner.candidate import Value
 from tuner.capacity import GIB, ModelMemory, model_memory
 from tuner.kv.config_json import UnknownModelError
 from tuner.layout import Layout
-from tuner.load.workload import Workload
 from tuner.study import kv_budget
+from tuner.study.lifetimes import Lifetimes
 from tuner.study.record import TrialRecord
 from tuner.study.setting import StudySetting
 from tuner.vllm import knobs
@@ -28,27 +28,6 @@ between starts."""
 
 _UNKNOWN_BYTES = (64.0 * GIB, 256.0 * 1024, 1024.0 * 1024)
 """Standard deviations of what is outside the KV cache, of a token's and of a sequence's part, without arithmetic."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lifetimes:
-    """Mean lengths of the traffic, in tokens. `resident` is what a request holds on average while it is served: its
-    prompt and half its answer. Long answers weigh more, as they stay longer."""
-
-    prompt: float
-    output: float
-    resident: float
-
-    @classmethod
-    def of(cls, workload: Workload) -> Lifetimes:
-        if workload.reading is not None:
-            prompt, output = workload.reading.prompt.mean, workload.reading.output.mean
-            return cls(prompt, output, prompt + output / 2)
-        whole = sum(share.weight for share in workload.shares)
-        prompt = sum(share.weight * share.prompt.mean for share in workload.shares) / whole
-        output = max(1.0, sum(share.weight * share.output.mean for share in workload.shares) / whole)
-        held = sum(s.weight * s.output.mean * (s.prompt.mean + s.output.mean / 2) for s in workload.shares) / whole
-        return cls(prompt, output, held / output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +47,13 @@ class KvForecast:
     gpu_bytes: float
     request_bytes: float
     token_bytes: float
+    lives: Lifetimes
     outside: NDArray[np.float64]
     covariance: NDArray[np.float64]
+
+    def surely_fit(self, kv_bytes: float) -> float:
+        """Return how many requests nearly always fit."""
+        return self.lives.surely_fit(kv_bytes / self.request_bytes * self.lives.resident)
 
     def kv_bytes(self, values: Mapping[str, Value]) -> tuple[float, float]:
         """Return the forecast and its standard deviation."""
@@ -84,7 +68,8 @@ def kv_forecast(setting: StudySetting, records: Iterable[TrialRecord], layout: L
     """Forecast the KV cache of a layout's servers. None if neither config.json nor a log tells of it."""
     mine = [r for r in kv_budget.of_servers(setting, records, layout) if r.start.facts is not None]
     usual = setting.values(setting.plan.default_of(layout))
-    resident = Lifetimes.of(setting.plan.workload).resident
+    lives = Lifetimes.of(setting.plan.workload)
+    resident = lives.resident
     gpu_bytes = float(kv_budget.smallest_gpu_bytes(setting.gpus) or 0)
     try:
         memory = kv_budget.kv_table(setting, mine, layout).memory
@@ -112,7 +97,7 @@ def kv_forecast(setting: StudySetting, records: Iterable[TrialRecord], layout: L
         constants, covariance = _updated(constants, sd, np.array(rows), np.array(seen))
     else:
         covariance = np.diag(sd**2)
-    return KvForecast(gpu_bytes, request_bytes, token_bytes, constants, covariance)
+    return KvForecast(gpu_bytes, request_bytes, token_bytes, lives, constants, covariance)
 
 
 def _updated(

@@ -59,18 +59,13 @@ def _of_layout(setting: StudySetting, layout: Layout, *, filling_first: bool = F
     ranges = {p.flag: p for p in plan.parameters}
     start = {f: p.decode(p.encode(defaults[f])) for f, p in ranges.items() if f in defaults}
     start |= {f: v for f, v in plan.default_of(layout).values if f in ranges}
-    many: dict[str, float] = {SEQUENCES: plan.load.most_concurrent, TOKENS: 4096}
-    loads_own = {**many, KV_BYTES: math.inf}
-    if full := fullest(setting, layout):
-        many = full
-    variants: list[Mapping[str, float]] = [_throughput_mode(plan, defaults), _large_budget(defaults), full, loads_own]
-    if full and full[SEQUENCES] < min(plan.load.most_concurrent, float(defaults.get(SEQUENCES, math.inf))):
-        variants.append({**{flag: value for flag, value in full.items() if flag != SEQUENCES}, TOKENS: 0})
+    loads_own: dict[str, float] = {SEQUENCES: plan.load.most_concurrent, KV_BYTES: math.inf}
+    ridge = fullest(setting, layout) or loads_own
+    variants: list[Mapping[str, float]] = [ridge, {**ridge, TOKENS: 0}, {**ridge, **_large_budget(defaults)}, loads_own]
     if (threshold := ranges.get(THRESHOLD)) is not None:
-        variants.append({**many, THRESHOLD: float(threshold.decode(sum(threshold.axis) / 2))})
-    variants.append({SEQUENCES: 64, TOKENS: 2048, UTILIZATION: 0.85})
+        variants.append({**ridge, THRESHOLD: float(threshold.decode(sum(threshold.axis) / 2))})
     if filling_first:
-        variants.sort(key=lambda variant: variant is not (full or loads_own))
+        variants.sort(key=lambda variant: variant is not ridge)
     found = [
         setting.candidate(_holdable(setting, {**start, **sets}))
         for variant in variants
