@@ -1,12 +1,18 @@
 """What the physics of a server says of a candidate before it is measured.
 
-Symbols: S sequences, T tokens of a step, K requests that fit the KV cache, N requests offered, P and D tokens of a
-mean prompt and answer. At once n = min(S, N, K) requests are served. One request takes D / n steps of decoding as its
-share, P / T steps of prefill, and work for each of its tokens that no flag changes. Thus
+Symbols: S sequences, T tokens of a step, C of a prompt's part in it, N requests offered, K requests that nearly always
+fit the KV cache, P and D tokens of a mean prompt and answer, L of the longest prompt. At once n = min(S, N, K)
+requests are served. A full server spends on each request, with constants that no flag changes,
 
-    1 / QPS = a + b D / n + c P / T + d T,    a, b, c, d ≥ 0
+    1 / QPS = a + b D / n + c P / T
 
-where d is what longer steps cost a tight limit. The constants are fitted to what a study measured.
+for its tokens, its share of the steps of decoding, and the steps of its prefill. A server that must keep limits carries
+less, as
+
+    1 / QPS = a + b D / n + c P / T + d D / n^1.5 + e L / C + f C + g T + h [S > K]
+
+for places left free for bursts, a long prompt's steps, what these and the other steps keep waiting, and sequences that
+could preempt. All constants are fitted to what a study measured; none is negative.
 """
 
 from __future__ import annotations
@@ -34,16 +40,24 @@ MEMORY = frozenset({knobs.GPU_MEMORY_UTILIZATION, knobs.KV_CACHE_MEMORY_BYTES})
 _SOFTNESS = 4.0
 """Exponent of a minimum that goes over from one limit to the other, as the number of requests in a server varies."""
 
+_STEEPNESS = 6.0
+"""Exponent of the transition from sequences that fit to those that preempt."""
+
+_BURST = 4.0
+"""Longest prompts in one step, beyond which a larger step changes nothing."""
+
 _FURTHEST = 3.0
 """Powers of two by which sequences may exceed what fits. Beyond that, no more of them are ever running."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A candidate as the model sees it: its place on smooth axes, and the terms of 1 / QPS of one server."""
+    """A candidate as the model sees it: its place on smooth axes, and the terms of one server's 1 / QPS within limits
+    and without any."""
 
     place: tuple[float, ...]
     terms: tuple[float, ...]
+    full: tuple[float, ...]
 
 
 class Mechanics:
@@ -78,6 +92,8 @@ class Mechanics:
         load = self._setting.plan.load
         offered = load.most_concurrent if offered is None else offered
         at_once = _soft_minimum(sequences, offered, fits)
+        longest = max(1.0, float(self._setting.plan.workload.longest))
+        chunk = min(self._number(values, CAP, 0.0) or longest, budget, longest)
         place = [
             math.log2(budget),
             math.log2(sequences) if fits == math.inf else min(math.log2(sequences / fits), _FURTHEST),
@@ -85,17 +101,27 @@ class Mechanics:
         if kv_bytes is not None:
             place.append(math.log2(kv_bytes))
         if CAP in self._setting.searched:
-            longest = max(1.0, float(self._setting.plan.workload.longest))
-            cap = self._number(values, CAP, 0.0) or longest
-            place.append(math.log2(min(cap, budget, longest)))
+            place.append(math.log2(chunk))
         for axis in self._axes:
             flag = axis.parameter.flag
             if flag in SERVER_SIZES or flag not in (SEQUENCES, TOKENS, CAP) and (flag not in MEMORY or kv_bytes is None):
                 number = axis.number(values.get(flag))
                 place.append(math.log2(1 + number) if flag in SERVER_SIZES else axis.share(number))
-        lives, gpus = self._lives, layout.tensor_parallel
-        own = (1.0, lives.output / at_once, lives.prompt / budget, budget)
-        return View(tuple(place), own if not self._setting.plan.searches_layouts else own + tuple(t / gpus for t in own))
+        lives = self._lives
+        costs = (1.0, lives.output / at_once, lives.prompt / budget)
+        limits = (
+            lives.output / at_once**1.5,
+            longest / chunk,
+            chunk,
+            min(budget, _BURST * longest),
+            1 / (1 + (fits / sequences) ** _STEEPNESS),
+        )
+        return View(tuple(place), self._by_size((*costs, *limits), layout), self._by_size((*costs, *(0.0,) * len(limits)), layout))
+
+    def _by_size(self, terms: tuple[float, ...], layout: Layout) -> tuple[float, ...]:
+        """Return the terms, where sizes of servers are searched once more over their GPUs."""
+        gpus = layout.tensor_parallel
+        return (*terms, *(term / gpus for term in terms)) if self._setting.plan.searches_layouts else terms
 
     def _kv_bytes(self, candidate: Candidate, values: Mapping[str, Value], layout: Layout) -> float | None:
         forecast = self.forecast(layout)
@@ -112,7 +138,7 @@ class Mechanics:
 
 def fitted(terms: NDArray[np.float64], qps: NDArray[np.float64]) -> NDArray[np.float64]:
     """Fit the constants of 1 / QPS, none of them negative, to the least relative errors."""
-    scale = terms.mean(axis=0)
+    scale = np.maximum(terms.mean(axis=0), 1e-12)
     constants, _ = nnls(terms / scale * qps[:, None], np.ones(len(qps)))
     return constants / scale
 

@@ -65,7 +65,7 @@ class Proposer:
         if not seen:
             return options[int(chances.argmax())].numbers
         views = [mechanics.view(option.candidate) for option in options]
-        surrogate = Surrogate(seen, seed)
+        surrogate = Surrogate(seen, _full(mechanics, records), seed)
         places = np.array([view.place for view in (*views, *(s.view for s in seen))])
         surrogate.fit((places.min(axis=0), places.max(axis=0)))
         mean, sd = surrogate.predict(views)
@@ -123,3 +123,17 @@ def _seen(setting: StudySetting, mechanics: Mechanics, records: Iterable[TrialRe
 
 def _log_best(setting: StudySetting, records: Iterable[TrialRecord]) -> list[float]:
     return [float(np.log(r.qps)) for r in records if r.role.searches and r.qps]
+
+
+def _full(mechanics: Mechanics, records: Iterable[TrialRecord]) -> list[tuple[tuple[float, ...], float]]:
+    """Return the terms and the figures of full servers: closed loops, whatever limits they broke."""
+    found = []
+    for record in records:
+        if not record.role.searches:
+            continue
+        values = [(level.measurement.load.level, level.measurement.qps) for level in record.levels
+                  if level.measurement.load.kind is LoadKind.CLOSED]  # fmt: skip
+        if record.capacity is not None and record.capacity.saturation > 0:
+            values.append((None, record.capacity.saturation))
+        found += [(mechanics.view(record.candidate, offered).full, qps) for offered, qps in values if qps]
+    return found

@@ -31,10 +31,11 @@ class Seen:
 class Surrogate:
     """Model of log QPS."""
 
-    def __init__(self, seen: Sequence[Seen], seed: int) -> None:
+    def __init__(self, seen: Sequence[Seen], full: Sequence[tuple[tuple[float, ...], float]], seed: int) -> None:
         places = _matrix([s.view.place for s in seen])
         self._qps = np.array([s.qps for s in seen])
-        self._constants = fitted(_matrix([s.view.terms for s in seen]), self._qps)
+        rows = [(s.view.terms, s.qps) for s in seen] + list(full)
+        self._constants = fitted(_matrix([terms for terms, _ in rows]), np.array([qps for _, qps in rows]))
         self._low, self._range = places.min(axis=0), np.maximum(np.ptp(places, axis=0), 1e-9)
         self._seed = seed
         self._seen = seen
