@@ -279,7 +279,7 @@ def _first_start(setting: StudySetting, record: TrialRecord) -> FirstStart | Non
 
 def fullest(setting: StudySetting, layout: Layout | None = None) -> dict[str, float]:
     """Return the flags of the largest KV cache that is likely to start on a layout's server, with as many sequences as
-    it holds nearly always while they are served. Empty if that is not known."""
+    it is likely to hold nearly always while they are served. Empty if that is not known."""
     try:
         table = kv_table(setting, layout=layout)
     except UnknownModelError:
@@ -288,5 +288,6 @@ def fullest(setting: StudySetting, layout: Layout | None = None) -> dict[str, fl
         return {}
     value, room = table.likely
     lives = Lifetimes.of(setting.plan.workload)
-    sequences = int(lives.surely_fit(room.sequences_of_mean(lives.resident) * lives.resident))
+    blocks = (room.blocks.low + room.blocks.high) / 2  # the first start's log will say
+    sequences = int(lives.surely_fit(max(0.0, blocks - 1) / room.paging.mean_blocks(lives.resident) * lives.resident))
     return {knobs.MAX_NUM_SEQS: sequences, table.flag: value} if sequences else {}
