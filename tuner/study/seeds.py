@@ -61,10 +61,12 @@ def _of_layout(setting: StudySetting, layout: Layout, *, filling_first: bool = F
     start |= {f: v for f, v in plan.default_of(layout).values if f in ranges}
     loads_own: dict[str, float] = {SEQUENCES: plan.load.most_concurrent, KV_BYTES: math.inf}
     ridge = fullest(setting, layout) or loads_own
-    beside = {**ridge, SEQUENCES: min(2 * ridge[SEQUENCES], plan.load.most_concurrent)}
-    variants: list[Mapping[str, float]] = [ridge, {**beside, TOKENS: 0}, {**ridge, **_large_budget(defaults)}, loads_own]
+    fewer, more = ({**ridge, SEQUENCES: share * ridge[SEQUENCES]} for share in (0.5, 2.0))
+    variants: list[Mapping[str, float]] = [
+        ridge, {**fewer, TOKENS: 0}, {**ridge, **_large_budget(defaults)}, {**more, TOKENS: 0}, loads_own
+    ]  # fmt: skip
     if (threshold := ranges.get(THRESHOLD)) is not None:
-        variants.append({**beside, THRESHOLD: float(threshold.decode(sum(threshold.axis) / 2))})
+        variants.append({**fewer, THRESHOLD: float(threshold.decode(sum(threshold.axis) / 2))})
     if filling_first:
         variants.sort(key=lambda variant: variant is not ridge)
     found = [

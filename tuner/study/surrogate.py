@@ -15,8 +15,12 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
 from tuner.study.mechanics import View, fitted
 
-LENGTHS = (0.15, 6.0)
+LENGTHS = (0.1, 3.0)
 """Bounds of a length scale, in shares of the axis."""
+
+SPREADS = (0.03, 2.0)
+"""Bounds of the standard deviation of log QPS around the mean. The least of them keeps a few alike figures from passing
+for knowledge of what was not tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +49,8 @@ class Surrogate:
         self._low, self._range = ends[0], np.maximum(ends[1] - ends[0], 1e-9)
         rest = np.log(self._qps) - self.mean([s.view for s in self._seen])
         self._shift = float(np.mean(rest))
-        spread = max(float(np.std(rest)), 0.01)
-        kernel = ConstantKernel(spread**2, (1e-4, 4.0)) * Matern([1.0] * len(self._low), LENGTHS, nu=2.5)
+        spread = float(np.clip(np.std(rest), *SPREADS))
+        kernel = ConstantKernel(spread**2, (SPREADS[0] ** 2, SPREADS[1] ** 2)) * Matern([1.0] * len(self._low), LENGTHS, nu=2.5)
         noise = np.array([s.sd**2 for s in self._seen])
         self._process = GaussianProcessRegressor(kernel, alpha=noise, n_restarts_optimizer=1, random_state=self._seed)
         with warnings.catch_warnings():
