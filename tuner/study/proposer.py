@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from tuner.candidate import Candidate
 from tuner.measurement import LoadKind
 from tuner.space.axis import ParameterAxis
+from tuner.study.compile_cache import Cache, compile_key
 from tuner.study.feedback import feedback_for
+from tuner.study.forecast import start_s
 from tuner.study.may_start import MayStart
 from tuner.study.mechanics import Mechanics
 from tuner.study.record import TrialOutcome, TrialRecord
@@ -75,7 +76,8 @@ class Proposer:
             gain = np.exp(mean + replicas - (mean + replicas).max())
         else:
             gain = expected_improvement(mean + replicas, sd, best)
-        return options[int((gain * chances).argmax())].numbers
+        minutes = _minutes(records, [option.candidate for option in options], chances)
+        return options[int((gain * chances / minutes).argmax())].numbers
 
     def _options(
         self, records: Sequence[TrialRecord], allowed: Callable[[Candidate], bool], draw: random.Random
@@ -119,6 +121,21 @@ def _seen(setting: StudySetting, mechanics: Mechanics, records: Iterable[TrialRe
         replicas = setting.plan.layout_of(record.candidate).replicas
         found.append(Seen(mechanics.view(record.candidate, offered), feedback.value / replicas, sd))
     return found
+
+
+def _minutes(
+    records: Sequence[TrialRecord], candidates: Sequence[Candidate], chances: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Forecast what each candidate costs: a cold or a warm start with its load, or a refused one."""
+    compiled = {compile_key(r.candidate) for r in records if r.start.got_ready}
+    cold_s, warm_s = start_s(records, Cache.COLD), start_s(records, Cache.WARM)
+    ready_s = np.array([warm_s if compile_key(candidate) in compiled else cold_s for candidate in candidates])
+    spent = [(r.outcome, r.start.phases) for r in records if r.role.searches and r.counts]
+    loads = [phases.spent_s - (phases.start_s or 0.0) for _, phases in spent if phases.warm_up_s is not None]
+    refusals = [phases.spent_s for outcome, phases in spent if outcome is TrialOutcome.REFUSED]
+    refused_s = float(np.median(refusals)) if refusals else cold_s
+    load_s = float(np.median(loads)) if loads else 0.0
+    return np.asarray((chances * (ready_s + load_s) + (1 - chances) * refused_s) / 60 + 1e-9)
 
 
 def _log_best(setting: StudySetting, records: Iterable[TrialRecord]) -> list[float]:
