@@ -9,10 +9,9 @@ requests are served. A full server spends on each request, with constants that n
 for its tokens, its share of the steps of decoding, and the steps of its prefill. A server that must keep limits carries
 less, as
 
-    1 / QPS = a + b D / n + c P / T + d D / n^1.5 + e L / C + f C + g T + h [S > K]
+    1 / QPS = a + b D / n + c P / T + d D / n^1.5 + e C + f T + g [S > K]
 
-for places left free for bursts, a long prompt's steps, what these and the other steps keep waiting, and sequences that
-could preempt. All constants are fitted to what a study measured; none is negative.
+for places left free for bursts, what long steps keep waiting, and sequences that could preempt. All constants are fitted to what a study measured; none is negative.
 """
 
 from __future__ import annotations
@@ -111,7 +110,6 @@ class Mechanics:
         costs = (1.0, lives.output / at_once, lives.prompt / budget)
         limits = (
             lives.output / at_once**1.5,
-            longest / chunk,
             chunk,
             min(budget, _BURST * longest),
             1 / (1 + (fits / sequences) ** _STEEPNESS),

@@ -29,6 +29,9 @@ STEPS = (0.15, 0.05, 0.015)
 MOVED_SHARE = 0.5
 """Share of the parameters that a step moves."""
 
+ALIKE = 0.004
+"""Distance, as a share of every axis, within which a candidate tells nothing new."""
+
 MEASURED_SD, ESTIMATED_SD = 0.01, 0.04
 """Relative standard deviations of a search's figure, and of what a lost race tells."""
 
@@ -71,11 +74,11 @@ class Proposer:
         surrogate.fit((places.min(axis=0), places.max(axis=0)))
         mean, sd = surrogate.predict(views)
         replicas = np.log([self._setting.plan.layout_of(option.candidate).replicas for option in options])
-        best = max(_log_best(self._setting, records), default=-np.inf)
-        if best == -np.inf:
-            gain = np.exp(mean + replicas - (mean + replicas).max())
+        if any(r.qps is not None for r in records if r.role.searches):
+            gain = expected_improvement(mean + replicas, sd, surrogate.best)
         else:
-            gain = expected_improvement(mean + replicas, sd, best)
+            gain = np.exp(mean + replicas - (mean + replicas).max())
+        gain = np.where(surrogate.nearest(views) < ALIKE, 1e-9 * gain, gain)
         minutes = _minutes(records, [option.candidate for option in options], chances)
         return options[int((gain * chances / minutes).argmax())].numbers
 
@@ -119,7 +122,7 @@ def _seen(setting: StudySetting, mechanics: Mechanics, records: Iterable[TrialRe
         offered = level.load.level if level is not None and level.load.kind is LoadKind.CLOSED else None
         sd = ESTIMATED_SD if record.outcome is TrialOutcome.BEHIND else MEASURED_SD
         replicas = setting.plan.layout_of(record.candidate).replicas
-        found.append(Seen(mechanics.view(record.candidate, offered), feedback.value / replicas, sd))
+        found.append(Seen(mechanics.view(record.candidate, offered), feedback.value / replicas, sd, replicas))
     return found
 
 
@@ -136,10 +139,6 @@ def _minutes(
     refused_s = float(np.median(refusals)) if refusals else cold_s
     load_s = float(np.median(loads)) if loads else 0.0
     return np.asarray((chances * (ready_s + load_s) + (1 - chances) * refused_s) / 60 + 1e-9)
-
-
-def _log_best(setting: StudySetting, records: Iterable[TrialRecord]) -> list[float]:
-    return [float(np.log(r.qps)) for r in records if r.role.searches and r.qps]
 
 
 def _full(mechanics: Mechanics, records: Iterable[TrialRecord]) -> list[tuple[tuple[float, ...], float]]:

@@ -30,6 +30,7 @@ class Seen:
     view: View
     qps: float
     sd: float
+    replicas: int = 1
 
 
 class Surrogate:
@@ -66,6 +67,17 @@ class Surrogate:
         assert self._process is not None
         rest, sd = self._process.predict(self._scaled(views), return_std=True)
         return self.mean(views) + self._shift + rest, sd
+
+    @property
+    def best(self) -> float:
+        """Return the log QPS of the best machine, as the model sees it. The highest of many figures reads high."""
+        mean, _ = self.predict([s.view for s in self._seen])
+        return float((mean + np.log([s.replicas for s in self._seen])).max())
+
+    def nearest(self, views: Sequence[View]) -> NDArray[np.float64]:
+        """Return how far each view is from what was seen, as a share of the axes."""
+        there = self._scaled([s.view for s in self._seen])
+        return np.array([np.abs(there - here).max(axis=1).min() for here in self._scaled(views)])
 
     def _scaled(self, views: Sequence[View]) -> NDArray[np.float64]:
         return (_matrix([v.place for v in views]) - self._low) / self._range
