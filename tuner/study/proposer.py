@@ -101,12 +101,15 @@ class Proposer:
             here = {axis.parameter.flag: axis.number(values.get(axis.parameter.flag)) for axis in self._axes}
             for step in range(NEAR):
                 sd = STEPS[step % len(STEPS)]
-                add({
-                    axis.parameter.flag: axis.stepped(here[axis.parameter.flag], sd, draw)
-                    if draw.random() < MOVED_SHARE else here[axis.parameter.flag]
-                    for axis in self._axes
-                })  # fmt: skip
+                moved = {axis: draw.random() < MOVED_SHARE for axis in self._axes}
+                add({axis.parameter.flag: _stepped(axis, here[axis.parameter.flag], sd, draw) if moves
+                     else here[axis.parameter.flag] for axis, moves in moved.items()})  # fmt: skip
         return list(found.values())
+
+
+def _stepped(axis: ParameterAxis, number: float, sd: float, draw: random.Random) -> float:
+    """Draw a number near another. Of choices each is as near as the others."""
+    return axis.drawn(draw) if axis.is_discrete else axis.stepped(number, sd, draw)
 
 
 def _seen(setting: StudySetting, mechanics: Mechanics, records: Iterable[TrialRecord]) -> list[Seen]:
