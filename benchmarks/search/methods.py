@@ -33,6 +33,7 @@ from .machine import Seen
 
 UTILIZATIONS = (0.98, 0.97, 0.96, 0.95, 0.94, 0.93, 0.92, 0.91, 0.90)
 NAMES = ("random", "auto_tune", "tpe-fail", "tpe-constraints", "gp", "ours")
+"""Methods that can be run. Results also hold `before`, our search up to part 3: Optuna's GP on eight parameters."""
 
 REPEATS = 20
 """Number of already known proposals in a row after which the next one is started again."""

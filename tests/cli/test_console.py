@@ -13,7 +13,6 @@ from tuner.layout import Layout
 from tuner.load.workload import workload
 from tuner.study.events import LayoutDropped
 from tuner.study.result import LayoutStanding, WhyDropped
-from tuner.study.samplers import SamplerName
 
 
 @pytest.mark.parametrize(
@@ -52,7 +51,7 @@ def test_the_result_of_a_study_of_layouts_lists_each_and_the_door(tmp_path: Path
 
 @pytest.mark.parametrize(("starts", "cautioned"), [(5, True), (6, False)])
 def test_a_plan_with_fewer_than_two_starts_a_layout_is_cautioned(tmp_path: Path, starts: int, cautioned: bool) -> None:
-    said = plan_lines(layouts_plan(tmp_path / "s", starts=starts), "0.32.0", SamplerName.TPE)
+    said = plan_lines(layouts_plan(tmp_path / "s", starts=starts), "0.32.0")
     assert ("--trials 6 or more" in said) is cautioned
 
 
@@ -74,11 +73,11 @@ def test_a_plan_with_tools_and_without_a_parser_is_cautioned(
     recorded = workload(lines(tmp_path / "t.jsonl", *rows))
     plan = replace(plan, workload=recorded, base=replace(plan.base, extra=given))
     assert (
-        "caution: vLLM refuses requests with tools (1 here)" in plan_lines(plan, "0.32.0", SamplerName.TPE)
+        "caution: vLLM refuses requests with tools (1 here)" in plan_lines(plan, "0.32.0")
     ) is cautioned
 
 
 def test_a_plan_without_tools_needs_no_parser(tmp_path: Path) -> None:
     recorded = workload(lines(tmp_path / "t.jsonl", {"messages": [USER]}))
     plan = replace(layouts_plan(tmp_path / "s", starts=6), workload=recorded)
-    assert "with tools" not in plan_lines(plan, "0.32.0", SamplerName.TPE)
+    assert "with tools" not in plan_lines(plan, "0.32.0")

@@ -23,7 +23,7 @@ from tuner.load.early_end import EarlyEnd
 from tuner.load.prompts import SEARCH_TRACE
 from tuner.server import service, shutdown, start
 from tuner.server.service import Service, ServiceRequest
-from tuner.study import confirm, local_servers, samplers
+from tuner.study import confirm, local_servers
 from tuner.study.events import Event, PhaseChanged, TrialStarted
 from tuner.study.record import Role, TrialRecord
 from tuner.study.store import Store
@@ -187,4 +187,3 @@ def short_limits(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sampler, "STILL_S", 1.0)
     patch.setattr(sampler, "SETTLE_STEP_S", 0.1)
     patch.setattr(confirm, "MOST_RUNS", 1)  # these runs are not about which is faster
-    patch.setattr(samplers, "sampler_name", lambda: samplers.SamplerName.TPE)  # torch takes seconds to import

@@ -254,7 +254,7 @@ def load_words(load: LoadPolicy) -> str:
     )
 
 
-def plan_lines(plan: StudyPlan, vllm_version: str, sampler: str) -> str:
+def plan_lines(plan: StudyPlan, vllm_version: str) -> str:
     """Describe the plan before the first start."""
     lines = [f"study     {plan.study}", f"model     {plan.model}", f"vLLM      {vllm_version}"]
     lines.append(f"limits    {', '.join(map(str, plan.slos))}, no preemption, no failed request")
@@ -265,7 +265,7 @@ def plan_lines(plan: StudyPlan, vllm_version: str, sampler: str) -> str:
     lines += _length_lines(plan)
     lines.append(f"load      {plan.load.kind} loop: {load_words(plan.load)}")
     lines += _layout_lines(plan)
-    lines.append(f"searched  by {sampler}, space {plan.space.name}")
+    lines.append(f"searched  space {plan.space.name}")
     width = max(len(p.flag) for p in plan.parameters)
     lines += [f"          {p.flag:<{width}}  {p}" for p in plan.parameters]
     constant = [*plan.space.fixed, *plan.space.always, *((f"env {k}", v) for k, v in plan.space.env)]

@@ -21,7 +21,6 @@ from tuner.study.kv_budget import kv_table
 from tuner.study.learnt import known_rules
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
-from tuner.study.samplers import sampler_name
 from tuner.study.seeds import order_of_layouts, seeds
 from tuner.study.setting import StudySetting
 from tuner.study.store import Store
@@ -34,7 +33,7 @@ def show_plan(options: SearchOptions, form: Form) -> None:
     if form is Form.JSON:
         print_json(plan)
     else:
-        Console(sys.stdout).say(plan_lines(plan, environment.vllm_version, sampler_name()))
+        Console(sys.stdout).say(plan_lines(plan, environment.vllm_version))
         earlier = _earlier_starts(plan, environment, options)
         defaults = vllm_defaults(environment.vllm_version, environment.gpus)
         setting = StudySetting.of(plan, defaults, environment.gpus)

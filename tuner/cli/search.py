@@ -35,7 +35,6 @@ from tuner.study.own_files import located
 from tuner.study.plan import StudyPlan
 from tuner.study.recheck import WinnerAndDefault
 from tuner.study.result import Decision, StudyResult
-from tuner.study.samplers import sampler_name
 from tuner.study.search import Search
 from tuner.study.seeds import seeds
 from tuner.study.setting import StudySetting
@@ -130,7 +129,7 @@ def continue_study(store: Store, plan: StudyPlan, environment: Environment, look
     if plan.rechecks:
         console.say(recheck_lines(plan, environment))
     else:
-        console.say(plan_lines(plan, environment.vllm_version, sampler_name()))
+        console.say(plan_lines(plan, environment.vllm_version))
     plan = replace(plan, vllm_version=environment.vllm_version)  # of this run: the user may have consented to another
     defaults = vllm_defaults(environment.vllm_version, environment.gpus)
     setting = StudySetting.of(store.with_storage(plan), defaults, environment.gpus)

@@ -26,6 +26,9 @@ from tuner.vllm.refusals import CONTEXTS, TOO_LITTLE_KV, OtherFlags
 _SURE, _SPREAD = 6.0, 6.0
 """Mean of the logit where least memory is wanted, and the standard deviation of the logit's parts, before any start."""
 
+_LEAST = 1e-3
+"""Least probability. Arithmetic alone rules nothing out."""
+
 _OF_KV = frozenset(kind for kind, context in CONTEXTS.items() if context is TOO_LITTLE_KV)
 _OF_MEMORY = frozenset(kind for kind, context in CONTEXTS.items() if context.others is OtherFlags.EQUAL) - _OF_KV
 
@@ -51,7 +54,7 @@ class MayStart:
     def probability(self, candidate: Candidate) -> float:
         """Return the probability that a server starts."""
         values, layout = self._setting.values(candidate), self._setting.plan.layout_of(candidate)
-        return self._has_kv(values, layout) * self._has_memory(values, layout)
+        return max(_LEAST, self._has_kv(values, layout) * self._has_memory(values, layout))
 
     def _has_kv(self, values: Mapping[str, Value], layout: Layout) -> float:
         forecast, length = self._mechanics.forecast(layout), values.get(knobs.MAX_MODEL_LEN)

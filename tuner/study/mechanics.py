@@ -11,13 +11,14 @@ less, as
 
     1 / QPS = a + b D / n + c P / T + d D / n^1.5 + e C + f T + g [S > K]
 
-for places left free for bursts, what long steps keep waiting, and sequences that could preempt. All constants are fitted to what a study measured; none is negative.
+for places left free for bursts, what long steps keep waiting, and sequences that could preempt. All constants are
+fitted to what a study measured; none is negative.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +28,8 @@ from scipy.optimize import nnls
 from tuner.candidate import Candidate, Value
 from tuner.layout import Layout
 from tuner.space.axis import ParameterAxis
-from tuner.study.record import TrialRecord
 from tuner.study.lifetimes import Lifetimes
+from tuner.study.record import TrialRecord
 from tuner.study.residents import KvForecast, kv_forecast
 from tuner.study.setting import SERVER_SIZES, StudySetting
 from tuner.vllm import knobs
@@ -84,37 +85,39 @@ class Mechanics:
     def view(self, candidate: Candidate, offered: float | None = None) -> View:
         """Look at a candidate under `offered` requests at once; None is the most that the study offers."""
         values, layout = self._setting.values(candidate), self._setting.plan.layout_of(candidate)
-        sequences, budget = self._number(values, SEQUENCES, 256.0), self._number(values, TOKENS, 2048.0)
-        kv_bytes = self._kv_bytes(candidate, values, layout)
-        forecast = self.forecast(layout)
+        sequences, budget = _number(values, SEQUENCES, 256.0), _number(values, TOKENS, 2048.0)
+        kv_bytes, forecast = self._kv_bytes(candidate, values, layout), self.forecast(layout)
         fits = math.inf if kv_bytes is None or forecast is None else forecast.surely_fit(kv_bytes)
-        load = self._setting.plan.load
-        offered = load.most_concurrent if offered is None else offered
-        at_once = _soft_minimum(sequences, offered, fits)
         longest = max(1.0, float(self._setting.plan.workload.longest))
-        chunk = min(self._number(values, CAP, 0.0) or longest, budget, longest)
+        chunk = min(_number(values, CAP, 0.0) or longest, budget, longest)
         place = [
             math.log2(budget),
             math.log2(sequences) if fits == math.inf else min(math.log2(sequences / fits), _FURTHEST),
+            *(() if kv_bytes is None else (math.log2(kv_bytes),)),
+            *((math.log2(chunk),) if CAP in self._setting.searched else ()),
+            *self._other_places(values, is_kv_known=kv_bytes is not None),
         ]
-        if kv_bytes is not None:
-            place.append(math.log2(kv_bytes))
-        if CAP in self._setting.searched:
-            place.append(math.log2(chunk))
-        for axis in self._axes:
-            flag = axis.parameter.flag
-            if flag in SERVER_SIZES or flag not in (SEQUENCES, TOKENS, CAP) and (flag not in MEMORY or kv_bytes is None):
-                number = axis.number(values.get(flag))
-                place.append(math.log2(1 + number) if flag in SERVER_SIZES else axis.share(number))
-        lives = self._lives
-        costs = (1.0, lives.output / at_once, lives.prompt / budget)
+        offered = self._setting.plan.load.most_concurrent if offered is None else offered
+        at_once = _soft_minimum(sequences, offered, fits)
+        costs = (1.0, self._lives.output / at_once, self._lives.prompt / budget)
         limits = (
-            lives.output / at_once**1.5,
+            self._lives.output / at_once**1.5,
             chunk,
             min(budget, _BURST * longest),
             1 / (1 + (fits / sequences) ** _STEEPNESS),
         )
-        return View(tuple(place), self._by_size((*costs, *limits), layout), self._by_size((*costs, *(0.0,) * len(limits)), layout))
+        unlimited = (*costs, *(0.0 for _ in limits))
+        return View(tuple(place), self._by_size((*costs, *limits), layout), self._by_size(unlimited, layout))
+
+    def _other_places(self, values: Mapping[str, Value], *, is_kv_known: bool) -> Iterator[float]:
+        """Yield the places on axes that physics has no better coordinate for, sizes of a server in powers of two."""
+        for axis in self._axes:
+            flag = axis.parameter.flag
+            number = axis.number(values.get(flag))
+            if flag in SERVER_SIZES:
+                yield math.log2(float(axis.parameter.decode(number)))
+            elif flag not in (SEQUENCES, TOKENS, CAP) and not (is_kv_known and flag in MEMORY):
+                yield axis.share(number)
 
     def _by_size(self, terms: tuple[float, ...], layout: Layout) -> tuple[float, ...]:
         """Return the terms, where sizes of servers are searched once more over their GPUs."""
@@ -129,17 +132,19 @@ class Mechanics:
             return logged * forecast.token_bytes
         return max(forecast.kv_bytes(values)[0], forecast.request_bytes)
 
-    def _number(self, values: Mapping[str, Value], flag: str, unknown: float) -> float:
-        value = values.get(flag)
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else unknown
-
 
 def fitted(terms: NDArray[np.float64], qps: NDArray[np.float64]) -> NDArray[np.float64]:
     """Fit the constants of 1 / QPS, none of them negative, to the least relative errors."""
     scale = np.maximum(terms.mean(axis=0), 1e-12)
     constants, _ = nnls(terms / scale * qps[:, None], np.ones(len(qps)))
-    return constants / scale
+    return np.asarray(constants / scale)
 
 
 def _soft_minimum(*numbers: float) -> float:
-    return sum(number**-_SOFTNESS for number in numbers) ** (-1 / _SOFTNESS)
+    return float(sum(number**-_SOFTNESS for number in numbers) ** (-1 / _SOFTNESS))
+
+
+def _number(values: Mapping[str, Value], flag: str, unknown: float) -> float:
+    """Return a flag's positive number, 0 where it is 0. Else `unknown`: vLLM chooses it."""
+    value = values.get(flag)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 else unknown

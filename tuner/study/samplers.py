@@ -19,9 +19,7 @@ class RecordsSampler(BaseSampler):
     `propose` returns None if no point is left. A random one is drawn then, and `found_nothing` is True.
     """
 
-    def __init__(
-        self, axes: Mapping[str, BaseDistribution], propose: Callable[[int], dict[str, float] | None]
-    ) -> None:
+    def __init__(self, axes: Mapping[str, BaseDistribution], propose: Callable[[int], dict[str, float] | None]) -> None:
         self._axes = dict(axes)
         self._propose = propose
         self._random = RandomSampler(seed=0)

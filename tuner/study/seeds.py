@@ -9,7 +9,7 @@ from tuner.candidate import Candidate, Value
 from tuner.layout import Layout
 from tuner.space.parameter import Parameter
 from tuner.study.compile_cache import neighbours
-from tuner.study.kv_budget import KV_BYTES, UTILIZATION, fullest, most_sequences
+from tuner.study.kv_budget import KV_BYTES, fullest, most_sequences
 from tuner.study.plan import StudyPlan
 from tuner.study.setting import StudySetting
 from tuner.vllm import knobs

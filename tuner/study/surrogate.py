@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
 from tuner.study.mechanics import View, fitted
+
+Array = NDArray[np.float64]
 
 LENGTHS = (0.1, 3.0)
 """Bounds of a length scale, in shares of the axis."""
@@ -22,51 +22,72 @@ SPREADS = (0.03, 2.0)
 """Bounds of the standard deviation of log QPS around the mean. The least of them keeps a few alike figures from passing
 for knowledge of what was not tried."""
 
+_MARGIN_SD = 0.1
+"""Standard deviation of a limit's margin, a difference of logarithms, between two starts of one candidate."""
+
+_LARGEST_MARGIN = 1.0
+"""Margin beyond which a limit is just far away. A larger one would hide what happens near the limit."""
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Figure of a candidate: requests/s of one of its servers, with the relative standard deviation."""
+    """Figure of a candidate: requests/s of one of its `replicas`, with the relative standard deviation."""
 
     view: View
     qps: float
     sd: float
-    replicas: int = 1
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class FullServer:
+    """Figure of a full server: the terms of its 1 / QPS, and its QPS."""
+
+    terms: tuple[float, ...]
+    qps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """First and last place on each axis."""
+
+    low: Array
+    high: Array
+
+    @classmethod
+    def of(cls, views: Sequence[View]) -> Ends:
+        places = _matrix([view.place for view in views])
+        return cls(places.min(axis=0), places.max(axis=0))
+
+    def shares(self, views: Sequence[View]) -> Array:
+        """Return the places as shares of the axes."""
+        places = _matrix([view.place for view in views])
+        return np.asarray((places - self.low) / np.maximum(self.high - self.low, 1e-9))
 
 
 class Surrogate:
-    """Model of log QPS."""
+    """Model of log QPS of one server."""
 
-    def __init__(self, seen: Sequence[Seen], full: Sequence[tuple[tuple[float, ...], float]], seed: int) -> None:
-        places = _matrix([s.view.place for s in seen])
-        self._qps = np.array([s.qps for s in seen])
-        rows = [(s.view.terms, s.qps) for s in seen] + list(full)
-        self._constants = fitted(_matrix([terms for terms, _ in rows]), np.array([qps for _, qps in rows]))
-        self._low, self._range = places.min(axis=0), np.maximum(np.ptp(places, axis=0), 1e-9)
-        self._seed = seed
-        self._seen = seen
-        self._process: GaussianProcessRegressor | None = None
-
-    def fit(self, ends: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:
-        self._low, self._range = ends[0], np.maximum(ends[1] - ends[0], 1e-9)
-        rest = np.log(self._qps) - self.mean([s.view for s in self._seen])
-        self._shift = float(np.mean(rest))
+    def __init__(self, seen: Sequence[Seen], full: Sequence[FullServer], ends: Ends, seed: int) -> None:
+        self._seen, self._ends = list(seen), ends
+        terms = _matrix([*(s.view.terms for s in seen), *(f.terms for f in full)])
+        self._constants = fitted(terms, np.array([*(s.qps for s in seen), *(f.qps for f in full)]))
+        rest = self._rest()
+        self._shift = float(rest.mean())
         spread = float(np.clip(np.std(rest), *SPREADS))
-        kernel = ConstantKernel(spread**2, (SPREADS[0] ** 2, SPREADS[1] ** 2)) * Matern([1.0] * len(self._low), LENGTHS, nu=2.5)
-        noise = np.array([s.sd**2 for s in self._seen])
-        self._process = GaussianProcessRegressor(kernel, alpha=noise, n_restarts_optimizer=1, random_state=self._seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            self._process.fit(self._scaled([s.view for s in self._seen]), rest - self._shift)
+        self._process = _Process(self._places(), rest - self._shift, self._variances(), spread, seed)
 
-    def mean(self, views: Sequence[View]) -> NDArray[np.float64]:
-        terms = _matrix([v.terms for v in views]) @ self._constants
-        return -np.log(np.maximum(terms, 1e-9))
+    def imagine(self, views: Sequence[View]) -> None:
+        """Take what is being measured for seen, just as expected. What comes next is then something else."""
+        if views:
+            mean, _ = self.predict(views)
+            self._seen += [Seen(view, math.exp(log), 0.01, 1) for view, log in zip(views, mean, strict=True)]
+            self._process.condition(self._places(), self._rest() - self._shift, self._variances())
 
-    def predict(self, views: Sequence[View]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def predict(self, views: Sequence[View]) -> tuple[Array, Array]:
         """Return mean and standard deviation of log QPS."""
-        assert self._process is not None
-        rest, sd = self._process.predict(self._scaled(views), return_std=True)
-        return self.mean(views) + self._shift + rest, sd
+        rest, sd = self._process.predict(self._ends.shares(views))
+        return self._mean(views) + self._shift + rest, sd
 
     @property
     def best(self) -> float:
@@ -74,21 +95,68 @@ class Surrogate:
         mean, _ = self.predict([s.view for s in self._seen])
         return float((mean + np.log([s.replicas for s in self._seen])).max())
 
-    def nearest(self, views: Sequence[View]) -> NDArray[np.float64]:
-        """Return how far each view is from what was seen, as a share of the axes."""
-        there = self._scaled([s.view for s in self._seen])
-        return np.array([np.abs(there - here).max(axis=1).min() for here in self._scaled(views)])
+    def distance(self, views: Sequence[View]) -> Array:
+        """Return how far each view is from what was seen, in the largest share of an axis."""
+        there = self._places()
+        return np.array([np.abs(there - here).max(axis=1).min() for here in self._ends.shares(views)])
 
-    def _scaled(self, views: Sequence[View]) -> NDArray[np.float64]:
-        return (_matrix([v.place for v in views]) - self._low) / self._range
+    def _mean(self, views: Sequence[View]) -> Array:
+        return np.asarray(-np.log(np.maximum(_matrix([v.terms for v in views]) @ self._constants, 1e-9)))
+
+    def _rest(self) -> Array:
+        return np.asarray(np.log([s.qps for s in self._seen]) - self._mean([s.view for s in self._seen]))
+
+    def _places(self) -> Array:
+        return self._ends.shares([s.view for s in self._seen])
+
+    def _variances(self) -> Array:
+        return np.array([s.sd**2 for s in self._seen])
 
 
-def expected_improvement(mean: NDArray[np.float64], sd: NDArray[np.float64], best: float) -> NDArray[np.float64]:
+def chance_to_keep(views: Sequence[View], measured: Sequence[tuple[View, float]], ends: Ends, seed: int) -> Array:
+    """Return the probability that each view keeps a limit, given the margins that were measured. They are kept at or
+    below 0. It is 1 as long as none was broken."""
+    margins = np.clip([margin for _, margin in measured], -_LARGEST_MARGIN, _LARGEST_MARGIN)
+    if not len(margins) or margins.max() <= 0:
+        return np.ones(len(views))
+    middle, places = margins.mean(), ends.shares([view for view, _ in measured])
+    noise = np.full(len(margins), _MARGIN_SD**2)
+    process = _Process(places, margins - middle, noise, max(float(margins.std()), _MARGIN_SD), seed)
+    mean, sd = process.predict(ends.shares(views))
+    return np.asarray(norm.cdf(-(mean + middle) / np.maximum(sd, 1e-9)))
+
+
+def expected_improvement(mean: Array, sd: Array, best: float) -> Array:
     """Return the expected rise above `best`."""
     sd = np.maximum(sd, 1e-9)
     z = (mean - best) / sd
     return np.asarray(sd * (z * norm.cdf(z) + norm.pdf(z)))
 
 
-def _matrix(rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+class _Process:
+    """Gaussian process of scikit-learn around 0, with a length scale for each axis."""
+
+    def __init__(self, places: Array, values: Array, variances: Array, spread: float, seed: int) -> None:
+        # It takes a second to import, and commands that search nothing should not wait for it.
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.gaussian_process import GaussianProcessRegressor
+        from sklearn.gaussian_process.kernels import ConstantKernel, Matern
+
+        bounds = (SPREADS[0] ** 2, SPREADS[1] ** 2)
+        kernel = ConstantKernel(spread**2, bounds) * Matern([1.0] * places.shape[1], LENGTHS, nu=2.5)
+        self._process = GaussianProcessRegressor(kernel, alpha=variances, n_restarts_optimizer=1, random_state=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound: an axis that changes nothing
+            self._process.fit(places, values)
+
+    def condition(self, places: Array, values: Array, variances: Array) -> None:
+        """Take these values in place of the former, with the kernel as it is."""
+        self._process.set_params(kernel=self._process.kernel_, alpha=variances, optimizer=None).fit(places, values)
+
+    def predict(self, places: Array) -> tuple[Array, Array]:
+        mean, sd = self._process.predict(places, return_std=True)
+        return np.asarray(mean), np.asarray(sd)
+
+
+def _matrix(rows: Sequence[Sequence[float]]) -> Array:
     return np.array(rows, dtype=np.float64)
