@@ -264,7 +264,7 @@ def test_the_plan_lists_layouts_their_places_and_why_others_are_ruled_out(
     machine = replace(H100, gpus=(*H100.gpus, *(Gpu(i, "NVIDIA H100", 79.6, f"GPU-{i}") for i in range(4, 8))))
     machine = replace(machine, without_p2p=((0, 1),))
     plan, _ = planned(SearchOptions(model=str(model), vllm=with_data_parallel(vllm)), tmp_path, machine)
-    lines = plan_lines(plan, "0.32.0", "GP").splitlines()
+    lines = plan_lines(plan, "0.32.0").splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("layouts"))
     assert lines[at : at + 6] == [
         "layouts   4x2    a server on each of gpu0-1, gpu2-3, gpu4-5, gpu6-7",
@@ -369,7 +369,7 @@ def test_traffic_with_times_of_its_own_is_replayed_and_the_plan_and_the_page_say
     plan, _ = planned(SearchOptions(model=str(model), vllm=vllm, workload=own, burstiness=burstiness), tmp_path)
     assert jsonfile.loads(jsonfile.dumps(plan), StudyPlan) == plan
     says = {None: "arrivals as recorded", 1.0: "Poisson arrivals", 0.5: "gamma, shape 0.5 arrivals"}[burstiness]
-    assert f"open loop: {says}, " in plan_lines(plan, "0.32.0", "GP")
+    assert f"open loop: {says}, " in plan_lines(plan, "0.32.0")
     page = StudyFiles(tmp_path, plan, None, None, ())
     assert (
         f"open loop, {says}: "

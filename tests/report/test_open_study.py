@@ -100,7 +100,7 @@ def test_a_line_of_the_log_says_rate_and_outcome(files: StudyFiles) -> None:
 
 
 def test_the_plan_says_what_is_offered_and_how_long_it_may_take(files: StudyFiles) -> None:
-    lines = plan_lines(files.plan, "0.32.0", "GP").splitlines()
+    lines = plan_lines(files.plan, "0.32.0").splitlines()
     (load,) = (line for line in lines if line.startswith("load"))
     assert re.fullmatch(r"load      open loop: Poisson arrivals, \d+ s a rate; claims 3 × 2 min or longer", load)
     assert any(line.startswith("starts    12 + 4 to confirm, at most about ") for line in lines)

@@ -9,15 +9,13 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution, IntDistribution
 
 from tests.study.builders import REFUSAL, layouts_plan, level, record, with_start
 from tuner.layout import Layout
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import LayoutStanding, WhyDropped
-from tuner.study.samplers import STARTUP_TRIALS, sampler
-from tuner.study.search import LOCAL_STEP_EVERY, Proposal, Search
+from tuner.study.search import Proposal, Search
 from tuner.study.seeds import order_of_layouts, seeds
 from tuner.study.setting import StudySetting
 from tuner.vllm.defaults import vllm_defaults
@@ -198,27 +196,3 @@ def test_a_broken_layout_is_not_proposed_and_nothing_is_learnt_of_it(tmp_path: P
     failed = [t for t in study.trials if t.state is optuna.trial.TrialState.FAIL]
     assert len(failed) == 4  # default and first seed of each
     assert not [t for t in failed if t.values]
-
-
-def test_a_step_away_from_the_best_keeps_its_layout(tmp_path: Path) -> None:
-    made = layouts_plan(tmp_path / "s", (FOUR, ONE), starts=16)
-    asked = search(made)
-    proposals, _ = go_on(made, asked, lambda layout: 40.0 if layout == FOUR else 39.0, 16)
-    steps = [p for p in proposals if p.role is Role.SEARCH and p.number % LOCAL_STEP_EVERY == 0]
-    assert steps
-    assert {made.layout_of(p.candidate) for p in steps} == {FOUR}
-
-
-def test_a_narrowed_sampler_stays_within_its_ends_and_learns_from_all_trials() -> None:
-    axes = {"size": IntDistribution(0, 2), "x": FloatDistribution(0.0, 1.0)}
-    study = optuna.create_study(direction="maximize")
-    study.sampler = narrowed = sampler(0)
-    for i in range(STARTUP_TRIALS + 5):  # of the part alone nothing is known
-        x = i / (STARTUP_TRIALS + 4)
-        study.add_trial(optuna.create_trial(params={"size": 0, "x": x}, distributions=axes, value=-((x - 0.3) ** 2)))
-    narrowed.ends = {"size": (1, 2)}
-    asked = [study.ask(axes) for _ in range(3)]
-    assert {trial.params["size"] for trial in asked} <= {1, 2}
-    assert any(abs(trial.params["x"] - 0.3) < 0.2 for trial in asked)
-    narrowed.ends = {"size": (2, 2)}
-    assert study.ask(axes).params["size"] == 2

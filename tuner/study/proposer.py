@@ -82,8 +82,10 @@ class Proposer:
         seen = self._seen(mechanics, records)
         if not seen.figures:
             return options[int(chances.argmax())].numbers
-        views = [mechanics.view(option.candidate) for option in options]
-        beside = [mechanics.view(candidate) for candidate in running]
+        best = max(records, key=lambda record: record.qps or 0.0)
+        offered = _offered(best)  # of a ladder, candidates are compared at the level that leads
+        views = [mechanics.view(option.candidate, offered) for option in options]
+        beside = [mechanics.view(candidate, offered) for candidate in running]
         gain = self._gain(seen, views, beside, [option.candidate for option in options], seed)
         minutes = _minutes(records, [option.candidate for option in options], chances)
         return options[int((gain * chances / minutes).argmax())].numbers
@@ -144,7 +146,8 @@ class Proposer:
                 continue  # in an open loop it completed no more than was sent
             sd = ESTIMATED_SD if record.outcome is TrialOutcome.BEHIND else MEASURED_SD
             replicas = self._setting.plan.layout_of(record.candidate).replicas
-            figures.append(Seen(view, feedback.value / replicas, sd, replicas))
+            is_feasible = max(feedback.constraints) <= 0
+            figures.append(Seen(view, feedback.value / replicas, sd, replicas, is_feasible))
         feasible = any(record.qps is not None for record in records)
         return _Seen(tuple(figures), tuple(full), tuple(slo), tuple(preemption), feasible)
 

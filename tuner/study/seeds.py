@@ -45,15 +45,13 @@ def seeds(setting: StudySetting) -> list[Candidate]:
 
 
 def _of_layout(setting: StudySetting, layout: Layout, *, filling_first: bool = False) -> list[Candidate]:
-    """Return at most seven candidates.
+    """Return at most seven candidates around the ridge: as many sequences as the largest KV cache that is likely to
+    start nearly always holds while they are served. If that is not known, they are those of the load.
 
-    - What vLLM's throughput mode sets.
-    - A large token budget.
-    - As many sequences as the largest KV cache holds mean requests; if those are few, the least budget too, whose
-      memory goes to the KV cache.
-    - As many sequences as the load has, with all the KV memory.
-    - Many sequences with a cap on long prompts.
-    - A conservative point.
+    - The ridge, with the token budget of vLLM's default, and with a large one.
+    - Half and twice as many sequences, with the least budget, whose memory goes to the KV cache.
+    - As many sequences as the load has, with vLLM's default memory.
+    - Half as many sequences with a cap on long prompts.
     """
     plan, defaults = setting.plan, setting.base
     ranges = {p.flag: p for p in plan.parameters}
@@ -85,15 +83,6 @@ def _holdable(setting: StudySetting, values: dict[str, Value]) -> dict[str, Valu
     if most is None or parameter is None or not isinstance(asked, (int, float)) or asked <= most:
         return values
     return {**values, SEQUENCES: parameter.decode(parameter.encode(most))}
-
-
-def _throughput_mode(plan: StudyPlan, defaults: Mapping[str, Value]) -> dict[str, float]:
-    """Return the two sizes of `--performance-mode throughput`. It doubles them if they are not set. Source:
-    vllm/engine/arg_utils.py, 0.32. Empty on a vLLM without the flag (before 0.17)."""
-    if knobs.PERFORMANCE_MODE not in plan.base.flags:
-        return {}
-    unset = (flag for flag in (SEQUENCES, TOKENS) if flag not in dict(plan.baseline.values))
-    return {flag: 2 * float(defaults[flag]) for flag in unset if flag in defaults}
 
 
 def _large_budget(defaults: Mapping[str, Value]) -> dict[str, float]:

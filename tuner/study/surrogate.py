@@ -31,12 +31,14 @@ _LARGEST_MARGIN = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Figure of a candidate: requests/s of one of its `replicas`, with the relative standard deviation."""
+    """Figure of a candidate: requests/s of one of its `replicas`, with the relative standard deviation. It keeps all
+    limits if it `is_feasible`."""
 
     view: View
     qps: float
     sd: float
     replicas: int
+    is_feasible: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,9 @@ class Surrogate:
     @property
     def best(self) -> float:
         """Return the log QPS of the best machine, as the model sees it. The highest of many figures reads high."""
-        mean, _ = self.predict([s.view for s in self._seen])
-        return float((mean + np.log([s.replicas for s in self._seen])).max())
+        feasible = [s for s in self._seen if s.is_feasible]
+        mean, _ = self.predict([s.view for s in feasible])
+        return float((mean + np.log([s.replicas for s in feasible])).max())
 
     def distance(self, views: Sequence[View]) -> Array:
         """Return how far each view is from what was seen, in the largest share of an axis."""
