@@ -252,7 +252,7 @@ def test_refusals_are_kept_away_from_and_what_starts_beside_them_is_found(tmp_pa
         return None if share > 0.91 else 10 + 20 * (share - 0.80)
 
     records = study(setting, qps, 18)
-    assert sum(r.outcome is TrialOutcome.REFUSED for r in records) <= 6
+    assert sum(r.outcome is TrialOutcome.REFUSED for r in records) <= len(records) / 2
     assert max(r.qps or 0.0 for r in records) > 12.0
 
 
@@ -271,12 +271,13 @@ def test_the_same_records_give_the_same_proposal_and_what_runs_is_not_proposed_b
 
 def test_limits_that_were_broken_are_kept_away_from(tmp_path: Path) -> None:
     setting = on_a_cpu(tmp_path / "s")
+    kept = [(16, 2048, 0.9), (32, 8192, 0.85), (64, 1024, 0.95), (90, 4096, 0.9)]
+    broken = [(200, 1024, 0.85), (300, 16384, 0.95), (250, 4096, 0.82), (500, 2048, 0.93)]
     records = [
-        record(i, candidate(n, 2048), (level(float(n), p99_ms=4.0 * n),), role=Role.SEARCH)
-        for i, n in enumerate((16, 32, 64, 90, 200, 400))
+        record(trial, candidate(n, tokens, share), (level(math.sqrt(n), p99_ms=4.0 * n),), role=Role.SEARCH)
+        for trial, (n, tokens, share) in enumerate(kept + broken)
     ]
-    broken = [r.candidate.as_dict()["max-num-seqs"] for r in records if r.qps is None]
-    assert broken == [200, 400]
+    assert [r.qps is None for r in records] == 4 * [False] + 4 * [True]
     proposer = Proposer(setting, axes(setting))
     for seed in range(3):
         numbers = proposer.propose(records, (), lambda c: c.as_dict()["max-num-seqs"] != 90, seed)

@@ -23,7 +23,7 @@ from tuner.study.setting import StudySetting
 from tuner.vllm import knobs
 from tuner.vllm.refusals import CONTEXTS, TOO_LITTLE_KV, OtherFlags
 
-_SURE, _SPREAD = 6.0, 6.0
+_SURE, _SPREAD = 6.0, 60.0
 """Mean of the logit where least memory is wanted, and the standard deviation of the logit's parts, before any start."""
 
 _LEAST = 1e-3

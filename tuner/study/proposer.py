@@ -33,6 +33,9 @@ MOVED_SHARE = 0.5
 ALIKE = 0.004
 """Distance, as a share of every axis, within which a candidate tells nothing new."""
 
+REFUSED_SHARE = 0.5
+"""Least cost of a refused start, as a share of a whole one's."""
+
 MEASURED_SD, ESTIMATED_SD = 0.01, 0.04
 """Relative standard deviations of a search's figure, and of what a lost race tells (docs/measuring.md)."""
 
@@ -176,7 +179,8 @@ def _full(mechanics: Mechanics, record: TrialRecord) -> list[FullServer]:
 
 
 def _minutes(records: Sequence[TrialRecord], candidates: Sequence[Candidate], chances: Array) -> Array:
-    """Forecast what each candidate costs: a cold or a warm start with its load, or a refused start."""
+    """Forecast what each candidate costs: a cold or a warm start with its load, or a refused start. The latter counts
+    as at least a part of a whole one, since it is one of the planned starts too."""
     compiled = {compile_key(record.candidate) for record in records if record.start.got_ready}
     cold_s, warm_s = start_s(records, Cache.COLD), start_s(records, Cache.WARM)
     ready_s = np.array([warm_s if compile_key(candidate) in compiled else cold_s for candidate in candidates])
@@ -184,4 +188,5 @@ def _minutes(records: Sequence[TrialRecord], candidates: Sequence[Candidate], ch
     refusals = [r.start.phases.spent_s for r in records if r.outcome is TrialOutcome.REFUSED]
     load_s = float(np.median([phase.spent_s - (phase.start_s or 0.0) for phase in phases])) if phases else 0.0
     refused_s = float(np.median(refusals)) if refusals else cold_s
-    return np.asarray((chances * (ready_s + load_s) + (1 - chances) * refused_s) / 60 + 1e-9)
+    whole_s = ready_s + load_s
+    return np.asarray((chances * whole_s + (1 - chances) * np.maximum(refused_s, REFUSED_SHARE * whole_s)) / 60 + 1e-9)
