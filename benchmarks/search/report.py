@@ -18,7 +18,8 @@ MARKS = (10, 20, 40, 80)
 OVERPROMISED = 1.03
 """Ratio above which a promise does not hold. A claim's accuracy is 3 % (study/confirm.py)."""
 
-COLOURS = ("#8a8a8a", "#b07aa1", "#e15759", "#f28e2b", "#4e79a7", "#1b7837")
+REPORTED = (*NAMES, "before")
+COLOURS = ("#8a8a8a", "#b07aa1", "#e15759", "#f28e2b", "#4e79a7", "#1b7837", "#76b7b2")
 
 
 def write_report(runs: Sequence[Run]) -> None:
@@ -87,7 +88,7 @@ def _met(text: str, met: bool) -> str:
 def _curves(runs: Sequence[Run], names: Sequence[str]) -> str:
     rows = _header("landscape", "method", *(f"{mark} starts" for mark in MARKS), "refused", "seeds")
     for name in names:
-        for method in NAMES:
+        for method in REPORTED:
             found = _of(runs, name, method)
             if not found:
                 continue
@@ -108,7 +109,7 @@ def _picks(runs: Sequence[Run], names: Sequence[str]) -> str:
         "of them refused", "seeds",
     )  # fmt: skip
     for name in names:
-        for method in NAMES:
+        for method in REPORTED:
             found = [n for n in runs if (n.landscape, n.method, n.starts) == (name, method, 40)]
             if not found:
                 continue
@@ -134,7 +135,7 @@ def figure(runs: Sequence[Run], names: Sequence[str]) -> go.Figure:
             (range(1, max(n.starts for n in runs if n.landscape == name) + 1), lambda n, x: n.at(int(x))),
             ([float(x) for x in np.linspace(0, longest, 80)], lambda n, x: n.at_hours(x)),
         )
-        for method, colour in zip(NAMES, COLOURS, strict=True):
+        for method, colour in zip(REPORTED, COLOURS, strict=True):
             found = _of(runs, name, method)
             for col, (points, share) in enumerate(axes, 1):
                 if found:

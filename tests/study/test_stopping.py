@@ -67,7 +67,7 @@ def test_a_search_that_finds_nothing_better_ends_says_so_and_confirms(tmp_path: 
     run = StudyRun(replace(plan(tmp_path / "s", starts=40), patience=4), flat)
     result = run.loop.run()
     roles = [r.role for r in run.store.records()]
-    assert roles.count(Role.SEED) == 3, "every seed was measured first"
+    assert roles.count(Role.SEED) == 4, "every seed was measured first"
     assert roles.count(Role.SEARCH) == 4
     assert roles.count(Role.CONFIRM) == 4 and roles[-1] is Role.CONFIRM
     assert result.complete and result.decision is Decision.WINNER
