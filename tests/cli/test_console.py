@@ -72,9 +72,7 @@ def test_a_plan_with_tools_and_without_a_parser_is_cautioned(
     rows = [{"messages": [USER], "tools": [TOOL]}, {"messages": [USER]}]
     recorded = workload(lines(tmp_path / "t.jsonl", *rows))
     plan = replace(plan, workload=recorded, base=replace(plan.base, extra=given))
-    assert (
-        "caution: vLLM refuses requests with tools (1 here)" in plan_lines(plan, "0.32.0")
-    ) is cautioned
+    assert ("caution: vLLM refuses requests with tools (1 here)" in plan_lines(plan, "0.32.0")) is cautioned
 
 
 def test_a_plan_without_tools_needs_no_parser(tmp_path: Path) -> None:
