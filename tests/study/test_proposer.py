@@ -186,7 +186,7 @@ def test_the_more_memory_is_wanted_the_less_likely_is_a_start_after_a_refusal(ki
     records = [record(0, candidate(64, 2048, 0.85), (level(10.0),)), refused(1, candidate(256, 8192, 0.95), kind)]
     starts = MayStart(setting, axes(setting), records, Mechanics(setting, axes(setting), records))
     tried = [(64, 2048, 0.85), (100, 3000, 0.88), (180, 6000, 0.93), (256, 8192, 0.95), (256, 8192, 0.97)]
-    found = [starts.probability(candidate(*values)) for values in tried]
+    found = list(starts.probabilities([candidate(*values) for values in tried], 0))
     assert found == sorted(found, reverse=True)
     assert found[0] > 0.7 > 0.5 > found[-1]
 
@@ -194,7 +194,7 @@ def test_the_more_memory_is_wanted_the_less_likely_is_a_start_after_a_refusal(ki
 def test_without_a_refusal_what_fits_is_sure_to_start(tmp_path: Path) -> None:
     setting = on_an_h100(tmp_path)
     starts = MayStart(setting, axes(setting), (), Mechanics(setting, axes(setting), ()))
-    assert starts.probability(candidate(64, 2048)) == pytest.approx(1.0, abs=0.01)
+    assert starts.probabilities([candidate(64, 2048)], 0) == pytest.approx([1.0], abs=0.01)
 
 
 def test_a_refusal_for_too_little_kv_makes_what_leaves_less_of_it_unlikely(tmp_path: Path) -> None:
@@ -202,8 +202,34 @@ def test_a_refusal_for_too_little_kv_makes_what_leaves_less_of_it_unlikely(tmp_p
     refusal = refused(1, candidate(64, 2048, 0.90), "kv-too-small")
     setting = replace(setting, given={**setting.given, "max-model-len": 30_000})
     starts = MayStart(setting, axes(setting), [refusal], Mechanics(setting, axes(setting), [refusal]))
-    less, same, more = (starts.probability(candidate(64, 2048, share)) for share in (0.85, 0.90, 0.97))
+    less, same, more = starts.probabilities([candidate(64, 2048, share) for share in (0.85, 0.90, 0.97)], 0)
     assert less <= same < 0.1 < 0.9 < more
+
+
+@pytest.mark.parametrize(
+    ("kind", "outcome"),
+    [
+        ("kv-too-small", TrialOutcome.REFUSED),
+        ("never-heard-of", TrialOutcome.REFUSED),
+        ("", TrialOutcome.REFUSED),
+        ("oom", TrialOutcome.DIED),
+    ],
+)
+def test_a_start_beside_failures_that_nothing_explains_is_unlikely(
+    kind: str, outcome: TrialOutcome, tmp_path: Path
+) -> None:
+    setting = on_a_cpu(tmp_path / "s")
+    well = [(16, 2048, 0.92), (32, 8192, 0.90), (64, 1024, 0.85), (24, 4096, 0.93)]
+    ill = [(24, 9216, 0.95), (200, 2048, 0.96), (64, 4096, 0.945)]
+    records = [record(trial, candidate(*values), (level(10.0),)) for trial, values in enumerate(well)]
+    cause = replace(REFUSAL, kind=kind, bounds=()) if kind else None
+    for values in ill:
+        failed = record(len(records), candidate(*values), cause=cause)
+        records.append(replace(failed, outcome=outcome))
+    starts = MayStart(setting, axes(setting), records, Mechanics(setting, axes(setting), records))
+    beside, away = starts.probabilities([candidate(40, 3000, 0.955), candidate(40, 3000, 0.89)], 0)
+    assert beside < 0.4
+    assert away > 0.7
 
 
 # ---------------------------------------------------------------- the choice

@@ -2,7 +2,8 @@
 
 Two things refuse a start that no rule of vLLM's own messages foresees. The KV cache is too small for the longest
 request: its forecast has a spread, and the probability falls over that. Or the memory does not suffice: a logistic
-function of what wants memory, none of whose weights is negative, falls from the starts to the refusals.
+function of what wants memory, none of whose weights is negative, falls from the starts to the refusals. What neither
+explains, as a server that dies under load, is kept away from by its distance alone.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from scipy.optimize import minimize
 from tuner.candidate import Candidate, Value
 from tuner.layout import Layout
 from tuner.space.axis import ParameterAxis
-from tuner.study.mechanics import Mechanics
+from tuner.study.mechanics import Mechanics, View
 from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.setting import StudySetting
+from tuner.study.surrogate import Array, Ends, chance_to_keep
 from tuner.vllm import knobs
 from tuner.vllm.refusals import CONTEXTS, TOO_LITTLE_KV, OtherFlags
 
@@ -47,14 +49,36 @@ class MayStart:
         self._mechanics = mechanics
         wants = set().union(*(CONTEXTS[kind].axes for kind in _OF_MEMORY))
         self._axes = [axis for axis in axes if axis.parameter.flag in wants and not axis.parameter.choices]
-        self._refused = [r for r in records if r.outcome is TrialOutcome.REFUSED and _kind(r) in _OF_MEMORY]
+        failed = [r for r in records if r.outcome in (TrialOutcome.REFUSED, TrialOutcome.DIED)]
+        self._refused = [r for r in failed if r.outcome is TrialOutcome.REFUSED and _kind(r) in _OF_MEMORY]
         self._started = [r for r in records if r.start.facts is not None or r.levels]
+        unexplained = [r for r in failed if r not in self._refused and not self._is_kv_forecast(r)]
+        self._failures: list[tuple[View, float]] = []
+        if unexplained:
+            passed = [r for r in self._started if r.outcome is not TrialOutcome.DIED]
+            self._failures = [(mechanics.view(r.candidate), 1.0) for r in unexplained]
+            self._failures += [(mechanics.view(r.candidate), -1.0) for r in passed]
         self._logits: dict[tuple[int, int], NDArray[np.float64] | None] = {}
 
-    def probability(self, candidate: Candidate) -> float:
-        """Return the probability that a server starts."""
+    def probabilities(self, candidates: Sequence[Candidate], seed: int) -> Array:
+        """Return the probability that a server of each candidate starts."""
+        explained = np.array([self._explained(candidate) for candidate in candidates])
+        return np.maximum(_LEAST, explained * self._beside_failures(candidates, seed))
+
+    def _explained(self, candidate: Candidate) -> float:
         values, layout = self._setting.values(candidate), self._setting.plan.layout_of(candidate)
-        return max(_LEAST, self._has_kv(values, layout) * self._has_memory(values, layout))
+        return self._has_kv(values, layout) * self._has_memory(values, layout)
+
+    def _is_kv_forecast(self, record: TrialRecord) -> bool:
+        layout = self._setting.plan.layout_of(record.candidate)
+        return _kind(record) in _OF_KV and self._mechanics.forecast(layout) is not None
+
+    def _beside_failures(self, candidates: Sequence[Candidate], seed: int) -> Array:
+        """Return the probability by what passed and failed nearby. It is 1 if all failures are explained."""
+        if not self._failures:
+            return np.ones(len(candidates))
+        views = [self._mechanics.view(candidate) for candidate in candidates]
+        return chance_to_keep(views, self._failures, Ends.of([*views, *(view for view, _ in self._failures)]), seed)
 
     def _has_kv(self, values: Mapping[str, Value], layout: Layout) -> float:
         forecast, length = self._mechanics.forecast(layout), values.get(knobs.MAX_MODEL_LEN)

@@ -81,7 +81,7 @@ class Proposer:
             return None
         mechanics = Mechanics(self._setting, self._axes, records)
         starts = MayStart(self._setting, self._axes, records, mechanics)
-        chances = np.array([starts.probability(option.candidate) for option in options])
+        chances = starts.probabilities([option.candidate for option in options], seed)
         seen = self._seen(mechanics, records)
         if not seen.figures:
             return options[int(chances.argmax())].numbers
