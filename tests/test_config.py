@@ -46,7 +46,8 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def vllm(tmp_path: Path) -> str:
     path = tmp_path / "fake-vllm"
-    path.write_text(f"#!/bin/sh\ncase \"$*\" in *--version*) echo 0.32.0;; *) cat <<'E'\n{HELP}E\n;; esac\n")
+    said = f"{HELP}  --max-num-batched-tokens N\n"
+    path.write_text(f"#!/bin/sh\ncase \"$*\" in *--version*) echo 0.32.0;; *) cat <<'E'\n{said}E\n;; esac\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return f"{path} serve"
 
