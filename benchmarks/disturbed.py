@@ -28,40 +28,34 @@ ladder, in four such runs. Where a level just keeps the limit or just breaks it,
 from __future__ import annotations
 
 import argparse
-import hashlib
 import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from statistics import fmean
 
 if __name__ == "__main__":  # before numpy
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from numpy.typing import NDArray
-from search.landscapes import LANDSCAPES, VLLM, WARM_UP_S
-from search.table import start
-from simulated import ALLOWED, crossing
-from virtual_load import CORES, STEP_SD, Disturbance, Lengths, VirtualServer, driving, session
+from search.landscapes import VLLM, WARM_UP_S
+from still_machine import CLOSED, LANDSCAPE, started, truths
+from virtual_load import CORES, Disturbance, VirtualServer, driving, session
 
 from tests.fakes import ScriptedClock, ScriptedServers, scripted_trial
 from tuner.candidate import Candidate
 from tuner.environment import describe
-from tuner.load.arrivals import schedule
-from tuner.sim import ClosedLoop, Noise, OpenLoop, SimulatedLevel, Started, simulate
 from tuner.space.parameter import Kind, Parameter
 from tuner.study.accuracy import accuracy
 from tuner.study.assignment import Assignment
 from tuner.study.confirm import finalists
 from tuner.study.fleet import LocalFleet
 from tuner.study.loop import Loop
-from tuner.study.plan import Ladder, LoadPolicy, OpenSearch, StudyPlan, saturating_clients
+from tuner.study.plan import LoadPolicy, OpenSearch, StudyPlan, saturating_clients
 from tuner.study.record import TrialRecord
 from tuner.study.result import Decision, StudyResult
 from tuner.study.search import Search
@@ -71,7 +65,6 @@ from tuner.study.store import Store
 from tuner.vllm.defaults import vllm_defaults
 from tuner.vllm.facts import StartFacts
 
-LANDSCAPE = LANDSCAPES["ttft-bound"]
 STARTS, CONFIRM_STARTS = 12, 4
 START_SD = 0.010
 HOG_S = 600.0
@@ -86,23 +79,12 @@ GOLDEN = 0.6180339887
 
 KINDS = ("quiet", "neighbour", "slower")
 SHARES = {"quiet": 0.2, "neighbour": 0.5, "slower": 0.3}
-CLOSED = Ladder((16, 32, 48, 64, 96, 128), 30.0, WARM_UP_S)
-LOADS: dict[str, LoadPolicy] = {
-    "open": OpenSearch(WARM_UP_S),
-    "closed": CLOSED,
-}
+LOADS: dict[str, LoadPolicy] = {"open": OpenSearch(WARM_UP_S), "closed": CLOSED}
 SPACE = (
     Parameter("max-num-seqs", Kind.LOG_INT, 64, 512, 64),
     Parameter("max-num-batched-tokens", Kind.LOG_INT, 1024, 8192, 1024),
     Parameter("long-prefill-token-threshold", Kind.CHOICE, choices=(256, 512, 0)),
 )
-KEPT = Path(tempfile.gettempdir()) / "tuner-disturbed-truth"
-TRUTH_S, TRUTH_TRACES, FEW_TRACES, CLOSED_TRACES = 600.0, 40, 6, 4
-MARGINAL = (0.005, 0.02)
-"""Shares of late requests between which a level of a minute may keep the limit or break it."""
-
-SLOPE, LEAST_STEP = 12.0, 0.02
-"""Usual slope of ln(share of late requests) over ln(rate), and the least distance of two rates on that line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,13 +189,6 @@ class DisturbedMachine:
             return scripted_trial(assignment, plan.base, servers)
 
 
-def started(candidate: Candidate, compiled: set[str] | None = None) -> Started:
-    """Start a candidate. No two prompts share a prefix, so a prefix cache would cost time and change nothing."""
-    found = start(LANDSCAPE, {**candidate.as_dict(), "enable-prefix-caching": False}, compiled)
-    assert isinstance(found, Started), f"every candidate of this space starts: {found}"
-    return found
-
-
 def ended(night: Night) -> Ended:
     """Run a night to its end."""
     folder = Path(tempfile.mkdtemp(prefix="night-"))
@@ -275,7 +250,7 @@ def compared(end: Ended) -> Candidate | None:
 def stated(end: Ended) -> tuple[float, float, float] | None:
     """Return the stated gain with its interval. Without an interval of its own it has the printed accuracy."""
     result = end.result
-    gain = getattr(result, "gain", None)
+    gain = result.gain
     if gain is not None and result.decision in (Decision.WINNER, Decision.KEEP_DEFAULT):
         return gain.low, gain.middle, gain.high
     winner, default = result.winner, result.default
@@ -283,87 +258,6 @@ def stated(end: Ended) -> tuple[float, float, float] | None:
         return None
     middle, sure = winner.qps / default.qps - 1, accuracy(winner.qps, end.plan.load)
     return middle - sure, middle, middle + sure
-
-
-# ---------------------------------------------------------------- truth
-
-
-def truths(load: str, candidate: Candidate, slows: float = 1.0) -> list[float]:
-    """Return the true requests/s of a candidate on a still machine. `slows` is the factor on every step. In a closed
-    loop several levels may be its best: that which surely keeps the limit, and those that just keep or break it."""
-    if load == "open":
-        return kept("open ", candidate, slows, TRUTH_TRACES, lambda still: [still.open()])
-    best: list[float] = []
-    for clients in CLOSED.levels:
-        qps, late = kept(f"closed {clients}", candidate, slows, CLOSED_TRACES, partial(Still.closed, clients=clients))
-        if late > MARGINAL[1]:
-            break
-        best = [qps] if late <= MARGINAL[0] else [*best, qps]
-    return best
-
-
-def kept(
-    load: str, candidate: Candidate, slows: float, traces: int, found: Callable[[Still], list[float]]
-) -> list[float]:
-    """Return what is `found`, kept in a file."""
-    key = f"{load} {sorted(candidate.as_dict().items())} {LANDSCAPE.limit_ms} {TRUTH_S} {traces} {slows}"
-    file = KEPT / hashlib.sha256(key.encode()).hexdigest()[:24]
-    if not file.is_file():
-        KEPT.mkdir(exist_ok=True)
-        file.write_text(f"{' '.join(map(repr, found(Still(candidate, slows))))}\n{key}\n")
-    return [float(figure) for figure in file.read_text().split("\n")[0].split()]
-
-
-@dataclass(frozen=True, slots=True)
-class Still:
-    """A candidate's server on a machine where nothing changes."""
-
-    candidate: Candidate
-    slows: float
-
-    def closed(self, clients: int) -> list[float]:
-        """Return the QPS of a closed loop and the share of its late requests."""
-        levels = [self._closed(clients, seed) for seed in range(90_000, 90_000 + CLOSED_TRACES)]
-        late = [level.ttft_s > LANDSCAPE.limit_ms / 1000 for level in levels]
-        return [fmean(level.qps for level in levels), float(np.concatenate(late).mean())]
-
-    def _closed(self, clients: int, seed: int) -> SimulatedLevel:
-        shapes = Lengths(LANDSCAPE.workload, seed).requests("truth", 20_000)
-        return self._simulated(ClosedLoop(shapes, clients, TRUTH_S, 60.0), seed)
-
-    def open(self) -> float:
-        """Find the rate at which one request in a hundred is late: roughly on few traces, then on all, at two rates."""
-        rate = 8.0 / self.slows
-        for traces in (FEW_TRACES, FEW_TRACES, FEW_TRACES):
-            rate = self._nearer(rate, float(self._late(rate, traces).mean()))
-        first = self._late(rate, TRUTH_TRACES).mean()
-        second = self._nearer(rate, float(first))
-        other = second if abs(second / rate - 1) > LEAST_STEP else rate * (1 + LEAST_STEP)
-        shares = np.array([first, self._late(other, TRUTH_TRACES).mean()])
-        return crossing(np.array([rate, other]), shares)
-
-    @staticmethod
-    def _nearer(rate: float, share: float) -> float:
-        """Follow the usual slope of ln(share of late requests) over ln(rate), by at most a tenth."""
-        return rate * float(np.clip((ALLOWED / max(share, 1e-6)) ** (1 / SLOPE), 0.9, 1.1))
-
-    def _late(self, rate: float, traces: int) -> NDArray[np.float64]:
-        """Return the share of late requests of each trace."""
-        shares = []
-        for seed in range(90_000, 90_000 + traces):
-            due = schedule(rate, TRUTH_S, seed=seed, trace="truth")
-            level = self._simulated(OpenLoop(Lengths(LANDSCAPE.workload, seed).requests("truth", len(due)), due), seed)
-            shares.append(float((level.first_token_s - level.sent_s > LANDSCAPE.limit_ms / 1000).mean()))
-        return np.array(shares)
-
-    def _simulated(self, load: OpenLoop | ClosedLoop, seed: int) -> SimulatedLevel:
-        found, noise = started(self.candidate), Noise(step=STEP_SD)
-        return simulate(
-            found, LANDSCAPE.hardware, LANDSCAPE.shape, load, seed=seed, noise=noise, slowed=lambda at_s: self.slows
-        )
-
-
-# ---------------------------------------------------------------- the table
 
 
 def nights(count: int, kinds: Sequence[str], load: str) -> Iterator[Night]:
@@ -438,7 +332,7 @@ def traced(night: Night) -> Iterator[str]:
                 f"{'; '.join(map(str, level.verdict.reasons))} {[c.kind.value for c in m.cautions]}"
             )
     yield result.sentence
-    yield f"gain {getattr(result, 'gain', None)}, stated {stated(end)}"
+    yield f"gain {result.gain}, stated {stated(end)}"
     for name, figures in (("winner", result.winner), ("default", result.default)):
         if figures is not None:
             yield f"{name}: {figures.qps:.2f}, true {truths(night.load, figures.candidate)}"

@@ -21,7 +21,8 @@ if __name__ == "__main__":  # before numpy
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from disturbed import LANDSCAPE, START_SD, Still, started, truths
+from disturbed import START_SD
+from still_machine import LANDSCAPE, Still, started, truths
 from virtual_load import VirtualServer, driving, session
 
 from tests.fakes import ScriptedClock
