@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.server.support import eventually
-from tuner.server import proctable, running_file
+from tests.server.support import eventually, session
+from tuner.server import running_file
 from tuner.sim.gpu_memory import hold
 
 Undo = Callable[[], object]
@@ -29,10 +29,6 @@ def leader(folder: Path, replica: int = 0) -> int:
     return running_file.read(running_file.path_of(folder, replica)).pid
 
 
-def session(pid: int) -> list[int]:
-    return [p.pid for p in proctable.table().values() if p.session == pid and not p.is_zombie]
-
-
 def _signal_server(number: signal.Signals, replica: int = 0) -> Act:
     def act(folder: Path) -> None:
         os.kill(leader(folder, replica), number)
@@ -45,8 +41,8 @@ def _kill_engine(replica: int = 0) -> Act:
         pid = leader(folder, replica)
         assert eventually(lambda: len(session(pid)) > 1), "the engine has not started"
         for member in session(pid):
-            if member != pid:
-                os.kill(member, signal.SIGKILL)
+            if member.pid != pid:
+                os.kill(member.pid, signal.SIGKILL)
 
     return act
 
@@ -64,7 +60,8 @@ def _kill_one(title: str) -> Act:
 
 
 def _titled(folder: Path, title: bytes) -> list[int]:
-    return [pid for pid in session(leader(folder)) if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(title)]
+    pids = [process.pid for process in session(leader(folder))]
+    return [pid for pid in pids if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(title)]
 
 
 def _signal_door(number: signal.Signals) -> Act:
@@ -72,7 +69,7 @@ def _signal_door(number: signal.Signals) -> Act:
 
     def act(folder: Path) -> None:
         pid = leader(folder, len(running_file.found_below(folder)) - 1)
-        for member in session(pid) if number is signal.SIGSTOP else [pid]:
+        for member in [p.pid for p in session(pid)] if number is signal.SIGSTOP else [pid]:
             os.kill(member, number)
 
     return act

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from tests.faults import acts
 from tests.faults.moments import OPEN_LOOP, OPEN_RULES, Hooks, Moment, short_limits
 from tests.faults.table import Learnt, Row, Servers
-from tests.server.support import bystander, eventually, listens, runs
+from tests.server.support import bystander, eventually, listens, runs, session
 from tests.study import builders
 from tuner import launch as launching
 from tuner.candidate import Candidate
@@ -145,6 +145,15 @@ def several_plan(
     )
 
 
+def searched(plan: StudyPlan, store: Store, emit: Callable[[Event], None]) -> StudyResult:
+    """Run a study to its end."""
+    stop, clock = threading.Event(), RealClock()
+    runner = local_trials(plan, store, clock, SimGpu(store.folder / "gpu"), emit, stop)
+    search = Search(StudySetting.of(plan, vllm_defaults("0.32.0", ())), ())
+    fleet = LocalFleet(plan.groups, runner.run, store, stop)
+    return Loop(plan=plan, store=store, search=search, fleet=fleet, clock=clock, emit=emit).run()
+
+
 def order_of(rows: Sequence[Row]) -> list[Row | None]:
     """Order the faults by start, None for a healthy one.
 
@@ -229,13 +238,8 @@ class StudyRun:
         return make(self.folder, self.model, starts=starts, confirm_starts=2 if self.confirming else 0)
 
     def _run(self, plan: StudyPlan) -> None:
-        stop, clock = threading.Event(), RealClock()
-        runner = local_trials(plan, self.store, clock, SimGpu(self.folder / "gpu"), self._emit, stop)
-        search = Search(StudySetting.of(plan, vllm_defaults("0.32.0", ())), ())
         try:
-            fleet = LocalFleet(plan.groups, runner.run, self.store, stop)
-            loop = Loop(plan=plan, store=self.store, search=search, fleet=fleet, clock=clock, emit=self._emit)
-            self.result = loop.run()
+            self.result = searched(plan, self.store, self._emit)
         except Exception as error:  # each row's test shows it
             self.ended_by = error
 
@@ -294,8 +298,8 @@ class StudyRun:
         """Note what must be gone later. Once its owner is dead, its ownership cannot be proved."""
         self._scratch.add(Path(record.scratch))
         self._ports.add(record.port)
-        for pid in acts.session(record.pid):
-            self._shared_memory |= proctable.shared_memory_files(pid)
+        for process in session(record.pid):
+            self._shared_memory |= proctable.shared_memory_files(process.pid)
 
     def _emit(self, event: Event) -> None:
         if isinstance(event, TrialFinished):

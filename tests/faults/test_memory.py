@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from tests.faults.moments import short_limits
-from tests.faults.study_run import SimGpu, make_plan, records_of, several_plan
+from tests.faults.study_run import make_plan, records_of, searched, several_plan
 from tests.faults.table import MEMORY_ROWS, Ends, Servers, TunerRow
 from tests.server.support import bystander, children_of_ours, runs
-from tuner.clock import RealClock
 from tuner.environment import describe
 from tuner.errors import EnvironmentFaultError
 from tuner.layout import Layout, PlacedLayout
@@ -22,26 +19,11 @@ from tuner.server import gpu_memory
 from tuner.sim.gpu_memory import hold
 from tuner.space.parameter import Kind, Parameter
 from tuner.study.events import Event, GroupQuarantined, PhaseChanged
-from tuner.study.fleet import LocalFleet
-from tuner.study.local_servers import local_trials
-from tuner.study.loop import Loop
 from tuner.study.plan import StudyPlan
-from tuner.study.result import StudyResult
-from tuner.study.search import Search
-from tuner.study.setting import StudySetting
 from tuner.study.store import Store
 from tuner.vllm import knobs
-from tuner.vllm.defaults import vllm_defaults
 
 GONE_BYTES = 24 * 2**30
-
-
-def search(plan: StudyPlan, store: Store, emit: Callable[[Event], None]) -> StudyResult:
-    stop, clock = threading.Event(), RealClock()
-    runner = local_trials(plan, store, clock, SimGpu(store.folder / "gpu"), emit, stop)
-    made = Search(StudySetting.of(plan, vllm_defaults("0.32.0", ())), ())
-    fleet = LocalFleet(plan.groups, runner.run, store, stop)
-    return Loop(plan=plan, store=store, search=made, fleet=fleet, clock=clock, emit=emit).run()
 
 
 @dataclass
@@ -100,9 +82,9 @@ def test_gpus_whose_memory_is_gone_are_used_no_more(
     with bystander() as other:
         if row.ends is Ends.ENVIRONMENT:
             with pytest.raises(EnvironmentFaultError, match=row.words):
-                search(plan, store, hog.emit)
+                searched(plan, store, hog.emit)
         else:
-            assert search(plan, store, hog.emit).complete
+            assert searched(plan, store, hog.emit).complete
         assert [e.group for e in hog.events if isinstance(e, GroupQuarantined)] == [hog.place]
         (dirty,) = (r for r in store.records() if r.start.dirty)
         assert dirty.start.dirty == "GPU memory" and dirty.start.group == hog.place
@@ -113,7 +95,7 @@ def test_gpus_whose_memory_is_gone_are_used_no_more(
         assert {process.pid for process in children_of_ours()} == {other}
     finished = records_of(store.folder)
     hog.held[0].unlink()
-    result = search(plan, store, lambda event: None)
+    result = searched(plan, store, lambda event: None)
     assert result.complete
     after = records_of(store.folder)
     assert {name: after[name] for name in finished} == finished

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.moments import OPEN_RULES, Hooks, Moment, short_limits
+from tests.server.support import session
 from tuner import layout
 from tuner.cli import app, console, search
 from tuner.report import page
@@ -111,10 +112,9 @@ def remember(folder: Path) -> None:
     """Note the files that must be gone when the servers have ended."""
     for record in map(running_file.read, running_file.found_below(folder)):
         note(f"{record.scratch}\n")
-        for process in proctable.table().values():
-            if process.session == record.pid:
-                for file in proctable.shared_memory_files(process.pid):
-                    note(f"{file}\n")
+        for process in session(record.pid):
+            for file in proctable.shared_memory_files(process.pid):
+                note(f"{file}\n")
 
 
 def fill(folder: Path) -> None:

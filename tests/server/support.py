@@ -79,6 +79,11 @@ def runs(pid: int) -> bool:
     return process is not None and not process.is_zombie
 
 
+def session(leader: int) -> list[proctable.ProcessEntry]:
+    """Return the living processes of a server or of nginx."""
+    return [p for p in proctable.table().values() if p.session == leader and not p.is_zombie]
+
+
 def listens(port: int) -> bool:
     return bool(proctable.listening_inodes(port))
 

@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 from tests.server.fake_server import CHUNKS, PAUSE_S
-from tests.server.support import children_of_ours, eventually, fake_serving, fake_spec, listens, runs
+from tests.server.support import children_of_ours, eventually, fake_serving, fake_spec, listens, runs, session
 from tuner.errors import EnvironmentFaultError
 from tuner.launch import Deployment, Door
 from tuner.server import door, leftovers, proctable, running_file, shutdown
@@ -101,17 +101,12 @@ def streams_of(base_url: str) -> tuple[int, int]:
     return begun, lost
 
 
-def nginx_processes(service: Service) -> list[proctable.ProcessEntry]:
-    """Master and workers."""
-    return [p for p in proctable.table().values() if p.session == service.pids[-1] and not p.is_zombie]
-
-
 def test_the_door_leads_to_every_server_and_streams_unbuffered(tmp_path: Path) -> None:
     with two(tmp_path) as service, ThreadPoolExecutor(8) as pool:
         ports = [server.port for server in service.servers]
         assert service.base_url not in [server.base_url for server in service.servers]
         assert service.died() is None and service.alive()
-        assert len(service.pids) == 3 and len(nginx_processes(service)) >= 2
+        assert len(service.pids) == 3 and len(session(service.pids[-1])) >= 2
         answers = list(pool.map(lambda _: stream(service.base_url), range(8)))
         assert Counter(answer.port for answer in answers) == dict.fromkeys(ports, 4)
         assert all(answer.whole for answer in answers)
@@ -120,7 +115,7 @@ def test_the_door_leads_to_every_server_and_streams_unbuffered(tmp_path: Path) -
         assert stream(service.base_url, b"x" * 2**20).whole, "a long prompt passes"
         door_port = httpx.URL(service.base_url).port
         assert door_port is not None
-        all_ports, pids = [*ports, door_port], [*service.pids, *(p.pid for p in nginx_processes(service))]
+        all_ports, pids = [*ports, door_port], [*service.pids, *(p.pid for p in session(service.pids[-1]))]
     assert not any(map(runs, pids)) and not any(map(listens, all_ports))
     assert service.stopped is not None and service.stopped.is_clean and not service.stopped.killed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["door.log", "server-1.log", "server.log"]
@@ -159,7 +154,7 @@ def test_a_replica_killed_under_load_is_the_one_cause_and_no_request_is_repeated
 @pytest.mark.parametrize("killed", ["master", "all of it"])
 def test_a_killed_nginx_is_named_as_the_cause(tmp_path: Path, killed: str) -> None:
     with two(tmp_path) as service:
-        struck = nginx_processes(service)
+        struck = session(service.pids[-1])
 
         def strike() -> None:
             for process in struck:

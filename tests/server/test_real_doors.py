@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.server.support import children_of_ours, eventually, fake_serving, listens, runs
-from tests.server.test_real_vllm import family_of, shared_memory_of, spec
+from tests.server.support import children_of_ours, eventually, fake_serving, listens, runs, session
+from tests.server.test_real_vllm import shared_memory_of, spec
 from tuner.launch import Door
 from tuner.load.drive import Samples, drive_closed
 from tuner.load.prompts import Request
@@ -37,7 +37,7 @@ LONG_TOKENS = 1000
 def swept(folder: Path, deployment: Deployment, model: str) -> Iterator[Service]:
     """A service for a body that harms it: whatever that was, the stop leaves nothing of it."""
     with fake_serving(folder, deployment, model=model, start_limit_s=LIMIT_S) as service:
-        family = [process.pid for leader in service.pids for process in family_of(leader)]
+        family = [process.pid for leader in service.pids for process in session(leader)]
         files = {file for leader in service.pids for file in shared_memory_of(leader)}
         yield service
     assert not any(map(runs, family)) and not children_of_ours()
@@ -137,5 +137,5 @@ def header(engine: int) -> tuple[tuple[str, str], ...]:
 
 def engine_pids(leader: int) -> list[int]:
     """The engines, which vLLM names after their rank."""
-    named = {Path(f"/proc/{p.pid}/cmdline").read_text().strip("\0 "): p.pid for p in family_of(leader)}
+    named = {Path(f"/proc/{p.pid}/cmdline").read_text().strip("\0 "): p.pid for p in session(leader)}
     return [next(pid for words, pid in named.items() if f"EngineCore_DP{rank}" in words) for rank in (0, 1)]

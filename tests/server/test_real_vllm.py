@@ -9,11 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.server.support import children_of_ours, eventually, fake_running, runs
+from tests.server.support import children_of_ours, eventually, fake_running, runs, session
 from tuner.launch import LaunchSpec
 from tuner.server import proctable
 from tuner.server.diagnosis import Fault
-from tuner.server.proctable import ProcessEntry
 
 pytestmark = pytest.mark.real_vllm
 
@@ -26,12 +25,8 @@ def spec(command: tuple[str, ...], model: str, *words: str) -> LaunchSpec:
     return LaunchSpec((), command, (model, *FEW, *words), ENV)
 
 
-def family_of(pid: int) -> list[ProcessEntry]:
-    return [p for p in proctable.table().values() if p.session == pid and not p.is_zombie]
-
-
 def shared_memory_of(pid: int) -> set[Path]:
-    return {path for p in family_of(pid) for path in proctable.shared_memory_files(p.pid)}
+    return {path for p in session(pid) for path in proctable.shared_memory_files(p.pid)}
 
 
 def test_start_serve_and_stop_leave_nothing(tmp_path: Path, vllm_command: tuple[str, ...], tiny_model: str) -> None:
@@ -43,13 +38,13 @@ def test_start_serve_and_stop_leave_nothing(tmp_path: Path, vllm_command: tuple[
         asked = {"model": server.model_name, "prompt": "hello", "max_tokens": 4}
         answer = httpx.post(f"{server.base_url}/v1/completions", json=asked, timeout=60, trust_env=False)
         assert answer.status_code == httpx.codes.OK
-        assert len(family_of(server.pid)) >= 3, "API server, engine core, worker"
+        assert len(session(server.pid)) >= 3, "API server, engine core, worker"
         files = shared_memory_of(server.pid)
         assert files
         assert server.died() is None
     assert server.stopped is not None
     assert server.stopped.is_clean and server.stopped.killed == () and server.stopped.exit_code == 0
-    assert not family_of(server.pid) and not children_of_ours()
+    assert not session(server.pid) and not children_of_ours()
     assert not any(path.exists() for path in files)
     assert [path.name for path in tmp_path.iterdir()] == ["server.log"]
 
@@ -59,7 +54,7 @@ def test_orphans_that_ignore_sigterm_are_swept_after_a_kill_9_of_the_api_server(
 ) -> None:
     launch = spec(vllm_command, tiny_model, "--max-model-len", "512")
     with fake_running(tmp_path, spec=launch, model=tiny_model, start_limit_s=LIMIT_S) as server:
-        family, files = family_of(server.pid), shared_memory_of(server.pid)
+        family, files = session(server.pid), shared_memory_of(server.pid)
         for process in family:
             if process.pid != server.pid:
                 os.kill(process.pid, signal.SIGSTOP)  # deaf to SIGTERM, as an engine in a long kernel

@@ -15,7 +15,7 @@ import pytest
 
 from tests.faults.moments import short_limits
 from tests.faults.study_run import SimGpu, make_plan
-from tests.server.support import children_of_ours, eventually, runs
+from tests.server.support import children_of_ours, eventually, runs, session
 from tuner.bench.task import RunLadder
 from tuner.candidate import Candidate
 from tuner.clock import RealClock
@@ -75,18 +75,13 @@ def confirmed(folder: Path, model: str, strike: Callable[[Path], None] | None = 
     return record, family
 
 
-def session_of(trial: Path, number: int) -> list[int]:
-    leader = running_file.read(running_file.path_of(trial, number)).pid
-    return [p.pid for p in proctable.table().values() if p.session == leader and not p.is_zombie]
-
-
 def send(number: int, what: signal.Signals) -> Callable[[Path], None]:
     """Signal every process of a server or of nginx."""
 
     def strike(trial: Path) -> None:
-        for pid in session_of(trial, number):
+        for process in session(running_file.read(running_file.path_of(trial, number)).pid):
             with suppress(ProcessLookupError):  # nginx's workers end with their master
-                os.kill(pid, what)
+                os.kill(process.pid, what)
 
     return strike
 
