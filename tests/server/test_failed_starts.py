@@ -66,7 +66,10 @@ FORMS: dict[str, Form] = {
     "cri": before_each("2026-04-07T09:15:02.1+02:00 stderr F "),
     "compose": before_each("llm-server-1  | "), "journald": before_each("Apr 07 09:15:02 box llm[71]: "),
     "wrapped": before_each("2026-04-07 09:15:02,594 - INFO - [container] ", raw),
-    "blanks": with_blanks, "indented": before_each("    "), "marked": before_each("**"),
+    "no-number": lambda process, lines: [f"({process}) ERROR [core.py:811] {line}" for line in lines],
+    "place-only": lambda _, lines: [f"[v1/engine/core.py:811] {line}" for line in lines],
+    "clock": before_each("09:15:02 "), "blanks": with_blanks, "indented": before_each("    "),
+    "marked": before_each("**"),
     "runner": before_each("[2026-04-07 09:15:02] [/bin/sh]: "), "stdout": before_each("vLLM STDOUT: ", raw),
 }  # fmt: skip
 
@@ -184,6 +187,18 @@ def test_a_message_that_a_copy_broke_and_stripped_of_its_prefixes_keeps_its_boun
     assert read([*form("EngineCore", ["ValueError: "]), *(f"{part}, " for part in words)]) == (
         "kv-too-small", C, LONGEST
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [72, 80, 83])
+def test_lines_that_a_terminal_broke_at_its_width_keep_their_bound(width: int) -> None:
+    whole = stamped("EngineCore", traceback(KV, function="run_engine_core"))
+    pieces = [line[at : at + width].ljust(width) for line in whole for at in range(0, len(line), width)]
+    assert read(pieces) == ("kv-too-small", C, LONGEST)
+
+
+def test_long_lines_of_many_workers_are_not_joined() -> None:
+    lines = [line for rank in range(4) for line in stamped(f"Worker_TP{rank}", traceback(KV))]
+    assert read(lines) == ("kv-too-small", C, LONGEST)
 
 
 def test_a_clean_up_after_the_end_is_no_cause() -> None:
@@ -428,6 +443,34 @@ CAUSES: tuple[tuple[str, Fault, str], ...] = (
      "wrong [type=value_error, input_value=ArgsKwargs((), {'max_num_seqs': 8}), input_type=ArgsKwargs]"),
     ("bad-value", S, "pydantic_core.ValidationError: 1 validation error for ParallelConfig\nnew_field\n  Input is odd"),
     ("bad-value", C, "pydantic_core.ValidationError: 1 validation error for VllmConfig\n  Value error, max_num_seqs"),
+    ("system-refused", E, "OSError: [Errno 5] Input/output error"),
+    ("system-refused", E, "OSError: [Errno 116] Stale file handle: '/nfs/net/config.json'"),
+    ("network", E, "OSError: [Errno 99] Cannot assign requested address"),
+    ("network", E, "TimeoutError: [Errno 110] Connection timed out"),
+    ("network", E, "ray.exceptions.RuntimeEnvSetupError: Failed to set up the environment."),
+    ("network", E, "ray.exceptions.ActorUnschedulableError: The actor is not schedulable"),
+    ("vllm-broken", E, "AttributeError: module 'torch.nova' has no attribute 'fuse'"),
+    ("vllm-broken", E, "RuntimeError: Failed to import transformers.models.net because of the following error"),
+    ("nccl", E, "RuntimeError: CUDA error: peer access is not supported between these two devices"),
+    ("driver", E, "RuntimeError: CUDA error: named symbol not found"),
+    ("driver", E, "RuntimeError: 0 active drivers ([]). There should only be one."),
+    ("gpu-crash", U, "RuntimeError: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"),
+    ("gpu-broken", E, "RuntimeError: device 0 timed out. Try resetting the board."),
+    ("no-compiler", E, "AssertionError: CUDA_HOME is not set"),
+    ("no-compiler", E, "RuntimeError: Could not find CUDA installation."),
+    ("compiler-too-old", E, "RuntimeError: The detected CUDA version (11.2) mismatches that of PyTorch (12.9)."),
+    ("model-not-found", E, "ValueError: No supported config format found in org/net."),
+    ("hub-unreachable", E, "botocore.exceptions.NoCredentialsError: Unable to locate credentials"),
+    ("hub-unreachable", E, "RuntimeError: Data processing error: CAS service error : status 503"),
+    ("bad-variable", E, "ValueError: invalid literal for int() with base 10: 'tcp://10.0.0.2:8000'"),
+    ("memory-moved", E, "AssertionError: Error in memory profiling. This happens when memory was not cleaned up."),
+    ("lora-unsupported", S, "ValueError: max_loras (0) must be >= 1."),
+    ("lora-unsupported", S, "ValueError: While loading a, expected target modules in ['q'] but received ['head']."),
+    ("parser-unknown", S, "TypeError: Error: --enable-auto-tool-choice requires --tool-call-parser"),
+    ("parser-unknown", S, "jinja2.exceptions.TemplateSyntaxError: expected token 'end of print statement'"),
+    ("unsupported", S, "RuntimeError: No available kernel. Aborting execution."),
+    ("unsupported", S, "RuntimeError: this kernel needs SM90"),
+    ("unsupported", S, "ValueError: --new-mode requires --new-backend"),
     ("flag-refused", C, "ValueError: Chunked prefill does not go with a net of next year"),
     ("flag-refused", C, "ValueError: max_num_seqs does not go with something of next year"),
     ("flag-refused", C, "AssertionError: bad gpu_memory_utilization for this device"),
@@ -461,7 +504,16 @@ def test_what_a_message_demands_of_a_searched_flag_is_a_bound() -> None:
 
 
 @pytest.mark.parametrize(
-    "function", ["load_weights", "initialize_model", "load_model", "create_model_config", "add_lora"]
+    "function",
+    [
+        "create_engine_config",
+        "get_quant_method",
+        "load_weights",
+        "_initialize_model",
+        "load_model",
+        "create_model_config",
+        "add_lora",
+    ],
 )
 @pytest.mark.parametrize("text", ["KeyError: 'layers.0.gate'", "AssertionError: (8, 4) != (4, 8)", "TypeError: new"])
 def test_a_model_that_cannot_be_read_or_built_is_the_studys_fault(text: str, function: str) -> None:

@@ -67,7 +67,7 @@ CANDIDATE_PATTERNS: tuple[Pattern, ...] = (
         _FREE_GPU + ", or lower gpu-memory-utilization", bounds.free_share,
     ),
     Pattern(
-        "memory-moved", _E, _R(r"Error in memory profiling\. Initial free memory"),
+        "memory-moved", _E, _R(r"Error in memory profiling\."),
         "Another process gave GPU memory back while vLLM measured it.", "start again when the GPU is quiet",
     ),
     Pattern(

@@ -6,6 +6,7 @@ Ray, uvicorn and Python's logging have stamps of their own. Containers put their
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import textwrap
@@ -68,9 +69,12 @@ _CONTAINERS = re.compile(
     rf"|[A-Za-z][\w.-]*\s+\| "
     rf"|(?:\w+ )?(?:STDOUT|STDERR): "
     rf"|[a-z0-9]{{8,20}}\[(?:info|warn|error)\]|\d{{13}},\"?"
-    rf"|[>▍│|] |\*\*\s?"
+    rf"|[>▍│|] |\*\*\s?|{_CLOCK} |\[[\w/]+\.py:\d+\] "
 )
-_PROCESS = re.compile(r"\((?P<one>[^()]{0,120}?\bpid=\d+)[^()]{0,120}\) ?|\[(?P<two>rank\d+)\]:? ?")
+_PROCESS = re.compile(
+    r"\((?P<one>[^()]{0,120}?\bpid=\d+)[^()]{0,120}\) ?|\[(?P<two>rank\d+)\]:? ?"
+    r"|\((?P<three>(?:APIServer|EngineCore|(?:Vllm|Ray)?Worker)\w*)\) "  # a person left the number out
+)
 # VLLM_LOGGING_PREFIX stands before the process, or before the level up to 0.29.
 _OWN_PREFIX = re.compile(
     rf"[^'\"{{}}\s(][^'\"{{}}(]{{0,80}}?(?=(?:\([^()]*\bpid=\d+\) )?(?:{_LEVELS}) \d\d-\d\d {_CLOCK} "
@@ -95,6 +99,8 @@ _LOGFMT = re.compile(r"(?:[\w.-]+=(?:\"(?:[^\"\\]|\\.)*\"|[^\s\"]*)(?: |$)){2,}"
 _LOGFMT_MESSAGE = re.compile(r"(?:^| )(?:msg|message)=(?P<text>\"(?:[^\"\\]|\\.)*\")")
 
 _TRACEBACK = "Traceback (most recent call last)"
+_LEAST_BROKEN = 3
+"""Number of broken lines that make a log one that a terminal broke."""
 _WRAPPER = re.compile(
     rf"(?P<wrapper>.{{1,100}}?)"
     rf"(?=\([^()]*\bpid=\d+|(?:{_LEVELS}) (?:\d\d-\d\d {_CLOCK} |\[)|\[rank\d+\]|{re.escape(_TRACEBACK)})"
@@ -103,10 +109,28 @@ _WRAPPER = re.compile(
 
 def parse_log(text: str) -> list[LogLine]:
     """Parse a log. Blank lines say nothing: some terminals and pages put one after every line."""
-    raw_lines = [raw for raw in textwrap.dedent(text).split("\n") if raw.strip()]
+    raw_lines = _unbroken([raw.rstrip() for raw in textwrap.dedent(text).split("\n") if raw.strip()])
     if (wrapper := _unknown_wrapper(raw_lines)) is not None:
         raw_lines = [wrapper.sub("", raw, count=1) for raw in raw_lines]
     return list(_with_messages(line for raw in raw_lines for line in _parse(raw) if line.text.strip()))
+
+
+def _unbroken(raw_lines: Sequence[str]) -> list[str]:
+    """Join lines that a terminal broke at its width: those of this length have a prefix, the next ones have none."""
+    width = max(map(len, raw_lines), default=0)
+    pairs = [(one, other) for one, other in itertools.pairwise(raw_lines) if len(one) == width]
+    begin = sum(_is_stamped(one) for one, _ in pairs)
+    if begin < _LEAST_BROKEN or any(_is_stamped(other) for _, other in pairs):
+        return list(raw_lines)
+    joined: list[str] = []
+    before = 0
+    for raw in raw_lines:
+        if before >= width - 1 and not _is_stamped(raw):
+            joined[-1] += " " * (width - before) + raw  # a space at the edge is lost
+        else:
+            joined.append(raw)
+        before = len(raw)
+    return joined
 
 
 def _with_messages(lines: Iterable[LogLine]) -> Iterator[LogLine]:
@@ -138,13 +162,13 @@ def _parse(raw: str) -> Iterator[LogLine]:
         yield from _of_object(found)
         return
     text = _COLOURS.sub("", raw)
-    if _PROCESS.match(quoted := text.lstrip()) or _STAMPS[0].match(quoted):
+    if _is_stamped(quoted := text.lstrip()):
         text = quoted
     process: list[str] = []
     level = None
     while text and not text[0].isspace():
         if (match := _PROCESS.match(text)) is not None:
-            process.append(match["one"] or match["two"])
+            process.append(next(name for name in match.groups() if name))
             level = None  # a stamp before the process is that of a wrapper
         elif (match := _stamp(text)) is not None:
             level = _BY_LETTER[next(group for group in match.groupdict().values() if group)[0]]
@@ -155,6 +179,10 @@ def _parse(raw: str) -> Iterator[LogLine]:
         yield from _of_object(found, tuple(process))
     else:
         yield LogLine(tuple(process), level, _ENDS.sub("", text))
+
+
+def _is_stamped(raw: str) -> bool:
+    return _PROCESS.match(raw) is not None or _STAMPS[0].match(raw) is not None
 
 
 def _stamp(text: str) -> re.Match[str] | None:

@@ -66,9 +66,9 @@ BROAD: tuple[Pattern, ...] = (
         "gpu-crash", bounds.of_the_device,
         _R(
             r"illegal memory access|device-side assert triggered|misaligned address|illegal instruction was encountered"
-            r"|(?:CUDA|HIP|XPU)(?: driver)? [Ee]rror: |(?:Memory access fault|HW Exception) by GPU node"
+            r"|(?:CUDA|HIP|XPU)(?: driver)? [Ee]rror: (?!peer access)|(?:Memory access fault|HW Exception) by GPU node"
             r"|NPU function error|\b[Aa][Cc][Ll] [^\n]{0,60}error code|The Inner error is reported"
-            r"|(?:UR_RESULT|PI)_ERROR"
+            r"|(?:UR_RESULT|PI)_ERROR|(?:DNN|BLAS)_STATUS_"
         ),
         "A kernel failed on the GPU: {line}", "see the end of the log; an eager or another attention backend may work",
     ),
@@ -100,14 +100,14 @@ SEARCHED = Pattern(
 """Refusal of a new wording that names a searched flag."""
 
 BUILDS_MODEL = re.compile(
-    r"initialize_model|load_weights|\w*weight_loader|load_\w*_weight\w*|process_weights_after_loading|create_weights"
-    r"|add_lora|_load_adapter|load_lora_\w+"
+    r"_?initialize_model|get_quant_method|load_weights|\w*weight_loader|load_\w*_weight\w*|process_weights_after_loading"
+    r"|create_weights|add_lora|_load_adapter|load_lora_\w+"
 )
 """Functions that build the model, put a checkpoint's weights into it, or add adapters."""
 
 READS_MODEL = re.compile(
-    r"load_model|create_model_config|create_speculative_config|get_config|maybe_override_with_speculators"
-    r"|get_hf_processor|cached_\w+_from_config"
+    r"load_model|create_engine_config|validate_parsed_serve_args|create_model_config|create_speculative_config"
+    r"|get_config|maybe_override_with_speculators|get_hf_processor|cached_\w+_from_config"
 )
 """Functions that read the model's configuration, or have the model built."""
 

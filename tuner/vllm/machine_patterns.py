@@ -82,6 +82,7 @@ MACHINE_PATTERNS: tuple[Pattern, ...] = (
             r"Failed to infer device type|Device string must not be empty|No (?:CUDA|HIP|XPU) (?:GPUs"
             r"|devices) are available"
             r"|no (?:CUDA|ROCm)-capable device is detected|Torch not compiled with CUDA|Found no NVIDIA driver"
+            r"|CUDA_VISIBLE_DEVICES is set to empty"
             r"|Current node has no \w+ available|Ray does not allocate any \w+ on the driver node"
             r"|No \w+ (?:is )?found on this"
             r"|UnspecifiedPlatform|device < num_gpus"
@@ -107,6 +108,7 @@ MACHINE_PATTERNS: tuple[Pattern, ...] = (
             r"|CUDA driver initialization"
             r"|system not yet initialized|Error 80\d: |forward compatibility was attempted|unsupported display driver"
             r"|system driver mismatch|NVML\b|NVMLError|nvmlInit|ROCm driver|hsa_init|HSA_STATUS_ERROR"
+            r"|CUDA error: (?:unknown error|named symbol not found)|libcuda\.so cannot found|\d active drivers"
             r"|cudaErrorInsufficientDriver|Unexpected error from (?:cuda|hip)GetDeviceCount"
             r"|(?:hip|cuda|CUDA|HIP) (?:runtime|driver) failed to load"
             r"|(?i:(?:update|upgrade) (?:(?:the|your|version|of|nvidia|gpu) )*(?:driver|cann|cuda|rocm)\b)"
@@ -117,7 +119,7 @@ MACHINE_PATTERNS: tuple[Pattern, ...] = (
         "gpu-broken", _E,
         _R(
             r"uncorrectable (?:ECC|NVLink) error|GPU is lost|fallen off the bus|DEVICE_LOST"
-            r"|CUDA error: (?:unspecified launch|hardware stack)|hardware execution error"
+            r"|CUDA error: (?:unspecified launch|hardware stack)|hardware execution error|[Tt]ry resetting the"
         ),
         "The GPU reports a hardware fault.", "check dmesg for Xid lines; a reset or reboot is due",
     ),
@@ -127,6 +129,7 @@ MACHINE_PATTERNS: tuple[Pattern, ...] = (
         _R(
             r"is not defined for option 'gpu-name'|ptxas(?:-\w+)? fatal|PTXASError|Internal Triton PTX codegen error"
             r"|nvcc fatal|Unsupported gpu architecture|requires CUDA >=|[Uu]nsupported CUDA version"
+            r"|CUDA version \([\d.]+\) mismatches"
             r"|Command '[^\n]*?/?ptxas(?:-\w+)?'[^\n]*returned non-zero"
         ),
         "The CUDA compiler is too old for this GPU.", "install a newer CUDA toolkit, or set TRITON_PTXAS_PATH to its "
@@ -135,9 +138,10 @@ MACHINE_PATTERNS: tuple[Pattern, ...] = (
     Pattern(
         "no-compiler", _E,
         _R(
-            r"[Ff]ailed to find C compiler|[Cc]ould not find (?:nvcc|ninja|hipcc|gcc)|nvcc[^\n]{0,20}: not found"
-            r"|fatal error: [\w./-]+\.h(?:pp)?: No such file|CUDA_HOME environment variable is not set"
-            r"|Ninja is required"
+            r"[Ff]ailed to find C compiler|[Cc]ould not find (?:nvcc|ninja|hipcc|gcc|CUDA installation)"
+            r"|nvcc[^\n]{0,20}: not found"
+            r"|fatal error: [\w./-]+\.h(?:pp)?: No such file|CUDA_HOME (?:environment variable )?is not set"
+            r"|Ninja is required|(?:suitable|requires) nvcc"
             r"|[Nn]inja build failed|ninja: build stopped|Error (?:building|compiling) (?:extension|objects)"
             r"|InvalidCxxCompiler|CppCompileError|CUDA ?CompileError|No working C\+\+ compiler|cannot find -l\w+"
             r"|No such file or directory: ['\"][^'\"]*?(?:nvcc|gcc|g\+\+|cc|c\+\+|clang|ninja|ptxas|hipcc|ld\.lld"
@@ -204,6 +208,7 @@ MACHINE_PATTERNS: tuple[Pattern, ...] = (
             r"is not a local folder and is not a valid model identifier|Repository Not Found|RepositoryNotFoundError"
             r"|Repo id must be in the form|HFValidationError|does not appear to have (?:a file|files) named"
             r"|Invalid repository ID or local directory specified|404 Client Error|EntryNotFoundError|Entry Not Found"
+            r"|No supported config format found|Could not detect config format|Found multiple config files"
             r"|RevisionNotFoundError|Can't load (?:the )?(?:configuration|model|[a-z ]*processor|feature extractor)"
             r"|Cannot find any model weights with"
             r"|No such file or directory: ['\"]?[^'\"\n]*\.(?:json|safetensors|gguf|bin|model|txt|pt|py|jinja)\b"
@@ -241,7 +246,9 @@ MACHINE_CLASSES: tuple[Pattern, ...] = (
         _R(
             r"DistNetworkError|DistStoreError|ZMQError|No such device \(addr|The client socket has|TCPStore"
             r"|Unable to find address for|makeDeviceForHostname|gloo/transport|Gloo connectFullMesh"
-            r"|Failed to connect to GCS|Ray cluster|running Ray instance"
+            r"|Failed to connect to GCS|Ray cluster|running Ray instance|node timed out during startup|resolve hostname"
+            r"|RuntimeEnvSetupError|ActorUnschedulableError|RaySystemError|\[c10d\] The"
+            r"|\[Errno (?:99|10[0-4]|11[0-3])\]"
         ),
         "The processes of the server could not reach each other: {line}",
         "check the network interfaces: VLLM_HOST_IP, GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME",
@@ -253,13 +260,21 @@ MACHINE_CLASSES: tuple[Pattern, ...] = (
         "set VLLM_WORKER_MULTIPROC_METHOD=spawn",
     ),
     Pattern(
-        "hub-unreachable", _E, _R(r"HfHubHTTPError|HTTPError: |huggingface_hub\.\S*Error|modelscope\.\S*Error"),
+        "hub-unreachable", _E,
+        _R(
+            r"HfHubHTTPError|HTTPError: |huggingface_hub\.\S*Error|modelscope\.\S*Error|StreamerError"
+            r"|CAS service error|while downloading|botocore\.|google\.auth\."
+        ),
         "The model's hub refused a request: {line}", "check the network, --model and HF_TOKEN",
     ),
     Pattern(
         "no-compiler", _E,
         _R(r"CalledProcessError|FileNotFoundError: [^\n]*No such file or directory: ['\"][\w+.-]+['\"]$"),
         "A program that vLLM needs at its start is missing or failed: {line}", "see the end of the log",
+    ),
+    Pattern(
+        "system-refused", _E, _R(r"Error: \[Errno (?!2\]|20\]|21\])\d+\]"),
+        "The operating system refused something: {line}", "see the end of the log, and the kernel's (dmesg)",
     ),
     Pattern(
         "file-missing", _E, _R(r"FileNotFoundError|NotADirectoryError|IsADirectoryError"),
@@ -269,7 +284,8 @@ MACHINE_CLASSES: tuple[Pattern, ...] = (
         "vllm-broken", _E,
         _R(
             r"ModuleNotFoundError|ImportError|PackageNotFoundError|undefined symbol|cannot open shared object file"
-            r"|GLIBC(?:XX)?_\d|has no attribute '(?:_C|rms_norm|\w+)' in '_OpNamespace'|'_OpNamespace'"
+            r"|GLIBC(?:XX)?_\d|module '[\w.]+' has no attribute|Failed to import [\w.]+"
+            r"|has no attribute '(?:_C|rms_norm|\w+)' in '_OpNamespace'|'_OpNamespace'"
             r"|'_C' object has no attribute|operator \w+::\w+ does not exist"
             rf"|{OWN_CONFIG}|numpy\.dtype size changed|[Pp]lease (?:run )?[`'\"]?(?:pip"
             r"|uv pip)? ?install|(?:Runtime|Value|Assertion)Error: [^\n]*(?:\bis not available(?:\.| or|$)"
@@ -280,7 +296,8 @@ MACHINE_CLASSES: tuple[Pattern, ...] = (
         "The vLLM installation is incomplete: {line}", "repair it: `vllm serve --help` must work",
     ),
     Pattern(
-        "bad-variable", _E, _R(r"ValueError: (?:(?:Invalid|Unsupported) value [^\n]* for )?VLLM_[A-Z]"),
+        "bad-variable", _E,
+        _R(r"ValueError: (?:(?:Invalid|Unsupported) value [^\n]* for )?VLLM_[A-Z]|int\(\) with base 10: '\w+://"),
         "An environment variable has a value that vLLM refuses: {line}", "correct or unset it",
     ),
     Pattern(

@@ -25,7 +25,7 @@ STUDY_PATTERNS: tuple[Pattern, ...] = (
         _R(
             r"Model architectures? \[?[^\n]*? (?:are|is) not supported|does not recognize this architecture"
             r"|No model architectures are specified|has no vLLM implementation|Cannot find model module"
-            r"|There is no module or parameter named|Unrecognized (?:configuration class|model in)"
+            r"|Unknown GGUF model|There is no module or parameter named|Unrecognized (?:configuration class|model in)"
             r"|model type [`'\"]?[\w-]+[`'\"]? (?:is not supported|but)|not a valid model architecture"
             r"|Following weights were not initialized from checkpoint|architecture \S+ is not supported"
             rf"|(?!{OWN_CONFIG})'\w*Config' object has no attribute|No module named '?transformers_modules"
@@ -128,13 +128,14 @@ STUDY_PATTERNS: tuple[Pattern, ...] = (
         _R(
             r"[Ii]nvalid (?:tool call|reasoning) parser|(?:tool|reasoning) parser[^\n]{0,40} (?:not found"
             r"|not registered)|Reasoning parser [^\n]* not found|chat template[^\n]{0,160}(?:failed to be opened"
-            r"|looks like a file path)"
+            r"|looks like a file path)|jinja2\.exceptions\.|--enable-[\w-]+ requires --[\w-]+-parser"
         ),
         "vLLM does not know a parser or a template of the passed arguments.", "correct the words after --",
     ),
     Pattern(
         "lora-unsupported", _S,
-        _R(r"LoRA rank \d+ is greater than|does not support LoRA|LoRA[^\n]{0,60}not supported|max_lora_rank"),
+        _R(r"LoRA rank \d+ is greater than|does not support LoRA|LoRA[^\n]{0,60}not supported"
+           r"|max_(?:cpu_)?lora\w+|expected target modules"),
         "vLLM refuses the LoRA arguments.", "correct the words after --",
     ),
     Pattern(
@@ -163,7 +164,8 @@ UNSUPPORTED = Pattern(
         r"NotImplementedError|(?:Value|Runtime|Assertion|Attribute|Type|Validation)Error: [^\n]*(?:"
         r"[Nn]ot (?:yet )?(?:been )?(?:supported|implemented|available for)|[Uu]nsupported(?! operand)"
         r"|(?:does not|doesn't|cannot|do not) support|KV cache manager is disabled"
-        r"|(?:is|are) only (?:supported|available|implemented)|only supports?\b|requires GPUs? (?:with|of)"
+        r"|(?:is|are) only (?:supported|available|implemented)|only supports?\b"
+        r"|No available kernel|(?:requires|needs) (?:GPUs? (?:with|of)|(?:compute )?capability|SM ?\d|--\w)"
         r"|(?:Unknown|Invalid|Unrecognized) [^\n]*(?:[Vv]alid|[Aa]vailable|[Ss]upported) (?:options|values|choices))"
     ),
     "This vLLM does not support what every start of the study asks for: {line}",
@@ -178,5 +180,9 @@ NOT_BUILT = Pattern(
 )  # fmt: skip
 """Meaning of an exception of a new wording that comes while the model is built and filled with its weights."""
 
-NOT_READ = Pattern("model-unsupported", _S, _R(rf"^{_PLAIN}"), NOT_BUILT.explanation, NOT_BUILT.hint)
+NOT_READ = Pattern(
+    "model-unsupported", _S, _R(rf"^{_PLAIN}"),
+    "This vLLM does not accept the model, or what every start passes: {line}",
+    "correct the words after --, or use another vLLM or another form of the model",
+)  # fmt: skip
 """The same for exceptions that only wrong data or code raises."""
