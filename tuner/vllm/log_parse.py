@@ -118,7 +118,7 @@ def parse_log(text: str) -> list[LogLine]:
 def _unbroken(raw_lines: Sequence[str]) -> list[str]:
     """Join lines that a terminal broke at its width: those of this length have a prefix, the next ones have none."""
     width = max(map(len, raw_lines), default=0)
-    pairs = [(one, other) for one, other in itertools.pairwise(raw_lines) if len(one) == width]
+    pairs = [(one, other) for one, other in itertools.pairwise(raw_lines) if len(one) >= width - 1]
     begin = sum(_is_stamped(one) for one, _ in pairs)
     if begin < _LEAST_BROKEN or any(_is_stamped(other) for _, other in pairs):
         return list(raw_lines)
