@@ -15,10 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.report.every_value import EVERY_NOTE
-from tests.study.builders import REFUSAL, level, plan, record
+from tests.study.builders import REFUSAL, level, record
 from tuner.candidate import Candidate
 from tuner.jsonfile import DiskWarning, NewerFileError, TornFileError, dump, dumps, load, loads, write_atomically
-from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
 
 
@@ -66,12 +65,6 @@ def test_a_candidate_comes_back_as_it_was_written(point: dict[str, bool | int | 
     back = loads(dumps(made), TrialRecord)
     assert back == made
     assert [type(v) for _, v in back.candidate.values] == [type(v) for _, v in made.candidate.values]
-
-
-def test_a_plan_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    made = plan(tmp_path / "s")
-    dump(tmp_path / "plan.json", made)
-    assert load(tmp_path / "plan.json", StudyPlan) == made
 
 
 @given(st.integers(0, 2000))

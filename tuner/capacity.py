@@ -147,11 +147,6 @@ class KvRoom:
         each = self.paging.blocks(math.ceil(tokens_each))
         return Span(max(0, self.blocks.low - 1) // each, max(0, self.blocks.high - 1) // each)
 
-    def sequences_of_mean(self, tokens: float) -> int:
-        """Return how many requests of a mean length surely fit. The last block of each is half empty (128 tokens on
-        a CPU)."""
-        return int(max(0, self.blocks.low - 1) / self.paging.mean_blocks(tokens))
-
     def surely_admits(self, tokens: int) -> bool:
         """Return True if vLLM surely starts with so long a request allowed."""
         return self.paging.reserved(tokens) < self.blocks.low

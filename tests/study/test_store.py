@@ -53,14 +53,6 @@ def test_threads_never_get_the_same_trial(tmp_path: Path) -> None:
     assert sorted(trials) == list(range(64))
 
 
-def test_a_disk_that_is_nearly_full_is_an_environment_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = stored(tmp_path / "s")
-    store.need_room()
-    monkeypatch.setattr("tuner.study.store.LEAST_DISK_BYTES", 2**62)
-    with pytest.raises(EnvironmentFaultError, match="nearly full"):
-        store.need_room()
-
-
 def test_the_command_that_resumes_names_the_folder_of_studies_that_is_not_the_usual_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
