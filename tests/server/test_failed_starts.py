@@ -68,8 +68,8 @@ FORMS: dict[str, Form] = {
     "wrapped": before_each("2026-04-07 09:15:02,594 - INFO - [container] ", raw),
     "no-number": lambda process, lines: [f"({process}) ERROR [core.py:811] {line}" for line in lines],
     "place-only": lambda _, lines: [f"[v1/engine/core.py:811] {line}" for line in lines],
-    "clock": before_each("09:15:02 "), "blanks": with_blanks, "indented": before_each("    "),
-    "marked": before_each("**"),
+    "clock": before_each("09:15:02 "), "blanks": with_blanks, "mail": before_each("&nbsp;"),
+    "indented": before_each("    "), "marked": before_each("**"),
     "runner": before_each("[2026-04-07 09:15:02] [/bin/sh]: "), "stdout": before_each("vLLM STDOUT: ", raw),
 }  # fmt: skip
 
@@ -449,6 +449,7 @@ CAUSES: tuple[tuple[str, Fault, str], ...] = (
     ("network", E, "TimeoutError: [Errno 110] Connection timed out"),
     ("network", E, "ray.exceptions.RuntimeEnvSetupError: Failed to set up the environment."),
     ("network", E, "ray.exceptions.ActorUnschedulableError: The actor is not schedulable"),
+    ("vllm-broken", E, "RuntimeError: _net_C::fuse() expected at most 6 argument(s) but received 7 argument(s)."),
     ("vllm-broken", E, "AttributeError: module 'torch.nova' has no attribute 'fuse'"),
     ("vllm-broken", E, "RuntimeError: Failed to import transformers.models.net because of the following error"),
     ("nccl", E, "RuntimeError: CUDA error: peer access is not supported between these two devices"),
@@ -550,6 +551,34 @@ def test_a_refused_request_hides_no_death(first: str) -> None:
     death = stamped("EngineCore", traceback("torch.OutOfMemoryError: CUDA out of memory.", function="execute_model"))
     cause = diagnose("\n".join([*request, *death]), exit_code=0, phase=ServerPhase.SERVING)
     assert (cause.kind, cause.fault) == ("oom-under-load", C)
+
+
+@pytest.mark.parametrize(
+    ("stated", "longest"),
+    [
+        ("max_position_embeddings=4096 or model_max_length=None", 4096),
+        ("max_position_embeddings=4096.0 or model_max_length=9000", 9000),
+        ("sliding_window=4096 or model_max_length=2048", 4096),
+    ],
+)
+def test_the_greater_one_of_two_lengths_of_a_model_is_the_bound(stated: str, longest: int) -> None:
+    text = f"ValueError: User-specified max_model_len (20000) is greater than the derived max_model_len ({stated} in"
+    assert read(raw("APIServer", traceback(text)))[2] == (Bound("max-model-len", "<=", longest),)
+
+
+def test_what_a_runtime_says_of_its_own_end_is_no_progress() -> None:
+    end = "[INFO] RUNTIME(72,python3):2026-04-07-09:15:04.98 [runtime.cc:15] 72 ~Runtime: deconstruct runtime"
+    assert read([*v0("", traceback(KV)), end]) == ("kv-too-small", C, LONGEST)
+
+
+def test_the_unit_of_an_older_message_is_read() -> None:
+    text = (
+        "ValueError: To serve at least one request with the models's max seq len (9000), (1.50 GB KV cache is needed, "
+        "which is larger than the available KV cache memory (1.00 GB). Try increasing `gpu_memory_utilization`."
+    )
+    arguments = "INFO 04-07 09:14:00 [api_server.py:4] non-default args: {'gpu_memory_utilization': 0.7}"
+    found = read([arguments, *v0("", traceback(text))])
+    assert found == ("kv-too-small", C, (Bound("gpu-memory-utilization", ">=", 0.7),))
 
 
 def test_torchs_advice_is_no_cause() -> None:

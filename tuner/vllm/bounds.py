@@ -64,6 +64,12 @@ def longest_length(match: re.Match[str], context: MessageContext) -> tuple[Bound
     return more_memory_than_given(match, context)
 
 
+def length_of_model(match: re.Match[str], _context: MessageContext) -> tuple[Bound, ...]:
+    """Derive the longest length that vLLM accepts: the greater one of the two that a model may state."""
+    lengths = [float(match[name]) for name in ("longest", "other") if match[name]]
+    return (Bound("max-model-len", "<=", max(lengths)),) if lengths else ()
+
+
 def free_share(match: re.Match[str], _context: MessageContext) -> tuple[Bound, ...]:
     # Rounded down: the message's own figures are rounded, and the memory moves by some MiB from start to start.
     share = math.floor(float(match["free"]) / float(match["total"]) * 1000) / 1000

@@ -25,8 +25,8 @@ CANDIDATE_PATTERNS: tuple[Pattern, ...] = (
         "kv-too-small", _C,
         _R(
             r"To serve at least one request with the model\S* max seq len \((?P<length>\d+)\),? "
-            r"\(?(?P<needed>[\d.]+) ?GiB\)? KV cache is needed, which is larger than the available KV cache memory "
-            r"\((?P<available>-?[\d.]+) ?GiB\)"
+            r"\(?(?P<needed>[\d.]+) ?Gi?B\)? KV cache is needed, which is larger than the available KV cache memory "
+            r"\((?P<available>-?[\d.]+) ?Gi?B\)"
             r"(?:.{0,120}?\s.{0,40}?estimated maximum model length is (?P<longest>\d+))?"
         ),
         "A request of max-model-len {length} needs more KV cache than there is: {needed} GiB against {available} GiB.",
@@ -172,10 +172,10 @@ CANDIDATE_PATTERNS: tuple[Pattern, ...] = (
         "len-above-model", _C,
         _R(
             r"User-specified max_model_len \((?P<length>\d+)\) is greater than the derived max_model_len"
-            r"(?: \((?:\w+=)?(?P<longest>\d+))?"
+            r"(?: \((?:\w+=)?(?P<longest>\d+)(?:[.\d]* or model_max_length=(?P<other>\d+))?)?"
         ),
         "max-model-len {length} is longer than the model was made for.",
-        "lower max-model-len", bounds.at_most("max-model-len", "longest"),
+        "lower max-model-len", bounds.length_of_model,
     ),
     Pattern(
         "partial-prefills", _C, _R(r"Concurrent Partial Prefill is not supported"),

@@ -55,7 +55,7 @@ ARGUMENTS = re.compile(r"non-default args: [^\n]*")
 
 ENDING = re.compile(
     r"API server: shutdown triggered|engine core exited unexpectedly|for processes to exit|[Ss]hutdown|[Ss]hutting down"
-    r"|[Tt]erminat|[Kk]ill|exit|destroy|\" \d{3}\b"
+    r"|[Tt]erminat|[Kk]ill|exit|destroy|[Dd]e(?:con)?struct|~Runtime|\" \d{3}\b"
 )
 """Words of a server that ends. They are no progress."""
 

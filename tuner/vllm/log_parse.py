@@ -58,8 +58,8 @@ _LEVELS = r"DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL"
 _CLOCK = r"\d\d:\d\d:\d\d(?:[.,]\d+)?"
 _TIME = rf"\d{{4}}-\d\d-\d\d[T ]{_CLOCK}(?:Z|[+-]\d\d:?\d\d)?"
 
-# Colours whose escape character a copy has lost.
-_COLOURS = re.compile(r"(?:#033|\\x1b|\\033|\^\[|ESC)?\[\d{1,2}(?:;\d{1,3})*m")
+# Colours whose escape character a copy has lost, and spaces of a mail.
+_COLOURS = re.compile(r"&nbsp;|(?:#033|\\x1b|\\033|\^\[|ESC)?\[\d{1,2}(?:;\d{1,3})*m")
 _ENDS = re.compile(r"(?:#015|\\n|\s|\[repeated \d+x across cluster\])+$")
 _CONTAINERS = re.compile(
     rf"\[?{_TIME}\]?\s*(?:(?:stdout|stderr) [FP] )?(?:\[(?:Info|Warning|Error|Debug)\] (?:\(\w+\) )?)?"

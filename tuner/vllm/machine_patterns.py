@@ -286,7 +286,7 @@ MACHINE_CLASSES: tuple[Pattern, ...] = (
             r"ModuleNotFoundError|ImportError|PackageNotFoundError|undefined symbol|cannot open shared object file"
             r"|GLIBC(?:XX)?_\d|module '[\w.]+' has no attribute|Failed to import [\w.]+"
             r"|has no attribute '(?:_C|rms_norm|\w+)' in '_OpNamespace'|'_OpNamespace'"
-            r"|'_C' object has no attribute|operator \w+::\w+ does not exist"
+            r"|'_C' object has no attribute|operator \w+::\w+ does not exist|\w::\w+\(\) (?:expected|is missing) "
             rf"|{OWN_CONFIG}|numpy\.dtype size changed|[Pp]lease (?:run )?[`'\"]?(?:pip"
             r"|uv pip)? ?install|(?:Runtime|Value|Assertion)Error: [^\n]*(?:\bis not available(?:\.| or|$)"
             r"|\b(?:is|are) not installed|is unavailable in the current)"
