@@ -11,7 +11,6 @@ import pytest
 
 from tests.load.traffic_files import lines
 from tuner.launch import LaunchSpec
-from tuner.load.reading import TimesFound, WhyLeftOut
 from tuner.load.workload import workload
 from tuner.report.conditions import environment_rows, repeat_command
 from tuner.report.cost import cost
@@ -57,12 +56,6 @@ def test_what_was_read_of_a_traffic_file_is_shown_with_what_was_left_out(
     assert ("2 of 3 requests are sent" if english else "3 个请求中发送 2 个") in shown
     assert ("1 not an object (first: line 2)" if english else "1 个不是 JSON 对象（首个：line 2）") in shown
     assert "256 token" in shown and "secret" not in shown
-
-
-def test_every_reason_has_words_in_both_languages() -> None:
-    for language in Language:
-        assert len({Words(language)(f"left-out-{why}") for why in WhyLeftOut}) == len(WhyLeftOut)
-        assert all(Words(language)(f"read-times-{found}") for found in TimesFound)
 
 
 def test_cost_follows_from_price_gpus_and_qps(files: StudyFiles) -> None:

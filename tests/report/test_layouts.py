@@ -56,6 +56,7 @@ def test_a_study_of_one_layout_says_what_its_figures_are(one_layout: StudyFiles)
 
     assert "Layout 2x1: 2 servers, TP 1 each. All QPS are the whole machine's." in shown(Layout(2, 1))
     assert "Layouts" not in shown(Layout(1, 1))
+    assert "doors" not in {attributes.get("id") for _, attributes in Page(report(one_layout)).tags}
 
 
 def test_every_server_of_the_winner_has_its_command(layouts: StudyFiles) -> None:
@@ -92,7 +93,3 @@ def test_the_door_stands_with_what_it_costs_in_both_languages(layouts: StudyFile
     (nginx,) = layouts.result.doors
     dear = replace(layouts, result=replace(layouts.result, doors=(replace(nginx, cost=0.07),)))
     assert "7 %" in door_words(dear, Words(Language.ENGLISH))
-
-
-def test_a_single_server_has_no_table_of_doors(one_layout: StudyFiles) -> None:
-    assert "doors" not in {attributes.get("id") for _, attributes in Page(report(one_layout)).tags}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import time
@@ -22,7 +21,7 @@ from tuner.bench.phrases import NOTES, NotePhrase, note_text
 from tuner.launch import Door
 from tuner.load.arrivals import ArrivalKind
 from tuner.load.early_end import EARLY_ENDS, EarlyEndKind
-from tuner.load.reading import WhyLeftOut
+from tuner.load.reading import TimesFound, WhyLeftOut
 from tuner.measurement import CautionKind, LoadKind
 from tuner.report import translations
 from tuner.report.bottleneck import Bottleneck, Reading
@@ -79,6 +78,11 @@ class Page(HTMLParser):
         return [str(attributes["id"]) for tag, attributes in self.tags if "plot" in (attributes.get("class") or "")]
 
 
+def with_result(files: StudyFiles, **changes: object) -> StudyFiles:
+    assert files.result is not None
+    return replace(files, result=replace(files.result, **changes))  # type: ignore[arg-type]
+
+
 def test_the_first_screen_says_what_won(files: StudyFiles) -> None:
     page = Page(report(files))
     assert files.result is not None and files.winner is not None and files.default is not None
@@ -92,17 +96,15 @@ def test_the_first_screen_says_what_won(files: StudyFiles) -> None:
 
 
 def test_a_gain_has_its_interval_and_one_that_was_not_confirmed_a_next_step(one_layout: StudyFiles) -> None:
-    assert one_layout.result is not None
-    kept = replace(
-        one_layout.result, winner=one_layout.default, decision=Decision.NOT_CONFIRMED, gain=Gain(-0.04, 0.12, 0.31, 6)
-    )
-    for language, gain in (
+    gain = Gain(-0.04, 0.12, 0.31, 6)
+    kept = with_result(one_layout, winner=one_layout.default, decision=Decision.NOT_CONFIRMED, gain=gain)
+    for language, said in (
         (Language.ENGLISH, "+12 % ± 19 %, from 6 pairs of fresh starts"),
         (Language.CHINESE, "+12 % ± 19 %（6 对全新启动）"),
     ):
-        page = Page(report(replace(one_layout, result=kept), language=language))
+        page = Page(report(kept, language=language))
         words = Words(language)
-        assert gain in page.text
+        assert said in page.text
         assert words("caution-not-confirmed") in page.text and words("caution-not-confirmed-next") in page.text
 
 
@@ -134,8 +136,8 @@ def test_200_trials_are_under_6_mb_and_3_seconds(tmp_path: Path) -> None:
     assert path.stat().st_size < 6_000_000
 
 
-@pytest.mark.parametrize("trials", [0, 1, 2, 500])
-def test_studies_of_any_size_make_a_page(tmp_path: Path, trials: int) -> None:
+@pytest.mark.parametrize("trials", [0, 1, 2])
+def test_the_smallest_studies_make_a_page(tmp_path: Path, trials: int) -> None:
     study = build_study(tmp_path, trials=trials, telemetry=False)
     page = Page(write_report(study.folder).read_text(encoding="utf-8"))
     assert ("best-so-far" in page.figures) == (trials > 0)
@@ -143,40 +145,35 @@ def test_studies_of_any_size_make_a_page(tmp_path: Path, trials: int) -> None:
         assert "No start has finished yet." in page.text
 
 
-def test_a_running_study_says_so(study: Study, files: StudyFiles) -> None:
-    assert files.result is not None
-    running = dataclasses.replace(files, result=dataclasses.replace(files.result, complete=False))
-    assert "The search is not over" in Page(report(running)).text
+def test_a_running_study_says_so(files: StudyFiles) -> None:
+    assert "The search is not over" in Page(report(with_result(files, complete=False))).text
     assert "The search is not over" not in Page(report(files)).text
 
 
 def test_cautions_are_shown_with_what_to_do(tmp_path: Path, files: StudyFiles) -> None:
-    assert files.result is not None and files.winner is not None
-    stale = dataclasses.replace(files.result, winner=dataclasses.replace(files.winner, fresh=False))
-    text = Page(report(dataclasses.replace(files, result=stale))).text
+    assert files.winner is not None
+    text = Page(report(with_result(files, winner=replace(files.winner, fresh=False)))).text
     assert "they flatter it" in text and "confirm it with fresh starts" in text
     folder = build_study(tmp_path, trials=30, telemetry=False).folder
     (folder / "trials" / "0001" / "record.json").write_text("{")
     text = Page(report(read_study(folder))).text
     assert "trials/0001/record.json" in text
     assert "There is no telemetry file" in text
+    (folder / "result.json").write_text("{}")
+    assert "result.json" in Page(report(read_study(folder))).text
 
 
 def test_a_default_that_won_stands_alone(files: StudyFiles) -> None:
-    assert files.result is not None and files.default is not None
-    kept = dataclasses.replace(files.result, winner=files.default)
-    page = Page(report(dataclasses.replace(files, result=kept)))
+    page = Page(report(with_result(files, winner=files.default)))
     assert "Winner beside default" not in page.text
     assert "vllm serve Qwen/Qwen3-32B" in page.text
 
 
 def test_a_default_that_broke_the_limits_is_shown_and_named(files: StudyFiles) -> None:
-    assert files.result is not None
-    broke = dataclasses.replace(files.result, default=None, default_seen=files.default)
     levels = next(r.levels for r in files.records if r.outcome is TrialOutcome.INFEASIBLE)
-    start = dataclasses.replace(files.records[0], levels=levels, best=None, outcome=TrialOutcome.INFEASIBLE)
+    start = replace(files.records[0], levels=levels, best=None, outcome=TrialOutcome.INFEASIBLE)
     records = (start, *(r for r in files.records[1:] if r.candidate != files.plan.baseline))
-    study = dataclasses.replace(files, result=broke, records=records)
+    study = replace(with_result(files, default=None, default_seen=files.default), records=records)
     text = Page(report(study)).text
     assert f"The default breaks the limits ({levels[0].verdict.reasons[0]}" in text
     assert (
@@ -187,11 +184,9 @@ def test_a_default_that_broke_the_limits_is_shown_and_named(files: StudyFiles) -
 
 def test_a_default_whose_server_died_broke_no_limit(files: StudyFiles) -> None:
     """Page and sentence, in both languages."""
-    assert files.result is not None
-    lost = dataclasses.replace(files.result, default=None, default_seen=files.default)
-    died = dataclasses.replace(with_start(files.records[0], cause=REFUSAL), best=None, outcome=TrialOutcome.DIED)
+    died = replace(with_start(files.records[0], cause=REFUSAL), best=None, outcome=TrialOutcome.DIED)
     records = (died, *(r for r in files.records[1:] if r.candidate != files.plan.baseline))
-    study = dataclasses.replace(files, result=lost, records=records)
+    study = replace(with_result(files, default=None, default_seen=files.default), records=records)
     assert f"The default dies under load ({REFUSAL.explanation})" in Page(report(study)).text
     assert "默认配置在负载下崩溃" in sentence(study, Words(Language.CHINESE))
     assert "不满足限制" not in sentence(study, Words(Language.CHINESE))
@@ -202,7 +197,7 @@ def test_cost_is_shown_only_with_a_price(files: StudyFiles) -> None:
     assert "cost per million output tokens" not in Page(report(files)).text
 
 
-def test_hostile_text_stays_text(hostile_study: Study) -> None:
+def test_hostile_text_stays_text_and_figures_are_json_that_cannot_end_their_script(hostile_study: Study) -> None:
     html = report(read_study(hostile_study.folder), gpu_price=1.0)
     page = Page(html)
     shown = HOSTILE.replace("\x1b[31m", "").replace("\x1b[0m", "").replace("\n", " ")
@@ -212,10 +207,6 @@ def test_hostile_text_stays_text(hostile_study: Study) -> None:
     assert "\x1b" not in html
     assert "\\x1b[31mred\\x1b[0m\\nnext" in page.text  # the command to copy keeps every character, escaped
     assert "window.pwned=1</script>" not in html.replace("&lt;/script&gt;", "")
-
-
-def test_figures_are_json_and_cannot_end_their_script(hostile_study: Study) -> None:
-    html = report(read_study(hostile_study.folder))
     blocks = re.findall(r'<script type="application/json" id="[\w-]+">(.*?)</script>', html, re.DOTALL)
     assert len(blocks) >= 10
     for block in blocks:
@@ -278,12 +269,9 @@ def test_cautions_of_the_chinese_page_hold_no_english_word(files: StudyFiles) ->
 
 
 def test_sentences_of_every_decision_are_in_both_languages(files: StudyFiles) -> None:
-    assert files.result is not None
-    result = files.result
-    nothing = dataclasses.replace(result, winner=None, default=None)
-    only = dataclasses.replace(result, default=None)
-    said = [sentence(dataclasses.replace(files, result=r), Words(Language.CHINESE)) for r in (result, only, nothing)]
-    said.append(sentence(dataclasses.replace(files, result=None), Words(Language.CHINESE)))
+    nothing, only = with_result(files, winner=None, default=None), with_result(files, default=None)
+    studies = (files, only, nothing, replace(files, result=None))
+    said = [sentence(study, Words(Language.CHINESE)) for study in studies]
     assert len(set(said)) == 4
     assert all("{" not in text and text for text in said)
 
@@ -312,6 +300,7 @@ def test_every_word_is_used_and_both_languages_have_the_same_fields() -> None:
         (Lack, "lack"),
         (LayoutState, "state"),
         (Reading, "reading"),
+        (TimesFound, "read-times"),
     ):
         assert all(f"{family}-{name}" in TABLE for name in names)
     assert all(f"caution-{kind}-next" in TABLE for kind in CautionKind)
@@ -330,13 +319,6 @@ def test_every_word_is_used_and_both_languages_have_the_same_fields() -> None:
         assert f"limit-{limit}" in TABLE and f"next-{limit}" in TABLE
 
 
-def test_a_result_that_is_torn_is_a_caution_not_a_crash(tmp_path: Path) -> None:
-    folder = build_study(tmp_path, trials=3, telemetry=False).folder
-    (folder / "result.json").write_text("{}")
-    text = Page(write_report(folder).read_text(encoding="utf-8")).text
-    assert "result.json" in text
-
-
 LEARNT = (
     learnt.LearntRule(7, "memory-wanted", (learnt.FlagLimit("gpu-memory-utilization", ">", 0.953),), saved=4),
     learnt.LearntRule(0, "kv-capacity", (learnt.FlagLimit("kv-cache-memory-bytes", "<", 25_165_824),)),
@@ -350,8 +332,7 @@ LEARNT = (
 
 
 def test_every_rule_stands_with_the_start_that_it_comes_from_and_the_starts_that_it_saved(files: StudyFiles) -> None:
-    assert files.result is not None
-    with_rules = dataclasses.replace(files, result=dataclasses.replace(files.result, learnt=LEARNT))
+    with_rules = with_result(files, learnt=LEARNT)
     page = Page(report(with_rules))
     assert "learnt" in {attributes.get("id") for _, attributes in page.tags}
     for said in ("gpu-memory-utilization > 0.953", "trial 7", "4 starts were saved", "max-num-seqs ≥ 512"):
