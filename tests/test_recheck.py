@@ -117,9 +117,9 @@ def nothing_feasible(study: Path) -> None:
     [
         (interrupted, UsageError, "is not finished", f"tuner resume {PLAN.study}"),
         (before_its_first_result, UsageError, "is not finished", f"tuner resume {PLAN.study}"),
-        (keeps_the_default, UsageError, "no winner to recheck: it kept vLLM's default", "search again"),
-        (not_confirmed, UsageError, "no winner to recheck: nothing was confirmed", "search again"),
-        (nothing_feasible, UsageError, "no winner to recheck: nothing kept the limits", "search again"),
+        (keeps_the_default, UsageError, "no winner to recheck: it kept vLLM's default", "tuner search --from "),
+        (not_confirmed, UsageError, "no winner to recheck: nothing was confirmed", "tuner search --from "),
+        (nothing_feasible, UsageError, "no winner to recheck: nothing kept the limits", "tuner search --from "),
         (without_gpu_1, EnvironmentFaultError, "GPU 1 is not there", "GPUs of this machine: 0;"),
         (with_another_gpu, EnvironmentFaultError, "GPU 1 was NVIDIA H100 80GB HBM3", "search again"),
     ],

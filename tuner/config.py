@@ -44,6 +44,7 @@ from tuner.server.door import nginx_program
 from tuner.slo import parse_slo
 from tuner.space.files import read_space
 from tuner.space.space import Space
+from tuner.study.begin import begins_with
 from tuner.study.kv_budget import KV_BYTES, LENGTH, UTILIZATION
 from tuner.study.length_choice import checked_length, needed_tokens, own_length, with_length
 from tuner.study.own_files import storage_in
@@ -78,7 +79,8 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class SearchOptions:
-    """Flags of `tuner search`. `given` names those on the command line; None if all are meant."""
+    """Flags of `tuner search`. `earlier` is the folder of --from, None without. `given` names those on the command
+    line; None if all are meant."""
 
     model: str
     gpus: str | None = None
@@ -109,6 +111,7 @@ class SearchOptions:
     warm_up_seconds: float = 15.0
     start_limit_seconds: float = 1800.0
     changed_environment: ChangedEnvironment = ChangedEnvironment.REFUSED
+    earlier: Path | None = None
     extra: tuple[str, ...] = ()
     given: frozenset[str] | None = None
 
@@ -203,7 +206,10 @@ def plan_study(
         patience=options.patience,
     )
     plan = with_length(plan, asked, needed, limit, used, defaults)
-    return plan, describe(vllm.version, model, used, machine.driver)
+    environment = describe(vllm.version, model, used, machine.driver)
+    if options.earlier is not None:
+        plan = replace(plan, begins_with=begins_with(options.earlier, plan, environment))
+    return plan, environment
 
 
 def _usual_name(model: str, load: str, now: datetime) -> str:

@@ -98,7 +98,7 @@ def _winner(finished: Store) -> Recorded:
     if result.decision is not Decision.WINNER or result.winner is None:
         raise UsageError(
             f"study {name!r} has no winner to recheck: {_NO_WINNER[result.decision]}",
-            hint="search again, under another name: `tuner report` prints the command at the end of its page",
+            hint=f"a new search can begin with what it found: tuner search --from {name} …",
         )
     return recorded_in(study)
 

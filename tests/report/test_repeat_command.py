@@ -24,6 +24,7 @@ from tuner.layout import Layout, PlacedLayout, parse_layouts
 from tuner.placement import GpuGroup
 from tuner.report.conditions import repeat_command
 from tuner.report.tables import StudyFiles
+from tuner.study.earlier import BeginsWith, Rechecked
 from tuner.study.plan import StudyPlan
 
 NOW = datetime(2026, 11, 21, 22, 0, tzinfo=UTC)
@@ -152,8 +153,19 @@ def test_the_command_on_the_page_plans_the_same_study(
 
 
 def test_every_option_that_a_plan_records_is_tried() -> None:
-    apart = {"model", "vllm", "study", "studies", "changed_environment", "given"}
+    apart = {"model", "vllm", "study", "studies", "earlier", "changed_environment", "given"}
     assert set(OPTIONS) == set(SearchOptions.__dataclass_fields__) - apart
+
+
+def test_the_command_of_a_search_that_began_with_an_earlier_study_names_it_and_a_rechecks_is_a_recheck(
+    tmp_path: Path,
+) -> None:
+    made = plan(tmp_path / "s")
+    begun = replace(made, begins_with=BeginsWith("first one", "0.32.0"))
+    assert " --from 'first one' " in repeat_command(StudyFiles(Path(), begun, None, None, ()))
+    then = Rechecked("first one", made.baseline, 9.0, None, "0.32.0", "0.1.0")
+    again = replace(made, rechecks=then)
+    assert repeat_command(StudyFiles(Path(), again, None, None, ())) == "tuner recheck 'first one'"
 
 
 def test_a_plan_of_before_layouts_is_repeated_with_its_one_size(tmp_path: Path) -> None:

@@ -89,6 +89,14 @@ def search_options(
         str | None, typer.Option(help="Name of the study; a known name resumes it. Default: model, workload and time.")
     ] = None,
     studies: Studies = STUDIES,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Earlier study of this model on such GPUs, whose best candidates and rules the search begins with.",
+            autocompletion=_names,
+        ),
+    ] = None,
     vllm: Vllm = VLLM,
     layouts: Annotated[
         str,
@@ -128,6 +136,7 @@ def search_options(
     start_limit_seconds: Annotated[float, typer.Option(help="Seconds that a server may take to get ready.")] = 1800.0,
     allow_changed_environment: Changed = False,
 ) -> SearchOptions:
+    from tuner.cli.folders import study_folder
     from tuner.config import DEFAULT_SLOS, ChangedEnvironment, SearchOptions
 
     _only_after_dashes(context.args)
@@ -141,8 +150,8 @@ def search_options(
         levels=levels,
         level_seconds=level_seconds, warm_up_seconds=warm_up_seconds, start_limit_seconds=start_limit_seconds,
         changed_environment=ChangedEnvironment.ALLOWED if allow_changed_environment else ChangedEnvironment.REFUSED,
-        extra=tuple(context.args),
-        given=frozenset(name for name in context.params if _is_given(context, name)),
+        earlier=None if from_ is None else study_folder(studies, from_), extra=tuple(context.args),
+        given=frozenset(name.rstrip("_") for name in context.params if _is_given(context, name)),
     )  # fmt: skip
 
 

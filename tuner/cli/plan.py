@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from tuner.cli.console import Console, describe, plan_lines
+from tuner.cli.earlier_lines import beginning_lines
 from tuner.cli.folders import study_names
 from tuner.cli.kv import kv_lines, layouts_lines
 from tuner.cli.tables import Form, print_json
@@ -17,6 +18,7 @@ from tuner.kv.config_json import UnknownModelError
 from tuner.launch import launch
 from tuner.machine import this_machine
 from tuner.report.quote import shell_line
+from tuner.study.begin import with_earlier
 from tuner.study.kv_budget import kv_table
 from tuner.study.learnt import known_rules
 from tuner.study.plan import StudyPlan
@@ -33,7 +35,7 @@ def show_plan(options: SearchOptions, form: Form) -> None:
     if form is Form.JSON:
         print_json(plan)
     else:
-        Console(sys.stdout).say(plan_lines(plan, environment.vllm_version))
+        Console(sys.stdout).say(plan_lines(plan, environment.vllm_version) + beginning_lines(plan))
         earlier = _earlier_starts(plan, environment, options)
         defaults = vllm_defaults(environment.vllm_version, environment.gpus)
         setting = StudySetting.of(plan, defaults, environment.gpus)
@@ -46,7 +48,8 @@ def show_plan(options: SearchOptions, form: Form) -> None:
 def _first_starts(setting: StudySetting) -> list[str]:
     """List the seeds, which start after the default; of several layouts the first of each. The rest depends on
     results."""
-    plan, found = setting.plan, seeds(setting)
+    plan = setting.plan
+    found = with_earlier(plan, seeds(setting))
     if plan.searches_layouts:
         found = list({plan.layout_of(candidate): candidate for candidate in reversed(found)}.values())[::-1]
     lines = [f"{'seeds' if i == 0 else '':<8}  {describe(c)}" for i, c in enumerate(found)]
@@ -64,7 +67,7 @@ def _kv_cache(setting: StudySetting, earlier: tuple[TrialRecord, ...]) -> list[s
 
 def _learnt(setting: StudySetting, earlier: tuple[TrialRecord, ...]) -> list[str]:
     """List the rules that earlier starts gave. Their counts are in `tuner status` and the report."""
-    found = [rule for rule in known_rules(setting, earlier) if rule.withdrawn_by is None]
+    found = [rule for rule in known_rules(setting, earlier) if rule.withdrawn_by is None and not rule.study]
     return [f"{'learnt' if i == 0 else '':<8}  not started any more: {rule}" for i, rule in enumerate(found)]
 
 

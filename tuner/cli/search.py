@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tuner.cli.console import Console, plan_lines, print_lines, result_lines
+from tuner.cli.earlier_lines import beginning_lines, recheck_lines
 from tuner.cli.progress import Look, Progress, progress
-from tuner.cli.recheck_lines import recheck_lines
 from tuner.clock import RealClock
 from tuner.config import ChangedEnvironment, SearchOptions, plan_study, secrets_of
 from tuner.deploy.start import write_scripts
@@ -25,6 +25,7 @@ from tuner.server.abandoned import abandoned
 from tuner.server.diagnosis import signal_name
 from tuner.server.interrupts import ENDING, handled
 from tuner.server.leftovers import end_leftovers
+from tuner.study.begin import with_earlier
 from tuner.study.changes import extended, refused
 from tuner.study.fleet import LocalFleet
 from tuner.study.kept_workload import with_kept_workload
@@ -129,7 +130,7 @@ def continue_study(store: Store, plan: StudyPlan, environment: Environment, look
     if plan.rechecks:
         console.say(recheck_lines(plan, environment))
     else:
-        console.say(plan_lines(plan, environment.vllm_version))
+        console.say(plan_lines(plan, environment.vllm_version) + beginning_lines(plan))
     plan = replace(plan, vllm_version=environment.vllm_version)  # of this run: the user may have consented to another
     defaults = vllm_defaults(environment.vllm_version, environment.gpus)
     setting = StudySetting.of(store.with_storage(plan), defaults, environment.gpus)
@@ -158,7 +159,9 @@ def continue_study(store: Store, plan: StudyPlan, environment: Environment, look
         _signals_set(stop, shown),
     ):
         patience = Patience(should_stop=stop.is_set, tell=shown.say)
-        search = WinnerAndDefault(plan) if plan.rechecks else Search(setting, seeds(setting), patience)
+        search = (
+            WinnerAndDefault(plan) if plan.rechecks else Search(setting, with_earlier(plan, seeds(setting)), patience)
+        )
         runner = local_trials(plan, store, clock, gpu_adapter(), shown.show, stop)
         loop = Loop(
             plan=plan,

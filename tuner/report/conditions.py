@@ -6,12 +6,14 @@ import shlex
 from typing import NamedTuple
 
 from tuner import formatting
+from tuner.candidate import Value
 from tuner.flagwords import words_for
 from tuner.load.reading import COUNTED, TrafficReading
 from tuner.load.workload import extra_body_text
 from tuner.report.quote import shell_word
 from tuner.report.tables import StudyFiles
 from tuner.report.translations import Words
+from tuner.study.earlier import BeginsWith
 from tuner.study.plan import Ladder, LoadPolicy, StudyPlan
 from tuner.study.request_length import LengthSource
 from tuner.vllm import knobs
@@ -30,6 +32,7 @@ def environment_rows(study: StudyFiles, words: Words) -> list[FactRow]:
     plan, environment = study.plan, study.environment
     facts = [("env-model", plan.model)]
     facts += [("env-rechecks", plan.rechecks.study)] if plan.rechecks else []
+    facts += [("env-from", _beginning(plan.begins_with, words))] if plan.begins_with else []
     if environment is not None:
         names = [f"{gpu.index}: {gpu.name}, {formatting.gib(gpu.memory_gib)}" for gpu in environment.gpus]
         facts += [
@@ -61,6 +64,21 @@ def environment_rows(study: StudyFiles, words: Words) -> list[FactRow]:
         ("env-finished", study.result.updated_at if study.result else formatting.NOT_OBSERVED),
     ]
     return [FactRow(key, words(key) if key else "", formatting.one_line(text)) for key, text in facts]
+
+
+def _beginning(first: BeginsWith, words: Words) -> str:
+    """Say what the search began with, and what of the earlier study it left out."""
+    trials = ", ".join(f"{found.trial:04d}" for found in first.candidates) or words("none")
+    said = [words("from-candidates", study=first.study, version=first.vllm_version, trials=trials)]
+    said += [words("from-rules", n=len(first.rules))] if first.rules else []
+    if first.stale_rules:
+        differ = (words("from-differs", what=d.what, was=_known(d.was), now=_known(d.now)) for d in first.stale_by)
+        said.append(words("from-stale", n=first.stale_rules, differs=", ".join(differ)))
+    return "; ".join(said)
+
+
+def _known(value: Value | None) -> str:
+    return formatting.NOT_OBSERVED if value is None else str(value)
 
 
 def _versions(study: StudyFiles) -> list[str]:
@@ -119,6 +137,7 @@ def repeat_command(study: StudyFiles) -> str:
     if plan.rechecks is not None:
         return " ".join(map(shell_word, ["tuner", "recheck", plan.rechecks.study]))
     options: list[tuple[str, str | float | None]] = [
+        ("from", plan.begins_with.study if plan.begins_with else None),
         ("model", plan.model),
         ("workload", plan.workload.file or plan.workload.name),
         ("space", plan.space.file or plan.space.name),

@@ -202,6 +202,7 @@ PAGE_TEXTS: dict[str, tuple[str, str]] = {
     "rule": ("not started", "不再启动"),
     "learnt-from": ("learnt from", "来源"),
     "learnt-from-trial": ("trial {trial}", "第 {trial} 次启动"),
+    "learnt-from-study": ("trial {trial} of {study}", "研究 {study} 的第 {trial} 次启动"),
     "starts-saved": ("starts saved", "省去的启动"),
     "kv-capacity": (
         f"by its log, the KV cache would not hold one request of {knobs.MAX_MODEL_LEN}",
@@ -264,6 +265,14 @@ PAGE_TEXTS: dict[str, tuple[str, str]] = {
     # --- environment
     "env-model": ("model", "模型"),
     "env-rechecks": ("rechecks the winner of", "复查其最优配置的研究"),
+    "env-from": ("begins with", "起点"),
+    "from-candidates": (
+        "best of {study} (vLLM {version}): trials {trials}",
+        "研究 {study}（vLLM {version}）的最佳配置：启动 {trials}",
+    ),
+    "from-rules": ("{n} of its rules", "沿用其 {n} 条规则"),
+    "from-stale": ("{n} of its rules left out: {differs}", "未沿用其 {n} 条规则：{differs}"),
+    "from-differs": ("{what} was {was}, is {now}", "{what} 原为 {was}，现为 {now}"),
     "env-digest": ("sha256 of its config.json", "config.json 的 sha256"),
     "env-vllm": ("vLLM", "vLLM"),
     "env-tuner": ("tuner", "tuner"),

@@ -97,12 +97,14 @@ def _what_is_measured(before: StudyPlan, asked: StudyPlan) -> Iterator[Change]:
         ("limits", ", ".join(map(str, before.slos)), ", ".join(map(str, asked.slos))),
         ("own flags", shlex.join(before.base.extra), shlex.join(asked.base.extra)),
         ("load", f"{before.load.kind} loop", f"{asked.load.kind} loop"),
+        ("rechecked study", _rechecked(before), _rechecked(asked)),
     ):
         yield Change(name, old or "none", new or "none")
 
 
 def _places(before: StudyPlan, asked: StudyPlan) -> Iterator[tuple[str, str, str]]:
     """Pair the options that say what is started where."""
+    yield "from", _beginning(before), _beginning(asked)
     for flag in ("gpus", "workers"):
         yield flag, _units(before), _units(asked)
     for flag in ("layouts", knobs.TENSOR_PARALLEL):
@@ -123,6 +125,14 @@ def _load(before: StudyPlan, asked: StudyPlan) -> Iterator[tuple[str, str, str]]
     if isinstance(old, OpenSearch) and isinstance(new, OpenSearch):
         yield "probe-seconds", f"{old.settings.probe_s:g}", f"{new.settings.probe_s:g}"
         yield "burstiness", str(old.arrivals), str(new.arrivals)
+
+
+def _rechecked(plan: StudyPlan) -> str | None:
+    return plan.rechecks.study if plan.rechecks else None
+
+
+def _beginning(plan: StudyPlan) -> str:
+    return plan.begins_with.study if plan.begins_with else "none"
 
 
 def _units(plan: StudyPlan) -> str:

@@ -14,91 +14,29 @@ and holds for what asks at least as much as that start did, in the same way:
 A rule holds for servers with as many GPUs as the refused one. The number of servers on the machine is no limit.
 
 Faults of the machine, time limits, deaths under load (chance has a part in them) and unknown causes give no rule. A
-start that succeeds although a rule forbids it withdraws the rule.
+start that succeeds although a rule forbids it withdraws the rule. Rules of an earlier study come first.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from tuner.candidate import Value
 from tuner.study.kv_budget import KvFloor, kv_floor, of_servers
 from tuner.study.record import TrialOutcome, TrialRecord
+from tuner.study.rule import FlagLimit, LearntRule
 from tuner.study.setting import SERVER_SIZES, StudySetting
 from tuner.vllm import knobs
 from tuner.vllm.cause import Bound, Fault
 from tuner.vllm.refusals import CONTEXTS, TOO_LITTLE_KV, OtherFlags, RefusalContext
 
+__all__ = ["CAPACITY", "FlagLimit", "LearntRule", "bounds", "known_rules", "rules"]
+
 CAPACITY = "kv-capacity"
 """Cause of rules from the arithmetic of tuner/capacity.py, made exact by the log of a start that succeeded."""
 
 _REFUSED_FOR_KV = frozenset(kind for kind, context in CONTEXTS.items() if context is TOO_LITTLE_KV)
-_COMPARE: Mapping[str, Callable[[float, float], bool]] = {
-    "<": operator.lt, "<=": operator.le, ">=": operator.ge, ">": operator.gt,
-}  # fmt: skip
-_SIGNS = {"<": "<", "<=": "≤", "==": "=", ">=": "≥", ">": ">"}
-
-
-@dataclass(frozen=True, slots=True)
-class FlagLimit:
-    """`flag` `relation` `value`; `relation` is one of < <= == >= >. Only numbers have an order."""
-
-    flag: str
-    relation: str
-    value: Value
-
-    def holds(self, value: Value | None) -> bool:
-        """Return True if `value` is beyond the limit. None, a flag without a known value, is beyond no limit."""
-        if self.relation == "==":
-            return value == self.value
-        mine, limit = _number(value), _number(self.value)
-        return mine is not None and limit is not None and _COMPARE[self.relation](mine, limit)
-
-    def implies(self, other: FlagLimit) -> bool:
-        """Return True if every value beyond this limit is beyond `other` too."""
-        if self.flag != other.flag:
-            return False
-        if self.relation == "==":
-            return other.holds(self.value)
-        same_way = self.relation[0] == other.relation[0]
-        return same_way and (other.holds(self.value) or self == other)
-
-    def __str__(self) -> str:
-        return f"{self.flag} {_SIGNS[self.relation]} {_text(self.value)}"
-
-
-@dataclass(frozen=True, slots=True)
-class LearntRule:
-    """Corner of the space that the search does not start any more.
-
-    `trial` was refused with a cause of the kind `cause`, which may be CAPACITY. `limits` are those on searched flags.
-    `withdrawn_by` is a start that succeeded beyond them all, None while the rule holds. `saved` counts the candidates
-    that were not started because of it.
-    """
-
-    trial: int
-    cause: str
-    limits: tuple[FlagLimit, ...]
-    withdrawn_by: int | None = None
-    saved: int = 0
-
-    def rules_out(self, values: Mapping[str, Value]) -> bool:
-        """Return True if a server with these values is beyond every limit."""
-        return all(limit.holds(values.get(limit.flag)) for limit in self.limits)
-
-    def is_implied_by(self, other: LearntRule) -> bool:
-        """Return True if `other` rules out everything that this rule does."""
-        return all(any(mine.implies(limit) for mine in self.limits) for limit in other.limits)
-
-    @property
-    def words(self) -> str:
-        """The limits, one after the other."""
-        return ", ".join(map(str, self.limits))
-
-    def __str__(self) -> str:
-        return f"{self.words} ({self.cause}, trial {self.trial:04d})"
 
 
 def bounds(rules: Iterable[LearntRule], values: Mapping[str, Value]) -> list[FlagLimit]:
@@ -122,16 +60,21 @@ def rules(
     setting: StudySetting, records: Iterable[TrialRecord], floors: Sequence[KvFloor] = ()
 ) -> tuple[LearntRule, ...]:
     """Derive rules in the order of their trials, leaving out those that an earlier one implies. `floors` are what the
-    calibrated arithmetic rules out."""
+    calibrated arithmetic rules out. Rules of an earlier study precede them."""
     records = sorted(records, key=lambda r: r.trial)
     started = [(r.trial, values) for r in records if r.levels or r.start.facts is not None
                if setting.is_like_the_others(values := setting.values(r.candidate))]  # fmt: skip
+    earlier = setting.plan.begins_with.rules if setting.plan.begins_with else ()
+    own = (
+        rule
+        for record in records
+        for rule in (*_rules_from_refusal(setting, record), *_rules_from_arithmetic(setting, record, floors))
+    )
     found: list[LearntRule] = []
-    for record in records:
-        for rule in (*_rules_from_refusal(setting, record), *_rules_from_arithmetic(setting, record, floors)):
-            if not any(rule.is_implied_by(known) for known in found if known.withdrawn_by is None):
-                against = next((trial for trial, values in started if rule.rules_out(values)), None)
-                found.append(replace(rule, withdrawn_by=against))
+    for rule in (*earlier, *own):
+        if not any(rule.is_implied_by(known) for known in found if known.withdrawn_by is None):
+            against = next((trial for trial, values in started if rule.rules_out(values)), None)
+            found.append(replace(rule, withdrawn_by=against))
     return tuple(found)
 
 
@@ -205,15 +148,3 @@ def _moved(corner: Mapping[str, FlagLimit | None], bound: Bound) -> dict[str, Fl
     named = FlagLimit(bound.flag, ">" if bound.relation == "<=" else "<", bound.limit)
     own = corner.get(bound.flag)
     return {**corner, bound.flag: named if own is None or own.implies(named) else own}
-
-
-def _number(value: Value | None) -> float | None:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-def _text(value: Value) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, float) and not value.is_integer():
-        return f"{value:.3f}".rstrip("0") if abs(value) < 100 else f"{value:.0f}"
-    return f"{value:,.0f}" if isinstance(value, (int, float)) else value

@@ -17,7 +17,7 @@ from tuner.placement import GpuGroup
 from tuner.slo import Slo
 from tuner.space.parameter import Parameter
 from tuner.space.space import Dropped, Space
-from tuner.study.earlier import Rechecked
+from tuner.study.earlier import BeginsWith, Rechecked
 from tuner.study.request_length import RequestLength
 from tuner.vllm import knobs
 
@@ -117,7 +117,7 @@ class StudyPlan:
     what a user would type without tuner. `doors` can stand in front of several servers, the preferred one first. The
     others are measured too where that one costs more than the accuracy, or always with `compares_doors`. The version of
     vLLM is empty in older plans. `rechecks` is the winner of an earlier study that is only compared with the default;
-    None in a search.
+    None in a search. `begins_with` is what the search takes over from an earlier study, None if from none.
     """
 
     study: str
@@ -146,6 +146,7 @@ class StudyPlan:
     compares_doors: bool = False
     vllm_version: str = ""
     rechecks: Rechecked | None = None
+    begins_with: BeginsWith | None = None
     schema: int = 3
 
     @property

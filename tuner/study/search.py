@@ -25,6 +25,9 @@ from tuner.study.samplers import RecordsSampler, distribution, suggest
 from tuner.study.seeds import order_of_layouts
 from tuner.study.setting import StudySetting
 
+SEEDS = (Role.SEED, Role.EARLIER)
+"""Roles of first candidates."""
+
 SEEDS_SHARE = 0.5
 """Share of the starts that seeds of layouts other than the leading one may reach. The rest is the model's."""
 
@@ -59,6 +62,7 @@ class Search:
         self._layouts = standing(plan, ())
         self._announced: set[Layout] = set()
         self._seeds: dict[Layout, list[Candidate]] = {}
+        self._earlier = {found.candidate for found in (plan.begins_with.candidates if plan.begins_with else ())}
         for candidate in seeds:
             self._seeds.setdefault(plan.layout_of(candidate), []).append(candidate)
         self._patience = patience
@@ -163,7 +167,7 @@ class Search:
                     newly_applied.append(rule)
                 self._applied.append(rule)
                 self._skip(trial, role, candidate, str(rule))
-                if role is Role.SEED:
+                if role in SEEDS:
                     self._clip_seed_to_bounds(candidate)
                 continue
             self._asked[trial.number] = (trial, candidate)
@@ -192,7 +196,7 @@ class Search:
         self._tell(trial, answer)
         self._records[record.trial] = record
         self._learn()
-        if record.role is Role.SEED and record.outcome is TrialOutcome.REFUSED:
+        if record.role in SEEDS and record.outcome is TrialOutcome.REFUSED:
             self._clip_seed_to_bounds(record.candidate)
 
     @storage_errors()
@@ -300,6 +304,8 @@ class Search:
             self._enqueue(candidate, Role.SEED)
 
     def _enqueue(self, candidate: Candidate, role: Role) -> None:
+        if role is Role.SEED and candidate in self._earlier:
+            role = Role.EARLIER
         flags = dict(candidate.values) if role is Role.DEFAULT else None
         attributes = TrialAttributes(role=role, flags=flags)
         self._study.enqueue_trial(self._numbers(candidate), user_attrs=attributes.written)

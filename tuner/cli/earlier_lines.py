@@ -1,13 +1,39 @@
-"""Plan of a recheck on a terminal."""
+"""What a study takes over from an earlier one, on a terminal."""
 
 from __future__ import annotations
 
+from tuner.candidate import Value
 from tuner.cli.console import describe
 from tuner.environment import Environment
 from tuner.formatting import NOT_OBSERVED, qps
 from tuner.study.plan import StudyPlan
 from tuner.study.result import Gain
 from tuner.study.sentence import gain_text
+
+
+def beginning_lines(plan: StudyPlan) -> str:
+    """Describe what a search begins with, as further lines of its plan. Empty without an earlier study."""
+    first = plan.begins_with
+    if first is None:
+        return ""
+    counts = f"{len(first.candidates)} of its best candidates, {len(first.rules)} of its rules"
+    lines = [f"from      {first.study} (vLLM {first.vllm_version}): {counts}"]
+    for found in first.candidates:
+        lines.append(f"          trial {found.trial:04d}, {qps(found.qps)}: {describe(found.candidate)}")
+        lines += [
+            f"          caution: {d.what} was {_known(d.was)} there, is {_known(d.now)} here" for d in found.changed
+        ]
+    lines += [f"          not searched here: {flag}" for flag in first.not_searched]
+    lines += [f"          left out, no such layout here: trial {trial:04d}" for trial in first.without_layout]
+    lines += [f"          not started: {rule}" for rule in first.rules]
+    if first.stale_rules:
+        differs = ", ".join(f"{d.what} was {_known(d.was)}, is {_known(d.now)}" for d in first.stale_by)
+        lines.append(f"          left out, may not hold any more: {first.stale_rules} rules ({differs})")
+    return "\n" + "\n".join(lines)
+
+
+def _known(value: Value | None) -> str:
+    return NOT_OBSERVED if value is None else str(value)
 
 
 def recheck_lines(plan: StudyPlan, now: Environment) -> str:
