@@ -29,7 +29,6 @@ from tuner.cli.console import Console
 from tuner.cli.folders import State
 from tuner.cli.progress import Look, progress
 from tuner.cli.screen import Drawn, Screen
-from tuner.cli.snapshot import Picture
 from tuner.launch import Door
 from tuner.layout import Layout, PlacedLayout
 from tuner.placement import GpuGroup
@@ -44,16 +43,18 @@ from tuner.study.events import (
 from tuner.study.record import Role, TrialOutcome
 
 WIDTHS = (80, 200)
+BOTH = GpuGroup(workers=(0, 1), cores=("0", "1"))
 
 
-def drawn(picture: Picture, width: int, height: int = 24) -> list[str]:
-    terminal = Terminal(file=io.StringIO(), width=width, height=height, color_system=None)
+def text_of(screen: Screen, width: int = 80) -> str:
+    terminal = Terminal(file=io.StringIO(), width=width, height=24, color_system=None)
     with terminal.capture() as captured:
-        terminal.print(Drawn(picture))
-    return [line.rstrip() for line in captured.get().splitlines()]
+        terminal.print(Drawn(screen.picture()))
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def fed(tmp_path: Path) -> tuple[Screen, ScriptedClock]:
+@pytest.fixture
+def screen(tmp_path: Path) -> Screen:
     """Two groups: one under load on its second trial, one that has just had a start refused."""
     the_plan, clock = plan(tmp_path / "s", starts=12, groups=2), ScriptedClock()
     screen = Screen(the_plan, "0.32.0", (), clock)
@@ -70,15 +71,13 @@ def fed(tmp_path: Path) -> tuple[Screen, ScriptedClock]:
     one = level(14.3, p99_ms=412)
     screen.show(LevelMeasured(1, gpu0.name, one.measurement, one.verdict))
     clock.sleep(43)
-    return screen, clock
+    return screen
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_screen_shows_group_phase_level_default_and_causes_in_any_width(width: int, tmp_path: Path) -> None:
-    screen, _ = fed(tmp_path)
-    lines = drawn(screen.picture(), width)
-    text = "\n".join(lines)
-    assert all(cell_len(line) <= width for line in lines)
+def test_the_screen_shows_group_phase_level_default_and_causes_in_any_width(width: int, screen: Screen) -> None:
+    text = text_of(screen, width)
+    assert all(cell_len(line) <= width for line in text.splitlines())
     assert "2 of 16 starts (4 confirm), 1 min 7 s spent" in text
     assert re.search(r"gpu0 +trial 0001 search  measuring 43 s", text)
     assert "14.3 req/s, P99 TTFT 412 ms, KV 50 % at 8 concurrent" in text
@@ -88,18 +87,17 @@ def test_the_screen_shows_group_phase_level_default_and_causes_in_any_width(widt
     assert re.search(r"0002  search +refused +not enough KV cache memory", text)
 
 
-def test_the_gain_over_the_default_is_shown_once_something_is_better(tmp_path: Path) -> None:
-    screen, _ = fed(tmp_path)
+def test_the_gain_over_the_default_is_shown_once_something_is_better(screen: Screen) -> None:
     the_plan = screen.picture().plan
     better = record(1, the_plan.space.candidate({"max-num-seqs": 64}, {}), (level(14.3),), group=the_plan.groups[0])
     screen.show(TrialFinished(better, is_best=True))
-    text = "\n".join(drawn(screen.picture(), 80))
+    text = text_of(screen)
     assert re.search(r"best so far +14.3 req/s  P99 TTFT 300 ms  at 8 concurrent  \+43 %", text)
 
 
 def test_before_the_first_trial_is_over_nothing_is_said_to_break_the_limits(tmp_path: Path) -> None:
     screen = Screen(plan(tmp_path / "s"), "0.32.0", ())
-    text = "\n".join(drawn(screen.picture(), 80))
+    text = text_of(screen)
     assert re.search(r"best so far +not measured yet", text)
     assert re.search(r"default +not measured yet", text)
 
@@ -114,43 +112,39 @@ def test_the_screen_fits_a_terminal_of_24_lines(groups: int, tmp_path: Path) -> 
         screen.show(TrialFinished(made, is_best=True))
     for trial, group in enumerate(the_plan.groups, 6):
         screen.show(TrialStarted(trial, Role.SEARCH, the_plan.baseline, group.name, trial, 16))
-    assert len(drawn(screen.picture(), 80)) <= 24
+    assert len(text_of(screen).splitlines()) <= 24
 
 
-def test_words_of_unknown_origin_cannot_steer_the_terminal(tmp_path: Path) -> None:
-    screen, _ = fed(tmp_path)
+def test_words_of_unknown_origin_cannot_steer_the_terminal(screen: Screen) -> None:
     the_plan = screen.picture().plan
     cause = type(REFUSAL)(HOSTILE, REFUSAL.fault, HOSTILE, HOSTILE, HOSTILE)
     screen.show(PhaseChanged(1, "gpu0", HOSTILE))
     hostile = record(3, the_plan.baseline, outcome=TrialOutcome.DIED, cause=cause, group=the_plan.groups[1])
     screen.show(TrialFinished(hostile, is_best=False))
-    text = "\n".join(drawn(screen.picture(), 200))
+    text = text_of(screen, 200)
     assert not [c for c in text if ord(c) < 32 and c != "\n"]
     assert "\u202e" not in text
     assert "red next[bold]line[/bold]" in text.replace("2J", "").replace("  ", " ")
 
 
-def test_a_long_cause_is_cut_and_not_what_stands_before_it(tmp_path: Path) -> None:
-    screen, _ = fed(tmp_path)
+def test_a_long_cause_is_cut_and_not_what_stands_before_it(screen: Screen) -> None:
     the_plan = screen.picture().plan
     cause = replace(REFUSAL, explanation="long " * 100)
     refused = record(3, the_plan.baseline, outcome=TrialOutcome.REFUSED, cause=cause, group=the_plan.groups[1])
     screen.show(TrialFinished(refused, is_best=False))
-    lines = drawn(screen.picture(), 80)
+    lines = text_of(screen).splitlines()
     assert [line for line in lines if re.match(r"0003  search   refused   long long .*…$", line)]
     assert all(cell_len(line) <= 80 for line in lines)
 
 
-def test_a_group_that_is_out_of_use_says_why(tmp_path: Path) -> None:
-    screen, _ = fed(tmp_path)
+def test_a_group_that_is_out_of_use_says_why(screen: Screen) -> None:
     the_plan = screen.picture().plan
     dirty = with_start(record(1, the_plan.baseline, group=the_plan.groups[0]), dirty="GPU memory")
     screen.show(TrialFinished(dirty, is_best=False))
-    assert "quarantined: trial 0001 left GPU memory" in "\n".join(drawn(screen.picture(), 80))
+    assert "quarantined: trial 0001 left GPU memory" in text_of(screen)
 
 
-def test_the_time_left_is_the_pace_so_far_within_the_budget(tmp_path: Path) -> None:
-    screen, _ = fed(tmp_path)
+def test_the_time_left_is_the_pace_so_far_within_the_budget(screen: Screen) -> None:
     # 2 of 12 searched in 24 s each: the default alone, the other on one of two groups. One runs, longer than expected.
     # 4 confirm one after the other.
     assert screen.picture().left_s == pytest.approx(24 * (9 * (1 + 1 / 2) / 2 + 4))
@@ -159,8 +153,7 @@ def test_the_time_left_is_the_pace_so_far_within_the_budget(tmp_path: Path) -> N
 def layouts_screen(tmp_path: Path) -> Screen:
     """Two workers: layouts of one server on each, and of one server on both."""
     workers = tuple(GpuGroup(workers=(i,), cores=(str(i),)) for i in range(2))
-    both = GpuGroup(workers=(0, 1), cores=("0", "1"))
-    placed = (PlacedLayout(Layout(2, 1), workers), PlacedLayout(Layout(1, 2), (both,)))
+    placed = (PlacedLayout(Layout(2, 1), workers), PlacedLayout(Layout(1, 2), (BOTH,)))
     the_plan = replace(plan(tmp_path / "s"), layouts=placed, own_layout=Layout(1, 2), doors=(Door.NGINX,))
     return Screen(the_plan, "0.32.0", (), ScriptedClock())
 
@@ -171,11 +164,10 @@ def test_a_trial_over_several_units_is_one_row_and_leaves_none_of_them_idle(widt
     the_plan = screen.picture().plan
     default = the_plan.default_of(Layout(1, 2))
     screen.show(TrialStarted(0, Role.DEFAULT, default, "cpu0-1", 1, 16))
-    text = "\n".join(drawn(screen.picture(), width))
+    text = text_of(screen, width)
     assert re.search(r"cpu0-1 +trial 0000 default 1x2  starting", text)
     assert "idle" not in text
-    both = GpuGroup(workers=(0, 1), cores=("0", "1"))
-    screen.show(TrialFinished(record(0, default, (level(10.0),), role=Role.DEFAULT, group=both), is_best=True))
+    screen.show(TrialFinished(record(0, default, (level(10.0),), role=Role.DEFAULT, group=BOTH), is_best=True))
     assert [(g.group, g.phase) for g in screen.picture().groups] == [("cpu0", "idle"), ("cpu1", "idle")]
 
 
@@ -184,7 +176,7 @@ def test_a_server_that_stands_for_several_says_so_and_its_neighbour_is_idle(tmp_
     screen.show(TrialStarted(1, Role.SEARCH, screen.picture().plan.default_of(Layout(2, 1)), "cpu1", 2, 16, replicas=2))
     one = level(14.3, p99_ms=412)
     screen.show(LevelMeasured(1, "cpu1", one.measurement, one.verdict))
-    text = "\n".join(drawn(screen.picture(), 200))
+    text = text_of(screen, 200)
     assert re.search(r"cpu0 +idle\n+cpu1 +trial 0001 search 2x1  starting", text)
     assert "2 × 14.3 req/s, P99 TTFT 412 ms, KV 50 % at 2 × 8 concurrent" in text
 
@@ -194,7 +186,7 @@ def test_a_confirmation_of_the_whole_machine_names_its_places_and_its_door(tmp_p
     candidate = screen.picture().plan.default_of(Layout(2, 1))
     started = TrialStarted(1, Role.CONFIRM, candidate, "cpu0+cpu1", 2, 16, door=Door.NGINX)
     screen.show(started)
-    text = "\n".join(drawn(screen.picture(), 80))
+    text = text_of(screen)
     assert re.search(r"cpu0\+cpu1 +trial 0001 confirm 2x1 through nginx  starting", text)
     assert "idle" not in text
     out = io.StringIO()
@@ -206,11 +198,10 @@ def test_a_confirmation_of_the_whole_machine_names_its_places_and_its_door(tmp_p
 
 def test_a_place_that_is_out_of_use_takes_all_its_units_out(tmp_path: Path) -> None:
     screen = layouts_screen(tmp_path)
-    both = GpuGroup(workers=(0, 1), cores=("0", "1"))
-    made = record(0, screen.picture().plan.baseline, (level(10.0),), role=Role.DEFAULT, group=both)
+    made = record(0, screen.picture().plan.baseline, (level(10.0),), role=Role.DEFAULT, group=BOTH)
     screen.show(TrialFinished(with_start(made, dirty="GPU memory"), is_best=False))
     assert [g.group for g in screen.picture().groups] == ["cpu0-1"]
-    assert "quarantined: trial 0000 left GPU memory" in "\n".join(drawn(screen.picture(), 80))
+    assert "quarantined: trial 0000 left GPU memory" in text_of(screen)
 
 
 def test_a_comparison_of_a_layouts_servers_is_one_line() -> None:
@@ -363,7 +354,7 @@ def test_an_open_loop_study_shows_its_rates_and_who_is_behind(tmp_path: Path) ->
             is_best=False,
         )
     )
-    text = "\n".join(drawn(screen.picture(), 200))
+    text = text_of(screen, 200)
     assert re.search(r"Poisson arrivals, \d+ s a rate; claims 3 × 2 min", text)
     assert "31.4 req/s, P99 TTFT 300 ms, KV 50 % at 31.4 requests/s" in text
     assert re.search(r"0000  search  behind  a closed loop gives less", text)
