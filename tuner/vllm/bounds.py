@@ -43,10 +43,7 @@ def nothing(_match: re.Match[str], _context: MessageContext) -> tuple[Bound, ...
 
 
 def at_most(flag: str, group: str) -> Learn:
-    def learn(match: re.Match[str], _context: MessageContext) -> tuple[Bound, ...]:
-        return (Bound(flag, "<=", float(match[group])),) if match[group] else ()
-
-    return learn
+    return lambda match, _context: (Bound(flag, "<=", float(match[group])),)
 
 
 def at_least(flag: str, group: str) -> Learn:

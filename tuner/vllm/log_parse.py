@@ -81,7 +81,7 @@ _OWN_PREFIX = re.compile(
     rf"\[?[\w./<>-]+:\d+\])"
 )
 _STAMPS = (
-    re.compile(rf"(?P<level>{_LEVELS})(?: \d\d-\d\d {_CLOCK})? \[?[\w./<>-]+:\d+\] ?"),  # vLLM
+    re.compile(rf"(?P<level>{_LEVELS})(?: \d\d-\d\d(?: {_CLOCK})?)? \[?[\w./<>-]+:\d+\] ?"),  # vLLM
     # torch, C++ and Python
     re.compile(rf"\[?(?P<level>[IWEFC])\d{{0,4}} ?(?:{_CLOCK} )?(?:\d+ )?[\w./-]+\.\w+:\d+\] ?"),
     # Ray, Python's logging, uvicorn
