@@ -12,6 +12,7 @@ import pytest
 
 from tests.report.studies import build_study
 from tests.report.surface import PLAN
+from tests.server.support import entry, record_of
 from tuner.bench.task import RunLadder
 from tuner.candidate import Candidate
 from tuner.cli.app import app
@@ -26,7 +27,7 @@ from tuner.cli.tables import Form
 from tuner.deploy.formats import FORMATS
 from tuner.errors import UsageError
 from tuner.report.translations import Language
-from tuner.server import proctable, running_file
+from tuner.server import running_file
 from tuner.server.running_file import Marker
 from tuner.study.assignment import Assignment
 from tuner.study.record import Role
@@ -93,9 +94,7 @@ def test_nothing_that_a_study_recorded_can_steer_the_terminal(
 
 def test_status_without_a_tuner_at_work_is_interrupted(tmp_path: Path) -> None:
     picture = picture_of(build_study(tmp_path, trials=12, telemetry=False).folder)
-    assert picture.state is State.INTERRUPTED
-    assert picture.left_s is None
-    assert picture.groups == ()
+    assert (picture.state, picture.left_s, picture.groups) == (State.INTERRUPTED, None, ())
 
 
 def test_status_of_a_study_before_its_first_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,29 +109,17 @@ def test_status_shows_what_runs_now_from_the_assignment_of_its_trial(tmp_path: P
     study, store = build_study(tmp_path, trials=12, telemetry=False), Store(tmp_path / NAME)
     candidate = Candidate.of({"max-num-seqs": 77, "enable-chunked-prefill": False})
     group = study.plan.groups[1]
-    task = RunLadder((8,), 60.0)
     store.save_assignment(
-        Assignment(store.new_trial(), Role.CONFIRM, candidate, (group,), task, 5.0, search_trial=None)
+        Assignment(store.new_trial(), Role.CONFIRM, candidate, (group,), RunLadder((8,), 60.0), 5.0, None)
     )
     running_file.write(store.trial_folder(12), _marker())
     with store.locked():
         running = picture_of(study.folder)
-    after = picture_of(study.folder)
-    assert running.state is State.RUNNING
-    assert running.left_s is not None
+    assert running.state is State.RUNNING and running.left_s is not None
     idle, busy = running.groups
     assert (idle.group, idle.trial, idle.phase) == ("gpu0", None, "idle")
     assert (busy.group, busy.trial, busy.phase) == ("gpu1", 12, "starting")
     assert (busy.candidate, busy.role) == (candidate, Role.CONFIRM)
-    assert after.state is State.INTERRUPTED
-
-
-def test_a_trial_whose_assignment_is_torn_is_not_shown(tmp_path: Path) -> None:
-    store = Store(build_study(tmp_path, trials=12, telemetry=False).folder)
-    running_file.write(store.trial_folder(12), _marker())
-    (store.trial_folder(12) / ASSIGNMENT).write_text('{"trial": 12')
-    with store.locked():
-        assert [group.trial for group in picture_of(store.folder).groups] == [None, None]
 
 
 def test_a_trial_of_an_older_tuner_is_shown_without_role_and_candidate(tmp_path: Path) -> None:
@@ -143,24 +130,14 @@ def test_a_trial_of_an_older_tuner_is_shown_without_role_and_candidate(tmp_path:
     assert (idle.group, idle.trial) == ("gpu0", None)
     assert (busy.group, busy.trial, busy.phase) == ("gpu1", 12, "starting")
     assert (busy.role, busy.candidate) == (None, None)
+    (store.trial_folder(12) / ASSIGNMENT).write_text('{"trial": 12')
+    with store.locked():
+        assert [group.trial for group in picture_of(store.folder).groups] == [None, None], "a torn one is not shown"
 
 
 def _marker() -> Marker:
-    tuner_pid, ticks = running_file.this_tuner()
-    return Marker(
-        boot_id=proctable.boot_id(),
-        pid=tuner_pid,
-        start_ticks=ticks,
-        session=tuner_pid,
-        port=1,
-        log_device=0,
-        log_inode=0,
-        scratch="",
-        started_unix_ns=0,
-        tuner_pid=tuner_pid,
-        tuner_start_ticks=ticks,
-        gpu_baseline_bytes=((1, 0),),
-    )
+    pid, ticks = running_file.this_tuner()
+    return record_of(entry(pid), tuner_pid=pid, tuner_start_ticks=ticks, gpu_baseline_bytes=((1, 0),))
 
 
 def test_best_prints_every_format_that_its_help_names(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from tuner.launch import LaunchSpec
 from tuner.placement import GpuGroup
 from tuner.server import proctable
 from tuner.server.gpu_memory import GpuMemory, NoGpuMemory
+from tuner.server.running_file import Marker
 from tuner.server.service import Deployment, RunningServer, Service, ServiceRequest, serving
 
 FAKE = Path(__file__).with_name("fake_server.py")
@@ -141,3 +142,27 @@ def as_nobody(work: Callable[[], object]) -> str:
         said = pipe.read()
     os.waitpid(child, 0)
     return said
+
+
+def record_of(process: proctable.ProcessEntry, **changes: object) -> Marker:
+    """A record as a dead tuner would have left it of `process`."""
+    record = Marker(
+        boot_id=proctable.boot_id(),
+        pid=process.pid,
+        start_ticks=process.start_ticks,
+        session=process.session,
+        port=1,
+        log_device=0,
+        log_inode=0,
+        scratch="/tmp/tuner-00000000",
+        started_unix_ns=0,
+        tuner_pid=2**22 - 1,
+        tuner_start_ticks=0,
+    )
+    return replace(record, **changes)  # type: ignore[arg-type]
+
+
+def entry(pid: int) -> proctable.ProcessEntry:
+    found = proctable.entry(pid)
+    assert found is not None
+    return found

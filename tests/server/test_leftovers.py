@@ -14,12 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.support import FAKE, MODEL, as_nobody, bystander, eventually, runs
+from tests.server.support import FAKE, MODEL, as_nobody, bystander, entry, eventually, record_of, runs
 from tuner.errors import EnvironmentFaultError
 from tuner.server import leftovers, proctable, running_file, shutdown
 from tuner.server.abandoned import abandoned
 from tuner.server.leftovers import end_leftovers
-from tuner.server.running_file import Marker
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -90,30 +89,6 @@ def test_a_tuner_killed_before_its_record_leaves_no_server(tmp_path: Path) -> No
     log = proctable.file_id(tmp_path / "server.log")
     assert eventually(lambda: not any(proctable.writes_to(pid, log) for pid in proctable.table()))
     assert not note.exists(), "the server has run"
-
-
-def record_of(process: proctable.ProcessEntry, **changes: object) -> Marker:
-    """A record as a dead tuner would have left it of `process`."""
-    record = Marker(
-        boot_id=proctable.boot_id(),
-        pid=process.pid,
-        start_ticks=process.start_ticks,
-        session=process.session,
-        port=1,
-        log_device=0,
-        log_inode=0,
-        scratch="/tmp/tuner-00000000",
-        started_unix_ns=0,
-        tuner_pid=2**22 - 1,
-        tuner_start_ticks=0,
-    )
-    return replace(record, **changes)  # type: ignore[arg-type]
-
-
-def entry(pid: int) -> proctable.ProcessEntry:
-    found = proctable.entry(pid)
-    assert found is not None
-    return found
 
 
 def test_a_reused_pid_is_not_trusted(tmp_path: Path) -> None:

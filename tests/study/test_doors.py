@@ -161,19 +161,19 @@ def test_a_candidate_without_a_door_that_works_is_refuted(made: StudyPlan) -> No
     assert {door for _, door in turns(made, records)[2:]} == {SERVER}
 
 
-def test_a_fault_of_the_machine_at_one_door_leads_to_the_other(made: StudyPlan) -> None:
-    records = confirmed_all(made, {VLLM: TrialOutcome.INFRASTRUCTURE, NGINX: 38.0})
-    assert [door for name, door in turns(made, records) if name == "winner"] == [VLLM, NGINX, NGINX]
-
-
-def test_a_fault_of_the_machine_at_the_second_door_leaves_the_first(made: StudyPlan) -> None:
-    records = confirmed_all(made, {VLLM: 30.0, NGINX: TrialOutcome.INFRASTRUCTURE})
-    assert [door for name, door in turns(made, records) if name == "winner"] == [VLLM, NGINX, VLLM]
-
-
-def test_a_second_door_that_decided_nothing_is_not_tried_for_ever(made: StudyPlan) -> None:
-    records = confirmed_all(made, {VLLM: 30.0, NGINX: TrialOutcome.INVALID})
-    assert [door for name, door in turns(made, records) if name == "winner"] == [VLLM, NGINX, VLLM]
+@pytest.mark.parametrize(
+    ("vllm", "nginx", "last"),
+    [
+        (TrialOutcome.INFRASTRUCTURE, 38.0, NGINX),
+        (30.0, TrialOutcome.INFRASTRUCTURE, VLLM),
+        (30.0, TrialOutcome.INVALID, VLLM),
+    ],
+)
+def test_a_door_that_decided_nothing_leaves_the_other_and_is_not_tried_again(
+    made: StudyPlan, vllm: float | TrialOutcome, nginx: float | TrialOutcome, last: Door
+) -> None:
+    records = confirmed_all(made, {VLLM: vllm, NGINX: nginx})
+    assert [door for name, door in turns(made, records) if name == "winner"] == [VLLM, NGINX, last]
 
 
 def test_a_default_of_several_servers_goes_through_the_winners_door(tmp_path: Path) -> None:
