@@ -135,6 +135,15 @@ def test_a_cause_is_read_behind_a_wrapper_that_nobody_knows(wrapper: str, form: 
     assert read([wrapper + line for line in lines])[:2] == ("model-unsupported", S)
 
 
+@pytest.mark.parametrize("wrapper", ["pod-7 vllm {}", "Line {}: {}", "{:5}  {}", "node-3: {}"])
+@pytest.mark.parametrize("form", ["stamped", "raw", "v0"])
+def test_a_wrapper_is_known_in_a_log_whose_head_is_cut_off(wrapper: str, form: str) -> None:
+    cut = FORMS[form]("EngineCore", IN_MODEL)[1:]
+    counted = "{:5}" in wrapper or "Line" in wrapper
+    lines = [wrapper.format(at + 8, line) if counted else wrapper.format(line) for at, line in enumerate(cut)]
+    assert read(lines)[:2] == ("model-unsupported", S)
+
+
 # ── what is no cause
 
 SURVIVED = (

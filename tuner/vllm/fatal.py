@@ -187,7 +187,7 @@ class _StreamReader:
         """Return the text of the exception that begins here. None if there is none, or it is part of a message."""
         if (match := log_lines.ABORT.search(line.text)) is not None:
             return next(text for text in match.groups() if text)
-        if line.level is None and log_lines.USAGE.match(line.text) is not None:
+        if log_lines.USAGE.match(line.text) is not None:
             return line.text
         if log_lines.EXCEPTION.match(line.text) is None:
             return None

@@ -143,14 +143,15 @@ def _with_messages(lines: Iterable[LogLine]) -> Iterator[LogLine]:
 
 
 def _unknown_wrapper(raw_lines: Sequence[str]) -> re.Pattern[str] | None:
-    """Return what stands before most lines and is no form that is known: what precedes a traceback, whatever its
-    numbers are. None if tracebacks are read without it."""
-    raw = next((raw for raw in raw_lines if _TRACEBACK in raw), "")
+    """Return what stands before most lines and is no form that is known: what precedes a traceback or a stamp,
+    whatever its numbers are. None if lines are read without it."""
+    wrapped = (raw for raw in raw_lines if _WRAPPER.match(raw) and not _is_stamped(raw))
+    raw = next((raw for raw in raw_lines if _TRACEBACK in raw), None) or next(wrapped, "")
     known = any(line.process or line.level or line.text.lstrip().startswith(_TRACEBACK) for line in _parse(raw))
     match = None if known else _WRAPPER.match(raw)
     if match is None:
         return None
-    wrapper = re.compile("^" + re.sub(r"\d+", r"\\d+", re.escape(match["wrapper"])))
+    wrapper = re.compile("^" + re.sub(r"(?:\\ )*\d+", r"\\s*\\d+", re.escape(match["wrapper"])))
     return wrapper if sum(wrapper.match(raw) is not None for raw in raw_lines) > len(raw_lines) / 2 else None
 
 
