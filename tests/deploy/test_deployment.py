@@ -129,23 +129,18 @@ def scripts(recorded: Recorded, folder: Path, vllm_on_path: Path) -> Iterator[Sc
 @pytest.fixture
 def simulated(recorded: Recorded, folder: Path, tmp_path: Path) -> Iterator[Scripts]:
     """Two servers of tuner.sim. Each takes most of its GPU's memory, so that both do not start on one."""
-    write_pair(folder, machine_of(recorded, SIM, GPUS))
-    made = with_two_gpus(folder, tmp_path)
-    yield made
-    made.run("stop.sh", STOP_TIMEOUT="1")
+    yield from simulation(recorded, folder, tmp_path, Door.NGINX)
 
 
 @pytest.fixture
 def engines_of_one_vllm(recorded: Recorded, folder: Path, tmp_path: Path) -> Iterator[Scripts]:
     """One tuner.sim with an engine on each GPU, behind its own door."""
-    write_pair(folder, machine_of(recorded, SIM, GPUS, Door.VLLM))
-    made = with_two_gpus(folder, tmp_path)
-    yield made
-    made.run("stop.sh", STOP_TIMEOUT="1")
+    yield from simulation(recorded, folder, tmp_path, Door.VLLM)
 
 
-def with_two_gpus(folder: Path, tmp_path: Path) -> Scripts:
+def simulation(recorded: Recorded, folder: Path, tmp_path: Path, door: Door) -> Iterator[Scripts]:
     """The scripts of a stand-in that has two GPUs and is quick."""
+    write_pair(folder, machine_of(recorded, SIM, GPUS, door))
     port = neighbouring_ports(3)
     env = {
         "PORT": str(port),
@@ -154,17 +149,15 @@ def with_two_gpus(folder: Path, tmp_path: Path) -> Scripts:
         "TUNER_SIM_GPU_DIR": str(tmp_path / "gpu"),
         "VLLM_CACHE_ROOT": str(tmp_path / "cache"),
     }
-    return Scripts(folder, port, {**os.environ, **env})
+    made = Scripts(folder, port, {**os.environ, **env})
+    yield made
+    made.run("stop.sh", STOP_TIMEOUT="1")
 
 
 def chat(port: int, tokens: int) -> list[str]:
     """The lines with data of one streamed answer."""
-    body = {
-        "messages": [{"role": "user", "content": "hello"}],
-        "max_tokens": tokens,
-        "ignore_eos": True,
-        "stream": True,
-    }
+    messages = [{"role": "user", "content": "hello"}]
+    body = {"messages": messages, "max_tokens": tokens, "ignore_eos": True, "stream": True}
     answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=30)
     assert answer.status_code == 200, answer.text
     return [line for line in answer.text.splitlines() if line.startswith("data: ")]
@@ -209,7 +202,7 @@ def test_vllms_own_door_starts_answers_and_leaves_nothing(engines_of_one_vllm: S
     assert scripts.nothing_is_left()
 
 
-def test_every_server_has_its_own_cores_port_log_and_session(scripts: Scripts) -> None:
+def test_every_server_has_its_own_cores_port_log_and_session_and_is_started_and_stopped_once(scripts: Scripts) -> None:
     assert scripts.run("start.sh").returncode == 0
     servers = [scripts.noted(f"server-{number}") for number in (1, 2)]
     assert [server.environ()["VLLM_CPU_OMP_THREADS_BIND"] for server in servers] == ["0", "1"]
@@ -218,10 +211,6 @@ def test_every_server_has_its_own_cores_port_log_and_session(scripts: Scripts) -
     assert [os.getsid(one.pid) for one in everyone] == [one.pid for one in everyone]
     for number in (1, 2):
         assert "Starting vLLM server" in (scripts.state / f"server-{number}.log").read_text()
-
-
-def test_a_second_start_is_refused_and_a_second_stop_is_no_error(scripts: Scripts) -> None:
-    assert scripts.run("start.sh").returncode == 0
     again = scripts.run("start.sh")
     assert again.returncode == 1
     assert "already running" in again.stderr

@@ -63,7 +63,9 @@ def server_of(folder: Path, port: int) -> psutil.Process:
     return psutil.Process(int((folder / f"server-{port}.pid").read_text().split()[0]))
 
 
-def test_start_waits_until_ready_and_stop_leaves_nothing(run: Run, folder: Path, port: int, local: Recorded) -> None:
+def test_start_waits_until_ready_is_not_repeated_and_stop_leaves_nothing(
+    run: Run, folder: Path, port: int, local: Recorded
+) -> None:
     started = run("start.sh")
     assert started.returncode == 0, started.stderr
     assert f"http://127.0.0.1:{port}/v1" in started.stdout
@@ -74,6 +76,8 @@ def test_start_waits_until_ready_and_stop_leaves_nothing(run: Run, folder: Path,
     at = server.cmdline().index("serve")
     assert tuple(server.cmdline()[at + 1 :]) == (*local.launch.arguments, "--host", "127.0.0.1", "--port", str(port))
     assert "VLLM_ENABLE_STARTUP_PLAN=0" in (folder / f"server-{port}.log").read_text()
+    again = run("start.sh")
+    assert again.returncode == 1 and "already running: pid" in again.stderr
 
     stopped = run("stop.sh")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
@@ -81,13 +85,8 @@ def test_start_waits_until_ready_and_stop_leaves_nothing(run: Run, folder: Path,
     assert f"port {port}: free" in stopped.stdout
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family)
     assert not (folder / f"server-{port}.pid").exists()
-
-
-def test_a_second_start_is_refused_while_the_first_lives(run: Run) -> None:
-    assert run("start.sh").returncode == 0
-    again = run("start.sh")
-    assert again.returncode == 1
-    assert "already running: pid" in again.stderr
+    stopped = run("stop.sh")
+    assert stopped.returncode == 0 and "not running" in stopped.stdout
 
 
 def test_a_taken_port_is_refused_before_anything_starts(run: Run, folder: Path, port: int) -> None:
@@ -159,12 +158,6 @@ def test_stop_says_so_when_the_port_still_answers(run: Run, folder: Path, port: 
         stopped = run("stop.sh")
     assert stopped.returncode == 1
     assert f"port {port}: something still answers" in stopped.stdout
-
-
-def test_stop_without_a_server_is_no_error(run: Run) -> None:
-    stopped = run("stop.sh")
-    assert stopped.returncode == 0
-    assert "not running" in stopped.stdout
 
 
 def program(vllm_on_path: Path, name: str, text: str) -> None:
