@@ -11,13 +11,13 @@ from pathlib import Path
 
 import psutil
 
-from tests.deploy.ports import free_port
+from tests.deploy.ports import neighbouring_ports
 
 
 @contextmanager
 def started(folder: Path) -> Iterator[int]:
-    """Run a study's start.sh, and stop.sh at the end. Yields the port that it answers on."""
-    port = free_port()
+    """Run a study's start.sh, and stop.sh at the end. Yields its port; servers behind have the next."""
+    port = neighbouring_ports(3)
     env = {**os.environ, "PORT": str(port), "START_TIMEOUT": "240"}
     ended = subprocess.run([folder / "start.sh"], env=env, capture_output=True, text=True, timeout=300)
     try:

@@ -8,16 +8,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.real_servers import assert_stopped, servers_of, started
+from tuner.deploy.start import write_scripts
 from tuner.launch import Door
 from tuner.layout import Layout
+from tuner.load.drive import drive_closed
+from tuner.load.prompts import Request
+from tuner.load.stream import Target
 from tuner.study.plan import StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.result import StudyResult
 from tuner.study.store import Store
+from tuner.telemetry.prometheus import scrape
 
 pytestmark = [pytest.mark.real_vllm, pytest.mark.timeout(1200)]
 
@@ -32,6 +36,7 @@ env:
   VLLM_NO_USAGE_STATS: "1"
 """
 REPLICAS, SPLIT = Layout(2, 1), Layout(1, 2)
+TOKENS = 400
 
 
 @dataclass(frozen=True)
@@ -114,21 +119,25 @@ def test_no_server_of_the_searches_is_left(search: Search, machine: Search) -> N
 
 @pytest.fixture(scope="module")
 def port(machine: Search) -> Iterator[int]:
-    """The emitted script's deployment: the port of its door."""
+    """The deployment of the script for the run behind nginx: the port of its door."""
+    write_scripts(machine.folder, next(r.trial for r in machine.records if r.start.door is Door.NGINX))
     with started(machine.folder) as port:
         yield port
 
 
-def test_start_sh_starts_the_whole_machine_and_its_door_answers(machine: Search, port: int) -> None:
-    model = machine.plan.model
-    for _ in range(4):
-        answer = httpx.post(
-            f"http://127.0.0.1:{port}/v1/chat/completions",
-            json={"model": model, "messages": [{"role": "user", "content": "你好"}], "max_tokens": 8},
-            timeout=60,
-        )
-        assert answer.status_code == 200
-        assert answer.json()["usage"]["completion_tokens"] == 8
+def test_start_sh_starts_two_servers_behind_nginx_that_share_streams_and_pass_them_unbuffered(
+    machine: Search, port: int
+) -> None:
+    request = Request((("user", "你好"),), 1, TOKENS, {"ignore_eos": True})
+    door = Target(f"http://127.0.0.1:{port}", machine.plan.model)
+    answers = drive_closed(door, [request] * 4, 4, 0.1).requests
+    assert [(answer.failure, answer.output_tokens) for answer in answers] == [(None, TOKENS)] * 4
+    for answer in answers:
+        assert answer.first_ns is not None and answer.last_ns is not None
+        # A buffered stream comes in one piece at its end. A server's first answer waits some seconds before it streams.
+        assert answer.last_ns - answer.first_ns > (answer.last_ns - answer.sent_ns) / 10
+    seen = [scrape(f"http://127.0.0.1:{port + number}/metrics") for number in (1, 2)]
+    assert [one.generation_tokens for one in seen if one is not None] == [2 * TOKENS, 2 * TOKENS]
 
 
 def test_stop_sh_leaves_no_process_and_a_free_port(machine: Search, port: int) -> None:

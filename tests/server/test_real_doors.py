@@ -56,13 +56,13 @@ def asked(target: Target, count: int = 1, tokens: int = TOKENS, drain_s: float =
 
 def bound(command: tuple[str, ...], model: str, cores: str, *words: str) -> Deployment:
     """One server on these cores, one text for each rank."""
-    launch = spec(command, model, "--max-model-len", "1024", "--shutdown-timeout", "10", *words)
+    launch = spec(command, model, "--max-model-len", "1024", "--shutdown-timeout", "2", *words)
     env = (*launch.env, (variables.CPU_CORES, cores))
     return Deployment((type(launch)(launch.prefix, launch.command, launch.arguments, env),))
 
 
 @pytest.mark.skipif(nginx_program() is None, reason="no nginx here")
-def test_two_servers_behind_nginx_share_streams_and_the_death_of_one_is_the_services(
+def test_two_servers_behind_nginx_share_streams_and_one_dies_and_one_does_not_act_on_sigterm(
     tmp_path: Path, vllm_command: tuple[str, ...], tiny_model: str
 ) -> None:
     specs = [bound(vllm_command, tiny_model, core).specs[0] for core in ("0", "1")]
@@ -89,6 +89,12 @@ def test_two_servers_behind_nginx_share_streams_and_the_death_of_one_is_the_serv
         assert len(failed) == 2, "the other server's streams go on, and those that had begun are not repeated"
         cause = service.died()
         assert cause is not None and (cause.kind, cause.fault) == ("killed", Fault.ENVIRONMENT)
+        deaf = session(service.servers[0].pid)
+        for process in deaf:
+            os.kill(process.pid, signal.SIGSTOP)  # SIGTERM stays pending, as under a hung system call
+    stopped = service.servers[0].stopped
+    assert stopped is not None
+    assert len(stopped.killed) == len(deaf) >= 3 and stopped.exit_code == -signal.SIGKILL
 
 
 def test_an_engine_of_two_that_freezes_or_dies_is_seen(
