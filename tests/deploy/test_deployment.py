@@ -22,6 +22,7 @@ import pytest
 
 from tests.deploy.conftest import on_the_machine
 from tests.deploy.ports import neighbouring_ports
+from tests.server.support import listens, runs
 from tuner.deploy.recorded import Recorded
 from tuner.deploy.start import write_pair
 from tuner.launch import Door
@@ -71,10 +72,10 @@ class Scripts:
             time.sleep(0.05)
         raise AssertionError(f"no {name}")
 
-    def family(self) -> list[psutil.Process]:
+    def family(self) -> list[int]:
         """All processes of the servers and the door."""
         leaders = [self.noted(name) for name in ("door", "server-1", "server-2")]
-        return [one for leader in leaders for one in (leader, *leader.children(recursive=True))]
+        return [one.pid for leader in leaders for one in (leader, *leader.children(recursive=True))]
 
     def nothing_is_left(self) -> bool:
         """No process has one of the ports or the folder in its command, and no port answers."""
@@ -84,19 +85,7 @@ class Scripts:
             mine = {*ports, f"{self.state}/nginx/"} & set(words)
             if mine and process.info["status"] != psutil.STATUS_ZOMBIE:
                 return False
-        return not any(answers(self.port + i) for i in range(3)) and not list(self.state.glob("*.pid"))
-
-
-def answers(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
-
-
-def lives(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return not any(listens(self.port + i) for i in range(3)) and not list(self.state.glob("*.pid"))
 
 
 def machine_of(
@@ -184,7 +173,7 @@ def test_two_servers_answer_through_the_door_and_stop_leaves_nothing(simulated: 
     stopped = simulated.run("stop.sh")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert "processes: none left; ports: free" in stopped.stdout
-    assert not any(map(lives, family))
+    assert not any(map(runs, family))
     assert simulated.nothing_is_left()
 
 
@@ -249,7 +238,7 @@ def test_a_server_that_dies_during_the_start_ends_the_others(scripts: Scripts) -
         said = start.communicate(timeout=40)[1]
     assert start.returncode == 1
     assert "server-1 ended after" in said
-    assert not lives(second)
+    assert not runs(second.pid)
     assert scripts.nothing_is_left()
 
 
@@ -280,7 +269,7 @@ def test_stop_kills_what_ignores_term(scripts: Scripts, manner: str) -> None:
     stopped = scripts.run("stop.sh", STOP_TIMEOUT="2")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert time.monotonic() - began < 8  # side by side
-    assert not any(map(lives, family))
+    assert not any(map(runs, family))
 
 
 def test_stop_ends_the_servers_when_the_door_is_dead(scripts: Scripts) -> None:
@@ -289,7 +278,7 @@ def test_stop_ends_the_servers_when_the_door_is_dead(scripts: Scripts) -> None:
     scripts.noted("door").kill()
     stopped = scripts.run("stop.sh")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    assert not any(map(lives, family))
+    assert not any(map(runs, family))
 
 
 def test_in_front_term_ends_all(scripts: Scripts) -> None:
@@ -300,7 +289,7 @@ def test_in_front_term_ends_all(scripts: Scripts) -> None:
         start.terminate()
         start.communicate(timeout=40)
     assert start.returncode == 0
-    assert not any(map(lives, family))
+    assert not any(map(runs, family))
     assert scripts.nothing_is_left()
 
 
@@ -347,9 +336,9 @@ def test_the_door_is_at_the_address_that_was_asked_for(scripts: Scripts) -> None
     assert "can be reached from other machines" in started.stderr
     doors = {(c.laddr.ip, c.laddr.port) for c in scripts.noted("door").net_connections() if c.status == "LISTEN"}
     assert doors == {("0.0.0.0", scripts.port)}
-    assert answers(base) and answers(base + 1)
+    assert listens(base) and listens(base + 1)
     assert scripts.run("stop.sh").returncode == 0
-    assert not answers(base) and not answers(base + 1)
+    assert not listens(base) and not listens(base + 1)
 
 
 def test_containers_are_stopped_by_their_ids(recorded: Recorded, tmp_path: Path, vllm_on_path: Path) -> None:
@@ -376,7 +365,7 @@ esac
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     said = (tmp_path / "docker.log").read_text().splitlines()
     assert sorted(said[2:]) == ["stop server-1", "stop server-2"]
-    assert not any(map(lives, family))
+    assert not any(map(runs, family))
     assert not list(scripts.state.glob("*.container"))
 
 
@@ -391,7 +380,7 @@ def test_an_open_request_is_answered_to_its_end_while_all_is_stopped(simulated: 
         for line in filter(None, lines):
             rest.append(line)
             after += is_closed
-            is_closed = is_closed or not answers(simulated.port)
+            is_closed = is_closed or not listens(simulated.port)
     assert json.loads(first.removeprefix("data: "))["object"] == "text_completion"
     assert rest[-1] == "data: [DONE]"
     assert after > 1, "the door closed too late to tell"

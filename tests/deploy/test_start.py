@@ -18,6 +18,7 @@ import pytest
 from tests.deploy.conftest import assert_clean_bash, with_launch
 from tests.deploy.ports import free_port
 from tests.report.studies import Study
+from tests.server.support import runs
 from tuner.deploy.recorded import Recorded
 from tuner.deploy.start import argument_lines, start_script, stop_script, write_pair, write_scripts
 from tuner.errors import UsageError
@@ -83,7 +84,7 @@ def test_start_waits_until_ready_is_not_repeated_and_stop_leaves_nothing(
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert "processes: none left" in stopped.stdout
     assert f"port {port}: free" in stopped.stdout
-    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family)
+    assert not any(runs(p.pid) for p in family)
     assert not (folder / f"server-{port}.pid").exists()
     stopped = run("stop.sh")
     assert stopped.returncode == 0 and "not running" in stopped.stdout
@@ -126,7 +127,7 @@ def test_stop_kills_what_ignores_term(run: Run, folder: Path, port: int, manner:
     stopped = run("stop.sh", STOP_TIMEOUT="1")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert "killing" in stopped.stderr
-    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family)
+    assert not any(runs(p.pid) for p in family)
 
 
 def test_stop_finds_the_workers_of_a_server_that_was_killed(run: Run, folder: Path, port: int) -> None:
@@ -136,7 +137,7 @@ def test_stop_finds_the_workers_of_a_server_that_was_killed(run: Run, folder: Pa
     server.kill()
     stopped = run("stop.sh", STOP_TIMEOUT="1")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    assert not any(w.is_running() and w.status() != psutil.STATUS_ZOMBIE for w in workers)
+    assert not any(runs(w.pid) for w in workers)
 
 
 def test_stop_never_touches_a_process_that_got_the_pid_later(run: Run, folder: Path, port: int) -> None:

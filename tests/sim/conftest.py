@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,15 +18,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy.ports import free_port
+from tests.server.support import session
 from tuner.server.leftovers import remove_shared_memory, shared_memory_inodes
 
 READY_S = 20.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -85,14 +80,13 @@ class Server:
 
     def children(self) -> dict[int, str]:
         """Map pid to title for the living vLLM processes of this server's session."""
-        found: dict[int, str] = {}
-        for folder in Path("/proc").glob("[0-9]*"):
+        titles: dict[int, str] = {}
+        for one in session(self.process.pid):
             with suppress(OSError):
-                fields = (folder / "stat").read_text(errors="replace").rsplit(") ", 1)[1].split()
-                title = (folder / "cmdline").read_text(errors="replace").replace("\0", " ").strip()
-                if int(fields[3]) == self.process.pid and fields[0] not in "ZX" and title.startswith("VLLM::"):
-                    found[int(folder.name)] = title
-        return found
+                titles[one.pid] = (
+                    Path(f"/proc/{one.pid}/cmdline").read_text(errors="replace").replace("\0", " ").strip()
+                )
+        return {pid: title for pid, title in titles.items() if title.startswith("VLLM::")}
 
     def end(self) -> None:
         for pid in (*self.children(), self.process.pid):

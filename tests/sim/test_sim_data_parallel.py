@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.sim.conftest import Serve, Server, free_port
-from tests.sim.test_sim_process import until
+from tests.deploy.ports import free_port
+from tests.server.support import eventually
+from tests.sim.conftest import Serve, Server
 from tuner.sim import EngineArguments, Noise, Started, hardware_profile, held_bytes, load_model, startup
 from tuner.sim.engine_loop import EngineLoop
 from tuner.sim.engine_pool import EnginePool, least_loaded
@@ -79,7 +80,7 @@ def test_metrics_have_every_engine_and_requests_alternate_between_idle_ones(serv
 def test_requests_under_way_are_spread_over_the_engines(serve: Serve) -> None:
     server = serve(*TWO, env=SLOW).ready()
     ask_in_background(server, 8)
-    assert until(lambda: by_engine(server, "num_requests_running") == {"0": 4.0, "1": 4.0})
+    assert eventually(lambda: by_engine(server, "num_requests_running") == {"0": 4.0, "1": 4.0})
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_the_death_of_any_process_ends_the_server_with_1(serve: Serve, victim: s
     os.kill(pid_of(server, victim), signal.SIGKILL)
     assert server.wait() == 1
     assert f"process {victim}" in server.log or f"Process {victim}" in server.log
-    assert until(lambda: not server.children())
+    assert eventually(lambda: not server.children())
 
 
 def test_with_one_api_server_a_dead_engine_is_exit_0_as_with_one_engine(serve: Serve) -> None:
@@ -134,7 +135,7 @@ def test_an_engine_that_finds_no_memory_refuses_the_whole_server(serve: Serve) -
     server = serve(*TWO, env={"CUDA_VISIBLE_DEVICES": "0,1"})
     assert server.wait() == 1
     assert "Failed core proc(s): {'EngineCore_DP1': 1}" in server.log
-    assert until(lambda: not server.children() and held_bytes(server.gpu_dir, 0) == 0)
+    assert eventually(lambda: not server.children() and held_bytes(server.gpu_dir, 0) == 0)
 
 
 def test_more_engines_than_gpus_are_refused(serve: Serve) -> None:

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
+from tests.server.support import eventually
 from tests.sim.conftest import Serve, Server
-from tests.sim.test_sim_process import chunks, until
+from tests.sim.test_sim_process import chunks
 from tuner.sim import held_bytes
 from tuner.sim.faults import FAULTS, Fault, count_start, parse_fault
 
@@ -103,7 +104,7 @@ def test_a_server_can_die_under_load(serve: Serve, fault: str, code: int) -> Non
     answers = load(server)
     assert server.wait() == code
     assert [status for status, _ in answers] == [200, 0, 0]
-    assert until(lambda: not server.children())
+    assert eventually(lambda: not server.children())
 
 
 @pytest.mark.parametrize(

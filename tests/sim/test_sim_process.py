@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.server.support import eventually
 from tests.sim.conftest import Serve, Server
 from tuner.server.proctable import shared_memory_files
 from tuner.sim import (
@@ -25,16 +26,6 @@ from tuner.sim import (
     simulate,
     startup,
 )
-
-
-def until(claim: object, seconds: float = 5.0) -> bool:
-    """Return True if a condition comes true in time."""
-    end_s = time.monotonic() + seconds
-    while time.monotonic() < end_s:
-        if claim():  # type: ignore[operator]
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def chunks(text: str) -> list[dict[str, object]]:
@@ -118,8 +109,8 @@ def test_metrics_count_what_was_served(serve: Serve) -> None:
 def test_a_client_that_leaves_aborts_its_request(serve: Serve) -> None:
     server = serve(env={"TUNER_SIM_SPEED": "1", "TUNER_SIM_STARTUP_S": "0.3"}).ready()
     server.call("/v1/completions", {"prompt": "x", "max_tokens": 2000, "ignore_eos": True}, timeout_s=0.3)
-    assert until(lambda: server.metric("vllm:request_success_total") == 1)
-    assert until(lambda: server.metric("vllm:num_requests_running") == 0 or not server.chat(tokens=1)[0])
+    assert eventually(lambda: server.metric("vllm:request_success_total") == 1)
+    assert eventually(lambda: server.metric("vllm:num_requests_running") == 0 or not server.chat(tokens=1)[0])
 
 
 def test_log_has_the_lines_that_tools_read(serve: Serve) -> None:
@@ -153,7 +144,7 @@ def test_a_stopped_server_exits_with_0_and_leaves_nothing(serve: Serve, number: 
 
 def test_sigterm_while_starting_is_death_by_sigint(serve: Serve) -> None:
     server = serve("--fault", "hang-before-ready")
-    assert until(lambda: "Initializing a V1 LLM engine" in server.log)
+    assert eventually(lambda: "Initializing a V1 LLM engine" in server.log)
     server.process.terminate()
     assert server.wait() == -signal.SIGINT
     assert not server.children()
@@ -181,14 +172,14 @@ def test_memory_is_free_again_when_the_orphan_is_killed(serve: Serve) -> None:
     server.wait()
     for pid in server.children():
         os.kill(pid, signal.SIGKILL)
-    assert until(lambda: held_bytes(server.gpu_dir, 0) == 0)
+    assert eventually(lambda: held_bytes(server.gpu_dir, 0) == 0)
 
 
 def test_a_killed_engine_is_503_and_then_exit_0(serve: Serve) -> None:
     server = serve(env={"TUNER_SIM_SPEED": "5", "TUNER_SIM_STARTUP_S": "0.3"}).ready()
     engine = next(pid for pid, title in server.children().items() if title == "VLLM::EngineCore")
     os.kill(engine, signal.SIGKILL)
-    assert until(lambda: server.call("/health")[0] == 503, 0.9)
+    assert eventually(lambda: server.call("/health")[0] == 503, 0.9)
     assert server.chat()[0] == 500
     assert server.wait() == 0
     assert "AsyncLLM output_handler failed." in server.log
