@@ -116,7 +116,7 @@ BEFORE_START = ("memory held by others", "memory of one GPU held by others")
 
 ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "KV cache too small": ("--kv-cache-memory-bytes", "20000000"),
-    "unknown flag": ("--no-such-flag", "1"),
+    "refused value": ("--max-num-seqs", "many"),
     "another model's name": ("--served-model-name", "another"),
 }
 """Additional words of one start: a candidate that vLLM refuses."""
