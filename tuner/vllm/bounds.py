@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from tuner.vllm import knobs
 from tuner.vllm.cause import Bound, Fault
 from tuner.vllm.log_lines import StartPhase
-from tuner.vllm.memory import HELD_GIB, HELD_SHARE_HOST, MemoryFigures, Shortage, is_unified, may_be_held, shortage
+from tuner.vllm.memory import (
+    BESIDE_TORCH_GIB,
+    HELD_SHARE_HOST,
+    MemoryFigures,
+    Shortage,
+    is_unified,
+    may_be_held,
+    shortage,
+)
 
 GIB = 2**30
 
@@ -76,11 +84,12 @@ def free_share(match: re.Match[str], _context: MessageContext) -> tuple[Bound, .
 def gpu_held(match: re.Match[str], context: MessageContext) -> Fault:
     """Blame a start that finds too little memory free. What came after the count of others is no lasting holder.
 
-    On unified memory the page cache counts as in use, so the count says nothing.
+    Contexts and NCCL's buffers of our own are in use by then. On unified memory the page cache is too, so the count
+    says nothing there.
     """
     total, before = float(match["total"]), context.held_by_others_gib
     held = total - float(match["free"])
-    has_grown = before is not None and not is_unified(total) and held > before + HELD_GIB
+    has_grown = before is not None and not is_unified(total) and held > before + BESIDE_TORCH_GIB
     return Fault.ENVIRONMENT if has_grown or held > may_be_held(total) else Fault.CANDIDATE
 
 
