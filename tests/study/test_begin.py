@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,16 +19,21 @@ from tuner.candidate import Candidate, Value
 from tuner.environment import Environment, Gpu, describe
 from tuner.errors import UsageError
 from tuner.layout import Layout
+from tuner.load.workload import workload
+from tuner.slo import parse_slo
+from tuner.space.axis import ParameterAxis
 from tuner.space.parameter import Kind, Parameter
 from tuner.study.begin import BEST, begins_with, with_earlier
 from tuner.study.earlier import BeginsWith, Differs
 from tuner.study.learnt import known_rules
-from tuner.study.plan import StudyPlan
+from tuner.study.mechanics import COSTS, Mechanics
+from tuner.study.plan import Ladder, StudyPlan
 from tuner.study.record import Role, TrialOutcome, TrialRecord
 from tuner.study.rule import FlagLimit, LearntRule
 from tuner.study.seeds import seeds
 from tuner.study.setting import StudySetting
 from tuner.study.store import Store
+from tuner.study.surrogate import Ends, Seen, Surrogate, full_servers
 from tuner.study.upgrade import read_plan
 
 NOW = describe("0.32.0", "/models/tiny", (), None)
@@ -292,3 +298,80 @@ def test_a_result_keeps_which_study_a_rule_is_of(tmp_path: Path) -> None:
     path = tmp_path / "rule.json"
     jsonfile.dump(path, rule)
     assert jsonfile.load(path, LearntRule) == rule
+
+
+# ---------------------------------------------------------------- constants of the model's mean
+
+
+TRUE = (0.002, 0.004, 0.003)
+"""Seconds of a request, of its steps of decoding and of its prefill."""
+
+
+def of_physics(made: StudyPlan, constants: tuple[float, ...] = TRUE, n: int = 12) -> tuple[TrialRecord, ...]:
+    """Measure candidates of a server that is always full and obeys the physics of mechanics.py."""
+    setting = StudySetting.of(made, DEFAULTS)
+    mechanics = Mechanics(setting, [ParameterAxis(p) for p in made.parameters], ())
+    found = []
+    for trial in range(n):
+        candidate = at(8 << (trial % 4), 512 << (trial % 5), 0.9)
+        terms = mechanics.view(candidate, 64).full[:COSTS]
+        qps = 1 / sum(constant * term for constant, term in zip(constants, terms, strict=True))
+        found.append(record(trial, candidate, (level(qps, concurrency=64),)))
+    return tuple(found)
+
+
+def test_a_later_model_predicts_from_one_figure_what_the_earlier_study_found(tmp_path: Path) -> None:
+    study = earlier_study(tmp_path / "first", of_physics(plan(tmp_path / "first")))
+    later = plan(tmp_path / "later")
+    known = begins_with(study, later, NOW).constants
+    figures = _figures(later, of_physics(later))
+    errors = [
+        _worst_error(Surrogate(figures[:1], full_servers(constants), Ends.of([f.view for f in figures]), 0), figures)
+        for constants in (known, ())
+    ]
+    assert errors[0] < 0.02 < 0.3 < errors[1]
+
+
+def test_a_later_studys_own_figures_outweigh_the_earlier_constants(tmp_path: Path) -> None:
+    study = earlier_study(tmp_path / "first", of_physics(plan(tmp_path / "first")))
+    later = plan(tmp_path / "later")
+    known = begins_with(study, later, NOW).constants
+    figures = _figures(later, of_physics(later, (0.004, 0.001, 0.009), n=20))
+    ends = Ends.of([f.view for f in figures])
+    assert _worst_error(Surrogate(figures, full_servers(known), ends, 0), figures) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("change", "known"),
+    [
+        ({}, 7),
+        ({"slos": (parse_slo("p99 ttft <= 100ms"),)}, COSTS),
+        ({"workload": workload("random:640,16")}, COSTS),
+        ({"load": Ladder((64,), 1.0, 0.0)}, COSTS),
+    ],
+)
+def test_under_other_limits_or_traffic_only_constants_of_a_full_server_are_taken_over(
+    change: dict[str, Any], known: int, tmp_path: Path
+) -> None:
+    study = earlier_study(tmp_path / "first", of_physics(plan(tmp_path / "first")))
+    found = begins_with(study, replace(plan(tmp_path / "later"), **change), NOW).constants
+    assert len(found) == 7
+    assert found[known:] == (0.0,) * (7 - known)
+    assert sum(constant > 0 for constant in found[:COSTS]) > 1
+
+
+def test_constants_of_servers_of_another_size_are_not_taken_over(tmp_path: Path) -> None:
+    study = earlier_study(tmp_path / "first", of_physics(plan(tmp_path / "first")))
+    later = layouts_plan(tmp_path / "later", (Layout(1, 2),), gpus=2)
+    assert begins_with(study, later, NOW).constants == ()
+
+
+def _figures(made: StudyPlan, records: tuple[TrialRecord, ...]) -> list[Seen]:
+    setting = StudySetting.of(made, DEFAULTS)
+    mechanics = Mechanics(setting, [ParameterAxis(p) for p in made.parameters], ())
+    return [Seen(mechanics.view(r.candidate, 64), r.qps or 0.0, 0.01, 1) for r in records]
+
+
+def _worst_error(model: Surrogate, figures: list[Seen]) -> float:
+    mean, _ = model.predict([f.view for f in figures])
+    return max(abs(math.exp(log) / f.qps - 1) for log, f in zip(mean, figures, strict=True))

@@ -11,11 +11,14 @@ from tuner.candidate import Candidate, Value
 from tuner.environment import Environment
 from tuner.errors import UsageError
 from tuner.layout import FLAGS, Layout
+from tuner.space.axis import ParameterAxis
 from tuner.space.parameter import Kind, Parameter
 from tuner.study import confirm, unread
 from tuner.study.earlier import BeginsWith, Differs, EarlierCandidate
 from tuner.study.learnt import known_rules
+from tuner.study.mechanics import COSTS
 from tuner.study.plan import StudyPlan
+from tuner.study.proposer import Proposer
 from tuner.study.record import TrialRecord
 from tuner.study.rule import FlagLimit, LearntRule
 from tuner.study.setting import SERVER_SIZES, StudySetting
@@ -50,6 +53,7 @@ def begins_with(folder: Path, plan: StudyPlan, now: Environment) -> BeginsWith:
         rules=() if differ else tuple(_here(rules, earlier, later)),
         stale_rules=len(rules) if differ else 0,
         stale_by=differ,
+        constants=_constants(earlier, later, records),
     )
 
 
@@ -81,6 +85,21 @@ def _check_same_machine(study: str, then: Environment, now: Environment) -> None
             f"study {study!r} ran on {', '.join(was)}, this is {', '.join(found)}",
             hint="its flags say nothing of this machine: leave --from out",
         )
+
+
+def _constants(earlier: StudySetting, later: StudySetting, records: Sequence[TrialRecord]) -> tuple[float, ...]:
+    """Return the constants of the earlier model's mean, as far as they hold here. Under other limits or other traffic
+    only those of a full server do, and none for servers of other sizes."""
+    before, now = earlier.plan, later.plan
+    sizes = [{placed.layout.server for placed in plan.layouts} for plan in (before, now)]
+    if before.searches_layouts != now.searches_layouts or (not now.searches_layouts and sizes[0] != sizes[1]):
+        return ()
+    found = Proposer(earlier, [ParameterAxis(p) for p in before.parameters]).constants(records)
+    same_traffic = (before.workload.shares, before.workload.reading) == (now.workload.shares, now.workload.reading)
+    if same_traffic and (before.slos, before.load) == (now.slos, now.load):
+        return found
+    size = len(found) // (2 if now.searches_layouts else 1)
+    return tuple(known if i % size < COSTS else 0.0 for i, known in enumerate(found))
 
 
 def _candidates(

@@ -63,6 +63,7 @@ class BeginsWith:
         not_searched: Flags that it searched and this study does not.
         rules: Its rules, as limits on the flags of this study.
         stale_rules: Number of rules that may not hold any more, because of `stale_by`.
+        constants: Constants of 1 / QPS, as mechanics.py lists its terms. 0 for one that is not known here.
     """
 
     study: str
@@ -73,3 +74,4 @@ class BeginsWith:
     rules: tuple[LearntRule, ...] = ()
     stale_rules: int = 0
     stale_by: tuple[Differs, ...] = ()
+    constants: tuple[float, ...] = ()

@@ -50,6 +50,10 @@ _FURTHEST = 3.0
 """Powers of two by which sequences may exceed what fits. Beyond that, no more of them are ever running."""
 
 
+COSTS = 3
+"""Terms that a full server has: their constants hold whatever the traffic and its limits."""
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """A candidate as the model sees it: its place on smooth axes, and the terms of one server's 1 / QPS within limits
@@ -106,6 +110,7 @@ class Mechanics:
             min(budget, _BURST * longest),
             1 / (1 + (fits / sequences) ** _STEEPNESS),
         )
+        assert len(costs) == COSTS
         unlimited = (*costs, *(0.0 for _ in limits))
         return View(tuple(place), self._by_size((*costs, *limits), layout), self._by_size(unlimited, layout))
 

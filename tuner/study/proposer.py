@@ -16,10 +16,19 @@ from tuner.study.compile_cache import Cache, compile_key
 from tuner.study.feedback import feedback_for
 from tuner.study.forecast import start_s
 from tuner.study.may_start import MayStart
-from tuner.study.mechanics import Mechanics, View
+from tuner.study.mechanics import Mechanics, View, fitted
 from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.setting import StudySetting
-from tuner.study.surrogate import Array, Ends, FullServer, Seen, Surrogate, chance_to_keep, expected_improvement
+from tuner.study.surrogate import (
+    Array,
+    Ends,
+    FullServer,
+    Seen,
+    Surrogate,
+    chance_to_keep,
+    expected_improvement,
+    full_servers,
+)
 
 DRAWN, NEAR, BEST = 1000, 100, 5
 """Candidates drawn over the whole space, and near each of the best ones."""
@@ -65,6 +74,18 @@ class Proposer:
     def __init__(self, setting: StudySetting, axes: Sequence[ParameterAxis]) -> None:
         self._setting = setting
         self._axes = axes
+        begun = setting.plan.begins_with
+        self._earlier = full_servers(begun.constants) if begun else []
+
+    def constants(self, records: Iterable[TrialRecord]) -> tuple[float, ...]:
+        """Fit the constants of 1 / QPS. Empty if nothing was measured."""
+        searched = [record for record in records if record.role.searches and record.counts]
+        seen = self._seen(Mechanics(self._setting, self._axes, searched), searched)
+        figures = [*((s.view.terms, s.qps) for s in seen.figures), *((f.terms, f.qps) for f in seen.full)]
+        if not figures:
+            return ()
+        terms, qps = zip(*figures, strict=True)
+        return tuple(map(float, fitted(np.array(terms), np.array(qps))))
 
     def propose(
         self,
@@ -98,7 +119,7 @@ class Proposer:
     ) -> Array:
         """Return what each candidate may gain if it starts, as a share of the best, limits considered."""
         ends = Ends.of([*views, *beside, *(s.view for s in seen.figures)])
-        surrogate = Surrogate(seen.figures, seen.full, ends, seed)
+        surrogate = Surrogate(seen.figures, [*seen.full, *self._earlier], ends, seed)
         surrogate.imagine(beside)
         mean, sd = surrogate.predict(views)
         mean = mean + np.log([self._setting.plan.layout_of(candidate).replicas for candidate in candidates])
