@@ -68,11 +68,9 @@ def test_a_fault_of_the_machine_is_retried_and_gives_no_feedback(tmp_path: Path)
     spoilt: list[str] = []
 
     def run_trial(assignment: Assignment) -> TrialRecord:
-        made = landscape(assignment)
         if assignment.trial == 2:
             spoilt.append(assignment.candidate.id)
-            return replace(with_start(made, cause=MACHINE), outcome=TrialOutcome.INFRASTRUCTURE, levels=(), best=None)
-        return made
+        return trial_of(assignment, MACHINE) if assignment.trial == 2 else landscape(assignment)
 
     run = StudyRun(plan(tmp_path / "s", starts=8), run_trial)
     run.loop.run()
@@ -83,11 +81,7 @@ def test_a_fault_of_the_machine_is_retried_and_gives_no_feedback(tmp_path: Path)
 
 
 def test_faults_in_a_row_end_the_run_with_the_cause_once_no_pause_has_helped(tmp_path: Path) -> None:
-    def run_trial(assignment: Assignment) -> TrialRecord:
-        made = landscape(assignment)
-        return replace(with_start(made, cause=MACHINE), outcome=TrialOutcome.INFRASTRUCTURE, levels=(), best=None)
-
-    run = StudyRun(plan(tmp_path / "s"), run_trial)
+    run = StudyRun(plan(tmp_path / "s"), lambda a: trial_of(a, MACHINE))
     with pytest.raises(EnvironmentFaultError) as caught:
         run.loop.run()
     assert "another process has the port" in caught.value.message
@@ -179,11 +173,9 @@ def test_a_group_whose_memory_does_not_come_back_is_left_alone_and_the_other_goe
 
 
 def test_a_run_without_a_usable_group_ends_and_says_so(tmp_path: Path) -> None:
-    def run_trial(assignment: Assignment) -> TrialRecord:
-        return with_start(landscape(assignment), dirty="GPU memory")
-
+    run = StudyRun(plan(tmp_path / "s"), lambda a: with_start(landscape(a), dirty="GPU memory"))
     with pytest.raises(EnvironmentFaultError, match="no GPU group is usable"):
-        StudyRun(plan(tmp_path / "s"), run_trial).loop.run()
+        run.loop.run()
 
 
 def test_a_disk_that_is_nearly_full_ends_the_run_before_the_next_start(

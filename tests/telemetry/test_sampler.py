@@ -18,7 +18,7 @@ import pytest
 from tests.fakes import RecordedGpu
 from tuner.telemetry.gpu import GpuReading, NoGpu, gpu_adapter
 from tuner.telemetry.host import Host
-from tuner.telemetry.sampler import Sampler, TelemetryLog, Watched
+from tuner.telemetry.sampler import Sampler, Telemetry, TelemetryLog, Watched
 
 
 class _Metrics(BaseHTTPRequestHandler):
@@ -56,8 +56,12 @@ class _Metrics(BaseHTTPRequestHandler):
         pass
 
 
+Served = tuple[str, type[_Metrics]]
+"""URL of a page, and its handler."""
+
+
 @contextmanager
-def served() -> Iterator[tuple[str, type[_Metrics]]]:
+def served() -> Iterator[Served]:
     handler = type("Handler", (_Metrics,), {"scrapes": 0, "running": 2, "engines": 1, "bad": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -68,26 +72,30 @@ def served() -> Iterator[tuple[str, type[_Metrics]]]:
 
 
 @pytest.fixture
-def metrics() -> Iterator[tuple[str, type[_Metrics]]]:
+def metrics() -> Iterator[Served]:
     with served() as one:
         yield one
 
 
 @pytest.fixture
-def other_metrics() -> Iterator[tuple[str, type[_Metrics]]]:
+def other_metrics() -> Iterator[Served]:
     with served() as one:
         yield one
 
 
-def test_server_gpu_and_host_are_read_together(metrics: tuple[str, type[_Metrics]]) -> None:
+def seen(sampler: Sampler, seconds: float = 0.2) -> Telemetry:
+    recording = sampler.start()
+    time.sleep(seconds)
+    return recording.finish()
+
+
+def test_server_gpu_and_host_are_read_together(metrics: Served) -> None:
     gpu = GpuReading(3, 0.9, 2**30, 300.0, 60.0, 1800.0, ("power cap",))
     other = GpuReading(4, 0.1, 2**20, 30.0, 40.0, 200.0)
     sampler = Sampler(
         Watched(metrics[0], (3,)), gpu=RecordedGpu([(gpu, other)]), leaders=(os.getpid(),), interval_s=0.05
     )
-    recording = sampler.start()
-    time.sleep(0.3)
-    telemetry = recording.finish()
+    telemetry = seen(sampler, 0.3)
     assert 1 <= len(telemetry.rows) <= 7
     for row in telemetry.rows:
         assert row.server is not None and row.server.running == 2
@@ -95,13 +103,13 @@ def test_server_gpu_and_host_are_read_together(metrics: tuple[str, type[_Metrics
         assert 0 <= row.host.cpu_share <= 1
 
 
-def test_the_last_scrape_waits_until_the_counters_stand_still(metrics: tuple[str, type[_Metrics]]) -> None:
+def test_the_last_scrape_waits_until_the_counters_stand_still(metrics: Served) -> None:
     telemetry = Sampler(Watched(metrics[0]), interval_s=10).start().finish()
     assert telemetry.before is not None and telemetry.before.preemptions == 1
     assert telemetry.after is not None and telemetry.after.preemptions == 4
 
 
-def test_preemptions_can_be_seen_while_the_level_runs(metrics: tuple[str, type[_Metrics]]) -> None:
+def test_preemptions_can_be_seen_while_the_level_runs(metrics: Served) -> None:
     recording = Sampler(Watched(metrics[0]), interval_s=0.05).start()
     seen = [recording.preemptions]
     deadline = time.monotonic() + 20
@@ -113,7 +121,7 @@ def test_preemptions_can_be_seen_while_the_level_runs(metrics: tuple[str, type[_
 
 
 @pytest.mark.parametrize("bad", [b"", b'vllm:num_preemptions_total{engine="0"} 1', 503, 500])
-def test_a_scrape_that_fails_is_made_again(metrics: tuple[str, type[_Metrics]], bad: bytes | int) -> None:
+def test_a_scrape_that_fails_is_made_again(metrics: Served, bad: bytes | int) -> None:
     """The counter rises with every answer, so the figures tell which answers were used."""
     url, handler = metrics
     handler.bad = [bad, bad]
@@ -124,14 +132,14 @@ def test_a_scrape_that_fails_is_made_again(metrics: tuple[str, type[_Metrics]], 
     assert telemetry.after is not None and telemetry.after.preemptions == 4
 
 
-def test_a_page_that_is_not_there_is_asked_for_once(metrics: tuple[str, type[_Metrics]]) -> None:
+def test_a_page_that_is_not_there_is_asked_for_once(metrics: Served) -> None:
     url, handler = metrics
     handler.bad = [404] * 9
     assert Watched(url).page(3) is None
     assert handler.scrapes == 1
 
 
-def test_a_server_that_stays_busy_is_not_idle(metrics: tuple[str, type[_Metrics]]) -> None:
+def test_a_server_that_stays_busy_is_not_idle(metrics: Served) -> None:
     url, handler = metrics
     sampler = Sampler(Watched(url))
     assert not sampler.wait_until_idle(0.3)
@@ -139,26 +147,22 @@ def test_a_server_that_stays_busy_is_not_idle(metrics: tuple[str, type[_Metrics]
     assert sampler.wait_until_idle(0.3)
 
 
-def test_an_engine_whose_gauges_went_stale_is_idle(metrics: tuple[str, type[_Metrics]]) -> None:
+def test_an_engine_whose_gauges_went_stale_is_idle(metrics: Served) -> None:
     """vLLM shows the last step's gauges after every request was aborted. Here no token is processed any more."""
     assert Sampler(Watched(metrics[0])).wait_until_idle(30.0)
 
 
 def test_without_metrics_everything_about_the_server_is_none() -> None:
-    recording = Sampler(Watched("http://127.0.0.1:9/metrics"), interval_s=0.05).start()
-    time.sleep(0.15)
-    telemetry = recording.finish()
+    telemetry = seen(Sampler(Watched("http://127.0.0.1:9/metrics"), interval_s=0.05), 0.15)
     assert telemetry.before is telemetry.after is None
     assert telemetry.rows and all(row.server is None for row in telemetry.rows)
 
 
-def test_telemetry_is_a_whole_file_after_every_level(tmp_path: Path, metrics: tuple[str, type[_Metrics]]) -> None:
+def test_telemetry_is_a_whole_file_after_every_level(tmp_path: Path, metrics: Served) -> None:
     log = TelemetryLog(tmp_path / "telemetry.parquet")
     rows = 0
     for level in (10, 30):
-        recording = Sampler(Watched(metrics[0]), interval_s=0.05).start()
-        time.sleep(0.15)
-        telemetry = recording.finish()
+        telemetry = seen(Sampler(Watched(metrics[0]), interval_s=0.05), 0.15)
         rows += len(telemetry.rows)
         log.add(level, telemetry)
         table = pq.read_table(tmp_path / "telemetry.parquet")
@@ -203,7 +207,6 @@ def test_a_server_that_is_not_there_has_no_cpu() -> None:
 
 
 def test_the_cpu_of_several_servers_is_summed() -> None:
-
     with subprocess.Popen(BURN) as first, subprocess.Popen(BURN) as second:
         hosts = [Host([first.pid]), Host([second.pid]), Host([first.pid, second.pid])]
         time.sleep(1.0)
@@ -216,16 +219,11 @@ def test_the_cpu_of_several_servers_is_summed() -> None:
     assert hosts[2].server_pids == (first.pid, second.pid)
 
 
-Served = tuple[str, type[_Metrics]]
-
-
 def test_servers_are_summed_and_kept_apart_each_with_its_gpus(metrics: Served, other_metrics: Served) -> None:
     readings = [GpuReading(index, 0.9, 2**30, 300.0, 60.0, 1800.0) for index in range(4)]
     servers = (Watched(metrics[0], (0, 1)), Watched(other_metrics[0], (2, 3)))
     other_metrics[1].running = 5
-    recording = Sampler(*servers, gpu=RecordedGpu([tuple(readings)]), interval_s=0.05).start()
-    time.sleep(0.3)
-    telemetry = recording.finish()
+    telemetry = seen(Sampler(*servers, gpu=RecordedGpu([tuple(readings)]), interval_s=0.05), 0.3)
     assert telemetry.before is not None and telemetry.after is not None
     assert (telemetry.before.preemptions, telemetry.after.preemptions) == (2, 8)
     for row in telemetry.rows:
@@ -237,9 +235,7 @@ def test_servers_are_summed_and_kept_apart_each_with_its_gpus(metrics: Served, o
 def test_the_engines_of_one_server_are_kept_apart_like_servers(metrics: Served) -> None:
     metrics[1].engines = 2
     gpus = tuple(GpuReading(index, 0.9, 2**30, 300.0, 60.0, 1800.0) for index in (4, 6))
-    recording = Sampler(Watched(metrics[0], (4, 6), engines=2), gpu=RecordedGpu([gpus]), interval_s=0.05).start()
-    time.sleep(0.2)
-    telemetry = recording.finish()
+    telemetry = seen(Sampler(Watched(metrics[0], (4, 6), engines=2), gpu=RecordedGpu([gpus]), interval_s=0.05))
     for row in telemetry.rows:
         assert row.server is not None and (row.server.running, row.server.kv_usage) == (4, 0.2)
         assert [replica.scrape.kv_usage for replica in row.replicas if replica.scrape] == [0.1, 0.2]
@@ -247,9 +243,7 @@ def test_the_engines_of_one_server_are_kept_apart_like_servers(metrics: Served) 
 
 
 def test_another_number_of_engines_than_expected_is_not_observed(metrics: Served) -> None:
-    recording = Sampler(Watched(metrics[0], engines=2), interval_s=0.05).start()
-    time.sleep(0.2)
-    telemetry = recording.finish()
+    telemetry = seen(Sampler(Watched(metrics[0], engines=2), interval_s=0.05))
     assert telemetry.rows and all(row.server and row.server.running == 2 for row in telemetry.rows)
     assert all([replica.scrape for replica in row.replicas] == [None, None] for row in telemetry.rows)
 
@@ -287,9 +281,7 @@ def test_telemetry_has_a_row_for_each_server_and_gpu(tmp_path: Path, metrics: Se
     other_metrics[1].running = 5
     gpus = tuple(GpuReading(index, index / 10, 2**30, 300.0, 60.0, 1800.0) for index in range(4))
     servers = (Watched(metrics[0], (0, 1)), Watched(other_metrics[0], (2, 3)))
-    recording = Sampler(*servers, gpu=RecordedGpu([gpus]), interval_s=0.05).start()
-    time.sleep(0.15)
-    telemetry = recording.finish()
+    telemetry = seen(Sampler(*servers, gpu=RecordedGpu([gpus]), interval_s=0.05), 0.15)
     TelemetryLog(tmp_path / "telemetry.parquet").add(8, telemetry)
     rows = pq.read_table(tmp_path / "telemetry.parquet").to_pylist()
     assert len(rows) == 4 * len(telemetry.rows)
