@@ -432,6 +432,7 @@ CAUSES: tuple[tuple[str, Fault, str], ...] = (
     ("oom", C, "RuntimeError: NPU out of memory. Tried to allocate 2.00 GiB (NPU 1; 60.97 GiB total capacity; "
      "55.00 GiB already allocated; 55.00 GiB current active; 1.20 GiB free; 55.40 GiB reserved in total by PyTorch)"),
     ("oom", C, "jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm."),
+    ("oom", C, 'RuntimeError: torch_call_dispatcher( "aten::empty", "memory_format", stack) API call failed at a.h:9'),
     ("oom", C, "RuntimeError: No parameters. There may be insufficient memory to allocate the weight."),
     ("oom", C, "RuntimeError: NVML_SUCCESS == r INTERNAL ASSERT FAILED at \"/c10/CUDACachingAllocator.cpp\":9"),
     ("kernel-too-large", S, "jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem."),

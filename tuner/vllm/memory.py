@@ -27,6 +27,7 @@ BESIDE_TORCH_GIB = 3.0
 OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|Error: [^\n]*\bout of memory\b|(?:CUDA|HIP)(?: driver)? [Ee]rror: out of memory"
     r"|\b[A-Z]{3,4} out of memory|RESOURCE_EXHAUSTED|insufficient memory to allocate"
+    r"|torch_call_dispatcher\(\s*\"aten::empty"
     r"|NVML_SUCCESS == \w+ INTERNAL ASSERT FAILED at [^\n]*CachingAllocator"
     r"|hipErrorOutOfMemory|CUDA_ERROR_OUT_OF_MEMORY|BLAS_STATUS_ALLOC_FAILED|OUT_OF_DEVICE_MEMORY"
     r"|(?i:(?:cuda|hip) failure (?:2 )?'?out of memory)"
