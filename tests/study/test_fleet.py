@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,6 @@ from tuner.study.assignment import Assignment
 from tuner.study.fleet import FleetStoppedError, LocalFleet
 from tuner.study.record import Role, TrialRecord
 from tuner.study.store import ASSIGNMENT, Store
-
-Work = Callable[[Assignment], TrialRecord]
-MakeFleet = Callable[..., LocalFleet]
 
 GROUPS = (GpuGroup((0,)), GpuGroup((1,)))
 PAIR, APART = GpuGroup((0, 1)), GpuGroup((2,))
@@ -40,14 +36,6 @@ def stop() -> threading.Event:
     return threading.Event()
 
 
-@pytest.fixture
-def fleet_of(store: Store, stop: threading.Event) -> MakeFleet:
-    def fleet_of(groups: Sequence[GpuGroup], work: Work) -> LocalFleet:
-        return LocalFleet(groups, work, store, stop)
-
-    return fleet_of
-
-
 def made(assignment: Assignment) -> TrialRecord:
     """Do the work of a trial in no time."""
     return record(assignment.trial, assignment.candidate, (level(10.0),), group=assignment.groups[0])
@@ -57,14 +45,9 @@ def assigned(store: Store, group: GpuGroup) -> Assignment:
     return Assignment(store.new_trial(), Role.SEARCH, Candidate(), (group,), RunLadder((8,), 1.0), 0.0, None)
 
 
-def test_its_groups_are_those_given(fleet_of: MakeFleet) -> None:
-    with fleet_of(GROUPS, made) as fleet:
-        assert fleet.groups == GROUPS
-
-
-def test_a_record_is_on_disk_before_its_future_resolves(fleet_of: MakeFleet, store: Store) -> None:
+def test_a_record_is_on_disk_before_its_future_resolves(store: Store, stop: threading.Event) -> None:
     on_disk: list[list[int]] = []
-    with fleet_of(GROUPS, made) as fleet:
+    with LocalFleet(GROUPS, made, store, stop) as fleet:
         for _ in range(3):
             looked = threading.Event()
 
@@ -77,7 +60,7 @@ def test_a_record_is_on_disk_before_its_future_resolves(fleet_of: MakeFleet, sto
     assert on_disk == [[0], [0, 1], [0, 1, 2]]
 
 
-def test_assignments_and_records_are_on_disk_before_a_server_starts(fleet_of: MakeFleet, store: Store) -> None:
+def test_assignments_and_records_are_on_disk_before_a_server_starts(store: Store, stop: threading.Event) -> None:
     before: list[int] = []
 
     def work(assignment: Assignment) -> TrialRecord:
@@ -85,13 +68,13 @@ def test_assignments_and_records_are_on_disk_before_a_server_starts(fleet_of: Ma
         assert jsonfile.load(store.trial_folder(assignment.trial) / ASSIGNMENT, Assignment) == assignment
         return made(assignment)
 
-    with fleet_of(GROUPS[:1], work) as fleet:
+    with LocalFleet(GROUPS[:1], work, store, stop) as fleet:
         for future in [fleet.submit(assigned(store, GROUPS[0])) for _ in range(4)]:
             future.result(TIMEOUT_S)
     assert before == [0, 1, 2, 3]
 
 
-def test_slots_work_side_by_side_and_none_is_used_twice_at_once(fleet_of: MakeFleet, store: Store) -> None:
+def test_slots_work_side_by_side_and_none_is_used_twice_at_once(store: Store, stop: threading.Event) -> None:
     pair = threading.Barrier(len(GROUPS), timeout=TIMEOUT_S)
     lock, busy, most = threading.Lock(), dict.fromkeys(GROUPS, 0), dict.fromkeys(GROUPS, 0)
 
@@ -104,13 +87,15 @@ def test_slots_work_side_by_side_and_none_is_used_twice_at_once(fleet_of: MakeFl
             busy[assignment.groups[0]] -= 1
         return made(assignment)
 
-    with fleet_of(GROUPS, work) as fleet:
+    with LocalFleet(GROUPS, work, store, stop) as fleet:
         futures = [fleet.submit(assigned(store, group)) for _ in range(3) for group in GROUPS]
         assert {future.result(TIMEOUT_S).start.group for future in futures} == {group.name for group in GROUPS}
     assert most == dict.fromkeys(GROUPS, 1)
 
 
-def test_slots_that_share_a_gpu_take_turns_in_the_order_of_their_assignments(fleet_of: MakeFleet, store: Store) -> None:
+def test_slots_that_share_a_gpu_take_turns_in_the_order_of_their_assignments(
+    store: Store, stop: threading.Event
+) -> None:
     """A large slot waits for the small ones before it, and later small ones wait for it."""
     order = [GROUPS[0], PAIR, GROUPS[1], GROUPS[0], PAIR, PAIR, GROUPS[0], GROUPS[1]] * 12
     lock = threading.Lock()
@@ -127,7 +112,7 @@ def test_slots_that_share_a_gpu_take_turns_in_the_order_of_their_assignments(fle
             busy.difference_update(assignment.units)
         return record
 
-    with fleet_of((*GROUPS, PAIR), work) as fleet:
+    with LocalFleet((*GROUPS, PAIR), work, store, stop) as fleet:
         for future in [fleet.submit(assigned(store, group)) for group in order]:
             future.result(TIMEOUT_S)
     for group in GROUPS:
@@ -135,7 +120,7 @@ def test_slots_that_share_a_gpu_take_turns_in_the_order_of_their_assignments(fle
         assert [trial for trial in began if trial in uses_it] == uses_it
 
 
-def test_an_assignment_passes_those_that_wait_for_other_gpus(fleet_of: MakeFleet, store: Store) -> None:
+def test_an_assignment_passes_those_that_wait_for_other_gpus(store: Store, stop: threading.Event) -> None:
     passed = threading.Event()
 
     def work(assignment: Assignment) -> TrialRecord:
@@ -145,12 +130,12 @@ def test_an_assignment_passes_those_that_wait_for_other_gpus(fleet_of: MakeFleet
             assert passed.wait(TIMEOUT_S)
         return made(assignment)
 
-    with fleet_of((*GROUPS, PAIR, APART), work) as fleet:
+    with LocalFleet((*GROUPS, PAIR, APART), work, store, stop) as fleet:
         futures = [fleet.submit(assigned(store, group)) for group in (GROUPS[0], PAIR, PAIR, APART)]
         assert [future.result(TIMEOUT_S).trial for future in futures] == [0, 1, 2, 3]
 
 
-def test_stop_ends_what_runs_and_refuses_what_comes(fleet_of: MakeFleet, store: Store, stop: threading.Event) -> None:
+def test_stop_ends_what_runs_and_refuses_what_comes(store: Store, stop: threading.Event) -> None:
     started = threading.Event()
 
     def work(assignment: Assignment) -> TrialRecord:
@@ -158,7 +143,7 @@ def test_stop_ends_what_runs_and_refuses_what_comes(fleet_of: MakeFleet, store: 
         assert stop.wait(TIMEOUT_S)
         return made(assignment)
 
-    with fleet_of(GROUPS, work) as fleet:
+    with LocalFleet(GROUPS, work, store, stop) as fleet:
         running = fleet.submit(assigned(store, GROUPS[0]))
         assert started.wait(TIMEOUT_S)
         before = fleet.stopped
@@ -172,13 +157,13 @@ def test_stop_ends_what_runs_and_refuses_what_comes(fleet_of: MakeFleet, store: 
 
 
 def test_the_end_of_the_block_waits_for_what_runs_and_an_exception_stops_it_first(
-    fleet_of: MakeFleet, store: Store, stop: threading.Event
+    store: Store, stop: threading.Event
 ) -> None:
     def work(assignment: Assignment) -> TrialRecord:
         assert stop.wait(TIMEOUT_S)
         return made(assignment)
 
-    with pytest.raises(ZeroDivisionError), fleet_of(GROUPS, work) as fleet:
+    with pytest.raises(ZeroDivisionError), LocalFleet(GROUPS, work, store, stop) as fleet:
         future = fleet.submit(assigned(store, GROUPS[0]))
         raise ZeroDivisionError
     assert fleet.stopped
@@ -186,13 +171,13 @@ def test_the_end_of_the_block_waits_for_what_runs_and_an_exception_stops_it_firs
     assert [r.trial for r in store.records()] == [0]
 
 
-def test_an_exception_of_one_assignment_does_not_end_the_fleet(fleet_of: MakeFleet, store: Store) -> None:
+def test_an_exception_of_one_assignment_does_not_end_the_fleet(store: Store, stop: threading.Event) -> None:
     def work(assignment: Assignment) -> TrialRecord:
         if assignment.trial == 0:
             raise ValueError("a bug")
         return made(assignment)
 
-    with fleet_of(GROUPS[:1], work) as fleet:
+    with LocalFleet(GROUPS[:1], work, store, stop) as fleet:
         broken, whole = (fleet.submit(assigned(store, GROUPS[0])) for _ in range(2))
         with pytest.raises(ValueError, match="a bug"):
             broken.result(TIMEOUT_S)
