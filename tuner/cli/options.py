@@ -93,7 +93,7 @@ def search_options(
         str | None,
         typer.Option(
             "--from",
-            help="Earlier study of this model on such GPUs, whose best candidates and rules the search begins with.",
+            help="Earlier study on such GPUs whose best candidates and rules the search begins with. Default: none.",
             autocompletion=_names,
         ),
     ] = None,
