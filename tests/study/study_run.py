@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from tests.fakes import ScriptedClock
@@ -16,7 +17,7 @@ from tuner.study.fleet import LocalFleet
 from tuner.study.loop import Loop
 from tuner.study.plan import StudyPlan
 from tuner.study.recheck import WinnerAndDefault
-from tuner.study.record import TrialRecord
+from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.search import Search
 from tuner.study.seeds import seeds
 from tuner.study.setting import StudySetting
@@ -53,3 +54,18 @@ class StudyRun:
             clock=ScriptedClock(),
             emit=self.events.append,
         )
+
+    def cut(self, trials: int) -> StudyRun:
+        """Run up to so many finished trials; the next one is interrupted."""
+        usual = self.run_trial
+
+        def run_trial(assignment: Assignment) -> TrialRecord:
+            made = usual(assignment)
+            if assignment.trial < trials:
+                return made
+            self.stop.set()
+            return replace(made, outcome=TrialOutcome.INTERRUPTED, levels=(), best=None)
+
+        self.run_trial = run_trial
+        self.loop.run()
+        return self

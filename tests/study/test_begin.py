@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.study.builders import REFUSAL, SPACE, landscape, layouts_plan, level, plan, record
+from tests.study.builders import REFUSAL, SPACE, layouts_plan, level, plan, record
 from tests.study.study_run import DEFAULTS, StudyRun
 from tuner import jsonfile
 from tuner.candidate import Candidate, Value
@@ -107,17 +107,7 @@ def test_a_search_that_was_cut_among_the_earlier_candidates_starts_the_rest_of_t
     later = plan(tmp_path / "later", starts=1 + BEST, confirm_starts=0)
     later = replace(later, begins_with=begins_with(earlier_study(tmp_path / "first", records), later, NOW))
     first = with_earlier(later, seeds(StudySetting.of(later, DEFAULTS)))
-    cut = StudyRun(later, first=first)
-
-    def interrupted(assignment: Any) -> TrialRecord:
-        made = landscape(assignment)
-        if assignment.trial < kept:
-            return made
-        cut.stop.set()
-        return replace(made, outcome=TrialOutcome.INTERRUPTED, levels=(), best=None)
-
-    cut.run_trial = interrupted
-    cut.loop.run()
+    StudyRun(later, first=first).cut(kept)
     again = StudyRun(later, first=first)
     again.loop.run()
     counted = [r for r in again.loop.records if r.counts]

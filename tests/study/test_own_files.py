@@ -18,32 +18,17 @@ from tuner.environment import describe
 from tuner.errors import EnvironmentFaultError, UsageError
 from tuner.load.workload import workload
 from tuner.study import kept_workload
-from tuner.study.assignment import Assignment
 from tuner.study.kept_workload import with_kept_workload
 from tuner.study.optuna_storage import claim, open_study
 from tuner.study.own_files import storage_in
 from tuner.study.plan import StudyPlan
-from tuner.study.record import TrialRecord
 from tuner.study.store import Store
 
 
 def interrupted(made: StudyPlan) -> None:
     """Leave a study after some trials. Its connection to the database is closed."""
-    _run(made, trials=3)
+    StudyRun(made).cut(3)
     gc.collect()
-
-
-def _run(made: StudyPlan, trials: int) -> None:
-    run = StudyRun(made)
-    usual = run.run_trial
-
-    def counted(assignment: Assignment) -> TrialRecord:
-        if assignment.trial == trials:
-            run.stop.set()
-        return usual(assignment)
-
-    run.run_trial = counted
-    run.loop.run()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -93,17 +93,8 @@ def test_a_winner_that_no_start_could_measure_is_not_said_to_be_one_no_longer(tm
 def test_a_recheck_that_was_cut_after_any_trial_goes_on_to_the_same_end(kept: int, tmp_path: Path) -> None:
     whole = StudyRun(recheck_plan(plan(tmp_path / "whole")), faster_than_the_default)
     whole.loop.run()
-    cut = StudyRun(recheck_plan(plan(tmp_path / "cut")))
-
-    def interrupted(assignment: Assignment) -> TrialRecord:
-        made = faster_than_the_default(assignment)
-        if assignment.trial < kept:
-            return made
-        cut.stop.set()
-        return replace(made, outcome=TrialOutcome.INTERRUPTED, levels=(), best=None)
-
-    cut.run_trial = interrupted
-    first = cut.loop.run()
+    cut = StudyRun(recheck_plan(plan(tmp_path / "cut")), faster_than_the_default).cut(kept)
+    first = cut.store.result()
     assert first.complete is (kept == 6)
     assert kept == 6 or first.sentence.startswith("Recheck under way with vLLM 0.33.0")
     again = StudyRun(cut.loop.plan, faster_than_the_default)

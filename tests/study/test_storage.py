@@ -14,28 +14,11 @@ import optuna
 import pytest
 from optuna.exceptions import StorageInternalError
 
-from tests.study.builders import landscape, plan
+from tests.study.builders import plan
 from tests.study.study_run import StudyRun
 from tuner.errors import EnvironmentFaultError, UsageError
-from tuner.study.assignment import Assignment
 from tuner.study.optuna_storage import Patience, open_storage, open_study, refuse_taken, storage_errors
-from tuner.study.plan import StudyPlan
-from tuner.study.record import Role, TrialOutcome, TrialRecord
-
-
-def interrupted_after(made: StudyPlan, trials: int) -> StudyRun:
-    """Run a study up to a number of finished trials; the next one is interrupted."""
-    run = StudyRun(made)
-
-    def run_trial(assignment: Assignment) -> TrialRecord:
-        if assignment.trial < trials:
-            return landscape(assignment)
-        run.stop.set()
-        return replace(landscape(assignment), outcome=TrialOutcome.INTERRUPTED, levels=(), best=None)
-
-    run.run_trial = run_trial
-    run.loop.run()
-    return run
+from tuner.study.record import Role
 
 
 def locked(path: Path, mode: str, seconds: float) -> threading.Thread:
@@ -137,7 +120,7 @@ def test_a_lost_database_is_made_anew_from_the_records(
     tmp_path: Path, damage: Callable[[Path], None], trials: int
 ) -> None:
     made = plan(tmp_path / "s", starts=12, confirm_starts=0)
-    before = interrupted_after(made, trials).store.records()
+    before = StudyRun(made).cut(trials).store.records()
     damage(tmp_path / "s" / "study.db")
     second = StudyRun(made)
     result = second.loop.run()
@@ -167,9 +150,9 @@ def test_a_remade_study_holds_the_same_answers(tmp_path: Path) -> None:
 
 def test_an_older_copy_of_the_database_is_brought_up_to_date(tmp_path: Path) -> None:
     made = plan(tmp_path / "s", starts=12, confirm_starts=0)
-    interrupted_after(made, 2)
+    StudyRun(made).cut(2)
     shutil.copytree(tmp_path / "s", tmp_path / "old")
-    interrupted_after(made, 6)
+    StudyRun(made).cut(6)
     gone(tmp_path / "s" / "study.db")
     for file in (tmp_path / "old").glob("study.db*"):
         shutil.copy(file, tmp_path / "s")
@@ -182,7 +165,7 @@ def test_an_older_copy_of_the_database_is_brought_up_to_date(tmp_path: Path) -> 
 @pytest.mark.parametrize("torn", [0, 2])
 def test_a_torn_record_is_run_again_although_the_search_was_told(tmp_path: Path, torn: int) -> None:
     made = plan(tmp_path / "s", starts=8)
-    first = interrupted_after(made, 4)
+    first = StudyRun(made).cut(4)
     lost = first.store.records()[torn]
     path = tmp_path / "s" / "trials" / f"{torn:04d}" / "record.json"
     path.write_text(path.read_text()[:300])
