@@ -203,7 +203,19 @@ LANDSCAPES = {
             "Llama-3.1-8B on an A100: prompts of 3,000 to 8,000 tokens, short answers",
             "a100-80g", "meta-llama/Llama-3.1-8B-Instruct", one((3000, 8000), (80, 200)), 3000, max_model_len=9216,
         ),
+        Landscape(
+            "moe-on-a100",
+            "Qwen3-30B-A3B on an A100: short prompts, answers of some thousand tokens",
+            "a100-80g", "Qwen/Qwen3-30B-A3B", one((200, 600), (600, 1400)), 800,
+        ),
+        Landscape(
+            "70b-on-h200",
+            "Llama-3.3-70B in FP8 on an H200: one request in five has a prompt of thousands of tokens",
+            "h200", "RedHatAI/Llama-3.3-70B-Instruct-FP8-dynamic",
+            (Share(0.8, Lengths(300, 900), Lengths(100, 300)), Share(0.2, Lengths(2000, 6000), Lengths(200, 500))),
+            1500, max_model_len=8192,
+        ),
     )
 }  # fmt: skip
-HOLD_OUTS = ("32b-on-h100", "rag-on-a100")
+HOLD_OUTS = ("moe-on-a100", "70b-on-h200")
 """Landscapes that first ran when the search was finished."""
