@@ -9,10 +9,10 @@ requests are served. A full server spends on each request, with constants that n
 for its tokens, its share of the steps of decoding, and the steps of its prefill. A server that must keep limits carries
 less, as
 
-    1 / QPS = a + b D / n + c P / T + d D / n^1.5 + e C + f T + g [S > K]
+    1 / QPS = a + b D / n + c P / T + d D / n^1.5 + e C + f T + g [S > K] + h L / C + i L / C (C / T)^2
 
-for places left free for bursts, what long steps keep waiting, and sequences that could preempt. All constants are
-fitted to what a study measured; none is negative.
+for places left free for bursts, what long steps keep waiting, sequences that could preempt, the steps of the longest
+prompt, and how much of these it leaves to others. All constants are fitted to what a study measured; none is negative.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Mechanics:
         sequences, budget = _number(values, SEQUENCES, 256.0), _number(values, TOKENS, 2048.0)
         kv_bytes, forecast = self._kv_bytes(candidate, values, layout), self.forecast(layout)
         fits = math.inf if kv_bytes is None or forecast is None else forecast.surely_fit(kv_bytes)
-        longest = max(1.0, float(self._setting.plan.workload.longest))
+        longest = max(1.0, *(float(share.prompt.high) for share in self._setting.plan.workload.shares))
         chunk = min(_number(values, CAP, 0.0) or longest, budget, longest)
         place = [
             math.log2(budget),
@@ -109,6 +109,8 @@ class Mechanics:
             chunk,
             min(budget, _BURST * longest),
             1 / (1 + (fits / sequences) ** _STEEPNESS),
+            longest / chunk,
+            longest / chunk * (chunk / budget) ** 2,
         )
         assert len(costs) == COSTS
         unlimited = (*costs, *(0.0 for _ in limits))
