@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -45,8 +46,9 @@ ALIKE = 0.004
 REFUSED_SHARE = 0.5
 """Least cost of a refused start, as a share of a whole one's."""
 
-MEASURED_SD, ESTIMATED_SD = 0.01, 0.04
-"""Relative standard deviations of a search's figure, and of what a lost race tells (docs/measuring.md)."""
+MEASURED_SD, BEHIND_SD = 0.01, 0.4
+"""Relative standard deviations of a search's figure, and of how far behind a lost race says that a candidate is
+(docs/measuring.md, Lost races)."""
 
 Numbers = dict[str, float]
 
@@ -168,8 +170,8 @@ class Proposer:
             preemption.append((view, feedback.constraints[2]))
             if offered is None and record.outcome is TrialOutcome.INFEASIBLE:
                 continue  # in an open loop it completed no more than was sent
-            sd = ESTIMATED_SD if record.outcome is TrialOutcome.BEHIND else MEASURED_SD
             replicas = self._setting.plan.layout_of(record.candidate).replicas
+            sd = math.hypot(MEASURED_SD, BEHIND_SD * _behind(record, feedback.value))
             is_feasible = max(feedback.constraints) <= 0
             figures.append(Seen(view, feedback.value / replicas, sd, replicas, is_feasible))
         feasible = any(record.qps is not None for record in records)
@@ -185,6 +187,13 @@ def _offered(record: TrialRecord) -> float | None:
     """Return the concurrent requests of the level that counts. None in an open loop."""
     level = record.best_level or getattr(lowest(record.levels), "measurement", None)
     return level.load.level if level is not None and level.load.kind is LoadKind.CLOSED else None
+
+
+def _behind(record: TrialRecord, qps: float) -> float:
+    """Return how far behind the best a lost race says that a candidate is, as a logarithm. 0 if it was measured."""
+    if record.outcome is not TrialOutcome.BEHIND or record.incumbent is None:
+        return 0.0
+    return math.log(record.replicas * record.incumbent.rate / qps)
 
 
 def _full(mechanics: Mechanics, record: TrialRecord) -> list[FullServer]:
