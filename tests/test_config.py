@@ -29,6 +29,7 @@ from tuner.placement import GpuGroup
 from tuner.report.conditions import environment_rows, repeat_command
 from tuner.report.tables import StudyFiles
 from tuner.report.translations import Language, Words
+from tuner.study.kv_budget import UTILIZATION
 from tuner.study.plan import Ladder, OpenSearch, StudyPlan, saturating_clients
 from tuner.study.upgrade import upgraded_plan
 
@@ -193,11 +194,39 @@ def test_a_container_with_a_network_of_its_own_is_refused(words: str, model: Pat
 H100 = Machine(tuple(Gpu(i, "NVIDIA H100", 79.6, f"GPU-{i}") for i in range(4)), (0, 0, 1, 1))
 
 
+def with_flag(vllm: str, flag: str) -> str:
+    script = Path(vllm.split()[0])
+    script.write_text(script.read_text().replace("SchedulerConfig:", f"  --{flag} N\n"))
+    return vllm
+
+
 def with_data_parallel(vllm: str) -> str:
     """Let the fake vLLM have vLLM's own door too, and a machine without nginx plan several servers."""
     script = Path(vllm.split()[0])
     script.write_text(script.read_text().replace("SchedulerConfig:", "  -dp, --data-parallel-size N\n  --port N\n"))
     return vllm
+
+
+@pytest.mark.parametrize(
+    ("held", "most"),
+    [((), 0.98), ((0.0, 0.0, 0.0, 0.0), 0.98), ((0.0, 0.004, 0.0, 0.0), 0.97), ((0.06, 0.0, 0.02, 0.0), 0.93)],
+)
+def test_memory_of_others_on_a_gpu_is_left_to_them(
+    held: tuple[float, ...], most: float, model: Path, vllm: str, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    options = SearchOptions(model=str(model), vllm=with_flag(vllm, UTILIZATION), studies=tmp_path / "studies")
+    plan, _ = plan_study(options, replace(H100, held=held), NOW, tmp_path / "cache", said.append)
+    assert next(p.high for p in plan.space.parameters if p.flag == UTILIZATION) == most
+    assert any("others hold" in line for line in said) is (most < 0.98)
+
+
+def test_a_space_of_the_users_own_is_searched_as_it_is_written(model: Path, vllm: str, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("parameters:\n  gpu-memory-utilization: {float: [0.5, 0.99]}\n")
+    options = SearchOptions(model=str(model), vllm=with_flag(vllm, UTILIZATION), space=str(own))
+    plan, _ = planned(options, tmp_path, replace(H100, held=(0.3, 0.0, 0.0, 0.0)))
+    assert [p.high for p in plan.space.parameters if p.flag == UTILIZATION] == [0.99]
 
 
 def test_several_layouts_are_choices_of_the_candidates(model: Path, vllm: str, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -55,6 +55,8 @@ from tuner.vllm.flags import installed_vllm
 
 DEFAULT_SLOS = ("p99 ttft <= 500ms",)
 LADDER = (10, 30, 64, 128, 200, 256)
+MOST_BESIDE_OTHERS, DRIVERS_SHARE = 0.97, 0.01
+"""Largest share of a GPU's memory where others are on it, and about what the driver keeps."""
 
 
 class ChangedEnvironment(StrEnum):
@@ -68,13 +70,15 @@ class ChangedEnvironment(StrEnum):
 class Machine:
     """GPUs of this machine with their NUMA nodes, and the driver. Empty without GPUs.
 
-    `without_p2p` are the pairs of GPUs that are known to lack P2P: they cannot read each other's memory.
+    `without_p2p` are the pairs of GPUs that are known to lack P2P: they cannot read each other's memory. `held` is the
+    share of each GPU's memory that others hold, empty if none does.
     """
 
     gpus: tuple[Gpu, ...] = ()
     numa_nodes: tuple[int | None, ...] = ()
     driver: str | None = None
     without_p2p: tuple[tuple[int, int], ...] = ()
+    held: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +164,7 @@ def plan_study(
     check_whole_names(own_flags, vllm.flags)
     space, dropped = space.needs_at_least(asked or needed).on(vllm.flags, vllm.version, own_flags)
     used = tuple(gpu for gpu in machine.gpus if gpu.index in indices)
+    space = _beside_others(space, machine, used, say)
     defaults = vllm_defaults(vllm.version, used)
     units = replace(units, memory=_memory(used, space, given, defaults))
     limits = limits_of(folder_of(model), {**_constant(space), **given}, own_flags.union(space.flags))
@@ -210,6 +215,16 @@ def plan_study(
     if options.earlier is not None:
         plan = replace(plan, begins_with=begins_with(options.earlier, plan, environment))
     return plan, environment
+
+
+def _beside_others(space: Space, machine: Machine, used: Sequence[Gpu], say: Callable[[str], None]) -> Space:
+    """Leave others on a GPU the memory that they hold. A space in a file of the user's own stays as it is written."""
+    held = max((share for gpu, share in zip(machine.gpus, machine.held, strict=False) if gpu in used), default=0.0)
+    if not held or space.file is not None:
+        return space
+    most = min(MOST_BESIDE_OTHERS, math.floor(100 * (1 - held - DRIVERS_SHARE)) / 100)
+    say(f"--{UTILIZATION} is searched up to {most} at most: others hold {held:.0%} of a GPU's memory")
+    return space.up_to(UTILIZATION, most)
 
 
 def _usual_name(model: str, load: str, now: datetime) -> str:
@@ -274,9 +289,7 @@ def _load(options: SearchOptions, load: Workload) -> LoadPolicy:
         levels = LADDER if options.levels is None else parse_levels(options.levels)
         return Ladder(levels, options.level_seconds, options.warm_up_seconds)
     if options.levels is not None:
-        raise UsageError(
-            "--levels are a closed loop's, --load is open", hint="leave --levels out, or say --load closed"
-        )
+        raise UsageError("--levels are a closed loop's, --load is open", hint="leave one out, or say --load closed")
     arrivals = chosen_arrivals(options.burstiness, load)
     usual = SearchSettings()
     probe_s = usual.probe_s if options.probe_seconds is None else options.probe_seconds

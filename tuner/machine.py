@@ -47,9 +47,11 @@ _SLOW_CLOCKS = ("hpet", "acpi_pm", "jiffies", "refined-jiffies")
 def this_machine() -> Machine:
     """Ask the driver which GPUs are built in."""
     installed, driver = inventory()
+    holders = gpu_adapter().holders([gpu.index for gpu in installed])
     return Machine(
         gpus=tuple(Gpu(gpu.index, gpu.name, gpu.memory_gib, gpu.uuid) for gpu in installed),
         numa_nodes=tuple(gpu.numa_node for gpu in installed),
+        held=tuple(_share_of_others(held, gpu.memory_gib) for held, gpu in zip(holders, installed, strict=True)),
         driver=driver,
         without_p2p=tuple((a, b) for a, b, _ in _without_p2p([gpu.index for gpu in installed]) or ()),
     )
@@ -144,8 +146,8 @@ def _held(what: str, holders: GpuHolders, total_gib: float) -> Finding:
     if holders.held_bytes is None:
         return Finding(what, Grade.WARNING, "the driver does not say how much is in use", "look with nvidia-smi")
     held_gib = holders.held_bytes / _GIB
-    share = held_gib / total_gib
-    if share <= _HELD_WARNING and not any(process.computes for process in holders.processes):
+    share = _share_of_others(holders, total_gib)
+    if not share:
         return Finding(what, Grade.OK, "free")
     grade = Grade.ERROR if share > _HELD_ERROR else Grade.WARNING
     of_total = f"{formatting.gib(held_gib)} of {formatting.gib(total_gib)} held"
@@ -155,6 +157,12 @@ def _held(what: str, holders: GpuHolders, total_gib: float) -> Finding:
     names = ", ".join(_name(process) for process in holders.processes)
     todo = f"end {'it' if len(holders.processes) == 1 else 'them'}: servers would be refused, or slow, for no fault"
     return Finding(what, grade, f"{of_total} by {names}", todo)
+
+
+def _share_of_others(holders: GpuHolders, total_gib: float) -> float:
+    """Return the share of a GPU's memory that others hold. 0 if they are the driver alone, or are not known."""
+    share = (holders.held_bytes or 0) / _GIB / total_gib
+    return share if share > _HELD_WARNING or any(process.computes for process in holders.processes) else 0.0
 
 
 def _name(process: GpuProcess) -> str:

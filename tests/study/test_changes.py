@@ -17,6 +17,7 @@ from tuner.load.arrivals import chosen_arrivals
 from tuner.load.workload import with_body, workload
 from tuner.placement import GpuGroup
 from tuner.slo import parse_slo
+from tuner.space.parameter import Kind, Parameter
 from tuner.space.space import Space
 from tuner.study.changes import extended, refused
 from tuner.study.plan import Ladder, OpenSearch, StudyPlan
@@ -118,3 +119,17 @@ def test_a_finished_study_with_more_trials_goes_on(tmp_path: Path) -> None:
     result = StudyRun(longer).loop.run()
     assert result.complete
     assert sum(record.role.searches for record in short.store.records()) == 9
+
+
+@pytest.mark.parametrize("most", [0.93, 0.98])
+def test_a_preset_whose_ranges_differ_is_the_same_space_and_the_studys_own_is_searched(
+    most: float, tmp_path: Path
+) -> None:
+    old = before(tmp_path)
+    new = replace(
+        old, space=replace(old.space, parameters=(Parameter("gpu-memory-utilization", Kind.FLOAT, 0.8, most),))
+    )
+    assert refused(old, new, None) == []
+    assert extended(old, new, None) == (old, [])
+    in_a_file = [replace(p, space=replace(p.space, file="/own.yaml")) for p in (old, new)]
+    assert refused(in_a_file[0], in_a_file[1], None) == ["the space changed"]

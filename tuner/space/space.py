@@ -94,6 +94,14 @@ class Space:
         """Return the space without the parameter `flag`."""
         return replace(self, parameters=tuple(p for p in self.parameters if p.flag != flag))
 
+    def up_to(self, flag: str, most: float) -> Space:
+        """Return the space with a range that ends at `most` at the latest. One that would be empty stays."""
+        parameters = tuple(
+            replace(p, high=most) if p.flag == flag and not p.choices and p.low < most < p.high else p
+            for p in self.parameters
+        )
+        return replace(self, parameters=parameters)
+
     def needs_at_least(self, tokens: int) -> Space:
         """Replace `workload` by `tokens`. A max-model-len range below that is lifted to it."""
         return replace(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from tuner import formatting
 from tuner.load.workload import extra_body_text
+from tuner.space.space import Space
 from tuner.study.plan import Ladder, OpenSearch, StudyPlan
 from tuner.vllm import knobs
 
@@ -54,8 +55,15 @@ def refused(before: StudyPlan, asked: StudyPlan, given: Collection[str] | None) 
         for flag, old, new in (*_places(before, asked), *_load(before, asked))
         if old != new and _is_given(flag, given)
     ]
-    changed_space = ["the space changed"] if before.space != asked.space else []
+    changed_space = [] if _is_same(before.space, asked.space) else ["the space changed"]
     return [*map(str, found), *changed_space]
+
+
+def _is_same(before: Space, asked: Space) -> bool:
+    """Return True for equal spaces. Ranges of a preset may differ: by its version, and by what is free on a GPU."""
+    if before.file is None and asked.file is None:
+        before, asked = replace(before, parameters=()), replace(asked, parameters=())
+    return before == asked
 
 
 def _is_given(flag: str, given: Collection[str] | None) -> bool:
