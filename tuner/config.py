@@ -6,7 +6,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -45,7 +45,7 @@ from tuner.slo import parse_slo
 from tuner.space.files import read_space
 from tuner.space.space import Space
 from tuner.study.begin import begins_with
-from tuner.study.kv_budget import KV_BYTES, LENGTH, UTILIZATION
+from tuner.study.kv_budget import KV_BYTES, LENGTH, UTILIZATION, beside_others
 from tuner.study.length_choice import checked_length, needed_tokens, own_length, with_length
 from tuner.study.own_files import storage_in
 from tuner.study.plan import Ladder, LoadPolicy, OpenSearch, StudyPlan
@@ -55,8 +55,6 @@ from tuner.vllm.flags import installed_vllm
 
 DEFAULT_SLOS = ("p99 ttft <= 500ms",)
 LADDER = (10, 30, 64, 128, 200, 256)
-MOST_BESIDE_OTHERS, DRIVERS_SHARE = 0.97, 0.01
-"""Largest share of a GPU's memory where others are on it, and about what the driver keeps."""
 
 
 class ChangedEnvironment(StrEnum):
@@ -164,7 +162,8 @@ def plan_study(
     check_whole_names(own_flags, vllm.flags)
     space, dropped = space.needs_at_least(asked or needed).on(vllm.flags, vllm.version, own_flags)
     used = tuple(gpu for gpu in machine.gpus if gpu.index in indices)
-    space = _beside_others(space, machine, used, say)
+    held = (share for gpu, share in zip(machine.gpus, machine.held, strict=False) if gpu in used)
+    space = beside_others(space, max(held, default=0.0), say)
     defaults = vllm_defaults(vllm.version, used)
     units = replace(units, memory=_memory(used, space, given, defaults))
     limits = limits_of(folder_of(model), {**_constant(space), **given}, own_flags.union(space.flags))
@@ -215,16 +214,6 @@ def plan_study(
     if options.earlier is not None:
         plan = replace(plan, begins_with=begins_with(options.earlier, plan, environment))
     return plan, environment
-
-
-def _beside_others(space: Space, machine: Machine, used: Sequence[Gpu], say: Callable[[str], None]) -> Space:
-    """Leave others on a GPU the memory that they hold. A space in a file of the user's own stays as it is written."""
-    held = max((share for gpu, share in zip(machine.gpus, machine.held, strict=False) if gpu in used), default=0.0)
-    if not held or space.file is not None:
-        return space
-    most = min(MOST_BESIDE_OTHERS, math.floor(100 * (1 - held - DRIVERS_SHARE)) / 100)
-    say(f"--{UTILIZATION} is searched up to {most} at most: others hold {held:.0%} of a GPU's memory")
-    return space.up_to(UTILIZATION, most)
 
 
 def _usual_name(model: str, load: str, now: datetime) -> str:

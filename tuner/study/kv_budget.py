@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tuner.kv.config_json import UnknownModelError
 from tuner.layout import Layout
 from tuner.model import folder_of, why_unread
 from tuner.space.parameter import Parameter
+from tuner.space.space import Space
 from tuner.study.lifetimes import Lifetimes
 from tuner.study.plan import StudyPlan
 from tuner.study.record import TrialRecord
@@ -33,6 +35,9 @@ from tuner.vllm.defaults import caches_states, latent_packing, steps_in_flight
 from tuner.vllm.speculation import draft
 
 UTILIZATION, KV_BYTES, LENGTH = knobs.GPU_MEMORY_UTILIZATION, knobs.KV_CACHE_MEMORY_BYTES, knobs.MAX_MODEL_LEN
+MOST_BESIDE_OTHERS, DRIVERS_SHARE = 0.97, 0.01
+"""Largest share of a GPU's memory where others are on it, and about what the driver keeps."""
+
 UTILIZATIONS = (0.80, 0.85, 0.90, 0.92, 0.95, 0.97)
 LIKELY_TO_START = 0.95
 """Highest share of memory that usually starts. vLLM does not count fragmentation and some graphs."""
@@ -291,3 +296,12 @@ def fullest(setting: StudySetting, layout: Layout | None = None) -> dict[str, fl
     blocks = (room.blocks.low + room.blocks.high) / 2  # the first start's log will say
     sequences = int(lives.surely_fit(max(0.0, blocks - 1) / room.paging.mean_blocks(lives.resident) * lives.resident))
     return {knobs.MAX_NUM_SEQS: sequences, table.flag: value} if sequences else {}
+
+
+def beside_others(space: Space, held: float, say: Callable[[str], None]) -> Space:
+    """Leave others on a GPU the share `held` of its memory. A space in a file of the user's own stays as written."""
+    if not held or space.file is not None:
+        return space
+    most = min(MOST_BESIDE_OTHERS, math.floor(100 * (1 - held - DRIVERS_SHARE)) / 100)
+    say(f"--{UTILIZATION} is searched up to {most} at most: others hold {held:.0%} of a GPU's memory")
+    return space.up_to(UTILIZATION, most)
