@@ -1,4 +1,9 @@
-"""One night of `tuner search` in real time on the stand-in, with a hog on half of the cores for a part of it."""
+"""One night of `tuner search` in real time on the stand-in, with a hog on half of the cores for a part of it.
+
+    python -m benchmarks.disturbed_real     # about an hour on a quiet machine
+
+Nights in virtual time: benchmarks/disturbed.py.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +26,7 @@ STARTS, CONFIRM_STARTS = 4, 4
 HOG_BEGINS = STARTS + 2
 """Trials that have begun when the hog comes: the default's first confirmation run is the last of them."""
 
-HOG_S, LIMIT_S = 90.0, 1500.0
+HOG_S, LIMIT_S = 300.0, 10_800.0
 SIMULATED = {"TUNER_SIM_PROFILE": "rtx4090", "TUNER_SIM_STARTUP_S": "2", "TUNER_SIM_NOISE": "0.01,0.05"}
 SPACE = "parameters:\n  max-num-seqs: {log-int: [8, 128]}\n  max-num-batched-tokens: {log-int: [512, 8192]}\n"
 
@@ -83,3 +88,8 @@ def _hog() -> Iterator[None]:
         for process in busy:
             process.kill()
             process.wait()
+
+
+if __name__ == "__main__":
+    for told in night():
+        print(told, flush=True)
