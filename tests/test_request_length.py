@@ -190,7 +190,8 @@ def test_a_space_may_fix_the_length(folder: Path) -> None:
 def test_chunked_prefill_stays_on_where_no_batch_holds_a_whole_request(
     length: int, searched: bool, folder: Path
 ) -> None:
-    plan = planned(folder, max_position_embeddings=length)
+    space = in_file(folder, "  enable-chunked-prefill: flag\n  max-num-batched-tokens: {log-int: [512, 32768]}\n")
+    plan = planned(folder, max_position_embeddings=length, space=space)
     assert ("enable-chunked-prefill" in {p.flag for p in plan.parameters}) is searched
     assert ("enable-chunked-prefill" in {d.flag for d in plan.dropped}) is not searched
 

@@ -334,20 +334,20 @@ def test_a_later_studys_own_figures_outweigh_the_earlier_constants(tmp_path: Pat
 @pytest.mark.parametrize(
     ("change", "known"),
     [
-        ({}, 7),
+        ({}, None),
         ({"slos": (parse_slo("p99 ttft <= 100ms"),)}, COSTS),
         ({"workload": workload("random:640,16")}, COSTS),
         ({"load": Ladder((64,), 1.0, 0.0)}, COSTS),
     ],
 )
 def test_under_other_limits_or_traffic_only_constants_of_a_full_server_are_taken_over(
-    change: dict[str, Any], known: int, tmp_path: Path
+    change: dict[str, Any], known: int | None, tmp_path: Path
 ) -> None:
     study = earlier_study(tmp_path / "first", of_physics(plan(tmp_path / "first")))
     found = begins_with(study, replace(plan(tmp_path / "later"), **change), NOW).constants
-    assert len(found) == 7
-    assert found[known:] == (0.0,) * (7 - known)
+    assert len(found) > COSTS
     assert sum(constant > 0 for constant in found[:COSTS]) > 1
+    assert not any(found[known:] if known else ())
 
 
 def test_constants_of_servers_of_another_size_are_not_taken_over(tmp_path: Path) -> None:
