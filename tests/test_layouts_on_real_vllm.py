@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.real_vllm, pytest.mark.timeout(1200)]
 
 SPACE = """
 parameters:
-  max-num-seqs: {choice: [8]}
+  max-num-seqs: {choice: [8, 32]}
 always:
   kv-cache-memory-bytes: 134217728
   max-model-len: 512
@@ -54,7 +54,7 @@ class Search:
 @pytest.fixture(scope="module")
 def search(tiny_model: str, vllm_command: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Search:
     """A search of both layouts, without confirmation: which is faster depends on the machine."""
-    return searched(tiny_model, vllm_command, tmp_path_factory.mktemp("layouts"), "--trials", "2", "--confirm", "0")
+    return searched(tiny_model, vllm_command, tmp_path_factory.mktemp("layouts"), "--trials", "3", "--confirm", "0")
 
 
 @pytest.fixture(scope="module")
