@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A real search on real vLLM: the default configuration and eight candidates of a tiny model, in about 10 minutes on 2 cores.
-# It measures the closed-loop ladder: open-loop traces of a few seconds say little. The seed draws a candidate that vLLM refuses.
+# A real search on real vLLM: the default configuration and eight candidates of a tiny model, in about 14 minutes on 2 cores.
+# It measures the closed-loop ladder: open-loop traces of a few seconds say little.
 # usage: scripts/demo.sh MODEL_DIR [more tuner flags]
 set -euo pipefail
 model=$1
