@@ -14,7 +14,7 @@ __all__ = ["Candidate", "Value"]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Resolved point: (flag without dashes, value) by name. Empty is vLLM's default. Empty is vLLM's default."""
+    """Resolved point: (flag without dashes, value) by name. Empty is vLLM's default."""
 
     values: tuple[tuple[str, Value], ...] = ()
 

@@ -88,6 +88,11 @@ def value_text(value: Value) -> str:
     return str(value)
 
 
+def as_number(value: Value | None) -> int | float | None:
+    """Return a value that is a number. None if it is text, on or off, or None."""
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
 def number(text: str) -> int | float | None:
     """Read a number as vLLM does. 16k is 16,000 and 16K is 16,384. None if the text is not a number."""
     if match := re.fullmatch(rf"([0-9]+(?:\.[0-9]+)?)([{_DECIMAL}])", text):

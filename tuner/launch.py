@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from tuner.candidate import Candidate
 from tuner.errors import UsageError
-from tuner.flagwords import Value, flag_names, flag_values, words_for
+from tuner.flagwords import Value, as_number, flag_names, flag_values, words_for
 from tuner.placement import GpuGroup
 from tuner.vllm import knobs, variables
 
@@ -61,9 +61,7 @@ class LaunchSpec:
     @property
     def shutdown_timeout_s(self) -> int:
         """Return the seconds that open requests get after SIGTERM. vLLM's default is 0."""
-        value = self.value(knobs.SHUTDOWN_TIMEOUT)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return max(0, math.ceil(float(value))) if is_number and value is not None else 0
+        return max(0, math.ceil(as_number(self.value(knobs.SHUTDOWN_TIMEOUT)) or 0))
 
     @property
     def in_container(self) -> bool:

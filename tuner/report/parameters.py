@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tuner.candidate import Candidate, Value
+from tuner.flagwords import as_number
 from tuner.layout import FLAGS, split_layout
 from tuner.report.tables import StudyFiles
 from tuner.space.parameter import Kind, Parameter
@@ -80,13 +81,9 @@ def weight_rows(study: StudyFiles) -> list[WeightRow]:
     return sorted(rows, key=lambda row: (-row.explained, row.flag))
 
 
-def _is_number(value: Value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _grouped(values: Sequence[Value]) -> list[str]:
     """Group values: each on its own if they are few, else by quartile."""
-    if len(set(values)) <= BINS or not all(map(_is_number, values)):
+    if len(set(values)) <= BINS or not all(as_number(value) is not None for value in values):
         return [str(value) for value in values]
     quartiles = pd.qcut(pd.Series([float(v) for v in values]), BINS, labels=False, duplicates="drop")
     return [str(quartile) for quartile in quartiles]
@@ -113,6 +110,6 @@ def _explained(groups: Sequence[str], qps: pd.Series[float]) -> float:
 
 
 def _trend(values: Sequence[Value], qps: pd.Series[float]) -> float | None:
-    if not all(map(_is_number, values)) or qps.nunique() < 2:
+    if not all(as_number(value) is not None for value in values) or qps.nunique() < 2:
         return None
     return float(pd.Series([float(v) for v in values]).rank().corr(qps.rank()))

@@ -10,6 +10,7 @@ from pathlib import Path
 from tuner.candidate import Candidate, Value
 from tuner.environment import Environment
 from tuner.errors import UsageError
+from tuner.flagwords import as_number
 from tuner.layout import FLAGS, Layout
 from tuner.space.axis import ParameterAxis
 from tuner.space.parameter import Kind, Parameter
@@ -157,22 +158,19 @@ def _changes(plan: StudyPlan, values: Mapping[str, Value], candidate: Candidate)
 def _has(parameter: Parameter, value: Value) -> bool:
     if parameter.kind is Kind.CHOICE:
         return value in parameter.choices
-    return parameter.kind is Kind.FLAG or (_is_number(value) and parameter.low <= float(value) <= parameter.high)
+    number = as_number(value)
+    return parameter.kind is Kind.FLAG or (number is not None and parameter.low <= number <= parameter.high)
 
 
 def _nearest(parameter: Parameter, value: Value | None) -> Value:
     """Return the value of a parameter that is nearest to `value`: its middle if that is no number."""
-    numbers = [choice for choice in parameter.choices if _is_number(choice)]
-    if parameter.kind is Kind.CHOICE and value not in parameter.choices and value is not None and _is_number(value):
-        return min(numbers, key=lambda choice: abs(float(choice) - float(value)), default=parameter.choices[0])
+    number = as_number(value)
+    if parameter.kind is Kind.CHOICE and value not in parameter.choices and number is not None:
+        numbers = [choice for choice in parameter.choices if as_number(choice) is not None]
+        return min(numbers, key=lambda choice: abs(float(choice) - number), default=parameter.choices[0])
     if parameter.kind in (Kind.CHOICE, Kind.FLAG):
         return parameter.decode(0 if value is None else parameter.encode(value))
-    number = parameter.encode(value) if value is not None and _is_number(value) else sum(parameter.axis) / 2
-    return parameter.decode(number)
-
-
-def _is_number(value: Value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return parameter.decode(sum(parameter.axis) / 2 if number is None else parameter.encode(number))
 
 
 def _differences(earlier: StudySetting, later: StudySetting, was: str, now: str) -> Iterator[Differs]:

@@ -58,7 +58,7 @@ class MayStart:
             passed = [r for r in self._started if r.outcome is not TrialOutcome.DIED]
             self._failures = [(mechanics.view(r.candidate), 1.0) for r in unexplained]
             self._failures += [(mechanics.view(r.candidate), -1.0) for r in passed]
-        self._logits: dict[tuple[int, int], NDArray[np.float64] | None] = {}
+        self._logits: dict[Layout, NDArray[np.float64] | None] = {}
 
     def probabilities(self, candidates: Sequence[Candidate], seed: int) -> Array:
         """Return the probability that a server of each candidate starts."""
@@ -89,18 +89,16 @@ class MayStart:
         return math.erfc((needed - kv_bytes) / sd / math.sqrt(2)) / 2 if sd else float(kv_bytes >= needed)
 
     def _has_memory(self, values: Mapping[str, Value], layout: Layout) -> float:
-        key = layout.tensor_parallel, layout.pipeline_parallel
-        if key not in self._logits:
-            self._logits[key] = self._fitted(key)
-        weights = self._logits[key]
+        if layout.server not in self._logits:
+            self._logits[layout.server] = self._fitted(layout.server)
+        weights = self._logits[layout.server]
         return 1.0 if weights is None else float(1 / (1 + np.exp(-self._row(values) @ weights)))
 
-    def _fitted(self, key: tuple[int, int]) -> NDArray[np.float64] | None:
-        """Fit the logit to a layout's starts. None if memory refused none."""
+    def _fitted(self, server: Layout) -> NDArray[np.float64] | None:
+        """Fit the logit to the starts of servers of a layout. None if memory refused none."""
 
         def rows(records: Iterable[TrialRecord]) -> list[NDArray[np.float64]]:
-            layouts = ((r, self._setting.plan.layout_of(r.candidate)) for r in records)
-            mine = [r for r, layout in layouts if (layout.tensor_parallel, layout.pipeline_parallel) == key]
+            mine = [r for r in records if self._setting.plan.layout_of(r.candidate).server == server]
             return [self._row(self._setting.values(r.candidate)) for r in mine]
 
         refused = rows(self._refused)

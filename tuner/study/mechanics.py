@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from tuner.candidate import Candidate, Value
+from tuner.flagwords import as_number
 from tuner.layout import Layout
 from tuner.space.axis import ParameterAxis
 from tuner.study.lifetimes import Lifetimes
@@ -72,7 +73,7 @@ class Mechanics:
         self._axes = tuple(axes)
         self._records = tuple(records)
         self._lives = Lifetimes.of(setting.plan.workload)
-        self._forecasts: dict[tuple[int, int], KvForecast | None] = {}
+        self._forecasts: dict[Layout, KvForecast | None] = {}
         self._logged = {
             r.candidate.id: facts.kv_tokens
             for r in self._records
@@ -81,10 +82,9 @@ class Mechanics:
 
     def forecast(self, layout: Layout) -> KvForecast | None:
         """Return the forecast of a layout's KV cache, None if nothing is known of it."""
-        key = layout.tensor_parallel, layout.pipeline_parallel
-        if key not in self._forecasts:
-            self._forecasts[key] = kv_forecast(self._setting, self._records, layout)
-        return self._forecasts[key]
+        if layout.server not in self._forecasts:
+            self._forecasts[layout.server] = kv_forecast(self._setting, self._records, layout)
+        return self._forecasts[layout.server]
 
     def view(self, candidate: Candidate, offered: float | None = None) -> View:
         """Look at a candidate under `offered` requests at once; None is the most that the study offers."""
@@ -120,11 +120,11 @@ class Mechanics:
         """Yield the places on axes that physics has no better coordinate for, sizes of a server in powers of two."""
         for axis in self._axes:
             flag = axis.parameter.flag
-            number = axis.number(values.get(flag))
+            place = axis.number(values.get(flag))
             if flag in SERVER_SIZES:
-                yield math.log2(float(axis.parameter.decode(number)))
+                yield math.log2(float(axis.parameter.decode(place)))
             elif flag not in (SEQUENCES, TOKENS, CAP) and not (is_kv_known and flag in MEMORY):
-                yield axis.share(number)
+                yield axis.share(place)
 
     def _by_size(self, terms: tuple[float, ...], layout: Layout) -> tuple[float, ...]:
         """Return the terms, where sizes of servers are searched once more over their GPUs."""
@@ -153,5 +153,5 @@ def _soft_minimum(*numbers: float) -> float:
 
 def _number(values: Mapping[str, Value], flag: str, unknown: float) -> float:
     """Return a flag's positive number, 0 where it is 0. Else `unknown`: vLLM chooses it."""
-    value = values.get(flag)
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 else unknown
+    found = as_number(values.get(flag))
+    return float(found) if found is not None and found >= 0 else unknown

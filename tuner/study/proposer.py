@@ -17,7 +17,7 @@ from tuner.study.compile_cache import Cache, compile_key
 from tuner.study.feedback import feedback_for
 from tuner.study.forecast import start_s
 from tuner.study.may_start import MayStart
-from tuner.study.mechanics import Mechanics, View, fitted
+from tuner.study.mechanics import Mechanics, View
 from tuner.study.record import TrialOutcome, TrialRecord
 from tuner.study.setting import StudySetting
 from tuner.study.surrogate import (
@@ -27,6 +27,7 @@ from tuner.study.surrogate import (
     Seen,
     Surrogate,
     chance_to_keep,
+    constants,
     expected_improvement,
     full_servers,
 )
@@ -83,11 +84,7 @@ class Proposer:
         """Fit the constants of 1 / QPS. Empty if nothing was measured."""
         searched = [record for record in records if record.role.searches and record.counts]
         seen = self._seen(Mechanics(self._setting, self._axes, searched), searched)
-        figures = [*((s.view.terms, s.qps) for s in seen.figures), *((f.terms, f.qps) for f in seen.full)]
-        if not figures:
-            return ()
-        terms, qps = zip(*figures, strict=True)
-        return tuple(map(float, fitted(np.array(terms), np.array(qps))))
+        return tuple(map(float, constants(seen.figures, seen.full))) if seen.figures or seen.full else ()
 
     def propose(
         self,
@@ -102,18 +99,19 @@ class Proposer:
         options = self._options(records, allowed, random.Random(seed))
         if not options:
             return None
+        candidates = [option.candidate for option in options]
         mechanics = Mechanics(self._setting, self._axes, records)
         starts = MayStart(self._setting, self._axes, records, mechanics)
-        chances = starts.probabilities([option.candidate for option in options], seed)
+        chances = starts.probabilities(candidates, seed)
         seen = self._seen(mechanics, records)
         if not seen.figures:
             return options[int(chances.argmax())].numbers
         best = max(records, key=lambda record: record.qps or 0.0)
         offered = _offered(best)  # of a ladder, candidates are compared at the level that leads
-        views = [mechanics.view(option.candidate, offered) for option in options]
+        views = [mechanics.view(candidate, offered) for candidate in candidates]
         beside = [mechanics.view(candidate, offered) for candidate in running]
-        gain = self._gain(seen, views, beside, [option.candidate for option in options], seed)
-        minutes = _minutes(records, [option.candidate for option in options], chances)
+        gain = self._gain(seen, views, beside, candidates, seed)
+        minutes = _minutes(records, candidates, chances)
         return options[int((gain * chances / minutes).argmax())].numbers
 
     def _gain(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tuner.candidate import Value
 from tuner.capacity import GIB, ModelMemory, model_memory
+from tuner.flagwords import as_number
 from tuner.kv.config_json import UnknownModelError
 from tuner.layout import Layout
 from tuner.study import kv_budget
@@ -65,7 +66,7 @@ class KvForecast:
 
     def kv_bytes(self, values: Mapping[str, Value]) -> tuple[float, float]:
         """Return the forecast and its standard deviation."""
-        if (given := _number(values, KV_BYTES)) is not None:
+        if (given := as_number(values.get(KV_BYTES))) is not None:
             return given, 0.0
         row = _outside_row(values)
         mean = self.gpu_bytes * float(values[UTILIZATION]) - float(row @ self.outside)
@@ -169,10 +170,5 @@ def _prior(
 
 
 def _outside_row(values: Mapping[str, Value]) -> NDArray[np.float64]:
-    tokens, sequences = _number(values, TOKENS) or 2048.0, _number(values, SEQUENCES) or 256.0
+    tokens, sequences = as_number(values.get(TOKENS)) or 2048.0, as_number(values.get(SEQUENCES)) or 256.0
     return np.array([1.0, tokens, min(tokens, sequences)])
-
-
-def _number(values: Mapping[str, Value], flag: str) -> float | None:
-    value = values.get(flag)
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

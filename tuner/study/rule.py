@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tuner.candidate import Value
+from tuner.flagwords import as_number
 
 _COMPARE: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt, "<=": operator.le, ">=": operator.ge, ">": operator.gt,
@@ -26,7 +27,7 @@ class FlagLimit:
         """Return True if `value` is beyond the limit. None, a flag without a known value, is beyond no limit."""
         if self.relation == "==":
             return value == self.value
-        mine, limit = _number(value), _number(self.value)
+        mine, limit = as_number(value), as_number(self.value)
         return mine is not None and limit is not None and _COMPARE[self.relation](mine, limit)
 
     def implies(self, other: FlagLimit) -> bool:
@@ -74,10 +75,6 @@ class LearntRule:
     def __str__(self) -> str:
         of = f" of {self.study}" if self.study else ""
         return f"{self.words} ({self.cause}, trial {self.trial:04d}{of})"
-
-
-def _number(value: Value | None) -> float | None:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _text(value: Value) -> str:

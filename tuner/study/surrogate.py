@@ -67,11 +67,17 @@ class Ends:
         return np.asarray((places - self.low) / np.maximum(self.high - self.low, 1e-9))
 
 
-def full_servers(constants: Sequence[float]) -> list[FullServer]:
+def full_servers(known: Sequence[float]) -> list[FullServer]:
     """Return figures that say of each constant what an earlier study found, and nothing of the others. Each has the
     weight of one start, so that a study's own figures soon outweigh them."""
-    rows = np.eye(len(constants))
-    return [FullServer(tuple(row / known), 1.0) for row, known in zip(rows, constants, strict=True) if known > 0]
+    rows = np.eye(len(known))
+    return [FullServer(tuple(row / constant), 1.0) for row, constant in zip(rows, known, strict=True) if constant > 0]
+
+
+def constants(seen: Sequence[Seen], full: Sequence[FullServer]) -> Array:
+    """Fit the constants of 1 / QPS to figures of both kinds, at least one."""
+    terms = _matrix([*(s.view.terms for s in seen), *(f.terms for f in full)])
+    return fitted(terms, np.array([*(s.qps for s in seen), *(f.qps for f in full)]))
 
 
 class Surrogate:
@@ -79,8 +85,7 @@ class Surrogate:
 
     def __init__(self, seen: Sequence[Seen], full: Sequence[FullServer], ends: Ends, seed: int) -> None:
         self._seen, self._ends = list(seen), ends
-        terms = _matrix([*(s.view.terms for s in seen), *(f.terms for f in full)])
-        self._constants = fitted(terms, np.array([*(s.qps for s in seen), *(f.qps for f in full)]))
+        self._constants = constants(seen, full)
         rest = self._rest()
         self._shift = float(rest.mean())
         spread = float(np.clip(np.std(rest), *SPREADS))
